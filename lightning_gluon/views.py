@@ -1,0 +1,140 @@
+"""How one stored parameter is read as the matrices `(out, in)` that it really is.
+
+A fused `qkv` weight is three maps, GPT-2's `Conv1D` is stored transposed, a stack of experts is a batch of maps.
+A `MatrixView` says so in plain integers, so that a parameter group that carries it can be saved in any checkpoint.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+__all__ = ["MatrixView", "covers"]
+
+
+@dataclass(frozen=True)
+class MatrixView:
+    """One block of a parameter, read as a batch of matrices.
+
+        block  = parameter.narrow(dim, start, stop - start)
+        tensor = block.reshape(split).permute(permute)            (only splits dimensions: never a copy)
+        result = tensor.reshape(batch, out, in)
+
+    Args:
+        dim: Dimension along which the block is cut out of the parameter.
+        start: First index of the block along `dim`.
+        stop: One past the last index of the block along `dim`.
+        split: Shape the block is reshaped to; its product is the block's size.
+        permute: Order of the dimensions of `split` that brings batch, then out, then in to the front.
+        matrix: The resulting shape `(batch, out, in)`.
+        kernel: Number of taps of a convolution kernel folded into `in`; 1 for a linear map.
+
+    Example:
+        >>> import torch
+        >>> q, k, v = MatrixView.blocks((6, 4), sizes=(2, 2, 2))
+        >>> k.matrix, k.gather(torch.arange(24.).view(6, 4))[0, 0].tolist()
+        ((1, 2, 4), [8.0, 9.0, 10.0, 11.0])
+    """
+
+    dim: int
+    start: int
+    stop: int
+    split: tuple[int, ...]
+    permute: tuple[int, ...]
+    matrix: tuple[int, int, int]
+    kernel: int = 1
+
+    @classmethod
+    def whole(cls, shape: tuple[int, ...], *, transposed: bool = False) -> MatrixView:
+        """Read the last two dimensions as one matrix (`transposed`: stored `(in, out)`), leading ones as a batch."""
+        *batch, rows, columns = shape
+        count = math.prod(batch)
+        if not transposed:
+            return cls(0, 0, shape[0], tuple(shape), tuple(range(len(shape))), (count, rows, columns))
+        last = len(shape) - 1
+        order = (*range(last - 1), last, last - 1)
+        return cls(0, 0, shape[0], tuple(shape), order, (count, columns, rows))
+
+    @classmethod
+    def conv(cls, shape: tuple[int, ...], *, transposed: bool = False) -> MatrixView:
+        """Read a kernel `(out, in, *k)` as `(out, in * k)`; `transposed` kernels are stored `(in, out, *k)`."""
+        order = (1, 0, *range(2, len(shape))) if transposed else tuple(range(len(shape)))
+        kernel = math.prod(shape[2:])
+        out, fan_in = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
+        return cls(0, 0, shape[0], tuple(shape), order, (1, out, fan_in * kernel), kernel)
+
+    @classmethod
+    def blocks(
+        cls, shape: tuple[int, ...], *, sizes: tuple[int, ...], transposed: bool = False
+    ) -> tuple[MatrixView, ...]:
+        """Cut the out dimension of `(..., out, in)` (`transposed`: `(..., in, out)`) into blocks of the given sizes."""
+        dim = len(shape) - 1 if transposed else len(shape) - 2
+        views, start = [], 0
+        for size in sizes:
+            block = list(shape)
+            block[dim] = size
+            inner = cls.whole(tuple(block), transposed=transposed)
+            views.append(cls(dim, start, start + size, inner.split, inner.permute, inner.matrix))
+            start += size
+        return tuple(views)
+
+    @classmethod
+    def interleaved(
+        cls, shape: tuple[int, ...], *, groups: int, parts: int, transposed: bool = False
+    ) -> tuple[MatrixView, ...]:
+        """Read an out dimension laid out `(groups, parts, size)` as `parts` matrices of `groups * size` rows.
+
+        `groups` = heads and `parts` = 3 is a `query_key_value` fused per head (BLOOM, GPT-NeoX);
+        `groups` = rows and `parts` = 2 is a gate-up pair stored alternately (gpt-oss).
+        """
+        dim = len(shape) - 1 if transposed else len(shape) - 2
+        size, columns = shape[dim] // (groups * parts), shape[len(shape) - 2 if transposed else -1]
+        batch = tuple(shape[: len(shape) - 2])
+        lead = len(batch)
+        if transposed:  # (*batch, in, groups, parts, size) -> (*batch, parts, groups, size, in)
+            split = (*batch, columns, groups, parts, size)
+            order = (*range(lead), lead + 2, lead + 1, lead + 3, lead)
+        else:  # (*batch, groups, parts, size, in) -> (*batch, parts, groups, size, in)
+            split = (*batch, groups, parts, size, columns)
+            order = (*range(lead), lead + 1, lead, lead + 2, lead + 3)
+        matrix = (math.prod(batch) * parts, groups * size, columns)
+        return (cls(0, 0, shape[0], split, order, matrix),)
+
+    @property
+    def is_plain(self) -> bool:
+        """True when nothing is reordered: gathering is a plain reshape of the block."""
+        return self.permute == tuple(range(len(self.split)))
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """The matrices of this view as a list of `(out, in)`."""
+        return [self.matrix[1:]] * self.matrix[0]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return the view of `tensor` before its dimensions are merged: shape `split` permuted, sharing storage."""
+        if tensor.shape[self.dim] != self.stop - self.start:
+            tensor = tensor.narrow(self.dim, self.start, self.stop - self.start)
+        return tensor.reshape(self.split).permute(self.permute)
+
+    def unfold(self, matrices: Tensor) -> Tensor:
+        """Reshape contiguous `(batch, out, in)` matrices to the layout that `of` returns."""
+        return matrices.reshape([self.split[d] for d in self.permute])
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the matrices `(batch, out, in)` of a tensor laid out like the parameter (a view where possible)."""
+        return self.of(tensor).reshape(self.matrix)
+
+    def scatter_(self, tensor: Tensor, matrices: Tensor) -> None:
+        """Write matrices `(batch, out, in)` into a tensor laid out like the parameter."""
+        self.of(tensor).copy_(self.unfold(matrices))
+
+    def astuple(self) -> tuple[int | tuple[int, ...], ...]:
+        """Return plain nested tuples, for a parameter group; `MatrixView(*astuple)` restores the view."""
+        return (self.dim, self.start, self.stop, self.split, self.permute, self.matrix, self.kernel)
+
+
+def covers(views: tuple[MatrixView, ...], shape: tuple[int, ...]) -> bool:
+    """Tell whether the views hold as many entries as a parameter of that shape."""
+    return sum(math.prod(view.matrix) for view in views) == math.prod(shape)
