@@ -1,0 +1,50 @@
+# `make quickstart` and `make test` need nothing but python3 (>= 3.10): they make .venv and fill it on the first call.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+WORKERS ?= 2
+
+# One thread per process: on small tensors more threads cost more than they bring. Nothing here needs the network.
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: help install quickstart test test-slow lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make quickstart  train a small ViT on digits with Gluon and with AdamW, and compare them"
+	@echo "make test        lint, types and tests"
+	@echo "make test-slow   the long tests as well"
+	@echo "make lint        ruff and mypy alone"
+	@echo "make format      let ruff rewrite what it can"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@test -x $(BIN)/pip || { echo "Making $(VENV): a few minutes and about 6 GB, once."; $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install --editable '.[dev]'
+	@touch $@
+
+quickstart: $(INSTALLED)
+	$(BIN)/python recipes/quickstart.py
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: lint
+	$(BIN)/pytest -n $(WORKERS)
+
+test-slow: lint
+	$(BIN)/pytest -n $(WORKERS) -m "slow or not slow" --timeout 3600
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache runs lightning_logs

@@ -1,0 +1,36 @@
+"""One thread, one seed, no network: what a test prints on one machine it prints on every machine."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+
+OFFLINE = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    "OMP_NUM_THREADS": "1",
+    "MPLBACKEND": "agg",
+    "COLUMNS": "120",
+}
+os.environ.update(OFFLINE)  # before torch and the hub's libraries read them
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Seed every generator before each test and put back what a test may leave changed."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    dtype = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(dtype)
+    torch.use_deterministic_algorithms(False)
