@@ -18,7 +18,7 @@ __all__ = ["MatrixView", "covers"]
 class MatrixView:
     """One block of a parameter, read as a batch of matrices.
 
-        block  = parameter.narrow(dim, start, stop - start)
+        block  = parameter.narrow(dim, start, stop - start)      (groups > 1: `dim` is split into groups first)
         tensor = block.reshape(split).permute(permute)            (only splits dimensions: never a copy)
         result = tensor.reshape(batch, out, in)
 
@@ -30,6 +30,7 @@ class MatrixView:
         permute: Order of the dimensions of `split` that brings batch, then out, then in to the front.
         matrix: The resulting shape `(batch, out, in)`.
         kernel: Number of taps of a convolution kernel folded into `in`; 1 for a linear map.
+        groups: Number of groups `dim` is split into; `start` and `stop` then count within each group.
 
     Example:
         >>> import torch
@@ -45,6 +46,7 @@ class MatrixView:
     permute: tuple[int, ...]
     matrix: tuple[int, int, int]
     kernel: int = 1
+    groups: int = 1
 
     @classmethod
     def whole(cls, shape: tuple[int, ...], *, transposed: bool = False) -> MatrixView:
@@ -58,8 +60,16 @@ class MatrixView:
         return cls(0, 0, shape[0], tuple(shape), order, (count, columns, rows))
 
     @classmethod
-    def conv(cls, shape: tuple[int, ...], *, transposed: bool = False) -> MatrixView:
-        """Read a kernel `(out, in, *k)` as `(out, in * k)`; `transposed` kernels are stored `(in, out, *k)`."""
+    def conv(cls, shape: tuple[int, ...], *, transposed: bool = False, groups: int = 1) -> MatrixView:
+        """Read a kernel `(out, in, *k)` as `(out, in * k)`; `transposed` kernels are stored `(in, out, *k)`.
+
+        A convolution in `groups` is that many maps side by side: its first dimension runs over the groups.
+        """
+        if groups > 1:
+            inner = cls.conv((shape[0] // groups, *shape[1:]), transposed=transposed)
+            order = (0, *(d + 1 for d in inner.permute))
+            matrix = (groups, *inner.matrix[1:])
+            return cls(0, 0, shape[0], (groups, *inner.split), order, matrix, inner.kernel)
         order = (1, 0, *range(2, len(shape))) if transposed else tuple(range(len(shape)))
         kernel = math.prod(shape[2:])
         out, fan_in = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
@@ -77,6 +87,37 @@ class MatrixView:
             block[dim] = size
             inner = cls.whole(tuple(block), transposed=transposed)
             views.append(cls(dim, start, start + size, inner.split, inner.permute, inner.matrix))
+            start += size
+        return tuple(views)
+
+    @classmethod
+    def grouped(
+        cls,
+        shape: tuple[int, ...],
+        *,
+        sizes: tuple[int, ...],
+        groups: int = 1,
+        transposed: bool = False,
+        kernel_dims: int = 0,
+    ) -> tuple[MatrixView, ...]:
+        """Read an out dimension laid out `(groups, sum(sizes))` as one matrix of `groups * size` rows per part.
+
+        `groups` = key heads with unequal parts is Falcon's grouped queries; one group is `blocks`. A convolution
+        `(out, in, *k)` has as many `kernel_dims` as its kernel, and no leading batch.
+        """
+        lead = len(shape) - 2 - kernel_dims
+        dim = lead + 1 if transposed else lead
+        batch, columns = tuple(shape[:lead]), tuple(shape[lead : lead + 1] if transposed else shape[lead + 1 :])
+        kernel = math.prod(columns[1:])
+        views, start = [], 0
+        for size in sizes:
+            rows = (groups, size) if groups > 1 else (size,)
+            split = (*batch, *columns, *rows) if transposed else (*batch, *rows, *columns)
+            order = tuple(range(len(split)))
+            if transposed:
+                order = (*order[:lead], *order[lead + 1 :], lead)
+            matrix = (math.prod(batch), groups * size, math.prod(columns))
+            views.append(cls(dim, start, start + size, split, order, matrix, kernel, groups))
             start += size
         return tuple(views)
 
@@ -105,7 +146,7 @@ class MatrixView:
     @property
     def is_plain(self) -> bool:
         """True when nothing is reordered: gathering is a plain reshape of the block."""
-        return self.permute == tuple(range(len(self.split)))
+        return self.groups == 1 and self.permute == tuple(range(len(self.split)))
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
@@ -114,8 +155,11 @@ class MatrixView:
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return the view of `tensor` before its dimensions are merged: shape `split` permuted, sharing storage."""
-        if tensor.shape[self.dim] != self.stop - self.start:
-            tensor = tensor.narrow(self.dim, self.start, self.stop - self.start)
+        dim = self.dim
+        if self.groups > 1:
+            tensor, dim = tensor.unflatten(dim, (self.groups, -1)), dim + 1
+        if tensor.shape[dim] != self.stop - self.start:
+            tensor = tensor.narrow(dim, self.start, self.stop - self.start)
         return tensor.reshape(self.split).permute(self.permute)
 
     def unfold(self, matrices: Tensor) -> Tensor:
@@ -132,7 +176,8 @@ class MatrixView:
 
     def astuple(self) -> tuple[int | tuple[int, ...], ...]:
         """Return plain nested tuples, for a parameter group; `MatrixView(*astuple)` restores the view."""
-        return (self.dim, self.start, self.stop, self.split, self.permute, self.matrix, self.kernel)
+        shape = (self.split, self.permute, self.matrix)
+        return (self.dim, self.start, self.stop, *shape, self.kernel, self.groups)
 
 
 def covers(views: tuple[MatrixView, ...], shape: tuple[int, ...]) -> bool:

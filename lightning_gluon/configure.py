@@ -1,0 +1,154 @@
+"""The one line: `return lightning_gluon.configure_optimizers(self, method="gluon", lr=...)`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lightning_gluon.groups import find_method
+from lightning_gluon.optimizer import Gluon
+from lightning_gluon.radius import RadiusSchedule, Schedule
+
+if TYPE_CHECKING:
+    from lightning_gluon.partition import Partition
+
+__all__ = ["configure_optimizers", "equivalent_learning_rates"]
+
+# Relative size of rounding noise in a gradient whose forward ran in half precision, in units of the largest gradient of the
+# same module; fp32 gradients hide the precision they were computed in, so the Trainer is asked.
+MIXED_NOISE_FLOOR = {"bf16-mixed": 2**-7, "16-mixed": 2**-10}
+
+
+def configure_optimizers(
+    module: nn.Module,
+    method: str = "gluon",
+    *,
+    lr: float | str,
+    weight_decay: float | Mapping[str, float] | None = None,
+    radius: Mapping[str, float] | None = None,
+    momentum: float | None = None,
+    schedule: str = "constant",
+    warmup: int | float = 0,
+    decay: float = 0.2,
+    total_steps: int | None = None,
+    partition: Partition | None = None,
+    **options: Any,
+) -> Any:
+    """Partition a module, build the optimizer of a method, and schedule it: what `configure_optimizers` returns.
+
+        X <- (1 - lr * weight_decay) X - lr * radius[role] * D(M)
+
+    Args:
+        module: Any `nn.Module`; a `LightningModule` tells its Trainer's length and precision.
+        method: A row of `lightning_gluon.METHODS`.
+        lr: The hidden radius: length of a step of a hidden matrix in its own norm. For `adamw` the learning rate.
+        weight_decay: Decoupled decay in units of 1 / lr, one value or one per role; default: the method's.
+        radius: Radii relative to the hidden one, by role; default: the method's (see `lightning_gluon.methods`).
+        momentum: Weight on the old momentum, in [0, 1); default: the method's.
+        schedule: `constant`, `cosine`, `linear`, `wsd`, `theory` (decay of the papers' theorems) or `theory_constant`.
+        warmup: Linear warmup in optimizer steps, or as a share of all steps if below 1.
+        decay: Share of the steps that `wsd` decays over.
+        total_steps: Optimizer steps in all; default: the Trainer's `estimated_stepping_batches`.
+        partition: A partition to use instead of `lightning_gluon.partition(module)`.
+        **options: Options of the method, see `Gluon`.
+
+    Returns:
+        The optimizer if `schedule` is constant without warmup, else Lightning's dict with a scheduler stepped every step.
+
+    Raises:
+        ValueError: If a name is unknown, a value out of range, or a schedule needs a length nobody knows.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> configured = configure_optimizers(model, "muon", lr=0.02, schedule="cosine", warmup=0.1, total_steps=100)
+        >>> configured["lr_scheduler"]["interval"], configured["lr_scheduler"]["scheduler"].schedule.warmup
+        ('step', 10)
+    """
+    row = find_method(method)
+    trainer = _trainer(module)
+    length = total_steps
+    if length is None and trainer is not None and (schedule not in ("constant", "theory") or 0 < warmup < 1):
+        length = trainer.estimated_stepping_batches
+    plan = Schedule(schedule, length, _warmup_steps(warmup, length), decay, row.theory)
+    if trainer is not None:
+        options.setdefault("noise_floor", MIXED_NOISE_FLOOR.get(str(trainer.precision)))
+    optimizer = Gluon(
+        module if partition is None else partition,
+        lr,
+        method=method,
+        weight_decay=weight_decay,
+        radius=radius,
+        momentum=momentum,
+        **options,
+    )
+    if optimizer.reference_point is not None and trainer is not None and getattr(module, "automatic_optimization", True):
+        from lightning_gluon.callbacks import VarianceReduction
+
+        VarianceReduction.attach(trainer)
+        optimizer.two_point = "callback"
+    if schedule == "constant" and not warmup:
+        return optimizer
+    scheduler = RadiusSchedule(optimizer, plan)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "gluon"}}
+
+
+def _trainer(module: nn.Module) -> Any:
+    """Return the Trainer a LightningModule is attached to, if any."""
+    try:
+        return module.trainer
+    except (AttributeError, RuntimeError):  # a plain module; a LightningModule without a Trainer
+        return None
+
+
+def _warmup_steps(warmup: int | float, total_steps: int | None) -> int:
+    if isinstance(warmup, float) and 0 < warmup < 1:
+        if total_steps is None or not math.isfinite(total_steps):
+            raise ValueError(f"`warmup`={warmup} is a share of all steps, but `total_steps` is unknown. Pass `total_steps=`.")
+        return round(warmup * total_steps)
+    if warmup != int(warmup) or warmup < 0:
+        raise ValueError(f"Expected `warmup` to be a number of steps >= 0 or a share in (0, 1), but got {warmup!r}.")
+    return int(warmup)
+
+
+def equivalent_learning_rates(radius: float, shape: tuple[int, int]) -> dict[str, float]:
+    """Convert a hidden radius to the learning rates with which other optimizers move that matrix as far.
+
+    With `X` of shape `(m, n) = (out, in)` a step of radius `t` is `t sqrt(m / n) U V^T`, so equal spectral size means
+
+        muon       lr = t sqrt(m / n) / sqrt(max(1, m / n))
+        scion      lr = t / 50                                  (authors' hidden radius 50)
+        moonlight  lr = t sqrt(m / n) / (0.2 sqrt(max(m, n)))
+        adamw      the same: Moonlight's 0.2 is AdamW's typical update RMS at lr 1
+
+    Args:
+        radius: Step length `lr * radius["hidden"]`.
+        shape: `(out, in)` of the matrix.
+
+    Returns:
+        Learning rates by optimizer, and the RMS of one update under `update_rms`.
+
+    References:
+        Moonlight, arXiv 2502.16982 (update RMS 0.2). Scion, arXiv 2502.07529 (radius 50).
+
+    Example:
+        >>> {name: round(lr, 4) for name, lr in equivalent_learning_rates(0.02, (3072, 768)).items()}
+        {'muon': 0.02, 'scion': 0.0004, 'moonlight': 0.0036, 'adamw': 0.0036, 'update_rms': 0.0007}
+    """
+    m, n = shape
+    spectral = radius * math.sqrt(m / n)
+    update_rms = spectral * math.sqrt(min(m, n) / (m * n))
+    adamw = spectral / (0.2 * math.sqrt(max(m, n)))
+    return {
+        "muon": spectral / math.sqrt(max(1.0, m / n)),
+        "scion": radius / 50,
+        "moonlight": adamw,
+        "adamw": adamw,
+        "update_rms": update_rms,
+    }

@@ -1,0 +1,296 @@
+"""From a module, a partition, names or groups to complete, checked parameter groups of plain values."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gluon.estimators import ESTIMATORS
+from lightning_gluon.methods import METHODS, ROLES, Method
+from lightning_gluon.norms import NORMS, SCALINGS
+from lightning_gluon.orthogonalize import METHODS as ORTHOGONALIZERS
+
+__all__ = ["build_groups", "complete_group", "find_method"]
+
+# Options of every group beside its estimator's, with their defaults.
+COMMON: dict[str, Any] = {
+    "orthogonalizer": "polar_express",
+    "orthogonalizer_steps": None,
+    "orthogonalizer_dtype": None,  # a torch dtype by name; None: what the hardware does fast
+    "momentum_dtype": None,  # a torch dtype by name; None: fp32, or fp64 for fp64 parameters
+    "on_nonfinite": "raise",
+    "noise_floor": None,  # gradients below this share of their layer's largest are rounding noise; None: by dtype
+}
+CHOICES = {
+    "orthogonalizer": ORTHOGONALIZERS,
+    "on_nonfinite": ("raise", "skip", "ignore"),
+    "start": ("gradient", "zero"),
+    "reference": ("copy", "step", "step8"),
+    "scaling": (*SCALINGS, None),
+    "norm": (*NORMS, "identity"),
+    "estimator": tuple(ESTIMATORS),
+    "role": ROLES,
+}
+# Closed lower bound, open upper bound.
+RANGES = {
+    "lr": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "momentum": (0, 1),
+    "momentum_carry": (0, 1),
+    "gamma": (0, math.inf),
+    "clip": (0, math.inf),
+    "eps": (0, math.inf),
+    "noise_floor": (0, 1),
+}
+
+
+def find_method(name: str) -> Method:
+    """Return a row of the method table, or raise naming the rows there are."""
+    if name not in METHODS:
+        raise ValueError(f"Expected `method` to be one of {', '.join(METHODS)}, but got {name!r}.")
+    return METHODS[name]
+
+
+def build_groups(
+    source: Any,
+    *,
+    method: str,
+    lr: float | None,
+    weight_decay: float | Mapping[str, float] | None,
+    radius: Mapping[str, float] | None,
+    momentum: float | None,
+    options: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Return one complete group per role (or per given group).
+
+    Args:
+        source: An `nn.Module`, a `Partition`, `named_parameters()`, parameters, or groups (dicts with `params`).
+        method: Name of a row of `METHODS`.
+        lr: Hidden radius.
+        weight_decay: One value, or one per role; `None`: the method's.
+        radius: Radii per role that replace the method's.
+        momentum: Weight on the old momentum; `None`: the method's.
+        options: Further options of the method.
+
+    Returns:
+        Groups of plain values, ready for `torch.optim.Optimizer.add_param_group`.
+
+    Raises:
+        ValueError: If a name, a value or a parameter is not what the method can take.
+    """
+    row = find_method(method)
+    radii = _radii(row, radius)
+    accepted = {*COMMON, "start", "scaling"}.union(*(ESTIMATORS[name].options for name in row.estimators))
+    for option in options:
+        if option not in accepted:
+            raise ValueError(
+                f"Unknown option `{option}` for method {method!r}. Expected one of: {', '.join(sorted(accepted))}."
+            )
+    partial = _from_source(source)
+    lacking = set(radius or ()) - {group["role"] for group in partial}
+    if lacking and partial:
+        warnings.warn(
+            f"`radius` is given for {', '.join(sorted(lacking))}, but no trainable parameter has that role.", stacklevel=4
+        )
+    shared = {"lr": lr, "momentum": row.momentum if momentum is None else momentum, "start": row.start}
+    for group in partial:
+        role = group["role"]
+        decay = weight_decay.get(role, row.weight_decay) if isinstance(weight_decay, Mapping) else weight_decay
+        given = {**shared, "weight_decay": row.weight_decay if decay is None else decay, "radius": radii.get(role, 1.0)}
+        for key, value in {**given, **options}.items():
+            group.setdefault(key, value)
+    return [complete_group(group, row) for group in partial]
+
+
+def _radii(row: Method, radius: Mapping[str, float] | None) -> dict[str, float]:
+    radii = {role: rule.radius for role, rule in row.rules.items()}
+    if radius is not None and not isinstance(radius, Mapping):
+        raise ValueError(f"Expected `radius` to map roles to radii, such as {{'bias': 0.1}}, but got {radius!r}.")
+    for role, value in (radius or {}).items():
+        if role not in ROLES:
+            raise ValueError(f"Expected the keys of `radius` to be among {', '.join(ROLES)}, but got {role!r}.")
+        radii[role] = value
+    return radii
+
+
+def _from_source(source: Any) -> list[dict[str, Any]]:
+    """Return groups that hold at least `params`, `param_names`, `views` and `role`."""
+    from lightning_gluon.partition import Partition, partition  # imported late: routing is not needed for plain groups
+
+    if isinstance(source, nn.Module):
+        source = partition(source)
+    if isinstance(source, Partition):
+        groups: dict[str, dict[str, Any]] = {}
+        for route, parameter in source:
+            group = groups.setdefault(route.role, _empty_group(route.role))
+            _append(group, parameter, route.name, [view.astuple() for view in route.views])
+        if not groups:
+            raise ValueError("The module has no trainable parameter: every one has `requires_grad=False`.")
+        return [groups[role] for role in ROLES if role in groups]
+    if isinstance(source, (Tensor, Mapping)):
+        raise TypeError(f"Expected a module, a partition, named parameters or a list of groups, got {type(source).__name__}.")
+    items = list(source)
+    if not items:
+        raise ValueError("The optimizer got an empty list of parameters.")
+    if all(isinstance(item, Mapping) for item in items):
+        return [_from_group(dict(item)) for item in items]
+    return _by_shape(items)
+
+
+def _empty_group(role: str) -> dict[str, Any]:
+    return {"params": [], "param_names": [], "views": [], "role": role, "name": role}
+
+
+def _append(group: dict[str, Any], parameter: Tensor, name: str, views: list | None) -> None:
+    group["params"].append(parameter)
+    group["param_names"].append(name)
+    group["views"].append(views or None)
+
+
+def _by_shape(items: Iterable[Tensor | tuple[str, Tensor]]) -> list[dict[str, Any]]:
+    """Without a module only shapes are left: matrices are hidden, vectors are biases."""
+    groups: dict[str, dict[str, Any]] = {}
+    for index, item in enumerate(items):
+        name, parameter = item if isinstance(item, tuple) else (f"param_{index}", item)
+        if not isinstance(parameter, Tensor):
+            raise TypeError(f"Expected parameters to be tensors, but {name!r} is {type(parameter).__name__}.")
+        role = "hidden" if parameter.ndim >= 2 else "bias"
+        _append(groups.setdefault(role, _empty_group(role)), parameter, name, None)
+    return list(groups.values())
+
+
+def _from_group(group: dict[str, Any]) -> dict[str, Any]:
+    params = group["params"]
+    params = [params] if isinstance(params, Tensor) else list(params)
+    named = [item if isinstance(item, tuple) else (None, item) for item in params]
+    group["params"] = [parameter for _, parameter in named]
+    if "param_names" not in group:
+        base = group.get("name", group.get("role", "param"))
+        group["param_names"] = [name or f"{base}_{index}" for index, (name, _) in enumerate(named)]
+    if "role" not in group:
+        group["role"] = "hidden" if all(parameter.ndim >= 2 for parameter in group["params"]) else "bias"
+    group.setdefault("name", group["role"])
+    group.setdefault("views", [None] * len(group["params"]))
+    return group
+
+
+def complete_group(group: dict[str, Any], row: Method) -> dict[str, Any]:
+    """Fill in what a group does not say from its method's rule and check every value.
+
+    Args:
+        group: A group with at least `params`, `role`, `lr`, `weight_decay`, `momentum` and `radius`.
+        row: The method it belongs to.
+
+    Returns:
+        The same group, complete, with plain values only.
+
+    Raises:
+        ValueError: If a value is out of range, unknown, or does not fit the parameters.
+    """
+    role = group["role"]
+    _check_choice(group, "role")
+    rule = row.rules[role]
+    group.setdefault("norm", rule.norm)
+    group.setdefault("estimator", rule.estimator)
+    _check_choice(group, "norm")
+    _check_choice(group, "estimator")
+    if group["norm"] in ("spectral", "spectral_conv"):
+        group["scaling"] = group.get("scaling") or rule.scaling or "rms"
+    else:
+        group["scaling"] = None
+    defaults = {**COMMON, **ESTIMATORS[group["estimator"]].options}
+    if group["estimator"] == rule.estimator:
+        defaults.update(rule.options)
+    foreign = set().union(*(ESTIMATORS[name].options for name in ESTIMATORS)) - set(defaults)
+    for key in list(group):
+        if key in foreign:  # an option of another role's estimator
+            del group[key]
+    for key, value in defaults.items():
+        group.setdefault(key, value)
+    group.setdefault("start", row.start)
+    group.setdefault("steps", 0)
+    group.setdefault("gradient_evaluations", 0)
+    for key in ("orthogonalizer_dtype", "momentum_dtype"):
+        group[key] = _dtype_name(key, group[key])
+    _check_group(group)
+    return group
+
+
+def _dtype_name(key: str, value: Any) -> str | None:
+    if isinstance(value, torch.dtype):
+        value = str(value)
+    name = value.removeprefix("torch.") if isinstance(value, str) else value
+    dtype = getattr(torch, name, None) if isinstance(name, str) else None
+    if name is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise ValueError(f"Expected `{key}` to be a floating-point dtype such as 'bfloat16' or None, but got {value!r}.")
+    return name
+
+
+def _check_choice(group: Mapping[str, Any], key: str) -> None:
+    if key in group and group[key] not in CHOICES[key]:
+        names = ", ".join(str(choice) for choice in CHOICES[key])
+        raise ValueError(f"Expected `{key}` of group {group['name']!r} to be one of {names}, but got {group[key]!r}.")
+
+
+def check_number(key: str, value: Any, where: str = "") -> None:
+    """Raise unless a number lies in the range of its option."""
+    low, high = RANGES.get(key, (0, math.inf))
+    try:
+        ok = low <= float(value) < high
+    except (TypeError, ValueError):
+        ok = False
+    if not ok:
+        raise ValueError(f"Expected `{key}`{where} to satisfy {low} <= {key} < {high}, but got {value!r}.")
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    where = f" of group {group['name']!r}"
+    for key in CHOICES:
+        _check_choice(group, key)
+    if group["lr"] is None:
+        raise ValueError(f"`lr`{where} is missing: it is the hidden radius, such as lr=0.02.")
+    for key in RANGES:
+        if group.get(key) is not None:
+            check_number(key, group[key], where)
+    if group.get("q") is not None and not 0 < group["q"] <= 1:
+        raise ValueError(f"Expected `q`{where} to satisfy 0 < q <= 1, but got {group['q']!r}.")
+    if "betas" in group:
+        group["betas"] = tuple(group["betas"])
+        for beta in group["betas"]:
+            check_number("momentum", beta, f" (betas){where}")
+    _check_radius(group, where)
+    _check_low_rank(group, where)
+    if len(group["param_names"]) != len(group["params"]) or len(group["views"]) != len(group["params"]):
+        raise ValueError(f"`param_names` and `views`{where} must be as long as `params` ({len(group['params'])}).")
+    for name, parameter in zip(group["param_names"], group["params"], strict=True):
+        if not parameter.is_floating_point():
+            raise TypeError(f"{name!r} has dtype {parameter.dtype}; an LMO needs real floating-point parameters.")
+        if parameter.ndim < 2 and group["norm"] in ("spectral", "spectral_conv", "row", "column", "sign"):
+            raise ValueError(
+                f"Norm {group['norm']!r}{where} is a norm of matrices, but {name!r} has shape {tuple(parameter.shape)}. "
+                "Give it the role 'bias', or the norm 'rms'."
+            )
+
+
+def _check_radius(group: dict[str, Any], where: str) -> None:
+    radius = group["radius"]
+    if isinstance(radius, (list, tuple)):
+        if len(radius) != len(group["params"]):
+            raise ValueError(f"Expected `radius`{where} to be one number or {len(group['params'])}, but got {len(radius)}.")
+        group["radius"] = list(radius)
+    for value in group["radius"] if isinstance(radius, (list, tuple)) else [radius]:
+        check_number("radius", value, where)
+
+
+def _check_low_rank(group: dict[str, Any], where: str) -> None:
+    rank = group.get("rank")
+    if rank is not None and (not isinstance(rank, int) or rank < 1):
+        raise ValueError(f"Expected `rank`{where} to be a whole number >= 1, or None for the full carry, but got {rank!r}.")
+    for key in ("oversampling", "power_iterations"):
+        if key in group and (not isinstance(group[key], int) or group[key] < 0):
+            raise ValueError(f"Expected `{key}`{where} to be a whole number >= 0, but got {group[key]!r}.")

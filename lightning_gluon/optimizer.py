@@ -1,0 +1,512 @@
+"""The one optimizer: parameter groups x (norm, estimator, radius), and the only place that writes to parameters.
+
+    X <- (1 - lr * weight_decay) X - lr * radius * D(M)          D(M) = argmax_{||D|| <= 1} <M, D>
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.adamw import adamw
+
+from lightning_gluon import low_rank, reference
+from lightning_gluon.checks import check_gradients, signal_mask
+from lightning_gluon.estimators import ESTIMATORS
+from lightning_gluon.groups import build_groups, complete_group, find_method
+from lightning_gluon.layers import Layer
+from lightning_gluon.norms import Spectral, make_norm
+from lightning_gluon.orthogonalize import Workspace, compute_dtype, orthogonalize_, staging_dtype
+from lightning_gluon.plan import ORIENTED, Chunk, Stack, build_plan, stack_views, views_of
+from lightning_gluon.rng import rng_state, set_rng_state
+from lightning_gluon.state import match_saved_state, memory
+
+__all__ = ["Gluon"]
+
+
+class Gluon(Optimizer):
+    """Optimizer over linear minimization oracles: Gluon, its variance-reduced variants, LiMuon, Muon, Scion, AdamW.
+
+        M <- estimator(M, gradients)                                    row `estimator` of the group
+        D <- argmax_{||D|| <= 1} <M, D>                                 row `norm` of the group
+        X <- (1 - lr * weight_decay) X - lr * radius * D
+
+    `t = lr * radius` is the length of a step in the layer's own norm. With `weight_decay > 0` the weights stay in the ball
+    of radius `radius / weight_decay`: the constrained form (Scion).
+
+    Args:
+        params: An `nn.Module` or a `Partition` (routed by what each layer is), `named_parameters()` or parameters (routed
+            by shape alone: matrices hidden, vectors bias), or groups: dicts with `params`, a `role`, and any option.
+        lr: Hidden radius, in the layer's own norm; schedules act on it.
+        method: A row of `lightning_gluon.METHODS`; it gives each role its norm, estimator and relative radius.
+        weight_decay: Decoupled decay in units of 1 / lr, one value or one per role; default: the method's.
+        radius: Radii relative to the hidden one, by role, instead of the method's.
+        momentum: Weight on the OLD momentum, in [0, 1); default: the method's.
+        **options: `orthogonalizer` (`polar_express`, `newton_schulz`, `you`, `svd`), `orthogonalizer_steps`,
+            `orthogonalizer_dtype`, `momentum_dtype`, `on_nonfinite` (`raise`, `skip`, `ignore`), `noise_floor`, and those of
+            the method's estimators: `q`, `gamma`, `clip`, `rank`, `oversampling`, `power_iterations`, `reference`, `betas`...
+
+    Raises:
+        ValueError: If an option is unknown or out of range, or a parameter does not fit its group's norm.
+        TypeError: If a parameter is not real floating-point.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+        "Gluon-MVR", arXiv 2512.16598. "LiMuon", arXiv 2509.14562. T. Pethick et al., "Scion", arXiv 2502.07529.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> optimizer = Gluon(model, lr=0.02)
+        >>> model(torch.ones(3, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.gradient_evaluations
+        1
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | None = 0.02,
+        *,
+        method: str = "gluon",
+        weight_decay: float | Mapping[str, float] | None = None,
+        radius: Mapping[str, float] | None = None,
+        momentum: float | None = None,
+        **options: Any,
+    ) -> None:
+        groups = build_groups(
+            params, method=method, lr=lr, weight_decay=weight_decay, radius=radius, momentum=momentum, options=options
+        )
+        row = find_method(method)
+        self._partition = params if hasattr(params, "find") else None
+        defaults = {
+            "method": method,
+            "lr": lr,
+            "weight_decay": row.weight_decay if not isinstance(weight_decay, (int, float)) else weight_decay,
+            "momentum": row.momentum if momentum is None else momentum,
+            "radius_by_role": {role: (radius or {}).get(role, rule.radius) for role, rule in row.rules.items()},
+            "options": dict(options),
+        }
+        self.reference_gradients: dict[Tensor, Tensor] = {}
+        self.two_point = "closure"  # who takes the second gradient: step(closure) itself, or a callback
+        self._transient()
+        self._defaults_for_groups = defaults
+        super().__init__(groups, {"lr": lr})
+
+    def _transient(self) -> None:
+        """Create what is not saved: plans, buffers to reuse, held weights."""
+        self._plans: dict[tuple, list[Chunk]] = {}
+        self._workspace = Workspace()
+        self._held: dict[Tensor, Tensor] = {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from a pickle or a loaded state."""
+        super().__setstate__(state)
+        self.__dict__.setdefault("reference_gradients", {})
+        self.__dict__.setdefault("two_point", "closure")
+        self._transient()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a pickle holds: no plans, no buffers."""
+        return {
+            **super().__getstate__(),
+            "_partition": None,
+            "_defaults_for_groups": self._defaults_for_groups,
+            "two_point": self.two_point,
+        }
+
+    # ------------------------------------------------------------------ groups
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add parameters, completing the group from the method; unnamed parameters get unique group and parameter names.
+
+        Args:
+            param_group: A dict with `params` and any option of a group.
+
+        Raises:
+            ValueError: If a parameter is already in a group, or a value does not fit.
+        """
+        for group in self._complete(dict(param_group)):
+            taken = {other["name"] for other in self.param_groups}
+            base, count = group["name"], 2
+            while group["name"] in taken:
+                group["name"], count = f"{base}_{count}", count + 1
+            self._check_new(group)
+            super().add_param_group(group)
+        self._plans = {}
+
+    def _complete(self, group: dict[str, Any]) -> list[dict[str, Any]]:
+        if "steps" in group:  # built by build_groups
+            return [group]
+        given, defaults = {key: value for key, value in group.items() if key != "params"}, self._defaults_for_groups
+        routed = {"radius": defaults["radius_by_role"], "options": defaults["options"]}
+        params = group["params"]
+        source = [params] if isinstance(params, Tensor) else list(params)
+        if "role" not in given:
+            source = self._route(source)
+        else:
+            source = [{**given, "params": source}]
+        groups = build_groups(
+            source,
+            method=defaults["method"],
+            lr=given.get("lr", defaults["lr"]),
+            weight_decay=given.get("weight_decay", defaults["weight_decay"]),
+            momentum=given.get("momentum", defaults["momentum"]),
+            **routed,
+        )
+        row = find_method(defaults["method"])
+        steps = max((other["steps"] for other in self.param_groups), default=0)
+        extra = {key: value for key, value in given.items() if key not in ("name", "role", "params")}
+        for group in groups:
+            group.update(extra, steps=steps)
+            complete_group(group, row)
+        return groups
+
+    def _route(self, params: list) -> list:
+        """Group late parameters by the roles the partition gave them, where one is known."""
+        tensors = [item[1] if isinstance(item, tuple) else item for item in params]
+        routes = [self._partition.find(tensor) if self._partition is not None else None for tensor in tensors]
+        if any(route is None for route in routes):
+            return params
+        groups: dict[str, dict[str, Any]] = {}
+        for tensor, route in zip(tensors, routes, strict=True):
+            group = groups.setdefault(route.role, {"params": [], "param_names": [], "views": [], "role": route.role})
+            group["params"].append(tensor)
+            group["param_names"].append(route.name)
+            group["views"].append([view.astuple() for view in route.views] or None)
+        return list(groups.values())
+
+    def _check_new(self, group: dict[str, Any]) -> None:
+        seen = {id(parameter) for other in self.param_groups for parameter in other["params"]}
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            if id(parameter) in seen:
+                raise ValueError(f"{name!r} is given twice: a parameter belongs to exactly one group.")
+            seen.add(id(parameter))
+
+    def layers(self) -> list[Layer]:
+        """Return every parameter with its role, norm, views and radius, for monitors and schedulers."""
+        return [Layer(group, index) for group in self.param_groups for index in range(len(group["params"]))]
+
+    # ------------------------------------------------------------------ two points
+
+    @property
+    def reference_point(self) -> str | None:
+        """Where a further gradient is needed: `None`, `"previous"` or `"transported"`."""
+        points = {ESTIMATORS[group["estimator"]].reference for group in self.param_groups} - {None}
+        if len(points) > 1:
+            raise ValueError("Estimators that need gradients at different points cannot be mixed in one optimizer.")
+        return points.pop() if points else None
+
+    @property
+    def needs_reference(self) -> bool:
+        """True when the next step needs gradients at the reference point: from the second step on."""
+        return self.reference_point is not None and any(group["steps"] > 0 for group in self.param_groups)
+
+    @property
+    def gradient_evaluations(self) -> int:
+        """Gradients evaluated so far: one per step, two where the method takes a second one."""
+        return max((group["gradient_evaluations"] for group in self.param_groups), default=0)
+
+    @contextmanager
+    def at_reference(self) -> Iterator[None]:
+        """Exchange all weights with the reference point, in place, and restore them bit for bit on leaving."""
+        if not self.needs_reference or self._held:
+            raise RuntimeError("There is no reference point now: the method needs none, no step was taken, or it is in use.")
+        moved: list[tuple[dict, Tensor]] = []
+        try:
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for parameter in group["params"]:
+                        if self._enter(group, parameter):
+                            moved.append((group, parameter))
+            yield
+        finally:
+            with torch.no_grad():
+                for group, parameter in reversed(moved):
+                    self._leave(parameter)
+
+    def _enter(self, group: dict[str, Any], parameter: Tensor) -> bool:
+        state = self.state.get(parameter, {})
+        if self.reference_point == "previous":
+            if not ("previous" in state or "displacement" in state):
+                return False
+            reference.enter_(self._reference_kind, state, parameter)
+            return True
+        if "previous" not in state or group["estimator"] != "igt":
+            return False
+        self._held[parameter] = parameter.clone()
+        ahead = group["momentum"] / (1 - group["momentum"])
+        parameter.add_(self._held[parameter] - state["previous"], alpha=ahead)
+        return True
+
+    def _leave(self, parameter: Tensor) -> None:
+        if parameter in self._held:
+            parameter.copy_(self._held.pop(parameter))
+        else:
+            reference.leave_(self._reference_kind, self.state[parameter], parameter)
+
+    @property
+    def _reference_kind(self) -> str:
+        """How the previous iterate is kept; the same for all groups, since the whole model moves together."""
+        if self.reference_point == "transported":
+            return "copy"
+        return next(group["reference"] for group in self.param_groups if "reference" in group)
+
+    # ------------------------------------------------------------------ the step
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step.
+
+        Args:
+            closure: Re-evaluates the model and returns the loss; called once, or twice (with the random state restored)
+                when the method takes a second gradient and no callback supplies it.
+
+        Returns:
+            What the closure returned, or `None`.
+
+        Raises:
+            FloatingPointError: If a gradient is not finite and `on_nonfinite` is `"raise"`; nothing has changed then.
+            RuntimeError: If a gradient is sparse, or the second gradient is missing.
+        """
+        loss = self._evaluate(closure)
+        chunks = self._plan()
+        if not chunks:
+            return loss
+        gradients = [parameter.grad for chunk in chunks for parameter in chunk.params]
+        references = self._reference_list(chunks)
+        names = [name for chunk in chunks for name in chunk.names]
+        amax = check_gradients(names, gradients, references, self.param_groups[0]["on_nonfinite"])
+        if amax is None:
+            self.reference_gradients = {}
+            return loss
+        signal = signal_mask(chunks, names, amax)
+        start = 0
+        for chunk in chunks:
+            stop = start + len(chunk.indices)
+            old = references[start:stop] if references else None
+            self._update(chunk, gradients[start:stop], old, signal[start:stop] if signal is not None else None)
+            start = stop
+        self._count(chunks, bool(references))
+        self.reference_gradients = {}
+        return loss
+
+    def _plan(self) -> list[Chunk]:
+        present = tuple(parameter.grad is not None for group in self.param_groups for parameter in group["params"])
+        if present not in self._plans:
+            self._plans[present] = build_plan(self.param_groups)
+        return self._plans[present]
+
+    def _count(self, chunks: list[Chunk], two: bool) -> None:
+        for group in self.param_groups:
+            group["steps"] += 1
+            group["gradient_evaluations"] += 2 if two else 1
+
+    def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
+        """Run the closure, a second time at the previous iterate where nobody else does."""
+        if closure is None:
+            return None
+        if self.reference_point is None or self.two_point == "callback" or not self.needs_reference:
+            with torch.enable_grad():
+                return closure()
+        if _is_lightning(closure):
+            raise RuntimeError(
+                "This method takes a second gradient, which the closure alone cannot give exactly under Lightning. Add "
+                "`lightning_gluon.callbacks.VarianceReduction()` to the Trainer's callbacks, or build the optimizer with "
+                "`lightning_gluon.configure_optimizers`, which attaches it."
+            )
+        if self.reference_point == "transported":
+            with self.at_reference(), torch.enable_grad():
+                return closure()
+        return self._evaluate_twice(closure)
+
+    def _evaluate_twice(self, closure: Callable[[], Any]) -> Any:
+        before = rng_state()
+        with torch.enable_grad():
+            loss = closure()
+        after = rng_state()
+        params = [parameter for group in self.param_groups for parameter in group["params"]]
+        gradients = [parameter.grad for parameter in params]
+        for parameter in params:
+            parameter.grad = None
+        try:
+            set_rng_state(before)
+            with self.at_reference(), torch.enable_grad():
+                closure()
+            self.reference_gradients = {p: p.grad for p in params if p.grad is not None}
+        finally:
+            set_rng_state(after)
+            for parameter, gradient in zip(params, gradients, strict=True):
+                parameter.grad = gradient
+        return loss
+
+    def _reference_list(self, chunks: list[Chunk]) -> list[Tensor]:
+        """Return c_old in the order of the plan; empty on a step that takes none."""
+        if self.reference_point != "previous" or not self.needs_reference:
+            return []
+        if not self.reference_gradients:
+            raise RuntimeError(
+                "The gradients at the previous iterate are missing: call `step(closure)`, or add "
+                "`lightning_gluon.callbacks.VarianceReduction()` to the Trainer's callbacks."
+            )
+        return [
+            self.reference_gradients.get(parameter, parameter.grad) for chunk in chunks for parameter in chunk.params
+        ]
+
+    # ------------------------------------------------------------------ one chunk
+
+    def _update(self, chunk: Chunk, new: list[Tensor], old: list[Tensor] | None, signal: list[Tensor] | None) -> None:
+        """Advance the estimator of a chunk and move its weights."""
+        group, params = chunk.group, chunk.params
+        tracked = self.reference_point is not None
+        before = [parameter.clone() for parameter in params] if tracked else []
+        if signal is not None:
+            new = list(torch._foreach_mul(new, signal))
+            old = list(torch._foreach_mul(old, signal)) if old is not None else None
+        if group["estimator"] == "adamw":
+            self._adamw_(group, params, new)
+        else:
+            direction = self._estimate(chunk, new, old)
+            if group["lr"] * group["weight_decay"]:
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            self._apply_(chunk, params, direction)
+        for parameter, previous in zip(params, before, strict=False):
+            reference.record_(self._reference_kind, self.state[parameter], parameter, previous)
+
+    def _estimate(self, chunk: Chunk, new: list[Tensor], old: list[Tensor] | None) -> list[Tensor]:
+        """Advance the buffers of a chunk and return what stands in for its gradients, in fp32 or wider."""
+        group, estimator = chunk.group, ESTIMATORS[chunk.group["estimator"]]
+        work = torch.promote_types(new[0].dtype, torch.float32)
+        new = [gradient.to(work) for gradient in new]
+        old = new if old is None else [gradient.to(work) for gradient in old]
+        states = [self.state[parameter] for parameter in chunk.params]
+        low = group.get("rank") is not None and group["norm"] in ("spectral", "spectral_conv", "sign", "row", "column")
+        views = [views_of(group, index) for index in chunk.indices] if low else []
+        if low:
+            buffers = {"momentum": [
+                low_rank.load_(state, view, parameter) if "U0" in state else gradient.clone()
+                for state, view, parameter, gradient in zip(states, views, chunk.params, new, strict=True)
+            ]}  # fmt: skip
+        else:
+            keep = getattr(torch, group["momentum_dtype"]) if group["momentum_dtype"] else work
+            for state, gradient in zip(states, new, strict=True):
+                for name in estimator.buffers:
+                    if name not in state:
+                        first = torch.zeros_like(gradient) if group["start"] == "zero" else gradient.clone()
+                        state[name] = first.to(keep)
+            buffers = {name: [state[name].to(work) for state in states] for name in estimator.buffers}
+        direction = estimator.update(buffers, new, old, group)
+        if low:
+            for state, view, momentum in zip(states, views, buffers["momentum"], strict=True):
+                low_rank.store_(state, view, momentum, group, group["steps"])
+        elif keep != work:
+            for name, values in buffers.items():
+                torch._foreach_copy_([state[name] for state in states], values)
+        return direction
+
+    def _apply_(self, chunk: Chunk, params: list[Tensor], direction: list[Tensor]) -> None:
+        """Move the weights of a chunk by `-lr * radius * D(direction)`."""
+        lengths = [-chunk.group["lr"] * radius for radius in chunk.radii]
+        if chunk.group["norm"] == "identity":
+            for length, targets, pieces in _by_length(lengths, params, direction):
+                torch._foreach_add_(targets, pieces, alpha=length)
+            return
+        for stack in chunk.stacks:
+            units, factors = self._lmo(chunk, stack, direction)
+            scaled = [lengths[slot.member] * factor for slot, factor in zip(stack.slots, factors, strict=True)]
+            targets = [slot.of(params[slot.member]) for slot in stack.slots]
+            pieces = [slot.piece(units, params[slot.member].shape) for slot in stack.slots]
+            for length, some, parts in _by_length(scaled, targets, pieces):
+                torch._foreach_add_(some, parts, alpha=length)
+
+    def _lmo(self, chunk: Chunk, stack: Stack, direction: list[Tensor]) -> tuple[Tensor, list[float]]:
+        """Return a stack of directions and the factor that makes each a point of its unit sphere."""
+        group, like = chunk.group, direction[0]
+        shape = (stack.count, *stack.shape)
+        if group["norm"] not in ORIENTED:
+            slot = stack.slots[0]
+            if len(stack.slots) == 1 and slot.whole:
+                batch = direction[slot.member].reshape(shape)
+            else:
+                batch = self._workspace.take("gather", shape, like)
+                stack_views(stack, direction, batch)
+            return make_norm(group["norm"]).lmo(batch), [1.0] * len(stack.slots)
+        method, name = group["orthogonalizer"], group["orthogonalizer_dtype"]
+        compute = getattr(torch, name) if name else compute_dtype(like.device, method=method, dtype=like.dtype, shape=shape)
+        batch = self._workspace.take("gather", shape, torch.empty(0, dtype=staging_dtype(compute), device=like.device))
+        stack_views(stack, direction, batch)
+        steps = group["orthogonalizer_steps"]
+        result = orthogonalize_(batch, method=method, steps=steps, dtype=compute, workspace=self._workspace)
+        norm = Spectral(scaling=group["scaling"])
+        return result, [norm.scale(*slot.view.matrix[1:], slot.view.kernel) for slot in stack.slots]
+
+    def _adamw_(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
+        """Step a group on torch's own AdamW kernel."""
+        fused = params[0].device.type in ("cpu", "cuda", "mps", "xpu")
+        for parameter in params:
+            state = self.state[parameter]
+            if "exp_avg" not in state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        states = [self.state[parameter] for parameter in params]
+        radii = group["radius"]
+        assert not isinstance(radii, list), "per-layer radii are for LMO groups"
+        adamw(
+            params,
+            gradients,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=fused,
+            amsgrad=False,
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            lr=group["lr"] * radii,
+            weight_decay=group["weight_decay"] / radii if radii else 0.0,
+            eps=group["eps"],
+            maximize=False,
+        )
+
+    # ------------------------------------------------------------------ state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state, matching parameters by name and keeping every buffer's dtype.
+
+        Args:
+            state_dict: What `state_dict()` returned.
+
+        Raises:
+            ValueError: If names, groups or shapes do not match; nothing has changed then.
+        """
+        matched, state = match_saved_state(self.param_groups, state_dict)
+        super().load_state_dict({**state_dict, "state": {}, "param_groups": matched})
+        self.state.update(state)
+
+    def memory(self) -> dict[str, Any]:
+        """Return the bytes the optimizer keeps, by role and by kind; see `lightning_gluon.state.memory`."""
+        return memory(self)
+
+
+def _by_length(
+    lengths: list[float], targets: list[Tensor], pieces: list[Tensor]
+) -> list[tuple[float, list[Tensor], list[Tensor]]]:
+    """Gather equal step lengths, so that each needs one call."""
+    if len(set(lengths)) == 1:
+        return [(lengths[0], targets, pieces)]
+    chosen: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
+    for length, target, piece in zip(lengths, targets, pieces, strict=True):
+        some, parts = chosen.setdefault(length, ([], []))
+        some.append(target)
+        parts.append(piece)
+    return [(length, some, parts) for length, (some, parts) in chosen.items()]
+
+
+def _is_lightning(closure: Callable[[], Any]) -> bool:
+    """Tell whether Lightning's automatic optimization built this closure: a partial of `Precision._wrap_closure`."""
+    return getattr(getattr(closure, "func", None), "__name__", "") == "_wrap_closure"

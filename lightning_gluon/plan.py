@@ -1,0 +1,161 @@
+"""Which parameters are stepped together: chunks of bounded size, and in each chunk stacks of equal matrices.
+
+A chunk is what one round of the optimizer holds in memory beside the state; a stack is one batched LMO. Matrices that
+are each other's transposes share a stack: a spectral LMO does not care which side is longer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gluon.views import MatrixView
+
+__all__ = ["CHUNK_NUMEL", "Chunk", "Slot", "Stack", "build_plan", "views_of"]
+
+# Entries of one chunk: large enough to fill a device, small enough that the transients of a step stay far below the state.
+CHUNK_NUMEL = 2**25
+
+ORIENTED = ("spectral", "spectral_conv")
+MATRIX_NORMS = (*ORIENTED, "sign", "row", "column")
+
+
+@dataclass
+class Slot:
+    """Where one view of one parameter lies in a stack."""
+
+    member: int
+    view: MatrixView
+    whole: bool
+    transposed: bool
+    start: int
+    stop: int
+
+    def matrices(self, stack: Tensor) -> Tensor:
+        """Return this slot's part of a stack as `(batch, out, in)`."""
+        block = stack[self.start : self.stop]
+        return block.mT if self.transposed else block
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Return the part of a parameter-shaped tensor that this slot reads, sharing storage."""
+        return tensor if self.whole else self.view.of(tensor)
+
+    def piece(self, stack: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return this slot's part of a stack in the layout that `of` returns."""
+        matrices = self.matrices(stack)
+        return matrices.reshape(shape) if self.whole else self.view.unfold(matrices)
+
+
+@dataclass
+class Stack:
+    """Matrices of one shape that go through the LMO as one batch."""
+
+    shape: tuple[int, int]
+    slots: list[Slot] = field(default_factory=list)
+    count: int = 0
+
+
+@dataclass
+class Chunk:
+    """Parameters of one group that are stepped in one round."""
+
+    group: dict[str, Any]
+    indices: list[int]
+    stacks: list[Stack]
+
+    @property
+    def params(self) -> list[Tensor]:
+        """The parameters themselves."""
+        return [self.group["params"][index] for index in self.indices]
+
+    @property
+    def names(self) -> list[str]:
+        """Their names."""
+        return [self.group["param_names"][index] for index in self.indices]
+
+    @property
+    def radii(self) -> list[float]:
+        """Their radii."""
+        radius = self.group["radius"]
+        return [radius[index] for index in self.indices] if isinstance(radius, list) else [radius] * len(self.indices)
+
+
+def views_of(group: dict[str, Any], index: int) -> tuple[MatrixView, ...]:
+    """Return how the norm of a group reads one of its parameters: as matrices, or flat as one vector."""
+    shape = tuple(group["params"][index].shape)
+    if group["norm"] not in MATRIX_NORMS:
+        size = group["params"][index].numel()
+        return (MatrixView(0, 0, shape[0] if shape else 1, shape or (1,), tuple(range(max(1, len(shape)))), (1, 1, size)),)
+    if group["views"][index]:
+        return tuple(MatrixView(*view) for view in group["views"][index])
+    return (MatrixView.whole(shape) if len(shape) == 2 else MatrixView.conv(shape),)
+
+
+def build_plan(groups: list[dict[str, Any]], *, chunk_numel: int = CHUNK_NUMEL) -> list[Chunk]:
+    """Return the chunks of a step over the parameters that have a gradient.
+
+    Args:
+        groups: Complete parameter groups.
+        chunk_numel: Entries of one chunk; a larger parameter is a chunk of its own.
+
+    Returns:
+        Chunks, group by group; in each, parameters with equal matrices stand together.
+    """
+    chunks = []
+    for group in groups:
+        members = [
+            (_signature(group, index, parameter), index)
+            for index, parameter in enumerate(group["params"])
+            if parameter.grad is not None and parameter.numel()
+        ]
+        members.sort(key=lambda member: member[0])
+        chunks += _cut(group, members, chunk_numel)
+    return chunks
+
+
+def _signature(group: dict[str, Any], index: int, parameter: Tensor) -> tuple:
+    shapes = tuple(tuple(sorted(view.matrix[1:])) for view in views_of(group, index))
+    return (str(parameter.device), str(parameter.dtype), shapes)
+
+
+def _cut(group: dict[str, Any], members: list[tuple[tuple, int]], chunk_numel: int) -> list[Chunk]:
+    """Cut sorted members into chunks of one device and dtype and bounded size."""
+    chunks: list[Chunk] = []
+    place, held = None, 0
+    for signature, index in members:
+        size = group["params"][index].numel()
+        if not chunks or signature[:2] != place or held + size > chunk_numel:
+            chunks.append(Chunk(group, [], []))
+            place, held = signature[:2], 0
+        chunks[-1].indices.append(index)
+        held += size
+    for chunk in chunks:
+        if group["norm"] != "identity":
+            _stack(chunk)
+    return chunks
+
+
+def _stack(chunk: Chunk) -> None:
+    """Lay the matrices of a chunk out in stacks, merging transposes where the norm allows."""
+    stacks: dict[tuple[int, int], Stack] = {}
+    for member, index in enumerate(chunk.indices):
+        views = views_of(chunk.group, index)
+        for view in views:
+            batch, out, fan_in = view.matrix
+            transposed = chunk.group["norm"] in ORIENTED and out > fan_in
+            shape = (fan_in, out) if transposed else (out, fan_in)
+            stack = stacks.setdefault(shape, Stack(shape))
+            whole = len(views) == 1 and view.is_plain
+            stack.slots.append(Slot(member, view, whole, transposed, stack.count, stack.count + batch))
+            stack.count += batch
+    chunk.stacks = list(stacks.values())
+
+
+def stack_views(stack: Stack, tensors: Sequence[Tensor], buffer: Tensor) -> None:
+    """Copy the matrices of parameter-shaped tensors into a stack's buffer `(count, rows, columns)`."""
+    pieces = [slot.piece(buffer, tensors[slot.member].shape) for slot in stack.slots]
+    torch._foreach_copy_(pieces, [slot.of(tensors[slot.member]) for slot in stack.slots])
