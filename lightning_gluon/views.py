@@ -64,6 +64,9 @@ class MatrixView:
         """Read a kernel `(out, in, *k)` as `(out, in * k)`; `transposed` kernels are stored `(in, out, *k)`.
 
         A convolution in `groups` is that many maps side by side: its first dimension runs over the groups.
+
+        Returns:
+            One view, with a batch of as many matrices as there are groups.
         """
         if groups > 1:
             inner = cls.conv((shape[0] // groups, *shape[1:]), transposed=transposed)
@@ -104,6 +107,9 @@ class MatrixView:
 
         `groups` = key heads with unequal parts is Falcon's grouped queries; one group is `blocks`. A convolution
         `(out, in, *k)` has as many `kernel_dims` as its kernel, and no leading batch.
+
+        Returns:
+            One view per size.
         """
         lead = len(shape) - 2 - kernel_dims
         dim = lead + 1 if transposed else lead
@@ -129,6 +135,9 @@ class MatrixView:
 
         `groups` = heads and `parts` = 3 is a `query_key_value` fused per head (BLOOM, GPT-NeoX);
         `groups` = rows and `parts` = 2 is a gate-up pair stored alternately (gpt-oss).
+
+        Returns:
+            One view, with a batch of `parts` matrices.
         """
         dim = len(shape) - 1 if transposed else len(shape) - 2
         size, columns = shape[dim] // (groups * parts), shape[len(shape) - 2 if transposed else -1]

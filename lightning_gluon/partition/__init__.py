@@ -1,0 +1,9 @@
+"""Which parameter is what: role, norm and matrices of every parameter, by what its module is and does."""
+
+from __future__ import annotations
+
+from lightning_gluon.partition.build import partition
+from lightning_gluon.partition.result import Partition
+from lightning_gluon.partition.route import MATRIX_ROLES, ROLES, Route
+
+__all__ = ["MATRIX_ROLES", "ROLES", "Partition", "Route", "partition"]

@@ -1,0 +1,233 @@
+"""Which layers read the raw input and which give the output: evidence from the module tree, not from shapes.
+
+A layer is the *input layer* when
+  1. timm's `pretrained_cfg` names it (`first_conv`), or
+  2. it is the first layer of a module called patch embedding, stem or value embedding, and reads raw channels, or
+  3. it is a convolution that comes first in the whole network, or first in a part of it and reads raw channels:
+     at most four (grey, colour, alpha), or as many as the configuration says an input has (mel bins, bands).
+A linear layer that merely comes first stays `hidden`: whether it reads raw data or the features of something that is
+no parameter here cannot be seen without a forward pass, and its map is a spectral one in both cases.
+
+A layer is an *output layer* when
+  1. Hugging Face's `get_output_embeddings` or timm's `get_classifier` returns it, or
+  2. it is the last layer of a module named as an output (`classifier`, `lm_head`, `head`, `score`, ...), or
+  3. it is the last layer of the whole network, outside any stack of repeated blocks, and nothing but an output
+     activation follows it. A network of one single layer has no such layer, and a backbone without head neither.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+
+from torch import nn
+
+from lightning_gluon.partition.network import Network, Site, class_names, is_lora, look_up, strip_wrappers
+
+__all__ = ["Evidence"]
+
+_Conv = nn.modules.conv._ConvNd
+_ConvTranspose = nn.modules.conv._ConvTransposeNd
+_RAW_CHANNELS = 4
+_CHANNELS = ("num_channels", "in_channels", "in_chans", "num_mel_bins", "n_mels", "input_feat_per_channel")
+_INPUT_PART = re.compile(
+    r"(patch_?embed(ding|der)?s?\d*|patch_?(conv|proj|projection)|stem|conv_stem|conv_in|value_embedding|input_embedding"
+    r"|embed_(state|action|return|pixels|patches)|patchify)$"
+)
+_INPUT_CLASS = re.compile(r"(Patch_?Embed|Patchify|PatchEncoder|NaFlexEmbed)", re.IGNORECASE)
+
+_HEAD_PART = re.compile(
+    r"((.+_)?classifiers?|(.+_)?heads?|head_dist|score|qa_outputs|embed_out|to_logits|(.+_)?logits|output_layer"
+    r"|output_projection|(.+_)?predictor|dense_prediction|class_embed|bbox_embed|seq_relationship|fc"
+    r"|parameter_projection|aux_logits)$"
+)
+_NO_HEAD = re.compile(r"(conv_head|pre_classifier|pre_head|pre_logits|multi_?head|.*attn_heads?|.*attention_heads?)$")
+_SHARED_SPACE = re.compile(r"(text|visual|vision|image|audio)_projection$")
+_NETWORK_PART = re.compile(
+    r"(generator|discriminator|critic|actor|policy|q_net(work)?|value_net(work)?|policy_net)\d*$"
+)
+_STACKS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_TORCH_BACKBONES = (nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder, nn.TransformerEncoderLayer)
+_OUTPUT_ACTIVATIONS = (
+    nn.Sigmoid, nn.Tanh, nn.Softmax, nn.LogSoftmax, nn.Softmax2d, nn.Softplus, nn.Hardtanh, nn.Hardsigmoid,
+    nn.Dropout, nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle, nn.Upsample,
+)  # fmt: skip
+
+
+def _entries(value: object) -> tuple[str, ...]:
+    """Return a name or several names as a tuple."""
+    if isinstance(value, str):
+        return (value,)
+    return tuple(v for v in value if isinstance(v, str)) if isinstance(value, tuple | list) else ()
+
+
+class Evidence:
+    """What the module tree says about its first and last layers.
+
+    Args:
+        network: The module tree.
+    """
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+
+    # ---- input layers
+
+    def input_reason(self, site: Site) -> str | None:
+        """Return why the site's owner reads the raw input, or None."""
+        owner = site.owner
+        if is_lora(site.path) or isinstance(owner, _ConvTranspose):
+            return None
+        if name := self._named_by_timm(site, "first_conv"):
+            return f"input layer of {name} (first_conv)"
+        if not isinstance(owner, _Conv | nn.Linear):
+            return None
+        leads = self.network.leads(site)
+        if leads is None:
+            return self._lone_patch_embedding(site)
+        raw = self._reads_raw(site)
+        if self._called_input(site) and (raw or leads == "" or isinstance(owner, nn.Linear)):
+            return f"input layer: first layer of {self._called_input(site)}"
+        if isinstance(owner, _Conv) and leads == "":
+            return "input layer: the network's first convolution"
+        if isinstance(owner, _Conv) and raw and self.network.count(leads) > 2:
+            return f"input layer: reads {owner.in_channels} raw channels first in {leads or 'the network'}"
+        return None
+
+    def _lone_patch_embedding(self, site: Site) -> str | None:
+        """A further patch embedding of raw channels whose module holds nothing else (CrossViT)."""
+        called = self._called_input(site)
+        return f"input layer: {called}" if called and self._reads_raw(site) else None
+
+    def _reads_raw(self, site: Site) -> bool:
+        owner = site.owner
+        if not isinstance(owner, _Conv):
+            return False
+        declared = look_up(site.around[1:], *_CHANNELS)
+        return owner.in_channels <= _RAW_CHANNELS or owner.in_channels == declared
+
+    def _called_input(self, site: Site) -> str | None:
+        """Return the module around the site that is called an input layer and starts with it."""
+        for path, module in reversed(site.chain):
+            last = path.split(".")[-1]
+            if _INPUT_PART.match(last) or _INPUT_CLASS.search(type(module).__name__):
+                if module is site.owner or self.network.first(path) == site.path:
+                    return f"{last} ({type(module).__name__})"
+                return None
+        return None
+
+    # ---- output layers
+
+    def head_reason(self, site: Site) -> str | None:
+        """Return why the site's owner is an output layer, or None."""
+        if is_lora(site.path):
+            return None
+        if site.parts in self._declared_heads:
+            return f"output layer: {self._declared_heads[site.parts]}"
+        if name := self._named_by_timm(site, "classifier"):
+            return f"output layer of {name} (classifier)"
+        return self._named_head(site) or self._last_layer(site)
+
+    @cached_property
+    def _declared_heads(self) -> dict[tuple[str, ...], str]:
+        """Layers that a model returns from `get_output_embeddings` or `get_classifier`."""
+        found: dict[tuple[str, ...], str] = {}
+        paths = {id(module): path for path, module in reversed(list(self.network.modules.items()))}
+        for module in self.network.modules.values():
+            for method in ("get_output_embeddings", "get_classifier"):
+                for layer in _call(module, method):
+                    last = self.network.last(paths[id(layer)]) if id(layer) in paths else None
+                    if last is not None:
+                        found.setdefault(strip_wrappers(last), f"{method}() of {type(module).__name__}")
+        return found
+
+    def _named_by_timm(self, site: Site, key: str) -> str | None:
+        """Return the class of a timm model around the site whose configuration names it under `key`."""
+        for path, module in site.ancestors():
+            config = getattr(module, "pretrained_cfg", None)
+            if isinstance(config, dict):
+                inside = ".".join(site.parts[len(strip_wrappers(path)) :])
+                if inside in _entries(config.get(key)):
+                    return type(module).__name__
+        return None
+
+    def _named_head(self, site: Site) -> str | None:
+        """An output by its name: the last layer of a module called classifier, head, score, ..."""
+        for index, (path, _) in enumerate(site.chain):
+            name = path.split(".")[-1]
+            if not path or self._in_stack(site, index - 1):
+                continue
+            shared = _SHARED_SPACE.match(name) and self._contrasts(site.chain[index - 1][1])
+            if not shared and (not _HEAD_PART.match(name) or _NO_HEAD.match(name)):
+                continue
+            end = index
+            while end < len(site.chain) - 1 and isinstance(site.chain[end][1], nn.ModuleList | nn.ModuleDict):
+                end += 1
+            parent = site.chain[index - 1][0]
+            if name == "fc" and not (self.network.is_last(site, parent) and self.network.count(parent) > 1):
+                continue
+            if self.network.is_last(site, site.chain[end][0]):
+                return "output layer: projects into the shared space" if shared else f"output layer: {name}"
+        return None
+
+    @staticmethod
+    def _contrasts(module: nn.Module) -> bool:
+        """Tell whether a model compares its towers' outputs (CLIP and its relatives)."""
+        scaled = any(name.startswith("logit_scale") for name, _ in module.named_parameters(recurse=False))
+        return scaled or "WithProjection" in type(module).__name__
+
+    def _in_stack(self, site: Site, end: int) -> bool:
+        """Tell whether a module on the chain, up to position `end`, is one of a stack of blocks of the same class."""
+        for (_, parent), (path, child) in zip(site.chain[:end], site.chain[1 : end + 1], strict=True):
+            if isinstance(parent, _STACKS) and self.network.count(path) > 1:
+                alike = sum(type(other) is type(child) for other in parent.children())
+                if alike > 1 or isinstance(parent, nn.ModuleList):
+                    return True
+        return False
+
+    def _last_layer(self, site: Site) -> str | None:
+        """The last layer of a plain network, or of a sub-network that is named as one of its own."""
+        if not isinstance(site.owner, nn.Linear | _Conv) or self._in_stack(site, len(site.chain) - 1):
+            return None
+        if self._is_backbone(site) or not self._ends(site):
+            return None
+        for path, _ in site.chain[:-1]:
+            whole = path == "" or _NETWORK_PART.match(path.split(".")[-1])
+            if whole and self.network.is_last(site, path) and self.network.count(path) > 1:
+                return f"output layer: the last layer of {path or 'the network'}"
+        return None
+
+    @staticmethod
+    def _is_backbone(site: Site) -> bool:
+        """Tell whether the site lies in a model that would have named its head, if it had one."""
+        for _, module in site.ancestors():
+            if isinstance(getattr(module, "pretrained_cfg", None), dict):
+                return True
+            if "PreTrainedModel" in class_names(module):
+                return "For" not in type(module).__name__
+            if isinstance(module, _TORCH_BACKBONES):
+                return True
+        return False
+
+    @staticmethod
+    def _ends(site: Site) -> bool:
+        """Tell whether nothing but an output activation follows the layer in the sequences around it."""
+        for (_, parent), (_, child) in zip(site.chain[:-1], site.chain[1:], strict=True):
+            if isinstance(parent, nn.Sequential):
+                members = list(parent.children())
+                after = members[[m is child for m in members].index(True) + 1 :]
+                if not all(isinstance(module, _OUTPUT_ACTIVATIONS) for module in after):
+                    return False
+        return True
+
+
+def _call(module: nn.Module, method: str) -> list[nn.Module]:
+    """Ask a model for its output layers; models that cannot say are skipped."""
+    if not callable(getattr(type(module), method, None)):
+        return []
+    try:
+        answer = getattr(module, method)()
+    except Exception:  # a model's own code: NotImplementedError, AttributeError, whatever it likes
+        return []
+    answers = answer if isinstance(answer, tuple | list) else (answer,)
+    return [layer for layer in answers if isinstance(layer, nn.Module)]

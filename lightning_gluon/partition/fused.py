@@ -1,0 +1,250 @@
+"""Which fused weights there are: how the out dimension of a layer divides into several maps.
+
+Each rule reads the module that holds the layer, never the shape alone, and answers with a `Split` or with None.
+The out dimension of a split is laid out `(groups, sum(sizes))`: one group is plain concatenation, one group per head
+is what BLOOM and GPT-NeoX do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lightning_gluon.partition.network import Site, class_names, look_up
+
+__all__ = ["Layer", "Split", "find_split"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The maps that one stored weight holds.
+
+    Args:
+        parts: Their names, for the reason (`q`, `k`, `v`).
+        sizes: Rows of each part within one group.
+        groups: Number of groups.
+    """
+
+    parts: tuple[str, ...]
+    sizes: tuple[int, ...]
+    groups: int = 1
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer or convolution, as the rules for fused weights see it.
+
+    Args:
+        name: Its name on the holder (`qkv`).
+        holder: The module it belongs to (the attention).
+        around: The holder and the modules around it, nearest first.
+        rows: Size of its out dimension.
+    """
+
+    name: str
+    holder: nn.Module
+    around: tuple[nn.Module, ...]
+    rows: int
+
+    def is_a(self, *fragments: str) -> bool:
+        """Tell whether the holder's class, or one of its base classes, has one of the fragments in its name."""
+        return any(fragment in name for name in class_names(self.holder) for fragment in fragments)
+
+    def integer(self, *names: str) -> int | None:
+        """Read an integer attribute of the holder, or else of the nearest configuration that has it."""
+        value = look_up((self.holder,), *names)
+        if not isinstance(value, int):
+            value = look_up(self.around, *names)
+        return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def equal(self, *parts: str, groups: int = 1) -> Split | None:
+        """Split into equal parts, when the rows divide."""
+        size, rest = divmod(self.rows, len(parts) * groups)
+        return Split(parts, (size,) * len(parts), groups) if size and not rest else None
+
+    def sized(self, parts: tuple[str, ...], *sizes: int | None, groups: int | None = 1) -> Split | None:
+        """Split into parts of the given sizes, when all are known and add up to the rows."""
+        known = [size for size in sizes if size]
+        if groups is None or len(known) != len(parts) or sum(known) * groups != self.rows:
+            return None
+        return Split(parts, tuple(known), groups)
+
+
+_QKV = ("q", "k", "v")
+_QKV_NAMES = {
+    "qkv", "qkvs", "Wqkv", "wqkv", "qkv_proj", "qkv_linear", "query_key_value", "to_qkv", "in_proj_qkv", "c_attn",
+}  # fmt: skip
+# Attention whose out dimension runs over the heads first: (heads, 3, head size).
+_PER_HEAD = (
+    "BloomAttention", "GPTNeoXAttention", "GPTNeoXJapaneseAttention", "FalconAttention", "PersimmonAttention",
+    "MiniMaxLightningAttention", "DisentangledSelfAttention", "GPTBigCodeAttention",
+)  # fmt: skip
+
+
+def _heads(layer: Layer) -> int | None:
+    return layer.integer("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
+
+
+def _grouped_query(layer: Layer) -> Split | None:
+    """Concatenated queries, keys and values with fewer key heads than query heads (Phi-3, DBRX, multi-query)."""
+    heads, size = _heads(layer), layer.integer("head_dim", "head_size", "dim_head")
+    shared = layer.integer("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_n_heads")
+    if heads is None or size is None or shared is None:
+        return None
+    return layer.sized(_QKV, heads * size, shared * size, shared * size)
+
+
+def _falcon(layer: Layer) -> Split | None:
+    """Falcon: per head, multi-query concatenated, or in the newer variant per key head `(queries, k, v)`."""
+    heads, size = _heads(layer), layer.integer("head_dim")
+    if not layer.is_a("FalconAttention") or heads is None or size is None:
+        return None
+    if getattr(layer.holder, "new_decoder_architecture", False):
+        shared = layer.integer("num_kv_heads") or heads
+        return layer.sized(_QKV, heads // shared * size, size, size, groups=shared)
+    if getattr(layer.holder, "multi_query", False):
+        return layer.sized(_QKV, heads * size, size, size)
+    return layer.equal(*_QKV, groups=heads)
+
+
+def _unequal_heads(layer: Layer) -> Split | None:
+    """Attention with its own key and value sizes: LeViT, TinyViT, EfficientFormer (per head); EfficientViT, SHViT."""
+    key = getattr(layer.holder, "key_dim", None)
+    value = getattr(layer.holder, "val_dim", None)
+    parts, keys = (("k", "v"), (key,)) if layer.name == "kv" else (_QKV, (key, key))
+    if isinstance(key, int) and isinstance(value, int):
+        return layer.sized(parts, *keys, value) or layer.sized(parts, *keys, value, groups=_heads(layer))
+    if layer.is_a("SHSA"):
+        return layer.sized(_QKV, layer.integer("qk_dim"), layer.integer("qk_dim"), layer.integer("pdim"))
+    key, value = layer.integer("dim_out_qk"), layer.integer("dim_out_v")
+    return layer.sized(_QKV, key, key, value) if key and value else None
+
+
+def attention(layer: Layer) -> Split | None:
+    """Queries, keys and values in one weight."""
+    if layer.name not in _QKV_NAMES and not (layer.name == "in_proj" and layer.is_a("DisentangledSelfAttention")):
+        return None
+    special = _falcon(layer) or _unequal_heads(layer) or _special_attention(layer)
+    if special:
+        return special
+    if layer.is_a(*_PER_HEAD) and not getattr(layer.holder, "multi_query", False):
+        return layer.equal(*_QKV, groups=_heads(layer) or 1)
+    if getattr(layer.holder, "head_first", False):  # timm: (heads, 3, head size)
+        return layer.equal(*_QKV, groups=_heads(layer) or 1)
+    return _grouped_query(layer) or layer.equal(*_QKV)
+
+
+def _special_attention(layer: Layer) -> Split | None:
+    """Attention that stores its parts in an order or number of its own."""
+    if layer.is_a("CodeGenAttention"):  # written for 4 tensor-parallel shards: (4, q v k, rows)
+        return layer.equal("q", "v", "k", groups=4)
+    if layer.is_a("GPTBigCodeAttention") and getattr(layer.holder, "multi_query", False):
+        kv = layer.integer("kv_dim")
+        return layer.sized(_QKV, layer.integer("embed_dim"), kv, kv)
+    if layer.name == "c_attn" and (width := layer.integer("split_size")) and layer.rows == 2 * width:
+        return layer.equal("k", "v")  # GPT-2's cross-attention
+    if layer.is_a("WindowAttentionGlobal") and getattr(layer.holder, "use_global", False):
+        return layer.equal("k", "v")
+    if layer.is_a("LiteMLA") and (size := layer.integer("dim")):  # timm EfficientViT: (groups, 3, dim)
+        return layer.equal(*_QKV, groups=layer.rows // (3 * size))
+    if layer.is_a("LinearSelfAttention") and layer.rows % 2:  # MobileViT v2: one context score per position
+        width = layer.rows // 2
+        return layer.sized(_QKV, 1, width, width)
+    return None
+
+
+def key_value(layer: Layer) -> Split | None:
+    """Keys and values in one weight, and DeepSeek's compressed ones."""
+    if layer.name in {"kv", "to_kv"}:
+        return _unequal_heads(layer) or layer.equal("k", "v")
+    if layer.name == "kv_proj":
+        heads, size = layer.integer("num_key_value_heads", "num_kv_heads"), layer.integer("head_dim")
+        return layer.sized(("k", "v"), heads * size, heads * size) if heads and size else None
+    rope = layer.integer("qk_rope_head_dim")
+    if layer.name == "kv_a_proj_with_mqa":
+        return layer.sized(("latent", "rotary key"), layer.integer("kv_lora_rank"), rope)
+    if layer.name == "kv_b_proj":
+        sizes = layer.integer("qk_nope_head_dim"), layer.integer("v_head_dim")
+        return layer.sized(("k", "v"), *sizes, groups=_heads(layer))
+    return None
+
+
+_GATED_NAMES = {"gate_up_proj", "gate_and_up_proj", "w12", "fc1_gate", "input_linear"}
+
+
+def gated(layer: Layer) -> Split | None:
+    """Gate and value of a gated linear unit in one weight."""
+    if layer.name in _GATED_NAMES:
+        return layer.equal("gate", "up")
+    packed = layer.name in {"fc1", "weights_in"} and layer.is_a("GluMlp", "SwiGLUPacked", "SwiGLUFFN")
+    if packed or (layer.name == "Wi" and layer.is_a("ModernBert")):
+        return layer.equal("gate", "up")
+    return None
+
+
+def state_space(layer: Layer) -> Split | None:
+    """Mamba's projections: `(x, z)`, `(dt, B, C)`, and Mamba 2's `(z, x, B, C, dt)`."""
+    state = layer.integer("ssm_state_size", "d_state", "state_size")
+    if layer.name == "x_proj" and state:
+        return layer.sized(("dt", "B", "C"), layer.integer("time_step_rank", "dt_rank"), state, state)
+    if layer.name == "in_proj" and layer.is_a("ShortConv"):
+        return layer.equal("B", "C", "x")
+    if layer.name != "in_proj" or not state or not hasattr(layer.holder, "A_log"):
+        return None
+    if hasattr(layer.holder, "x_proj"):
+        return layer.equal("x", "z")
+    if hasattr(layer.holder, "x_proj_weight"):  # Zamba stores x and z alternately
+        return layer.equal("x", "z", groups=layer.rows // 2)
+    inner = layer.integer("intermediate_size", "d_inner")
+    mixed = (layer.integer("n_groups", "ngroups") or 1) * state
+    heads = layer.integer("num_heads", "nheads")
+    return layer.sized(("z", "x", "B", "C", "dt"), inner, inner, mixed, mixed, heads)
+
+
+def delta_net(layer: Layer) -> Split | None:
+    """Gated delta nets: Qwen3-Next's projections per key head, Qwen3.5's concatenated ones."""
+    heads, values = layer.integer("num_k_heads"), layer.integer("num_v_heads")
+    key, value = layer.integer("head_k_dim"), layer.integer("head_v_dim")
+    if not (heads and values and key and value):
+        return None
+    ratio = values // heads
+    if layer.name == "in_proj_qkvz":
+        return layer.sized((*_QKV, "z"), key, key, ratio * value, ratio * value, groups=heads)
+    if layer.name == "in_proj_ba":
+        return layer.sized(("b", "a"), ratio, ratio, groups=heads)
+    if layer.name == "in_proj_qkv":
+        return layer.sized(_QKV, heads * key, heads * key, values * value)
+    return None
+
+
+def declared(layer: Layer) -> Split | None:
+    """A holder that writes its split down: timm's parallel blocks, MambaOut and FocalNet keep a list of sizes."""
+    if layer.name not in {"in_proj", "fc1", "f"}:
+        return None
+    for attribute in ("in_split", "split_indices", "input_split"):
+        sizes: Any = getattr(layer.holder, attribute, None)
+        if isinstance(sizes, tuple | list) and sum(sizes) == layer.rows:
+            return Split(tuple(f"part {index}" for index in range(len(sizes))), tuple(sizes))
+    return None
+
+
+_RULES = (declared, delta_net, attention, key_value, gated, state_space)
+_INNER = {"conv", "linear", "c", "fc", "0"}  # a convolution or linear map with its norm: `qkv.conv`, `qkv.0`
+
+
+def find_split(site: Site, rows: int) -> Split | None:
+    """Return how the out dimension of a site's weight divides, or None when it is one map."""
+    for depth, (name, holder) in enumerate(site.holders[:2]):
+        if depth == 1 and site.holders[0][0] not in _INNER and not site.holders[0][0].isdigit():
+            break
+        around = site.around[site.around.index(holder) :]
+        if isinstance(holder, nn.ModuleList) and name.isdigit():
+            continue
+        layer = Layer(name, holder, around, rows)
+        for rule in _RULES:
+            split = rule(layer)
+            if split is not None and len(split.sizes) > 1:
+                return split
+    return None

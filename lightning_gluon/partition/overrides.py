@@ -1,0 +1,156 @@
+"""The user's own rules: a name glob or a module type, and what it decides."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lightning_gluon.partition.network import Site
+from lightning_gluon.partition.route import MATRIX_ROLES, ROLES
+from lightning_gluon.views import MatrixView, covers
+
+__all__ = ["Overrides", "Rules"]
+
+Key = str | type[nn.Module]
+Value = str | Mapping[str, Any] | Callable[[str, nn.Parameter, nn.Module], Any]
+Rules = Mapping[Key, Value] | Sequence[tuple[Key, Value]]
+
+_FIELDS = ("role", "norm", "views", "reason")
+
+
+@dataclass
+class _Rule:
+    key: Key
+    value: Value
+    used: bool = False
+
+    @property
+    def label(self) -> str:
+        return repr(self.key) if isinstance(self.key, str) else self.key.__name__
+
+    @property
+    def exact(self) -> bool:
+        return isinstance(self.key, str) and not any(sign in self.key for sign in "*?[")
+
+    def matches(self, sites: Iterable[Site]) -> bool:
+        for site in sites:
+            if isinstance(self.key, str):
+                if fnmatch.fnmatchcase(site.name, self.key):
+                    return True
+            elif any(isinstance(module, self.key) for _, module in site.chain):
+                return True
+        return False
+
+
+class Overrides:
+    """The user's rules, checked: the first that matches a parameter and has an opinion wins.
+
+    Args:
+        rules: Mapping, or list of pairs, from a name glob or a module type to a role, a dict with `role` and optional
+            `norm`, `views`, `reason`, or a callable `(name, parameter, module)` that returns one of those or None.
+
+    Raises:
+        TypeError: If a key is neither a glob nor a module type, or a value is none of the three.
+        ValueError: If a role or a field is unknown.
+    """
+
+    def __init__(self, rules: Rules | None) -> None:
+        pairs = list(rules.items()) if isinstance(rules, Mapping) else list(rules or ())
+        self._rules = [_Rule(key, value) for key, value in pairs]
+        for rule in self._rules:
+            if not isinstance(rule.key, str) and not (isinstance(rule.key, type) and issubclass(rule.key, nn.Module)):
+                raise TypeError(
+                    f"Expected every key of `rules` to be a name glob or a torch.nn.Module type, but got {rule.key!r}."
+                )
+            if not callable(rule.value):
+                _checked(rule.value, rule.label)
+
+    def find(self, sites: Sequence[Site], parameter: nn.Parameter) -> dict[str, Any] | None:
+        """Return the override of a parameter as a dict with at least `role`, or None.
+
+        Args:
+            sites: All places of the parameter.
+            parameter: The parameter.
+
+        Returns:
+            The fields of the first rule that matches, or None.
+        """
+        answer = None
+        for rule in self._rules:
+            if not rule.matches(sites):
+                continue
+            rule.used = True
+            if answer is None:
+                answer = self._apply(rule, sites[0], parameter)
+        return answer
+
+    def _apply(self, rule: _Rule, site: Site, parameter: nn.Parameter) -> dict[str, Any] | None:
+        value = rule.value
+        if callable(value):
+            value = value(site.name, parameter, site.owner)
+            if value is None:
+                return None
+        fields = _checked(value, rule.label)
+        if fields["role"] in MATRIX_ROLES and parameter.ndim < 2:
+            if not rule.exact:
+                return None  # a glob over a block means its matrices; the vectors in it keep their own rule
+            raise ValueError(
+                f"Expected a parameter with at least 2 dimensions for role {fields['role']!r}, but got {site.name!r} "
+                f"with shape {tuple(parameter.shape)}. Give it the role 'bias' or 'elementwise'."
+            )
+        fields.setdefault("reason", f"rule {rule.label} of the user")
+        if "views" in fields:
+            fields["views"] = _views(fields["views"], site.name, tuple(parameter.shape))
+        return fields
+
+    def check_used(self) -> None:
+        """Raise when a rule matched nothing.
+
+        Raises:
+            ValueError: If a key of `rules` matches no parameter.
+        """
+        idle = [rule for rule in self._rules if not rule.used]
+        if not idle:
+            return
+        what = "a name glob" if isinstance(idle[0].key, str) else "a module type"
+        raise ValueError(
+            f"Expected every rule to match a parameter, but {what} matched none: {idle[0].label}. "
+            "Compare it with the names in `print(partition(module))`."
+        )
+
+
+def _checked(value: Any, label: str) -> dict[str, Any]:
+    """Return a rule's value as a dict of known fields with a known role."""
+    fields = {"role": value} if isinstance(value, str) else value
+    if not isinstance(fields, Mapping):
+        raise TypeError(
+            f"Expected the rule for {label} to be a role, a dict with 'role', or a callable, but got {value!r}."
+        )
+    unknown = [key for key in fields if key not in _FIELDS]
+    if unknown or "role" not in fields:
+        raise ValueError(
+            f"Expected the rule for {label} to have the field 'role' and of {list(_FIELDS[1:])} what it needs, "
+            f"but got {list(fields)}."
+        )
+    if fields["role"] not in ROLES:
+        raise ValueError(
+            f"Expected the role of rule {label} to be one of {', '.join(ROLES)}, but got {fields['role']!r}."
+        )
+    return dict(fields)
+
+
+def _views(views: Any, name: str, shape: tuple[int, ...]) -> tuple[MatrixView, ...]:
+    """Read `views` of a rule: matrix views, or the sizes of blocks along the out dimension."""
+    given = tuple(views)
+    if given and all(isinstance(size, int) for size in given) and sum(given) == shape[0] and len(shape) == 2:
+        return MatrixView.blocks(shape, sizes=given)
+    if given and all(isinstance(view, MatrixView) for view in given) and covers(given, shape):
+        return given
+    raise ValueError(
+        f"Expected `views` of {name!r} with shape {shape} to be MatrixViews that cover it, or sizes of blocks that add "
+        f"up to its {shape[0] if shape else 0} rows, but got {views!r}."
+    )

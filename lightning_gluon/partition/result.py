@@ -1,0 +1,119 @@
+"""The answer of `partition`: every unique parameter of a module with its route."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from lightning_gluon.partition.route import ROLES, Route
+from lightning_gluon.partition.table import render, to_text
+
+__all__ = ["Partition"]
+
+
+class Partition:
+    """Roles, reasons and matrices of all parameters of a module.
+
+    Iterating gives `(route, parameter)` of the trainable ones; `print` shows the table.
+
+    Args:
+        routes: One route per unique parameter tensor, in the module's order.
+        parameters: The parameters, in the same order.
+
+    Example:
+        >>> from torch import nn
+        >>> from lightning_gluon.partition import partition
+        >>> p = partition(nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(4, 8)), "head": nn.Linear(8, 2)}))
+        >>> p.role("encoder.0.weight"), p.role("head.weight"), p.views("head.weight")
+        ('hidden', 'head', [(2, 8)])
+    """
+
+    def __init__(self, routes: list[Route], parameters: list[nn.Parameter]) -> None:
+        self.routes: dict[str, Route] = {route.name: route for route in routes}
+        self._parameters: dict[str, nn.Parameter] = {
+            route.name: parameter for route, parameter in zip(routes, parameters, strict=True)
+        }
+        self._first: dict[str, str] = {name: route.name for route in routes for name in route.names}
+        self._by_id: dict[int, str] = {id(parameter): name for name, parameter in self._parameters.items()}
+
+    def route(self, name: str) -> Route:
+        """Return the route of a parameter, by any of its names.
+
+        Args:
+            name: Qualified name as in `named_parameters`, an alias of a tied tensor included.
+
+        Returns:
+            The route.
+
+        Raises:
+            KeyError: If the module has no parameter of that name.
+        """
+        if name not in self._first:
+            close = difflib.get_close_matches(name, self._first, n=3, cutoff=0.3)
+            hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
+            raise KeyError(f"Expected the name of a parameter of the module, but got {name!r}.{hint}")
+        return self.routes[self._first[name]]
+
+    def role(self, name: str) -> str:
+        """Return the role of a parameter: `hidden`, `embedding`, `head`, `bias` or `elementwise`."""
+        return self.route(name).role
+
+    def reason(self, name: str) -> str:
+        """Return why a parameter has its role."""
+        return self.route(name).reason
+
+    def views(self, name: str) -> list[tuple[int, int]]:
+        """Return the shapes `(out, in)` of the matrices a parameter holds; empty for vectors and elementwise arrays."""
+        return self.route(name).matrices
+
+    def parameter(self, name: str) -> nn.Parameter:
+        """Return the parameter itself, by any of its names."""
+        return self._parameters[self.route(name).name]
+
+    def find(self, parameter: nn.Parameter) -> Route | None:
+        """Return the route of a tensor by identity, or None when it is not of this module."""
+        name = self._by_id.get(id(parameter))
+        return None if name is None else self.routes[name]
+
+    def parameters(self) -> Iterator[tuple[Route, nn.Parameter]]:
+        """Yield `(route, parameter)` of the parameters that were trainable, in the module's order."""
+        for name, route in self.routes.items():
+            if not route.frozen:
+                yield route, self._parameters[name]
+
+    __iter__ = parameters
+
+    def by_role(self) -> dict[str, list[Route]]:
+        """Return the trainable routes of each role that occurs, in the order hidden, embedding, head, bias, rest."""
+        groups = {role: [route for route, _ in self.parameters() if route.role == role] for role in ROLES}
+        return {role: routes for role, routes in groups.items() if routes}
+
+    def __len__(self) -> int:
+        """Return the number of unique trainable tensors."""
+        return sum(not route.frozen for route in self.routes.values())
+
+    def __contains__(self, name: object) -> bool:
+        """Tell whether the module has a parameter of that name."""
+        return name in self._first
+
+    def table(self) -> Table:
+        """Return the table that `print` shows."""
+        return render(list(self.routes.values()))
+
+    def __rich__(self) -> Table:
+        """Let rich print the table."""
+        return self.table()
+
+    def __str__(self) -> str:
+        """Return the table as text, as wide as the terminal."""
+        return to_text(self.table(), Console().width)
+
+    def __repr__(self) -> str:
+        """Return a line with the number of tensors per role."""
+        counts = ", ".join(f"{role}={len(routes)}" for role, routes in self.by_role().items())
+        frozen = len(self.routes) - len(self)
+        return f"Partition({counts}{f', frozen={frozen}' if frozen else ''})"
