@@ -6,8 +6,10 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
+from lightning_gluon.checks import NOISE_FLOOR
 from lightning_gluon.groups import find_method
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius import RadiusSchedule, Schedule
@@ -17,9 +19,8 @@ if TYPE_CHECKING:
 
 __all__ = ["configure_optimizers", "equivalent_learning_rates"]
 
-# Relative size of rounding noise in a gradient whose forward ran in half precision, in units of the largest gradient of the
-# same module; fp32 gradients hide the precision they were computed in, so the Trainer is asked.
-MIXED_NOISE_FLOOR = {"bf16-mixed": 2**-7, "16-mixed": 2**-10}
+# An fp32 gradient hides the precision it was computed in, so the Trainer is asked; the values are those of `checks`.
+MIXED_NOISE_FLOOR = {"bf16-mixed": NOISE_FLOOR[torch.bfloat16], "16-mixed": NOISE_FLOOR[torch.float16]}
 
 
 def configure_optimizers(
