@@ -1,0 +1,131 @@
+"""Text to integers: a BPE tokenizer trained on the spot, bytes, or a tokenizer that comes with a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from recipes.data.cache import atomic_write
+from recipes.extras import require
+
+__all__ = ["ByteTokenizer", "Tokenizer", "load_tokenizer", "train_bpe"]
+
+_END = "<|endoftext|>"
+_BATCH = 256  # documents that are encoded together
+
+
+class Tokenizer(Protocol):
+    """What the data module needs of a tokenizer."""
+
+    vocab_size: int
+
+    def encode(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
+        """Yield one array of tokens per document, its end marked."""
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of some tokens."""
+
+
+class ByteTokenizer:
+    """UTF-8 bytes, and 256 for the end of a document.
+
+    Example:
+        >>> next(ByteTokenizer().encode(["hi"])).tolist()
+        [104, 105, 256]
+    """
+
+    vocab_size = 257
+
+    def encode(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
+        """Yield one array of tokens per document, its end marked."""
+        for document in documents:
+            yield np.append(np.frombuffer(document.encode(), np.uint8).astype(np.uint32), np.uint32(256))
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of some tokens."""
+        return bytes(t for t in tokens if t < 256).decode(errors="replace")
+
+
+class BPETokenizer:
+    """A byte-level BPE of the `tokenizers` package.
+
+    Args:
+        tokenizer: A `tokenizers.Tokenizer`.
+        end: Token that ends a document.
+    """
+
+    def __init__(self, tokenizer: Any, end: str) -> None:
+        self.tokenizer = tokenizer
+        self.end = tokenizer.token_to_id(end)
+        self.vocab_size = tokenizer.get_vocab_size()
+
+    def encode(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
+        """Yield one array of tokens per document, its end marked."""
+        iterator = iter(documents)
+        while batch := list(islice(iterator, _BATCH)):
+            for encoded in self.tokenizer.encode_batch(batch, add_special_tokens=False):
+                yield np.asarray([*encoded.ids, self.end], dtype=np.uint32)
+
+    def decode(self, tokens: Iterable[int]) -> str:
+        """Return the text of some tokens."""
+        return self.tokenizer.decode(list(tokens))
+
+
+def train_bpe(documents: Iterable[str], vocab_size: int, cache: Path) -> BPETokenizer:
+    """Train a byte-level BPE tokenizer, or read the one that was trained on the same documents before.
+
+    Args:
+        documents: Training documents; held-out ones do not belong here.
+        vocab_size: Number of tokens, at least 257: the bytes and the end of a document.
+        cache: File to keep the tokenizer in.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ValueError: If `vocab_size` is too small.
+    """
+    if vocab_size < 257:
+        raise ValueError(f"Expected `vocab_size` >= 257 (256 bytes and the end of a document), but got {vocab_size}.")
+    tokenizers = require("tokenizers", "text")
+    if not cache.exists():
+        bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+        bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[_END],
+            initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(documents, trainer)
+        with atomic_write(cache) as temporary:
+            bpe.save(str(temporary))
+    return BPETokenizer(tokenizers.Tokenizer.from_file(str(cache)), _END)
+
+
+def load_tokenizer(name: str) -> BPETokenizer:
+    """Load the tokenizer of a model by its hub id or local folder.
+
+    Args:
+        name: The id or folder.
+
+    Returns:
+        The tokenizer.
+
+    Raises:
+        ConnectionError: If it is not there and the hub cannot be reached.
+    """
+    transformers = require("transformers", "text")
+    try:
+        loaded = transformers.AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise ConnectionError(
+            f"Expected to load the tokenizer '{name}', but: {error} Without a network use tokenizer='bpe' (trained on "
+            "the spot) or 'bytes', or the folder of a local copy."
+        ) from error
+    return BPETokenizer(loaded.backend_tokenizer, loaded.eos_token)

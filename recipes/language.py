@@ -1,0 +1,145 @@
+"""Causal language models of transformers: from a configuration, from the hub, or with LoRA adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+
+from recipes.hub import add_lora, build_causal_lm
+from recipes.metrics import Perplexity
+
+__all__ = ["CausalLM"]
+
+
+class CausalLM(LightningModule):
+    """Next-token prediction on batches `(batch, length + 1)` of tokens.
+
+    Args:
+        name: A model type of transformers (`qwen2`, `mamba`, `gpt2`, ...) to build from `config`, or a hub id or local
+            folder (`Qwen/Qwen2.5-0.5B`, `state-spaces/mamba-130m-hf`) to take the configuration from.
+        config: Entries of the configuration; with a hub id, those to override.
+        pretrained: Whether to load the weights of the hub id or folder.
+        lora: Arguments of `peft.LoraConfig`, such as `{r: 8, target_modules: all-linear}`; trains adapters only.
+        loss_chunk: Tokens whose logits are held at once; None holds all. Saves `vocabulary x tokens` floats.
+        grad_checkpointing: Whether to recompute activations in the backward pass.
+        compile: Whether to compile the network.
+
+    Raises:
+        ValueError: If the model type or an entry of the configuration is unknown.
+        ConnectionError: If the hub cannot be reached.
+
+    Example:
+        >>> config = dict(vocab_size=32, hidden_size=8, intermediate_size=16, num_hidden_layers=1)
+        >>> config |= dict(num_attention_heads=2, num_key_value_heads=1)
+        >>> model = CausalLM("qwen2", config=config)
+        >>> tuple(model(torch.zeros(2, 5, dtype=torch.long)).shape)
+        (2, 5, 32)
+    """
+
+    def __init__(
+        self,
+        name: str = "qwen2",
+        config: dict[str, Any] | None = None,
+        pretrained: bool = False,
+        lora: dict[str, Any] | None = None,
+        loss_chunk: int | None = None,
+        grad_checkpointing: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = build_causal_lm(name, config or {}, pretrained=pretrained)
+        self.vocab_size = int(self.net.get_input_embeddings().num_embeddings)
+        if lora is not None:
+            self.net = add_lora(self.net, lora)
+        if grad_checkpointing:
+            new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # transformers 5 renamed it
+            getattr(self.net, new if hasattr(self.net, new) else old)()
+        if compile:
+            self.net.compile()
+        self.loss_chunk = loss_chunk
+        self.val_perplexity, self.test_perplexity = Perplexity(), Perplexity()
+        self._shape = (0, 0)
+
+    def setup(self, stage: str) -> None:
+        """Check that data and precision fit the model.
+
+        Args:
+            stage: Lightning's name of what is about to run.
+
+        Raises:
+            ValueError: If the vocabulary is larger than the model's, or mambapy would run in bf16-true.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        size = getattr(data, "vocab_size", None)
+        if size is not None and size > self.vocab_size:
+            raise ValueError(
+                f"Expected the model's vocabulary to hold the tokenizer's {size} tokens, but it has {self.vocab_size}. "
+                f"Set model.init_args.config.vocab_size to at least {size}, or lower data.init_args.vocab_size."
+            )
+        if self.trainer.precision == "bf16-true" and getattr(self.net.config, "use_mambapy", False):
+            raise ValueError("Expected precision 'bf16-mixed' or '32-true' with mambapy, but got 'bf16-true'.")
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return the logits `(batch, length, vocabulary)`."""
+        return self.net(input_ids=tokens, use_cache=False).logits
+
+    def mean_loss(self, batch: Tensor) -> Tensor:
+        """Return the mean cross-entropy (nats) over all predictions of a batch."""
+        self._shape = (batch.shape[0], batch.shape[1] - 1)
+        inputs, targets = batch[:, :-1], batch[:, 1:].flatten()
+        if self.loss_chunk is None:
+            return cross_entropy(self(inputs).flatten(0, 1).float(), targets)
+        hidden = self.net.base_model(input_ids=inputs, use_cache=False)[0].flatten(0, 1)
+        chunks = zip(hidden.split(self.loss_chunk), targets.split(self.loss_chunk), strict=True)
+        losses = [checkpoint(self._chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]
+        return torch.stack(losses).sum() / targets.numel()
+
+    def _chunk_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        return cross_entropy(self.net.get_output_embeddings()(hidden).float(), targets, reduction="sum")
+
+    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Return the mean loss of a batch and log it."""
+        loss = self.mean_loss(batch)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def _evaluate(self, batch: Tensor, split: str) -> None:
+        loss = self.mean_loss(batch)
+        perplexity: Any = getattr(self, f"{split}_perplexity")
+        perplexity.update(loss, weight=batch.shape[0] * (batch.shape[1] - 1))
+        self.log(f"{split}/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        self.log(f"{split}/perplexity", perplexity, prog_bar=True)
+
+    def validation_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Log loss and perplexity of held-out text."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Tensor, batch_idx: int) -> None:
+        """Log loss and perplexity of test text."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Tensor, batch_idx: int) -> Tensor:
+        """Return the most likely next token at every place."""
+        return self(batch[:, :-1]).argmax(-1)
+
+    @property
+    def flops_per_batch(self) -> int:
+        """Operations of a training batch, 6 per weight and token and 12 per layer, width and context (PaLM, app. B).
+
+        A table that is only looked up does not count, one that is tied to the output layer does.
+        """
+        samples, length = self._shape
+        config = self.net.config
+        looked_up = 0 if config.tie_word_embeddings else self.net.get_input_embeddings().weight.numel()
+        weights = sum(p.numel() for p in self.net.parameters()) - looked_up
+        heads = getattr(config, "num_attention_heads", 0)
+        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
+        per_token = 6 * weights + 12 * config.num_hidden_layers * width * length
+        share = 1.0 if self.training else 1 / 3  # a backward pass costs two forward passes
+        return int(share * per_token * samples * length)
