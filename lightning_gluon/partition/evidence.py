@@ -22,14 +22,22 @@ from functools import cached_property
 
 from torch import nn
 
-from lightning_gluon.partition.network import Network, Site, class_names, is_lora, look_up, strip_wrappers
+from lightning_gluon.partition.network import Network, Site, class_names, is_lora, strip_wrappers
 
 __all__ = ["Evidence"]
 
 _Conv = nn.modules.conv._ConvNd
 _ConvTranspose = nn.modules.conv._ConvTransposeNd
 _RAW_CHANNELS = 4
-_CHANNELS = ("num_channels", "in_channels", "in_chans", "num_mel_bins", "n_mels", "input_feat_per_channel")
+_CHANNELS = (
+    "num_channels",
+    "in_channels",
+    "in_chans",
+    "num_mel_bins",
+    "n_mels",
+    "input_feat_per_channel",
+    "n_channels",
+)
 _INPUT_PART = re.compile(
     r"(patch_?embed(ding|der)?s?\d*|patch_?(conv|proj|projection)|stem|conv_stem|conv_in|value_embedding|input_embedding"
     r"|embed_(state|action|return|pixels|patches)|patchify)$"
@@ -90,7 +98,7 @@ class Evidence:
             return f"input layer: first layer of {self._called_input(site)}"
         if isinstance(owner, _Conv) and leads == "":
             return "input layer: the network's first convolution"
-        if isinstance(owner, _Conv) and raw and self.network.count(leads) > 2:
+        if isinstance(owner, _Conv) and raw and self.network.count(leads) > 2 and not self._in_stack(site):
             return f"input layer: reads {owner.in_channels} raw channels first in {leads or 'the network'}"
         return None
 
@@ -103,8 +111,9 @@ class Evidence:
         owner = site.owner
         if not isinstance(owner, _Conv):
             return False
-        declared = look_up(site.around[1:], *_CHANNELS)
-        return owner.in_channels <= _RAW_CHANNELS or owner.in_channels == declared
+        configs = (getattr(module, "config", None) for _, module in site.ancestors())
+        declared = {getattr(config, name, None) for config in configs for name in _CHANNELS}
+        return owner.in_channels <= _RAW_CHANNELS or owner.in_channels in declared
 
     def _called_input(self, site: Site) -> str | None:
         """Return the module around the site that is called an input layer and starts with it."""
@@ -126,6 +135,8 @@ class Evidence:
             return f"output layer: {self._declared_heads[site.parts]}"
         if name := self._named_by_timm(site, "classifier"):
             return f"output layer of {name} (classifier)"
+        if self._declares(site, "classifier"):
+            return None
         return self._named_head(site) or self._last_layer(site)
 
     @cached_property
@@ -150,6 +161,12 @@ class Evidence:
                 if inside in _entries(config.get(key)):
                     return type(module).__name__
         return None
+
+    @staticmethod
+    def _declares(site: Site, key: str) -> bool:
+        """Tell whether a timm model around the site names its first or last layers, so that no other can be one."""
+        configs = (getattr(module, "pretrained_cfg", None) for _, module in site.ancestors())
+        return any(bool(config.get(key)) for config in configs if isinstance(config, dict))
 
     def _named_head(self, site: Site) -> str | None:
         """An output by its name: the last layer of a module called classifier, head, score, ..."""
@@ -176,8 +193,9 @@ class Evidence:
         scaled = any(name.startswith("logit_scale") for name, _ in module.named_parameters(recurse=False))
         return scaled or "WithProjection" in type(module).__name__
 
-    def _in_stack(self, site: Site, end: int) -> bool:
+    def _in_stack(self, site: Site, end: int | None = None) -> bool:
         """Tell whether a module on the chain, up to position `end`, is one of a stack of blocks of the same class."""
+        end = len(site.chain) - 1 if end is None else end
         for (_, parent), (path, child) in zip(site.chain[:end], site.chain[1 : end + 1], strict=True):
             if isinstance(parent, _STACKS) and self.network.count(path) > 1:
                 alike = sum(type(other) is type(child) for other in parent.children())
@@ -187,7 +205,7 @@ class Evidence:
 
     def _last_layer(self, site: Site) -> str | None:
         """The last layer of a plain network, or of a sub-network that is named as one of its own."""
-        if not isinstance(site.owner, nn.Linear | _Conv) or self._in_stack(site, len(site.chain) - 1):
+        if not isinstance(site.owner, nn.Linear | _Conv) or self._in_stack(site):
             return None
         if self._is_backbone(site) or not self._ends(site):
             return None

@@ -75,6 +75,7 @@ class Layer:
 _QKV = ("q", "k", "v")
 _QKV_NAMES = {
     "qkv", "qkvs", "Wqkv", "wqkv", "qkv_proj", "qkv_linear", "query_key_value", "to_qkv", "in_proj_qkv", "c_attn",
+    "pwise",
 }  # fmt: skip
 # Attention whose out dimension runs over the heads first: (heads, 3, head size).
 _PER_HEAD = (
@@ -129,6 +130,8 @@ def attention(layer: Layer) -> Split | None:
     special = _falcon(layer) or _unequal_heads(layer) or _special_attention(layer)
     if special:
         return special
+    if layer.name == "pwise":
+        return None
     if layer.is_a(*_PER_HEAD) and not getattr(layer.holder, "multi_query", False):
         return layer.equal(*_QKV, groups=_heads(layer) or 1)
     if getattr(layer.holder, "head_first", False):  # timm: (heads, 3, head size)
@@ -149,6 +152,8 @@ def _special_attention(layer: Layer) -> Split | None:
         return layer.equal("k", "v")
     if layer.is_a("LiteMLA") and (size := layer.integer("dim")):  # timm EfficientViT: (groups, 3, dim)
         return layer.equal(*_QKV, groups=layer.rows // (3 * size))
+    if layer.name == "pwise":  # timm LowFormer and CPUBone: (heads, 3, head size)
+        return layer.equal(*_QKV, groups=layer.integer("num_heads") or 1) if layer.integer("num_keys") == 3 else None
     if layer.is_a("LinearSelfAttention") and layer.rows % 2:  # MobileViT v2: one context score per position
         width = layer.rows // 2
         return layer.sized(_QKV, 1, width, width)
@@ -231,20 +236,19 @@ def declared(layer: Layer) -> Split | None:
 
 
 _RULES = (declared, delta_net, attention, key_value, gated, state_space)
-_INNER = {"conv", "linear", "c", "fc", "0"}  # a convolution or linear map with its norm: `qkv.conv`, `qkv.0`
+_INNER = {"conv", "linear", "c", "fc"}  # a convolution or linear map with its norm: `qkv.conv`, `qkvs.0.conv`
 
 
 def find_split(site: Site, rows: int) -> Split | None:
     """Return how the out dimension of a site's weight divides, or None when it is one map."""
-    for depth, (name, holder) in enumerate(site.holders[:2]):
-        if depth == 1 and site.holders[0][0] not in _INNER and not site.holders[0][0].isdigit():
-            break
-        around = site.around[site.around.index(holder) :]
-        if isinstance(holder, nn.ModuleList) and name.isdigit():
-            continue
-        layer = Layer(name, holder, around, rows)
-        for rule in _RULES:
-            split = rule(layer)
-            if split is not None and len(split.sizes) > 1:
-                return split
+    for name, holder in site.holders[:3]:
+        if not name.isdigit():
+            around = site.around[site.around.index(holder) :]
+            layer = Layer(name, holder, around, rows)
+            for rule in _RULES:
+                split = rule(layer)
+                if split is not None and len(split.sizes) > 1:
+                    return split
+            if name not in _INNER:
+                return None
     return None

@@ -72,6 +72,7 @@ _TOKEN = re.compile(
 _SCALE = re.compile(r"(.*_)?(logit|reg|video|text)?_?logit_(scale|bias)\w*$|(.*_)?temp(erature)?$|logit_scale\w*$")
 _DYNAMICS = re.compile(r"A(_log|_logs)?$|log_(A|dt|k|delta|state_decay)$|time_(decay|first|faaaa)$|A_\w+$")
 _BIAS = re.compile(r"(.*_)?bias(es|_\w+)?$")
+_GAIN = re.compile(r"(layer_?scale|ls|gamma|alpha|beta|scale|res_scale|skip_scale)(_?\w)?$")
 _TIME_TABLE = re.compile(r".*(Relative|RelPos|RelativePosition).*")
 
 
@@ -222,6 +223,13 @@ def bias(case: Case) -> Finding | None:
     return None
 
 
+def scale(case: Case) -> Finding | None:
+    """Layer scales kept several to an array."""
+    if _GAIN.match(case.site.local):
+        return Finding("bias", f"scale of {case.kind}: multiplies entry by entry")
+    return None
+
+
 def vector(case: Case) -> Finding | None:
     """Every other vector or scalar: gains, layer scales, mixing weights."""
     return Finding("bias", f"vector of {case.kind}") if case.is_vector else None
@@ -229,7 +237,7 @@ def vector(case: Case) -> Finding | None:
 
 _RULES: tuple[Callable[[Case], Finding | None], ...] = (
     adapter_table, gain_of_weight_norm, lookup_table, norm_gain, weight_of_layer, attention_projection,
-    recurrent_weight, experts, router, bilinear, shared_space, codebook, no_map, bias, vector,
+    recurrent_weight, experts, router, bilinear, shared_space, codebook, no_map, bias, scale, vector,
 )  # fmt: skip
 
 
