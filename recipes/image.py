@@ -51,7 +51,7 @@ class ImageClassifier(LightningModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.net: Any = _create(name, num_classes, pretrained, model_kwargs or {})
+        self.net = _create(name, num_classes, pretrained, model_kwargs or {})
         if grad_checkpointing:
             self.net.set_grad_checkpointing()
         if compile:
@@ -129,7 +129,7 @@ class ImageClassifier(LightningModule):
         return int(share * (self._flops_per_image or 0) * self._images)
 
 
-def _create(name: str, num_classes: int, pretrained: bool, kwargs: dict[str, Any]) -> torch.nn.Module:
+def _create(name: str, num_classes: int, pretrained: bool, kwargs: dict[str, Any]) -> Any:
     timm = require("timm", "vision")
     if not name.startswith("hf-hub:") and not timm.is_model(name):
         near = timm.list_models(f"*{name.split('_')[0]}*")[:5]

@@ -1,0 +1,161 @@
+"""An optimizer for a module that does not know it: from YAML, by the stock `Trainer` and `LightningCLI`."""
+
+from __future__ import annotations
+
+from types import MethodType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_gluon.configure import configure_optimizers
+from lightning_gluon.groups import build_groups
+from lightning_gluon.methods import ROLES
+from lightning_gluon.partition import partition
+
+__all__ = ["GluonOptimizer"]
+
+_NOT_GROUPED = ("method", "schedule", "warmup", "decay", "total_steps")
+
+
+class GluonOptimizer(Callback):
+    """Replace a module's `configure_optimizers` by `lightning_gluon.configure_optimizers` when fitting begins.
+
+    The parameters are those of `lightning_gluon.configure_optimizers` and the options of all methods. An option that is
+    None is the method's own default. Method, options and their ranges are checked at construction, before any model
+    is built. The optimizer itself is made late, so that it sees names, module types and sharded weights.
+
+    Args:
+        method: A row of `lightning_gluon.METHODS`.
+        lr: The hidden radius; for `adamw` the learning rate. None leaves the module's own optimizer alone.
+        weight_decay: Decoupled decay in units of 1 / lr, one value or one per role.
+        radius: Radii relative to the hidden one, by role.
+        momentum: Weight on the old momentum, in [0, 1).
+        schedule: `constant`, `cosine`, `linear`, `wsd`, `theory` or `theory_constant`; stepped every optimizer step.
+        warmup: Linear warmup in optimizer steps, or as a share of all steps if below 1.
+        decay: Share of the steps that `wsd` decays over.
+        total_steps: Optimizer steps in all; None asks the Trainer.
+        rules: Roles by glob over parameter names, for `lightning_gluon.partition`.
+        strict: Whether a parameter that no rule fits is an error.
+        orthogonalizer: How the spectral LMO is computed, such as `polar_express` or `svd`.
+        orthogonalizer_steps: Its iterations.
+        orthogonalizer_dtype: Its dtype by name.
+        momentum_dtype: Dtype of the momentum by name.
+        on_nonfinite: `raise`, `skip` or `ignore`.
+        noise_floor: Share of a module's largest gradient below which a vector's gradient counts as rounding noise.
+        start: What the momentum starts at, `gradient` or `zero`.
+        scaling: Scaling of the spectral norm: `rms`, `muon`, `moonlight` or `none`.
+        q: Weight on the new part of the inner recursion of `gluon-mvr2` and `gluon-mvr3`.
+        gamma: Share of the correction of `mars`.
+        clip: Largest norm of the corrected gradient of `mars`.
+        rank: Rank of the momentum that `limuon` carries.
+        oversampling: Extra columns of its sketch.
+        power_iterations: Power iterations of its sketch.
+        seed: Seed of its sketch.
+        reference: How the previous iterate is kept: `copy`, `step` or `step8`.
+        momentum_carry: Weight on the old momentum in what `dual_ema` carries.
+        betas: Both betas of `adamw`.
+        eps: The epsilon of `adamw`.
+
+    Raises:
+        ValueError: If the method or an option is unknown, or a value is out of range.
+
+    Example:
+        >>> optimizer = GluonOptimizer("limuon", lr=0.02, rank=8)
+        >>> optimizer.configure(torch.nn.Linear(4, 4)).param_groups[0]["rank"]
+        8
+    """
+
+    def __init__(
+        self,
+        method: str = "gluon",
+        lr: float | str | None = None,
+        weight_decay: float | dict[str, float] | None = None,
+        radius: dict[str, float] | None = None,
+        momentum: float | None = None,
+        schedule: str = "constant",
+        warmup: int | float = 0,
+        decay: float | None = None,
+        total_steps: int | None = None,
+        rules: dict[str, str] | None = None,
+        strict: bool = True,
+        orthogonalizer: str | None = None,
+        orthogonalizer_steps: int | None = None,
+        orthogonalizer_dtype: str | None = None,
+        momentum_dtype: str | None = None,
+        on_nonfinite: str | None = None,
+        noise_floor: float | None = None,
+        start: str | None = None,
+        scaling: str | None = None,
+        q: float | None = None,
+        gamma: float | None = None,
+        clip: float | None = None,
+        rank: int | None = None,
+        oversampling: int | None = None,
+        power_iterations: int | None = None,
+        seed: int | None = None,
+        reference: str | None = None,
+        momentum_carry: float | None = None,
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
+    ) -> None:
+        given = {key: value for key, value in locals().items() if key not in ("self", "rules", "strict")}
+        super().__init__()
+        self.settings = {key: value for key, value in given.items() if value is not None and key != "__class__"}
+        self.rules: Any = rules
+        self.strict = strict
+        self._check()
+
+    @property
+    def active(self) -> bool:
+        """Whether there is anything to configure: an `lr` was given."""
+        return "lr" in self.settings
+
+    def _check(self) -> None:
+        """Build the groups of one weight per role, which raises for whatever does not fit the method."""
+        weights = [{"params": [torch.nn.Parameter(torch.zeros(1, 1))], "role": role} for role in ROLES]
+        named = ("lr", "weight_decay", "radius", "momentum")
+        lr = self.settings.get("lr")
+        options = {k: v for k, v in self.settings.items() if k not in (*named, *_NOT_GROUPED)}
+        build_groups(
+            weights,
+            method=self.settings["method"],
+            lr=lr if isinstance(lr, (int, float)) else 0.0,
+            options=options,
+            **{key: self.settings.get(key) for key in named[1:]},
+        )
+
+    def configure(self, module: torch.nn.Module) -> Any:
+        """Return what a module's `configure_optimizers` should return.
+
+        Args:
+            module: The module to train.
+
+        Returns:
+            The optimizer, or Lightning's dict with a scheduler.
+        """
+        route = None if self.rules is None and self.strict else partition(module, rules=self.rules, strict=self.strict)
+        return configure_optimizers(module, partition=route, **self.settings)
+
+    def bind(self, module: LightningModule) -> None:
+        """Make this module's `configure_optimizers` this one.
+
+        Args:
+            module: The module to train.
+        """
+
+        def configure(module: LightningModule) -> Any:
+            return self.configure(module)
+
+        module.configure_optimizers = MethodType(configure, module)  # type: ignore[method-assign]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Take over before the Trainer asks the module for its optimizer.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The module to train.
+            stage: Only `fit` needs an optimizer.
+        """
+        if stage == "fit" and self.active:
+            self.bind(pl_module)

@@ -1,0 +1,86 @@
+"""`lightning-gluon`: Lightning's command line with optimizers by method name, for any LightningModule."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_gluon.callbacks.count_epochs import CountEpochs
+from lightning_gluon.callbacks.gluon_optimizer import GluonOptimizer
+
+__all__ = ["GluonCLI"]
+
+_UNKNOWN = re.compile(r"(?:does not accept option '|unrecognized arguments: --)(?:optimizer\.)?(\w+)")
+
+
+class GluonParser(LightningArgumentParser):
+    """Lightning's parser, which also says what an unknown option of the optimizer could have been."""
+
+    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
+        """Exit with a message that names the options there are."""
+        found = _UNKNOWN.search(message) if "optimizer" in message else None
+        if found is not None:
+            valid = list(inspect.signature(GluonOptimizer).parameters)
+            near = difflib.get_close_matches(found[1], valid, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            message = f"{message}.{hint} Options of `optimizer` are: {', '.join(valid)}"
+        super().error(message, *args, **kwargs)
+        raise SystemExit(2)
+
+
+class GluonCLI(LightningCLI):
+    """`LightningCLI` with an `optimizer` section that holds the arguments of `lightning_gluon.configure_optimizers`.
+
+    The stock CLI hands bare parameters to an optimizer class; this one asks the module, late, so that names and module
+    types are known, weights may be sharded, and schedules run per step. A module that has its own
+    `configure_optimizers` keeps it unless `optimizer.lr` is given.
+
+    Args:
+        *args: Arguments of `LightningCLI`.
+        **kwargs: Arguments of `LightningCLI`.
+
+    Raises:
+        ValueError: If a module is to be fitted that has no `configure_optimizers`, and no `optimizer.lr` is given.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> options = ["--optimizer.method=muon", "--optimizer.lr=0.02", "--trainer.logger=false"]
+        >>> cli = GluonCLI(BoringModel, args=options, run=False)
+        >>> type(cli.model.configure_optimizers()).__name__
+        'Gluon'
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["auto_configure_optimizers"] = False
+        kwargs.setdefault("parser_class", GluonParser)
+        kwargs.setdefault("save_config_kwargs", {"overwrite": True})
+        defaults = dict(kwargs.get("trainer_defaults") or {})
+        callbacks = defaults.get("callbacks") or []
+        defaults["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), CountEpochs()]
+        kwargs["trainer_defaults"] = defaults
+        super().__init__(*args, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the `optimizer` section.
+
+        Args:
+            parser: The parser of a subcommand.
+        """
+        parser.add_class_arguments(GluonOptimizer, "optimizer")
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer, and attach the optimizer to the model."""
+        super().instantiate_classes()
+        optimizer: GluonOptimizer = self._get(self.config_init, "optimizer")
+        if optimizer.active:
+            optimizer.bind(self.model)
+        elif self.subcommand == "fit" and not is_overridden("configure_optimizers", self.model):
+            raise ValueError(
+                f"Expected `optimizer.lr`, since {type(self.model).__name__} has no `configure_optimizers`. Add a "
+                "method (`-c recipes/methods/gluon.yaml`) or `--optimizer.method gluon --optimizer.lr 0.02`."
+            )

@@ -1,0 +1,176 @@
+"""What `lightning-gluon partition` and `lightning-gluon methods` print."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from lightning_gluon.estimators import ESTIMATORS
+from lightning_gluon.methods import METHODS, ROLES, Method
+from lightning_gluon.partition import partition as route
+
+__all__ = ["build_model", "methods", "partition"]
+
+
+def methods(arguments: Sequence[str] = ()) -> None:
+    """Print the method table, or the options of one method.
+
+    Args:
+        arguments: Command-line arguments: the name of a method, or nothing.
+
+    Raises:
+        SystemExit: If there is no such method.
+    """
+    parser = argparse.ArgumentParser("lightning-gluon methods", description="Print the table of methods.")
+    parser.add_argument("name", nargs="?", help="print the rules and options of this method")
+    name = parser.parse_args(list(arguments)).name
+    if name is None:
+        _console().print(_overview())
+    elif name in METHODS:
+        _console().print(_detail(name))
+    else:
+        raise SystemExit(f"Expected a method out of {', '.join(METHODS)}; got {name!r}.")
+
+
+def _console() -> Console:
+    """The terminal, or 180 columns where the output goes into a file or a pipe."""
+    console = Console()
+    return console if console.is_terminal else Console(width=180)
+
+
+def _overview() -> Table:
+    table = Table(title="method = norm x estimator x radius, per role (`lightning-gluon methods NAME` for one)")
+    for column in ("method", "hidden", "others", "gradients", "momentum", "decay", "what it is", "source"):
+        table.add_column(column)
+    for name, row in METHODS.items():
+        others = ", ".join(dict.fromkeys(_short(row, role) for role in ROLES if role != "hidden"))
+        cells = (_short(row, "hidden"), others, str(_gradients(row)), f"{row.momentum:g}", f"{row.weight_decay:g}")
+        table.add_row(name, *cells, row.summary, row.source)
+    return table
+
+
+def _short(row: Method, role: str) -> str:
+    rule = row.rules[role]
+    return rule.estimator if rule.norm == "identity" else f"{rule.norm} {rule.estimator}"
+
+
+def _gradients(row: Method) -> int:
+    return max(ESTIMATORS[name].gradients for name in row.estimators)
+
+
+def _detail(name: str) -> Table:
+    row = METHODS[name]
+    table = Table(title=f"{name}: {row.summary} ({row.source})")
+    for column in ("role", "norm", "scaling", "estimator", "radius", "options"):
+        table.add_column(column)
+    for role in ROLES:
+        rule = row.rules[role]
+        options = {**ESTIMATORS[rule.estimator].options, **rule.options}
+        listed = ", ".join(f"{key}={value}" for key, value in options.items())
+        table.add_row(role, rule.norm, rule.scaling or "", rule.estimator, f"{rule.radius:g}", listed)
+    return table
+
+
+def partition(arguments: Sequence[str]) -> None:
+    """Print the partition of a model that is built on the meta device.
+
+    Args:
+        arguments: Command-line arguments, see `--help`.
+
+    Raises:
+        SystemExit: If the model cannot be built or routed.
+    """
+    parser = argparse.ArgumentParser("lightning-gluon partition", description="Print the partition of a model.")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--model", help="timm/NAME, transformers/TYPE (or CONFIG CLASS), hub id or folder, or class path"
+    )
+    source.add_argument("-c", "--config", action="append", help="YAML of `fit`; several merge; its model is built")
+    parser.add_argument("--kwargs", default="{}", help="JSON: arguments of the model or entries of its configuration")
+    parser.add_argument("--rules", default=None, help="JSON: roles by glob over parameter names")
+    parser.add_argument("--no-strict", action="store_true", help="elementwise, with a warning, where no rule fits")
+    given = parser.parse_args(list(arguments))
+    try:
+        model = _from_yaml(given.config) if given.config else build_model(given.model, json.loads(given.kwargs))
+        rules = json.loads(given.rules) if given.rules else None
+        print(route(model, rules=rules, strict=not given.no_strict))
+    except (ValueError, TypeError, OSError, ImportError, AttributeError) as error:
+        raise SystemExit(f"{type(error).__name__}: {error}") from error
+
+
+def build_model(name: str, kwargs: dict[str, Any]) -> nn.Module:
+    """Build a model without weights, on the meta device.
+
+    Args:
+        name: `timm/NAME`, `transformers/TYPE` (`qwen2`, `Qwen2Config`), a hub id or folder with a `config.json`, or the
+            dotted path of a class.
+        kwargs: Arguments of the model, or entries of its configuration.
+
+    Returns:
+        The model; its parameters have shapes and no values.
+
+    Raises:
+        ValueError: If the name is none of these.
+
+    Example:
+        >>> build_model("torch.nn.Linear", {"in_features": 4, "out_features": 2}).weight.device.type
+        'meta'
+    """
+    library, _, rest = name.partition("/")
+    with torch.device("meta"):
+        if library == "timm" and rest:
+            return _require("timm", "vision").create_model(rest, pretrained=False, **kwargs)
+        if library == "transformers" and rest:
+            return _from_config(_configuration(rest, kwargs))
+        if "/" in name:
+            return _from_config(_require("transformers", "text").AutoConfig.from_pretrained(name, **kwargs))
+        module, _, attribute = name.rpartition(".")
+        if not module:
+            raise ValueError(
+                f"Expected `--model` to be timm/NAME, transformers/TYPE, a hub id, ./FOLDER or a class path, got {name!r}."
+            )
+        return getattr(importlib.import_module(module), attribute)(**kwargs)
+
+
+def _configuration(name: str, entries: dict[str, Any]) -> Any:
+    transformers = _require("transformers", "text")
+    cls = getattr(transformers, name, None)
+    if cls is not None and hasattr(cls, "model_type"):
+        return cls(**entries)
+    return transformers.AutoConfig.for_model(name, **entries)
+
+
+def _from_config(config: Any) -> nn.Module:
+    """Build the architecture that a configuration names, a causal language model, or the bare model."""
+    transformers = _require("transformers", "text")
+    for name in config.architectures or ():
+        if hasattr(transformers, name):
+            return getattr(transformers, name)(config)
+    try:
+        return transformers.AutoModelForCausalLM.from_config(config)
+    except ValueError:  # not a language model
+        return transformers.AutoModel.from_config(config)
+
+
+def _from_yaml(files: list[str]) -> nn.Module:
+    cli = _require("lightning_gluon.cli", "cli").GluonCLI
+    with torch.device("meta"):
+        arguments = [part for file in files for part in ("--config", file)]
+        return cli(args=arguments, run=False, save_config_callback=None, seed_everything_default=False).model
+
+
+def _require(name: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        command = f'pip install "lightning-gluon[{extra}]"'
+        command = f'pip install "lightning-gluon[{extra}]"'
+        raise ModuleNotFoundError(f"Expected `{error.name}` to be installed. Run: {command}") from error
