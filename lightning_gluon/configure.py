@@ -76,7 +76,7 @@ def configure_optimizers(
     trainer = _trainer(module)
     length = total_steps
     if length is None and trainer is not None and (schedule not in ("constant", "theory") or 0 < warmup < 1):
-        length = trainer.estimated_stepping_batches
+        length = _stepping_batches(trainer)
     plan = Schedule(schedule, length, _warmup_steps(warmup, length), decay, row.theory)
     if trainer is not None:
         options.setdefault("noise_floor", MIXED_NOISE_FLOOR.get(str(trainer.precision)))
@@ -106,6 +106,18 @@ def _trainer(module: nn.Module) -> Any:
         return module.trainer
     except (AttributeError, RuntimeError):  # a plain module; a LightningModule without a Trainer
         return None
+
+
+def _stepping_batches(trainer: Any) -> int:
+    """Return the optimizer steps of the whole fit, without costing a resumed run its place in the data.
+
+    To answer, Lightning (2.6.6) sets its loaders up, before it has read where in the epoch the checkpoint was; it then
+    drops that state. Forgetting the loaders lets it set them up again at the right time.
+    """
+    length = trainer.estimated_stepping_batches
+    if getattr(trainer, "ckpt_path", None) is not None:
+        trainer.fit_loop._combined_loader = None
+    return length
 
 
 def _warmup_steps(warmup: int | float, total_steps: int | None) -> int:

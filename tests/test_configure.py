@@ -1,0 +1,143 @@
+"""The one line: what it returns, its schedules, its conversions and its errors."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_gluon
+from lightning_gluon import METHODS, Gluon, RadiusSchedule, Schedule, configure_optimizers, equivalent_learning_rates
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 3))
+
+
+def test_a_bare_optimizer_or_lightnings_dict() -> None:
+    assert isinstance(configure_optimizers(network(), lr=0.02), Gluon)
+    configured = configure_optimizers(network(), lr=0.02, schedule="cosine", total_steps=10)
+    assert isinstance(configured["optimizer"], Gluon)
+    assert configured["lr_scheduler"]["interval"] == "step"
+    assert isinstance(configure_optimizers(network(), lr=0.02, warmup=3), dict)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_groups_are_named_by_role(method: str) -> None:
+    optimizer = configure_optimizers(network(), method, lr=0.02, radius={"head": 3.0})
+    names = [group["name"] for group in optimizer.param_groups]
+    assert names == [group["role"] for group in optimizer.param_groups] and "hidden" in names
+    by_role = {group["role"]: group for group in optimizer.param_groups}
+    assert by_role["head"]["radius"] == 3.0
+    assert by_role["hidden"]["radius"] == METHODS[method].rules["hidden"].radius
+    assert all(group["lr"] == 0.02 for group in optimizer.param_groups)
+
+
+def test_vectors_are_well_below_and_tables_above_hidden() -> None:
+    for method in ("gluon", "gluon-mvr1", "limuon"):
+        rules = METHODS[method].rules
+        assert (rules["hidden"].radius, rules["bias"].radius, rules["embedding"].radius) == (1.0, 0.1, 25.0)
+
+
+FACTORS = [
+    (Schedule("constant", warmup=4), {0: 0.25, 3: 1.0, 100: 1.0}),
+    (Schedule("linear", 10), {0: 1.0, 5: 0.5, 10: 0.0, 11: 0.0}),
+    (Schedule("cosine", 10, warmup=2), {0: 0.5, 1: 1.0, 2: 1.0, 6: 0.5, 10: 0.0}),
+    (Schedule("wsd", 10, decay=0.5), {0: 1.0, 5: 1.0, 6: 0.8, 10: 0.0}),
+    (Schedule("theory", rates=(0.75, 0.5)), {0: 1.0, 15: 0.125}),
+    (Schedule("theory_constant", 1000, rates=(2 / 3, 2 / 3)), {0: 0.01, 999: 0.01}),
+]
+
+
+@pytest.mark.parametrize(("schedule", "expected"), FACTORS)
+def test_factors_by_hand(schedule: Schedule, expected: dict[int, float]) -> None:
+    for step, factor in expected.items():
+        assert schedule.factor(step) == pytest.approx(factor, abs=1e-12)
+
+
+def test_theory_drives_lr_and_momentum_through_the_optimizer() -> None:
+    """Theorem 2: t_k = t_0 (k+1)^(-3/4), b_k = 1 - (k+1)^(-1/2), replayed by hand for three steps."""
+    net = network().double()
+    configured = configure_optimizers(net, lr=0.1, schedule="theory", orthogonalizer="svd")
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    x, m = net[2].weight.detach().clone(), torch.zeros(16, 16, dtype=torch.float64)
+    for k in range(3):
+        torch.manual_seed(k)
+        for p in net.parameters():
+            p.grad = torch.randn_like(p)
+        b = 1 - (k + 1) ** -0.5
+        m = b * m + (1 - b) * net[2].weight.grad
+        u, _, vh = torch.linalg.svd(m)
+        x = x - 0.1 * (k + 1) ** -0.75 * u @ vh
+        optimizer.step()
+        scheduler.step()
+    torch.testing.assert_close(net[2].weight.detach(), x, rtol=0, atol=1e-12)
+    assert optimizer.param_groups[0]["radius"] in (1.0, 0.1, 25.0), "schedules act on lr, never on radius"
+
+
+def test_scheduler_state_is_plain_and_resumes() -> None:
+    def build() -> dict:
+        return configure_optimizers(network(), lr=0.1, schedule="cosine", total_steps=20, warmup=0.1)
+
+    one, two = build(), build()
+    for _ in range(7):
+        one["optimizer"].step()
+        one["lr_scheduler"]["scheduler"].step()
+    state = one["lr_scheduler"]["scheduler"].state_dict()
+    assert state["schedule"]["name"] == "cosine"
+    two["optimizer"].load_state_dict(one["optimizer"].state_dict())
+    two["lr_scheduler"]["scheduler"].load_state_dict(state)
+    for some in (one, two):
+        some["optimizer"].step()
+        some["lr_scheduler"]["scheduler"].step()
+    assert one["optimizer"].param_groups[0]["lr"] == two["optimizer"].param_groups[0]["lr"]
+
+
+def test_conversions_give_the_same_spectral_size() -> None:
+    for shape in [(768, 768), (3072, 768), (768, 3072)]:
+        m, n = shape
+        rates = equivalent_learning_rates(0.018, shape)
+        ours = 0.018 * math.sqrt(m / n)
+        assert rates["muon"] * math.sqrt(max(1, m / n)) == pytest.approx(ours)
+        assert rates["moonlight"] * 0.2 * math.sqrt(max(m, n)) == pytest.approx(ours)
+        assert rates["scion"] == pytest.approx(3.6e-4), "the authors' NanoGPT setting"
+        u, _, vh = torch.linalg.svd(torch.randn(m // 16, n // 16), full_matrices=False)
+        rms = equivalent_learning_rates(0.018, (m // 16, n // 16))["update_rms"]
+        assert (ours * u @ vh).square().mean().sqrt().item() == pytest.approx(rms, rel=1e-4)
+
+
+def test_rules_and_partitions_are_taken() -> None:
+    net = network()
+    routes = lightning_gluon.partition(net, rules={"4.weight": "hidden"})
+    optimizer = configure_optimizers(net, lr=0.02, partition=routes)
+    assert {group["role"] for group in optimizer.param_groups} == {"hidden", "bias"}
+
+
+BAD = [
+    (dict(method="gluoon", lr=0.1), r"`method` to be one of gluon, .* got 'gluoon'"),
+    (dict(lr=0.1, schedule="cosin"), r"`schedule` to be one of constant, cosine"),
+    (dict(lr=0.1, schedule="cosine"), r"needs to know its length.*`total_steps=`"),
+    (dict(lr=0.1, warmup=0.1), r"`total_steps` is unknown"),
+    (dict(lr=0.1, warmup=-1), r"`warmup` to be a number of steps"),
+    (dict(lr=0.1, schedule="wsd", total_steps=5, decay=0.0), r"`decay` to satisfy 0 < decay <= 1"),
+    (dict(method="muon", lr=0.1, schedule="theory"), r"needs a method whose theory has one"),
+    (dict(lr=0.1, wieght_decay=0.1), r"Unknown option `wieght_decay` for method 'gluon'"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD)
+def test_bad_input(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        configure_optimizers(network(), **options)
+
+
+def test_schedule_object_checks_itself() -> None:
+    with pytest.raises(ValueError, match="whole number of steps >= 0"):
+        Schedule("constant", warmup=-2)
+    with pytest.raises(ValueError, match="total_steps` is 0"):
+        Schedule("linear", 0)
+    optimizer = Gluon(network(), lr=1.0)
+    assert RadiusSchedule(optimizer, Schedule("linear", 4)).get_last_lr()[0] == 1.0
