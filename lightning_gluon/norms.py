@@ -1,8 +1,8 @@
 """What is a unit ball: every norm with its dual norm and its linear minimisation oracle (LMO).
 
 For a norm `||.||` on a layer's weight and its dual `||G||_* = max_{||D|| <= 1} <G, D>`, the LMO returns the `D` that
-attains the maximum. All norms are batched over leading dimensions, give zero for zero, and their `lmo` does not depend on
-the scale of the input: there is no absolute epsilon anywhere.
+attains the maximum. All norms are batched over leading dimensions, give zero for zero, and their `lmo` does not depend
+on the scale of the input: there is no absolute epsilon anywhere.
 
 | norm | `||X||`, X (m, n) | `D` | `||G||_*` |
 |---|---|---|---|
@@ -122,7 +122,8 @@ class Spectral(Norm):
 
     References:
         T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
-        K. Jordan et al., "Muon", 2024. J. Liu et al., "Muon is Scalable for LLM Training" (Moonlight), arXiv 2502.16982.
+        K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024.
+        J. Liu et al., "Muon is Scalable for LLM Training" (Moonlight), arXiv 2502.16982.
 
     Example:
         >>> norm = Spectral(orthogonalizer="svd")
@@ -139,11 +140,14 @@ class Spectral(Norm):
     def __post_init__(self) -> None:
         """Check the options."""
         if self.scaling not in SCALINGS:
-            raise ValueError(f"Expected `scaling` to be one of {', '.join(SCALINGS)}, but got {self.scaling!r}. Check the "
-                             "spelling.")  # fmt: skip
+            raise ValueError(
+                f"Expected `scaling` to be one of {', '.join(SCALINGS)}, but got {self.scaling!r}. Check the spelling."
+            )
         if self.orthogonalizer not in METHODS:
-            raise ValueError(f"Expected `orthogonalizer` to be one of {', '.join(METHODS)}, but got "
-                             f"{self.orthogonalizer!r}. Check the spelling.")  # fmt: skip
+            raise ValueError(
+                f"Expected `orthogonalizer` to be one of {', '.join(METHODS)}, but got {self.orthogonalizer!r}. "
+                "Check the spelling."
+            )
         if self.orthogonalizer != "svd":
             schedule(self.orthogonalizer, self.steps)
 
@@ -184,7 +188,7 @@ class Spectral(Norm):
     def _matrices(self, tensor: Tensor) -> tuple[Tensor, float]:
         """Return the matrices (..., m, n) and the scale."""
         matrices = self._read(tensor)
-        return matrices, self.scale(*matrices.shape[-2:])
+        return matrices, self.scale(matrices.shape[-2], matrices.shape[-1])
 
 
 def _singular_values(matrices: Tensor) -> Tensor:
@@ -232,7 +236,7 @@ class SpectralConv(Spectral):
             )
         kernel = math.prod(tensor.shape[tensor.ndim - self.kernel_dims :])
         matrices = tensor.flatten(tensor.ndim - self.kernel_dims - 1)
-        return matrices, self.scale(*matrices.shape[-2:], kernel)
+        return matrices, self.scale(matrices.shape[-2], matrices.shape[-1], kernel)
 
 
 @dataclass(frozen=True)
@@ -415,8 +419,8 @@ def make_norm(name: str, **options: object) -> Norm:
     """
     if name not in NORMS:
         raise ValueError(f"Expected `norm` to be one of {', '.join(NORMS)}, but got {name!r}. Check the spelling.")
-    unknown = sorted(set(options) - set(NORMS[name].__dataclass_fields__))  # type: ignore[attr-defined]
+    known = list(NORMS[name].__dataclass_fields__)  # type: ignore[attr-defined]
+    unknown = sorted(set(options) - set(known))
     if unknown:
-        raise TypeError(f"Expected options of norm {name!r} to be among "
-                        f"{list(NORMS[name].__dataclass_fields__)}, but got {unknown}. Remove them.")  # type: ignore[attr-defined] # fmt: skip
+        raise TypeError(f"Expected options of norm {name!r} to be among {known}, but got {unknown}. Remove them.")
     return NORMS[name](**options)
