@@ -217,9 +217,8 @@ def orthogonalize(
     check_real(matrices)
     if matrices.ndim < 2:
         raise ValueError(
-    # Rows of at most unit length: fp16 can hold X X^T.
-    stack = stack.div_(_one_if_zero(amax) * math.sqrt(stack.shape[-1]))
-            "one row."
+            f"Expected `matrices` to have shape (..., m, n), but got shape {tuple(matrices.shape)}. "
+            "Reshape a vector to one row."
         )
     if method != "svd":
         schedule(method, steps)  # complain before any work
