@@ -11,8 +11,9 @@ no parameter here cannot be seen without a forward pass, and its map is a spectr
 A layer is an *output layer* when
   1. Hugging Face's `get_output_embeddings` or timm's `get_classifier` returns it, or
   2. it is the last layer of a module named as an output (`classifier`, `lm_head`, `head`, `score`, ...), or
-  3. it is the last layer of the whole network, outside any stack of repeated blocks, and nothing but an output
-     activation follows it. A network of one single layer has no such layer, and a backbone without head neither.
+  3. nothing else in the network is one, and it is the last layer of the whole network, outside any stack of repeated
+     blocks, with nothing but an output activation after it. A network of one single layer has no such layer, and a
+     backbone without head neither.
 """
 
 from __future__ import annotations
@@ -45,11 +46,15 @@ _INPUT_PART = re.compile(
 _INPUT_CLASS = re.compile(r"(Patch_?Embed|Patchify|PatchEncoder|NaFlexEmbed)", re.IGNORECASE)
 
 _HEAD_PART = re.compile(
-    r"((.+_)?classifiers?|(.+_)?heads?|head_dist|score|qa_outputs|embed_out|to_logits|(.+_)?logits|output_layer"
+    r"((.+_)?classifiers?|(.+_)?heads?|head_dist|score|qa_outputs|embed_out|to_logits|(.+_)?logits(_\w+)?|output_layer"
     r"|output_projection|(.+_)?predictor|dense_prediction|class_embed|bbox_embed|seq_relationship|fc"
-    r"|parameter_projection|aux_logits)$"
+    r"|parameter_projection|action_out_proj|cls_score|bbox_pred|kps_score\w*)$"
 )
-_NO_HEAD = re.compile(r"(conv_head|pre_classifier|pre_head|pre_logits|multi_?head|.*attn_heads?|.*attention_heads?)$")
+_NO_HEAD = re.compile(
+    r"(conv_head|pre_classifier|pre_head|pre_logits|multi_?head|.*attn_heads?|.*attention_heads?"
+    r"|.*(query_pos(ition)?|ref_point|ref_anchor|reference_points?)_head)$"
+)
+_NO_HEAD_CLASS = re.compile(r"Pool")  # a pooling head gives features
 _SHARED_SPACE = re.compile(r"(text|visual|vision|image|audio)_projection$")
 _NETWORK_PART = re.compile(
     r"(generator|discriminator|critic|actor|policy|q_net(work)?|value_net(work)?|policy_net)\d*$"
@@ -98,7 +103,7 @@ class Evidence:
             return f"input layer: first layer of {self._called_input(site)}"
         if isinstance(owner, _Conv) and leads == "":
             return "input layer: the network's first convolution"
-        if isinstance(owner, _Conv) and raw and self.network.count(leads) > 2 and not self._in_stack(site):
+        if isinstance(owner, _Conv) and raw and self.network.count(leads) > 1 and not self._in_stack(site):
             return f"input layer: reads {owner.in_channels} raw channels first in {leads or 'the network'}"
         return None
 
@@ -112,7 +117,7 @@ class Evidence:
         if not isinstance(owner, _Conv):
             return False
         configs = (getattr(module, "config", None) for _, module in site.ancestors())
-        declared = {getattr(config, name, None) for config in configs for name in _CHANNELS}
+        declared = [getattr(config, name, None) for config in configs for name in _CHANNELS]
         return owner.in_channels <= _RAW_CHANNELS or owner.in_channels in declared
 
     def _called_input(self, site: Site) -> str | None:
@@ -131,13 +136,24 @@ class Evidence:
         """Return why the site's owner is an output layer, or None."""
         if is_lora(site.path):
             return None
+        return self._known_heads.get(site.path) or self._last_layer(site)
+
+    @cached_property
+    def _known_heads(self) -> dict[str, str]:
+        """Output layers that are declared or named as such: path of the layer and the reason."""
+        found = {}
+        for path in self.network.layers:
+            reason = self._declared_or_named(self.network.site(f"{path}.weight"))
+            if reason is not None:
+                found[path] = reason
+        return found
+
+    def _declared_or_named(self, site: Site) -> str | None:
         if site.parts in self._declared_heads:
             return f"output layer: {self._declared_heads[site.parts]}"
         if name := self._named_by_timm(site, "classifier"):
             return f"output layer of {name} (classifier)"
-        if self._declares(site, "classifier"):
-            return None
-        return self._named_head(site) or self._last_layer(site)
+        return None if self._declares(site, "classifier") else self._named_head(site)
 
     @cached_property
     def _declared_heads(self) -> dict[tuple[str, ...], str]:
@@ -170,9 +186,9 @@ class Evidence:
 
     def _named_head(self, site: Site) -> str | None:
         """An output by its name: the last layer of a module called classifier, head, score, ..."""
-        for index, (path, _) in enumerate(site.chain):
+        for index, (path, module) in enumerate(site.chain):
             name = path.split(".")[-1]
-            if not path or self._in_stack(site, index - 1):
+            if not path or self._in_stack(site, index - 1) or _NO_HEAD_CLASS.search(type(module).__name__):
                 continue
             shared = _SHARED_SPACE.match(name) and self._contrasts(site.chain[index - 1][1])
             if not shared and (not _HEAD_PART.match(name) or _NO_HEAD.match(name)):
@@ -180,7 +196,9 @@ class Evidence:
             end = index
             while end < len(site.chain) - 1 and isinstance(site.chain[end][1], nn.ModuleList | nn.ModuleDict):
                 end += 1
-            parent = site.chain[index - 1][0]
+            parent, above = site.chain[index - 1]
+            if name.endswith("_head") and hasattr(above, f"{name[:-5]}_predictor"):
+                continue  # R-CNN: the box head gives features to the box predictor
             if name == "fc" and not (self.network.is_last(site, parent) and self.network.count(parent) > 1):
                 continue
             if self.network.is_last(site, site.chain[end][0]):
@@ -198,6 +216,8 @@ class Evidence:
         end = len(site.chain) - 1 if end is None else end
         for (_, parent), (path, child) in zip(site.chain[:end], site.chain[1 : end + 1], strict=True):
             if isinstance(parent, _STACKS) and self.network.count(path) > 1:
+                if isinstance(parent, nn.ModuleDict) and isinstance(child, _STACKS):
+                    continue  # parts with names of their own, not repeated blocks
                 alike = sum(type(other) is type(child) for other in parent.children())
                 if alike > 1 or isinstance(parent, nn.ModuleList):
                     return True
@@ -212,8 +232,21 @@ class Evidence:
         for path, _ in site.chain[:-1]:
             whole = path == "" or _NETWORK_PART.match(path.split(".")[-1])
             if whole and self.network.is_last(site, path) and self.network.count(path) > 1:
+                if self._has_head(site, path):
+                    return None
                 return f"output layer: the last layer of {path or 'the network'}"
         return None
+
+    def _has_head(self, site: Site, path: str) -> bool:
+        """Tell whether the network that the site belongs to has an output layer already."""
+        models = [p for p, module in site.ancestors() if "PreTrainedModel" in class_names(module)]
+        scope = path or (models[0] if models else site.path.split(".")[0])
+        for head in self._known_heads:
+            top = head.split(".")[0]
+            inside = not scope or f"{head}.".startswith(f"{scope}.")
+            if inside or (not path and not models and _HEAD_PART.match(top)):
+                return True
+        return False
 
     @staticmethod
     def _is_backbone(site: Site) -> bool:

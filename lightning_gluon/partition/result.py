@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterator
 
 from rich.console import Console
@@ -109,8 +110,10 @@ class Partition:
         return self.table()
 
     def __str__(self) -> str:
-        """Return the table as text, as wide as the terminal."""
-        return to_text(self.table(), Console().width)
+        """Return the table as text, as wide as the terminal (or `COLUMNS`), 120 columns where there is none."""
+        console = Console()
+        known = console.is_terminal or "COLUMNS" in os.environ
+        return to_text(self.table(), console.width if known else 120)
 
     def __repr__(self) -> str:
         """Return a line with the number of tensors per role."""

@@ -15,6 +15,7 @@ from torch import nn
 from lightning_gluon.partition.evidence import Evidence
 from lightning_gluon.partition.layouts import expert_views, is_depthwise, layer_views, recurrent_views
 from lightning_gluon.partition.network import Site, class_names, is_weight_layer
+from lightning_gluon.partition.raw_maps import find_raw_map
 from lightning_gluon.views import MatrixView
 
 __all__ = ["Case", "Finding", "decide"]
@@ -55,6 +56,13 @@ class Case:
         return any(fragment in name for name in class_names(self.owner) for fragment in fragments)
 
     @property
+    def label(self) -> str:
+        """The parameter's name as its module means it: members of a ParameterList or -Dict go by the name of that."""
+        if isinstance(self.owner, nn.ParameterList | nn.ParameterDict) and self.site.holders:
+            return self.site.holders[0][0]
+        return self.site.local
+
+    @property
     def is_vector(self) -> bool:
         """True when at most one dimension has more than one entry."""
         return sum(size != 1 for size in self.shape) <= 1
@@ -63,9 +71,10 @@ class Case:
 _POSITION = re.compile(r"(.*_)?(abs_)?pos(ition|itional)?_?(emb|embed|embeds|enc|encoding|embedding|embeddings)?"
                        r"(_.+|\d+)?$|pos$|.*_pos$|time_embeddings$")  # fmt: skip
 _RELATIVE = re.compile(r"(.*_)?rel(ative)?_(pos|position|attention|emb|embeddings|bias)\w*|.*_rel(_[a-z])?$|rpb$"
-                       r"|emb_rel_\w|attention_biases$|position_bias$|distance_embedding$|pos_bias_\w$")  # fmt: skip
+                       r"|emb_rel_\w|attention_biases$|position_bias$|distance_embedding$|pos_bias_\w$|bias_values$|pe_k$"
+                       r"|rel_\w*(embed|embeddings?)$|index_kpool_compress_ape$")  # fmt: skip
 _TOKEN = re.compile(
-    r".*tokens?(_\w+|\d+)?$|cls(_emb\w*)?$|class_(embedding|pos_emb)$|.*mask(ed)?_(spec_)?emb\w*$|latents?(_\w+)?$|probe$"
+    r".*tokens?(_\w+|\d+)?$|cls(_emb\w*)?$|class_(embedding|pos_emb)$|.*mask(ed)?_(spec_)?emb\w*$|latents?(_\dd|_query)?$|probe$|pad_(up|down|left|right)$"
     r"|(.+_)?quer(y|ies)(_embed|_tokens)?$|image_\w+$|view_separator$|(.+_)?(level|seg|segment)_embed\w*$|dummy_node$"
     r"|(.+_)?prompts?(_\w+)?$|.*_latents?$|\w+_init$"
 )
@@ -73,7 +82,8 @@ _SCALE = re.compile(r"(.*_)?(logit|reg|video|text)?_?logit_(scale|bias)\w*$|(.*_
 _DYNAMICS = re.compile(r"A(_log|_logs)?$|log_(A|dt|k|delta|state_decay)$|time_(decay|first|faaaa)$|A_\w+$")
 _BIAS = re.compile(r"(.*_)?bias(es|_\w+)?$")
 _GAIN = re.compile(r"(layer_?scale|ls|gamma|alpha|beta|scale|res_scale|skip_scale)(_?\w)?$")
-_TIME_TABLE = re.compile(r".*(Relative|RelPos|RelativePosition).*")
+_RELATIVE_CLASS = re.compile(r".*(Relative|RelPos).*")
+_POSITION_CLASS = re.compile(r"Position(al)?(Embed|Enc)|PosEmb|PosEnc|RelativeLogits")
 
 
 def adapter_table(case: Case) -> Finding | None:
@@ -94,7 +104,7 @@ def lookup_table(case: Case) -> Finding | None:
     if not table and not (case.owned_by("Embedding") and not is_weight_layer(case.owner)):
         return None
     name = case.site.holders[0][0] if case.site.holders else ""
-    if _RELATIVE.match(name) or _TIME_TABLE.match(case.kind):
+    if _RELATIVE.match(name) or _RELATIVE_CLASS.match(case.kind):
         return Finding("elementwise", f"table over relative positions ({name})")
     return Finding("embedding", f"lookup table ({case.kind})", (MatrixView.whole(case.shape),))
 
@@ -189,6 +199,16 @@ def shared_space(case: Case) -> Finding | None:
     return None
 
 
+def raw_map(case: Case) -> Finding | None:
+    """Maps kept as bare arrays by modules we know."""
+    known = find_raw_map(case.site, case.shape)
+    if known is None:
+        return None
+    entry, (views, note) = known
+    what = "output layer" if entry.role == "head" else "linear map between features"
+    return Finding(entry.role, f"{what} kept as a bare array ({case.kind}.{case.site.local}){note}", views)
+
+
 def codebook(case: Case) -> Finding | None:
     """Code vectors that are looked up."""
     if case.site.local in {"codevectors", "codebook"} and len(case.shape) >= 2:
@@ -207,25 +227,27 @@ _NO_MAP = (
 
 def no_map(case: Case) -> Finding | None:
     """Bare arrays that act entry by entry: tokens, positions, relative positions, logit scales, rates."""
-    local = case.site.local
+    local = case.label
     if local in {"weight", "bias"}:
         return None
     for pattern, reason in _NO_MAP:
         if pattern.match(local):
             return Finding("elementwise", f"{reason} ({local})")
+    if len(case.shape) > 1 and any(_POSITION_CLASS.search(type(module).__name__) for module in case.site.around[:2]):
+        return Finding("elementwise", f"learned positions: added to the inputs, no map ({local} of {case.kind})")
     return None
 
 
 def bias(case: Case) -> Finding | None:
     """Biases, those of stacked experts included."""
-    if _BIAS.match(case.site.local):
+    if _BIAS.match(case.label):
         return Finding("bias", f"bias of {case.kind}")
     return None
 
 
 def scale(case: Case) -> Finding | None:
     """Layer scales kept several to an array."""
-    if _GAIN.match(case.site.local):
+    if _GAIN.match(case.label):
         return Finding("bias", f"scale of {case.kind}: multiplies entry by entry")
     return None
 
@@ -237,7 +259,7 @@ def vector(case: Case) -> Finding | None:
 
 _RULES: tuple[Callable[[Case], Finding | None], ...] = (
     adapter_table, gain_of_weight_norm, lookup_table, norm_gain, weight_of_layer, attention_projection,
-    recurrent_weight, experts, router, bilinear, shared_space, codebook, no_map, bias, scale, vector,
+    recurrent_weight, experts, router, bilinear, shared_space, raw_map, codebook, no_map, bias, scale, vector,
 )  # fmt: skip
 
 

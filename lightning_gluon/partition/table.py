@@ -86,7 +86,7 @@ def render(routes: list[Route]) -> Table:
     """
     table = Table(title="Partition", title_justify="left", header_style="bold", pad_edge=False)
     for column, options in {
-        "name": {"overflow": "fold", "ratio": 5}, "n": {"justify": "right"}, "shape": {}, "role": {}, "norm": {},
+        "name": {"overflow": "fold", "ratio": 6}, "n": {"justify": "right"}, "shape": {}, "role": {}, "norm": {},
         "matrices": {"overflow": "fold", "ratio": 3}, "reason": {"overflow": "fold", "ratio": 5},
     }.items():  # fmt: skip
         table.add_column(column, **options)  # type: ignore[arg-type]
