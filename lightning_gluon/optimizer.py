@@ -92,7 +92,7 @@ class Gluon(Optimizer):
             "options": dict(options),
         }
         self.reference_gradients: dict[Tensor, Tensor] = {}
-        self.two_point = "closure"  # who takes the second gradient: step(closure) itself, or a callback
+        self.two_point = "closure"  # who takes the second gradient: step(closure) itself, a "callback", or "none"
         self._transient()
         self._defaults_for_groups = defaults
         super().__init__(groups, {"lr": lr})
@@ -291,9 +291,20 @@ class Gluon(Optimizer):
             old = references[start:stop] if references else None
             self._update(chunk, gradients[start:stop], old, signal[start:stop] if signal is not None else None)
             start = stop
+        self._stay(chunks)
         self._count(chunks, bool(references))
         self.reference_gradients = {}
         return loss
+
+    def _stay(self, chunks: list[Chunk]) -> None:
+        """A parameter that took no step was already here one iterate ago."""
+        if self.reference_point is None:
+            return
+        stepped = {parameter for chunk in chunks for parameter in chunk.params}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter not in stepped and self.state.get(parameter):
+                    reference.record_(self._reference_kind, self.state[parameter], parameter, parameter.clone())
 
     def _plan(self) -> list[Chunk]:
         present = tuple(parameter.grad is not None for group in self.param_groups for parameter in group["params"])
@@ -310,21 +321,24 @@ class Gluon(Optimizer):
         """Run the closure, a second time at the previous iterate where nobody else does."""
         if closure is None:
             return None
-        if self.reference_point is None or self.two_point == "callback" or not self.needs_reference:
+        if self.reference_point is None or self.two_point != "closure" or not self.needs_reference:
             with torch.enable_grad():
                 return closure()
+        again = closure
         if _is_lightning(closure):
-            raise RuntimeError(
-                "This method takes a second gradient, which the closure alone cannot give exactly under Lightning. Add "
-                "`lightning_gluon.callbacks.VarianceReduction()` to the Trainer's callbacks, or build the optimizer with "
-                "`lightning_gluon.configure_optimizers`, which attaches it."
-            )
+            module, _, again = closure.args  # again: the closure itself, without the hooks around it
+            if module.automatic_optimization:
+                raise RuntimeError(
+                    "This method takes a second gradient, which the closure alone cannot give exactly under Lightning. Add "
+                    "`lightning_gluon.callbacks.VarianceReduction()` to the Trainer's callbacks, or build the optimizer "
+                    "with `lightning_gluon.configure_optimizers`, which attaches it."
+                )
         if self.reference_point == "transported":
             with self.at_reference(), torch.enable_grad():
                 return closure()
-        return self._evaluate_twice(closure)
+        return self._evaluate_twice(closure, again)
 
-    def _evaluate_twice(self, closure: Callable[[], Any]) -> Any:
+    def _evaluate_twice(self, closure: Callable[[], Any], again: Callable[[], Any]) -> Any:
         before = rng_state()
         with torch.enable_grad():
             loss = closure()
@@ -336,7 +350,7 @@ class Gluon(Optimizer):
         try:
             set_rng_state(before)
             with self.at_reference(), torch.enable_grad():
-                closure()
+                again()
             self.reference_gradients = {p: p.grad for p in params if p.grad is not None}
         finally:
             set_rng_state(after)
@@ -346,16 +360,21 @@ class Gluon(Optimizer):
 
     def _reference_list(self, chunks: list[Chunk]) -> list[Tensor]:
         """Return c_old in the order of the plan; empty on a step that takes none."""
-        if self.reference_point != "previous" or not self.needs_reference:
-            return []
+        if self.reference_point != "previous" or not self.needs_reference or self.two_point == "none":
+            return []  # c_old = c_new: plain momentum
         if not self.reference_gradients:
             raise RuntimeError(
                 "The gradients at the previous iterate are missing: call `step(closure)`, or add "
                 "`lightning_gluon.callbacks.VarianceReduction()` to the Trainer's callbacks."
             )
-        return [
-            self.reference_gradients.get(parameter, parameter.grad) for chunk in chunks for parameter in chunk.params
-        ]
+        return [self._old_gradient(parameter) for chunk in chunks for parameter in chunk.params]
+
+    def _old_gradient(self, parameter: Tensor) -> Tensor:
+        """Return c_old of one parameter; without a state it takes its first step, where c_old is c_new."""
+        if parameter not in self.state:
+            return parameter.grad
+        old = self.reference_gradients.get(parameter)
+        return torch.zeros_like(parameter.grad) if old is None else old  # none: not used at the previous iterate
 
     # ------------------------------------------------------------------ one chunk
 
