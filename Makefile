@@ -29,7 +29,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 quickstart: $(INSTALLED)
-	$(BIN)/python recipes/quickstart.py
+	$(BIN)/python -m recipes.quickstart
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

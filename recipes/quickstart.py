@@ -34,7 +34,7 @@ EPOCHS = 30
 # out for it: gluon .005 .01 .02 .04 .08, adamw .001 .002 .004 .008 .016 (weight decay .05). What is not named here is the
 # method's default.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "gluon": {"lr": 0.02},
+    "gluon": {"lr": 0.02, "radius": {"embedding": 25 * 4 / 64}},
     "adamw": {"lr": 0.004, "weight_decay": 0.05},
 }
 
@@ -59,7 +59,7 @@ class DigitsViT(LightningModule):
         """Return the loss of a batch."""
         images, labels = batch
         loss = torch.nn.functional.cross_entropy(self.net(images), labels)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
         return loss
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -67,7 +67,7 @@ class DigitsViT(LightningModule):
         images, labels = batch
         logits = self.net(images)
         self.accuracy(logits, labels)
-        self.log("val/loss", torch.nn.functional.cross_entropy(logits, labels), prog_bar=True)
+        self.log("val/loss", torch.nn.functional.cross_entropy(logits, labels))
         self.log("val/accuracy", self.accuracy, prog_bar=True)
 
     def configure_optimizers(self) -> Any:

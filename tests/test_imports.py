@@ -16,7 +16,7 @@ PACKAGE = Path(lightning_gluon.__file__).parent
 HEAVY = {"lightning", "pytorch_lightning", "timm", "transformers", "torchvision", "sklearn", "matplotlib", "peft"}
 
 # The mathematics: these modules know the shape of a matrix, its norm and its gradients, and nothing of training.
-COMPONENTS = {"views", "norms", "orthogonalize", "estimators", "radius"}
+COMPONENTS = {"views", "norms", "orthogonalize", "estimators"}
 # The only places that may import Lightning when they are imported.
 LIGHTNING = {"callbacks", "cli", "__main__"}
 
