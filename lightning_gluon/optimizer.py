@@ -329,9 +329,9 @@ class Gluon(Optimizer):
             module, _, again = closure.args  # again: the closure itself, without the hooks around it
             if module.automatic_optimization:
                 raise RuntimeError(
-                    "This method takes a second gradient, which the closure alone cannot give exactly under Lightning. Add "
-                    "`lightning_gluon.callbacks.VarianceReduction()` to the Trainer's callbacks, or build the optimizer "
-                    "with `lightning_gluon.configure_optimizers`, which attaches it."
+                    "This method takes a second gradient, which the closure alone cannot give exactly under Lightning. "
+                    "Add `lightning_gluon.callbacks.VarianceReduction()` to the Trainer's callbacks, or build the "
+                    "optimizer with `lightning_gluon.configure_optimizers`, which attaches it."
                 )
         if self.reference_point == "transported":
             with self.at_reference(), torch.enable_grad():
