@@ -1,0 +1,152 @@
+"""The same micro-batch once more, at the previous iterate: what the callback `VarianceReduction` runs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import fields, is_dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gluon.callbacks.untouched import Buffers, untouched
+from lightning_gluon.optimizer import Gluon
+from lightning_gluon.rng import rng_state, set_rng_state
+
+__all__ = ["Replay", "copy_batch", "exchanged_gradients"]
+
+
+class Replay:
+    """One call of `training_step`, remembered at its entry so that it can be repeated exactly.
+
+    Args:
+        trainer: The Trainer.
+        training_step: The strategy's own `training_step`.
+        args: Its arguments, which are copied: a step may write to its batch, or pop entries from it.
+        kwargs: Its keyword arguments.
+    """
+
+    def __init__(self, trainer: Any, training_step: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
+        self.trainer = trainer
+        self.training_step = training_step
+        self.args, self.kwargs = copy_batch(args), copy_batch(dict(kwargs))
+        self.buffers = Buffers(trainer.lightning_module)
+        self.rng = rng_state()
+
+    def gradients(self, optimizer: Gluon, so_far: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+        """Repeat the step and its backward pass at the reference point; all else comes out as it was.
+
+        Args:
+            optimizer: The optimizer, which knows the reference point.
+            so_far: Gradients of the earlier micro-batches of this window, which these are added to.
+
+        Returns:
+            The sums, for every parameter that has a gradient.
+        """
+        module = self.trainer.lightning_module
+        params = list(dict.fromkeys(chain(module.parameters(), *(group["params"] for group in optimizer.param_groups))))
+        # DDP may let gradients live in its buckets, which the next backward pass overwrites
+        shared = getattr(self.trainer.strategy.model, "gradient_as_bucket_view", False)
+        rng, buffers = rng_state(), Buffers(module)
+        with exchanged_gradients(params, so_far, clone=shared) as exchanged:
+            try:
+                set_rng_state(self.rng)
+                self.buffers.restore_()
+                with untouched(self.trainer, module), optimizer.at_reference(), torch.enable_grad():
+                    self._run(module, optimizer)
+            finally:
+                set_rng_state(rng)
+                buffers.restore_()
+        return exchanged.taken
+
+    def _run(self, module: Any, optimizer: Gluon) -> None:
+        """Do what Lightning's closure does between `training_step` and `backward`, without its hooks."""
+        output = self.training_step(*self.args, **self.kwargs)
+        loss = output["loss"] if isinstance(output, Mapping) else output
+        plugin = self.trainer.precision_plugin
+        loss = loss / self.trainer.accumulate_grad_batches
+        if getattr(plugin, "scaler", None) is not None:
+            loss = plugin.scaler.scale(loss)
+        plugin.backward(loss, module, optimizer)
+
+
+class exchanged_gradients:
+    """Give parameters other gradients for a while, and keep what has become of those.
+
+    Args:
+        params: The parameters.
+        gradients: What their `.grad` is to be inside; `None` where there is none.
+        clone: Copy gradients on both ways, where they live in memory that is written to by others.
+
+    Attributes:
+        taken: After leaving, the gradients they had at the end.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> weight.grad = torch.ones(2)
+        >>> with exchanged_gradients([weight], {}) as exchanged:
+        ...     (3 * weight).sum().backward()
+        >>> weight.grad.tolist(), exchanged.taken[weight].tolist()
+        ([1.0, 1.0], [3.0, 3.0])
+    """
+
+    def __init__(self, params: Iterable[Tensor], gradients: Mapping[Tensor, Tensor], *, clone: bool = False) -> None:
+        self.params = list(params)
+        self.gradients = gradients
+        self.clone = clone
+        self.taken: dict[Tensor, Tensor] = {}
+
+    def __enter__(self) -> exchanged_gradients:
+        """Put the other gradients in place."""
+        self.held = self._present()
+        for parameter in self.params:
+            parameter.grad = self.gradients.get(parameter)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Put the first ones back."""
+        self.taken = self._present()
+        for parameter in self.params:
+            parameter.grad = self.held.get(parameter)
+
+    def _present(self) -> dict[Tensor, Tensor]:
+        present = {parameter: parameter.grad for parameter in self.params if parameter.grad is not None}
+        return {parameter: gradient.clone() for parameter, gradient in present.items()} if self.clone else present
+
+
+def copy_batch(batch: Any) -> Any:
+    """Return a copy of a batch down to its tensors: tuples, lists, mappings and dataclasses are followed.
+
+    Args:
+        batch: Anything a data loader may give.
+
+    Returns:
+        The copy; objects of other kinds are the same objects.
+
+    Example:
+        >>> batch = {"x": torch.zeros(1), "name": "a"}
+        >>> other = copy_batch(batch)
+        >>> _ = batch.pop("name"), batch["x"].add_(1)
+        >>> other
+        {'x': tensor([0.]), 'name': 'a'}
+    """
+    if isinstance(batch, Tensor):
+        return batch.detach().clone().requires_grad_(batch.requires_grad)
+    if isinstance(batch, tuple):
+        items = [copy_batch(item) for item in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else tuple(items)
+    if isinstance(batch, list):
+        return [copy_batch(item) for item in batch]
+    if isinstance(batch, MutableMapping):
+        other = copy.copy(batch)
+        for key, value in batch.items():
+            other[key] = copy_batch(value)
+        return other
+    if is_dataclass(batch) and not isinstance(batch, type):
+        other = copy.copy(batch)
+        for field in fields(batch):
+            object.__setattr__(other, field.name, copy_batch(getattr(batch, field.name)))
+        return other
+    return batch
