@@ -30,9 +30,8 @@ from recipes.extras import require
 FOLDER = Path("runs/quickstart")
 EPOCHS = 30
 
-# Each the best of five learning rates by mean validation loss over three seeds, with a fifth of the training images held
-# out for it: gluon .005 .01 .02 .04 .08, adamw .001 .002 .004 .008 .016 (weight decay .05). What is not named here is the
-# method's default.
+# Each the best of five learning rates by mean validation loss over three seeds, a fifth of the training images held out
+# for it: gluon .005 .01 .02 .04 .08, adamw .001 .002 .004 .008 .016. What is not named here is the method's default.
 SETTINGS: dict[str, dict[str, Any]] = {
     "gluon": {"lr": 0.02, "radius": {"embedding": 25 * 4 / 64}},
     "adamw": {"lr": 0.004, "weight_decay": 0.05},
@@ -114,7 +113,9 @@ def train(method: str) -> tuple[Record, lightning_gluon.Gluon]:
         log_every_n_steps=5,
     )
     trainer.fit(model, datamodule=ImageData("digits", batch_size=64, val_fraction=0))
-    return record, trainer.optimizers[0]
+    optimizer = trainer.optimizers[0]
+    assert isinstance(optimizer, lightning_gluon.Gluon)
+    return record, optimizer
 
 
 def compare(runs: dict[str, tuple[Record, lightning_gluon.Gluon]]) -> Table:
