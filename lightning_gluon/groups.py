@@ -14,6 +14,7 @@ from lightning_gluon.estimators import ESTIMATORS
 from lightning_gluon.methods import METHODS, ROLES, Method
 from lightning_gluon.norms import NORMS, SCALINGS
 from lightning_gluon.orthogonalize import METHODS as ORTHOGONALIZERS
+from lightning_gluon.plan import MATRIX_NORMS, factored_of, views_of
 
 __all__ = ["build_groups", "complete_group", "find_method"]
 
@@ -264,7 +265,6 @@ def _check_group(group: dict[str, Any]) -> None:
         for beta in group["betas"]:
             check_number("momentum", beta, f" (betas){where}")
     _check_radius(group, where)
-    _check_low_rank(group, where)
     if len(group["param_names"]) != len(group["params"]) or len(group["views"]) != len(group["params"]):
         raise ValueError(f"`param_names` and `views`{where} must be as long as `params` ({len(group['params'])}).")
     for name, parameter in zip(group["param_names"], group["params"], strict=True):
@@ -275,6 +275,7 @@ def _check_group(group: dict[str, Any]) -> None:
                 f"Norm {group['norm']!r}{where} is a norm of matrices, but {name!r} has shape {tuple(parameter.shape)}. "
                 "Give it the role 'bias', or the norm 'rms'."
             )
+    _check_low_rank(group, where)
 
 
 def _check_radius(group: dict[str, Any], where: str) -> None:
@@ -291,6 +292,28 @@ def _check_low_rank(group: dict[str, Any], where: str) -> None:
     rank = group.get("rank")
     if rank is not None and (not isinstance(rank, int) or rank < 1):
         raise ValueError(f"Expected `rank`{where} to be a whole number >= 1, or None for the full carry, but got {rank!r}.")
+    if rank is not None and group["norm"] in MATRIX_NORMS:
+        _check_rank_fits(group, rank, where)
     for key in ("oversampling", "power_iterations"):
         if key in group and (not isinstance(group[key], int) or group[key] < 0):
             raise ValueError(f"Expected `{key}`{where} to be a whole number >= 0, but got {group[key]!r}.")
+
+
+def _check_rank_fits(group: dict[str, Any], rank: int, where: str) -> None:
+    """Raise if no matrix of the group can take the rank, and say once which ones are carried dense instead."""
+    sizes = [min(min(view.matrix[1:]) for view in views_of(group, index)) for index in range(len(group["params"]))]
+    if sizes and rank > max(sizes):
+        widest = sizes.index(max(sizes))
+        raise ValueError(
+            f"Expected `rank`{where} to satisfy 1 <= rank <= min(out, in), but got rank={rank} and the largest matrix, "
+            f"{group['param_names'][widest]!r} with shape {tuple(group['params'][widest].shape)}, allows {max(sizes)}. Lower "
+            "`rank`, or set rank=None for the full carry."
+        )
+    dense = [index for index in range(len(sizes)) if not factored_of(group, index)]
+    if dense:
+        name, shape = group["param_names"][dense[0]], tuple(group["params"][dense[0]].shape)
+        warnings.warn(
+            f"rank={rank} would not be smaller than the matrix itself for {len(dense)} of {len(sizes)} parameters{where}, "
+            f"such as {name!r} with shape {shape}: their momentum is carried in full.",
+            stacklevel=6,
+        )

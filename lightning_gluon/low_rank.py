@@ -8,19 +8,26 @@ Only the factors are kept; the step itself uses the full momentum before it is c
 
 from __future__ import annotations
 
-from typing import Any
+import math
 
 import torch
 from torch import Tensor
 
 from lightning_gluon.views import MatrixView
 
-__all__ = ["compress", "expand", "factor_rank", "load_", "store_"]
+__all__ = ["compress", "expand", "factored_views", "sketch_generator"]
 
 
-def factor_rank(rank: int, shape: tuple[int, int]) -> int:
-    """Return the rank that a matrix of that shape can take."""
-    return min(rank, *shape)
+def factored_views(rank: int, shape: tuple[int, ...], views: tuple[MatrixView, ...]) -> tuple[MatrixView, ...]:
+    """Return the matrices that a parameter's momentum is compressed as, or nothing where factors would not be smaller.
+
+    A parameter stored with two dimensions is compressed as it is stored, fused or not, as LiMuon does; experts and kernels
+    are compressed matrix by matrix.
+    """
+    if len(shape) == 2:
+        views = (MatrixView.whole(shape),)
+    smaller = all(rank * (sum(view.matrix[1:]) + 1) < math.prod(view.matrix[1:]) for view in views)
+    return views if smaller else ()
 
 
 def compress(
@@ -49,7 +56,7 @@ def compress(
         >>> torch.allclose(expand(u, s, v), m, atol=1e-5)
         True
     """
-    rank = factor_rank(rank, matrices.shape[-2:])
+    rank = min(rank, *matrices.shape[-2:])
     width = min(rank + oversampling, *matrices.shape[-2:])
     sketch = torch.randn(matrices.shape[-1], width, generator=generator, dtype=matrices.dtype, device=matrices.device)
     basis = torch.linalg.qr(matrices @ sketch).Q
@@ -68,32 +75,9 @@ def expand(left: Tensor, values: Tensor, right: Tensor) -> Tensor:
     return (left * values.unsqueeze(-2)) @ right.mT
 
 
-def load_(state: dict[str, Any], views: tuple[MatrixView, ...], parameter: Tensor) -> Tensor:
-    """Return a parameter's momentum, expanded from its factors to the parameter's layout."""
-    dtype = state["U0"].dtype
-    if len(views) == 1 and views[0].is_plain:
-        return expand(state["U0"], state["S0"], state["V0"]).view(parameter.shape)
-    full = torch.empty(parameter.shape, dtype=dtype, device=parameter.device)
-    for index, view in enumerate(views):
-        view.scatter_(full, expand(*(state[f"{factor}{index}"] for factor in "USV")))
-    return full
-
-
-def store_(
-    state: dict[str, Any], views: tuple[MatrixView, ...], momentum: Tensor, group: dict[str, Any], step: int
-) -> None:
-    """Compress a parameter's momentum into its state; the sketch depends on the seed, the step and the shape alone."""
-    for index, view in enumerate(views):
-        generator = torch.Generator(momentum.device).manual_seed(_seed(group["seed"], step, view.matrix))
-        factors = compress(
-            view.gather(momentum),
-            rank=group["rank"],
-            oversampling=group["oversampling"],
-            power_iterations=group["power_iterations"],
-            generator=generator,
-        )
-        for name, factor in zip("USV", factors, strict=True):
-            state[f"{name}{index}"] = factor
+def sketch_generator(seed: int, step: int, shape: tuple[int, ...], device: torch.device) -> torch.Generator:
+    """Return the source of a step's sketch: a function of the seed, the step and the shape, so nothing need be saved."""
+    return torch.Generator(device).manual_seed(_seed(seed, step, shape))
 
 
 def _seed(seed: int, step: int, shape: tuple[int, ...]) -> int:

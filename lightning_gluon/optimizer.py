@@ -14,14 +14,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from lightning_gluon import low_rank, reference
+from lightning_gluon import reference
+from lightning_gluon.carry import Carry
 from lightning_gluon.checks import check_gradients, signal_mask
 from lightning_gluon.estimators import ESTIMATORS
 from lightning_gluon.groups import build_groups, complete_group, find_method
 from lightning_gluon.layers import Layer
 from lightning_gluon.norms import Spectral, make_norm
 from lightning_gluon.orthogonalize import Workspace, compute_dtype, orthogonalize_, staging_dtype
-from lightning_gluon.plan import ORIENTED, Chunk, Stack, build_plan, stack_views, views_of
+from lightning_gluon.plan import ORIENTED, Chunk, Stack, build_plan, stack_views
 from lightning_gluon.rng import rng_state, set_rng_state
 from lightning_gluon.state import match_saved_state, memory
 
@@ -142,8 +143,8 @@ class Gluon(Optimizer):
     def _complete(self, group: dict[str, Any]) -> list[dict[str, Any]]:
         if "steps" in group:  # built by build_groups
             return [group]
-        given, defaults = {key: value for key, value in group.items() if key != "params"}, self._defaults_for_groups
-        routed = {"radius": defaults["radius_by_role"], "options": defaults["options"]}
+        defaults = self._defaults_for_groups
+        given = {key: value for key, value in group.items() if key != "params"}
         params = group["params"]
         source = [params] if isinstance(params, Tensor) else list(params)
         if "role" not in given:
@@ -156,13 +157,15 @@ class Gluon(Optimizer):
             lr=given.get("lr", defaults["lr"]),
             weight_decay=given.get("weight_decay", defaults["weight_decay"]),
             momentum=given.get("momentum", defaults["momentum"]),
-            **routed,
+            radius=None,
+            options=defaults["options"],
         )
         row = find_method(defaults["method"])
         steps = max((other["steps"] for other in self.param_groups), default=0)
         extra = {key: value for key, value in given.items() if key not in ("name", "role", "params")}
         for group in groups:
-            group.update(extra, steps=steps)
+            radius = defaults["radius_by_role"][group["role"]]
+            group.update({"radius": radius, **extra, "steps": steps})
             complete_group(group, row)
         return groups
 
@@ -402,29 +405,18 @@ class Gluon(Optimizer):
         work = torch.promote_types(new[0].dtype, torch.float32)
         new = [gradient.to(work) for gradient in new]
         old = new if old is None else [gradient.to(work) for gradient in old]
-        states = [self.state[parameter] for parameter in chunk.params]
-        low = group.get("rank") is not None and group["norm"] in ("spectral", "spectral_conv", "sign", "row", "column")
-        views = [views_of(group, index) for index in chunk.indices] if low else []
-        if low:
-            buffers = {"momentum": [
-                low_rank.load_(state, view, parameter) if "U0" in state else gradient.clone()
-                for state, view, parameter, gradient in zip(states, views, chunk.params, new, strict=True)
-            ]}  # fmt: skip
-        else:
-            keep = getattr(torch, group["momentum_dtype"]) if group["momentum_dtype"] else work
-            for state, gradient in zip(states, new, strict=True):
-                for name in estimator.buffers:
-                    if name not in state:
-                        first = torch.zeros_like(gradient) if group["start"] == "zero" else gradient.clone()
-                        state[name] = first.to(keep)
-            buffers = {name: [state[name].to(work) for state in states] for name in estimator.buffers}
+        members = [
+            Carry(self.state[parameter], parameter, views, group)
+            for parameter, views in zip(chunk.params, chunk.factored, strict=True)
+        ]
+        buffers = {
+            name: [member.load(name, gradient) for member, gradient in zip(members, new, strict=True)]
+            for name in estimator.buffers
+        }
         direction = estimator.update(buffers, new, old, group)
-        if low:
-            for state, view, momentum in zip(states, views, buffers["momentum"], strict=True):
-                low_rank.store_(state, view, momentum, group, group["steps"])
-        elif keep != work:
-            for name, values in buffers.items():
-                torch._foreach_copy_([state[name] for state in states], values)
+        for name, values in buffers.items():
+            for member, value in zip(members, values, strict=True):
+                member.store(name, value)
         return direction
 
     def _apply_(self, chunk: Chunk, params: list[Tensor], direction: list[Tensor]) -> None:

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_gluon.low_rank import factored_views
 from lightning_gluon.views import MatrixView
 
-__all__ = ["CHUNK_NUMEL", "Chunk", "Slot", "Stack", "build_plan", "views_of"]
+__all__ = ["CHUNK_NUMEL", "Chunk", "Slot", "Stack", "build_plan", "factored_of", "stack_views", "views_of"]
 
 # Entries of one chunk: large enough to fill a device, small enough that the transients of a step stay far below the state.
 CHUNK_NUMEL = 2**25
@@ -66,6 +67,7 @@ class Chunk:
     group: dict[str, Any]
     indices: list[int]
     stacks: list[Stack]
+    factored: list[tuple[MatrixView, ...]] = field(default_factory=list)
 
     @property
     def params(self) -> list[Tensor]:
@@ -93,6 +95,13 @@ def views_of(group: dict[str, Any], index: int) -> tuple[MatrixView, ...]:
     if group["views"][index]:
         return tuple(MatrixView(*view) for view in group["views"][index])
     return (MatrixView.whole(shape) if len(shape) == 2 else MatrixView.conv(shape),)
+
+
+def factored_of(group: dict[str, Any], index: int) -> tuple[MatrixView, ...]:
+    """Return the matrices that a parameter's momentum is carried as at low rank; nothing for a dense carry."""
+    if group.get("rank") is None or group["norm"] not in MATRIX_NORMS:
+        return ()
+    return factored_views(group["rank"], tuple(group["params"][index].shape), views_of(group, index))
 
 
 def build_plan(groups: list[dict[str, Any]], *, chunk_numel: int = CHUNK_NUMEL) -> list[Chunk]:
@@ -134,6 +143,7 @@ def _cut(group: dict[str, Any], members: list[tuple[tuple, int]], chunk_numel: i
         chunks[-1].indices.append(index)
         held += size
     for chunk in chunks:
+        chunk.factored = [factored_of(group, index) for index in chunk.indices]
         if group["norm"] != "identity":
             _stack(chunk)
     return chunks

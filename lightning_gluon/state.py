@@ -5,12 +5,17 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
+
+from lightning_gluon.estimators import ESTIMATORS
+from lightning_gluon.plan import CHUNK_NUMEL, factored_of
+from lightning_gluon.reference import reference_bytes
 
 if TYPE_CHECKING:
     from lightning_gluon.optimizer import Gluon
 
-__all__ = ["match_saved_state", "memory"]
+__all__ = ["expected_bytes", "match_saved_state", "memory"]
 
 
 def match_saved_state(
@@ -88,30 +93,74 @@ REFERENCE_KEYS = ("previous", "displacement", "displacement_scale")
 
 
 def memory(optimizer: Gluon) -> dict[str, Any]:
-    """Return the persistent bytes of an optimizer's state.
+    """Return the persistent bytes of an optimizer's state: counted once a step was taken, before that computed from shapes.
 
     Args:
-        optimizer: The optimizer, after at least one step.
+        optimizer: The optimizer; on the meta device the numbers are computed too.
 
     Returns:
-        `state_bytes`, `bytes_per_parameter`, `by_role` (role -> bytes), `by_kind` (`momentum`, `reference`) and
-        `workspace_bytes` (buffers reused between steps).
+        `state_bytes`, `bytes_per_parameter`, `by_role` (role -> bytes), `by_kind` (`momentum`, `reference`),
+        `workspace_bytes` (buffers reused between steps) and `transient_bytes` (bound on what one round of a step holds in
+        full-size fp32 copies beside the state).
+
+    Example:
+        >>> from lightning_gluon import Gluon
+        >>> Gluon(torch.nn.Linear(3, 5), lr=0.1, method="adamw").memory()["by_kind"]
+        {'momentum': 168, 'reference': 0}
     """
     by_role: dict[str, int] = {}
     by_kind = {"momentum": 0, "reference": 0}
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for key, value in optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    size = value.numel() * value.element_size()
-                    by_role[group["role"]] = by_role.get(group["role"], 0) + size
-                    by_kind["reference" if key in REFERENCE_KEYS else "momentum"] += size
+        for index, parameter in enumerate(group["params"]):
+            sizes = _counted(optimizer.state[parameter]) if parameter in optimizer.state else expected_bytes(optimizer, group, index)
+            for kind, size in sizes.items():
+                by_kind[kind] += size
+                by_role[group["role"]] = by_role.get(group["role"], 0) + size
     total = sum(by_role.values())
-    count = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+    numels = [parameter.numel() for group in optimizer.param_groups for parameter in group["params"]]
     return {
         "state_bytes": total,
-        "bytes_per_parameter": total / max(1, count),
+        "bytes_per_parameter": total / max(1, sum(numels)),
         "by_role": by_role,
         "by_kind": by_kind,
         "workspace_bytes": optimizer._workspace.nbytes(),
+        "transient_bytes": TRANSIENT_COPIES * 4 * max(min(CHUNK_NUMEL, sum(numels)), max(numels, default=0)),
     }
+
+
+# Working copies of a chunk at the worst moment: momentum, a direction, and with a tracked reference the weights before.
+TRANSIENT_COPIES = 3
+
+
+def _counted(state: dict[str, Any]) -> dict[str, int]:
+    sizes = {"momentum": 0, "reference": 0}
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            sizes["reference" if key in REFERENCE_KEYS else "momentum"] += value.numel() * value.element_size()
+    return sizes
+
+
+def expected_bytes(optimizer: Gluon, group: dict[str, Any], index: int) -> dict[str, int]:
+    """Return the bytes that one parameter's state will take.
+
+    Args:
+        optimizer: The optimizer.
+        group: One of its groups.
+        index: Position of the parameter in it.
+
+    Returns:
+        Bytes by kind: `momentum` and `reference`.
+    """
+    parameter, buffers = group["params"][index], ESTIMATORS[group["estimator"]].buffers
+    own, work = parameter.element_size(), 8 if parameter.dtype == torch.float64 else 4
+    keep = getattr(torch, group["momentum_dtype"]).itemsize if group["momentum_dtype"] else work
+    factored = factored_of(group, index)
+    if group["estimator"] == "adamw":
+        momentum = 2 * own * parameter.numel() + 4
+    elif factored:
+        ranks = [min(group["rank"], *view.matrix[1:]) for view in factored]
+        momentum = work * sum(v.matrix[0] * r * (sum(v.matrix[1:]) + 1) for v, r in zip(factored, ranks, strict=True))
+    else:
+        momentum = len(buffers) * keep * parameter.numel()
+    tracked = optimizer.reference_point is not None
+    return {"momentum": momentum, "reference": reference_bytes(optimizer._reference_kind, parameter) if tracked else 0}
