@@ -26,7 +26,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_gluon.orthogonalize import METHODS, check_real, orthogonalize, schedule
+from lightning_gluon.orthogonalize import METHODS, check_real, largest_magnitude, orthogonalize, schedule
 
 __all__ = [
     "NORMS", "SCALINGS", "ColumnNorm", "Euclidean", "Max", "Norm", "RMSVector", "RowNorm", "Sign", "Spectral",
@@ -77,7 +77,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _largest(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Return the largest magnitude over `dims` (kept), in fp32 or wider."""
-    return _wide(torch.linalg.vector_norm(tensor, ord=math.inf, dim=dims, keepdim=True))
+    return _wide(largest_magnitude(tensor, dims))
 
 
 def _one_if_zero(tensor: Tensor) -> Tensor:

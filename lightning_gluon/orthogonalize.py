@@ -79,15 +79,13 @@ class Workspace:
         """Start without buffers."""
         self._buffers: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
 
-    def take(self, slot: str, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Return an uninitialised contiguous tensor of the given shape, with the dtype and device of `like`."""
-        size = 1
-        for length in shape:
-            size *= length
-        key = (slot, like.device, like.dtype)
+    def take(self, slot: str, shape: Sequence[int], like: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Return an uninitialised contiguous tensor on the device of `like`, in its dtype or the given one."""
+        size = math.prod(shape)
+        key = (slot, like.device, dtype or like.dtype)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < size:
-            buffer = torch.empty(size, dtype=like.dtype, device=like.device)
+            buffer = torch.empty(size, dtype=dtype or like.dtype, device=like.device)
             self._buffers[key] = buffer
         return buffer[:size].view(tuple(shape))
 
@@ -145,7 +143,6 @@ def compute_dtype(
     return _half_type(device.type, device.index)
 
 
-@functools.cache
 def schedule(method: str = "polar_express", steps: int | None = None, *, safety: float = 1.0) -> tuple[Step, ...]:
     """Return the coefficients (a, b, c) of every step.
 
@@ -237,8 +234,17 @@ def orthogonalize(
 
 
 def staging_dtype(compute: torch.dtype) -> torch.dtype:
-    """Return the dtype in which to gather matrices: the compute dtype, or fp32 where its range is too small (fp16)."""
-    return torch.float32 if compute == torch.float16 else compute
+    """Return the dtype in which to gather matrices: fp32, or fp64 for computing in fp64.
+
+    The scale is divided out before rounding to the compute dtype: otherwise it would decide how every entry rounds.
+
+    Args:
+        compute: The compute dtype.
+
+    Returns:
+        The dtype of the stack for `orthogonalize_`.
+    """
+    return _wide(compute)
 
 
 @torch.no_grad()
@@ -262,17 +268,18 @@ def orthogonalize_(
     Returns:
         (B, m, n) in the compute dtype. May share memory with `stack` or `workspace`: use it before the next call.
     """
-    amax = torch.linalg.vector_norm(stack, ord=float("inf"), dim=(-2, -1), keepdim=True)
-    stack = stack.div_(
-        _one_if_zero(amax) * math.sqrt(stack.shape[-1])
-    )  # rows of at most unit length: fp16 can hold X X^T
-    if dtype is not None and stack.dtype != dtype:
-        stack = stack.to(dtype)
+    amax = largest_magnitude(stack, (-2, -1))
+    scale = _one_if_zero(amax) * math.sqrt(stack.shape[-1])  # rows of at most unit length: fp16 can hold X X^T
+    workspace = workspace or Workspace()
+    if dtype is None or dtype == stack.dtype:
+        stack.div_(scale)
+    else:
+        stack = torch.div(stack, scale, out=workspace.take("x", stack.shape, stack, dtype=dtype))
     if method == "svd":
         return _svd(stack)
     safety = SAFETY[stack.dtype] if method == "polar_express" else None
     coefficients = schedule(method, steps, safety=safety or 1.0)
-    return _iterate(stack, coefficients, safety, workspace or Workspace())
+    return _iterate(stack, coefficients, safety, workspace)
 
 
 def _svd(stack: Tensor) -> Tensor:
@@ -367,6 +374,12 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
 def _one_if_zero(tensor: Tensor) -> Tensor:
     """Replace zeros by ones, to divide by."""
     return torch.where(tensor > 0, tensor, torch.ones_like(tensor))
+
+
+def largest_magnitude(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return the largest magnitude over `dims` (kept)."""
+    # torch.linalg.vector_norm(ord=inf) takes 25 times as long on CPUs.
+    return torch.maximum(tensor.amax(dims, keepdim=True), tensor.amin(dims, keepdim=True).neg())
 
 
 def check_real(tensor: Tensor) -> None:
