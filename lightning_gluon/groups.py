@@ -105,7 +105,9 @@ def build_groups(
         given = {**shared, "weight_decay": row.weight_decay if decay is None else decay, "radius": radii.get(role, 1.0)}
         for key, value in {**given, **options}.items():
             group.setdefault(key, value)
-    return [complete_group(group, row) for group in partial]
+    groups = [complete_group(group, row) for group in partial]
+    _check_ranks_fit([group for group in groups if group.get("rank") is not None and group["norm"] in MATRIX_NORMS])
+    return groups
 
 
 def _radii(row: Method, radius: Mapping[str, float] | None) -> dict[str, float]:
@@ -292,28 +294,31 @@ def _check_low_rank(group: dict[str, Any], where: str) -> None:
     rank = group.get("rank")
     if rank is not None and (not isinstance(rank, int) or rank < 1):
         raise ValueError(f"Expected `rank`{where} to be a whole number >= 1, or None for the full carry, but got {rank!r}.")
-    if rank is not None and group["norm"] in MATRIX_NORMS:
-        _check_rank_fits(group, rank, where)
     for key in ("oversampling", "power_iterations"):
         if key in group and (not isinstance(group[key], int) or group[key] < 0):
             raise ValueError(f"Expected `{key}`{where} to be a whole number >= 0, but got {group[key]!r}.")
 
 
-def _check_rank_fits(group: dict[str, Any], rank: int, where: str) -> None:
-    """Raise if no matrix of the group can take the rank, and say once which ones are carried dense instead."""
-    sizes = [min(min(view.matrix[1:]) for view in views_of(group, index)) for index in range(len(group["params"]))]
-    if sizes and rank > max(sizes):
-        widest = sizes.index(max(sizes))
+def _check_ranks_fit(groups: list[dict[str, Any]]) -> None:
+    """Raise if no matrix of the model can take the rank, and say once how many are carried dense instead."""
+    members = [(group, index) for group in groups for index in range(len(group["params"]))]
+    if not members:
+        return
+    sizes = [min(min(view.matrix[1:]) for view in views_of(group, index)) for group, index in members]
+    rank = min(group["rank"] for group in groups)
+    if rank > max(sizes):
+        group, index = members[sizes.index(max(sizes))]
         raise ValueError(
-            f"Expected `rank`{where} to satisfy 1 <= rank <= min(out, in), but got rank={rank} and the largest matrix, "
-            f"{group['param_names'][widest]!r} with shape {tuple(group['params'][widest].shape)}, allows {max(sizes)}. Lower "
+            f"Expected `rank` to satisfy 1 <= rank <= min(out, in), but got rank={rank} and the largest matrix, "
+            f"{group['param_names'][index]!r} with shape {tuple(group['params'][index].shape)}, allows {max(sizes)}. Lower "
             "`rank`, or set rank=None for the full carry."
         )
-    dense = [index for index in range(len(sizes)) if not factored_of(group, index)]
+    dense = [(group, index) for group, index in members if not factored_of(group, index)]
     if dense:
-        name, shape = group["param_names"][dense[0]], tuple(group["params"][dense[0]].shape)
+        group, index = dense[0]
         warnings.warn(
-            f"rank={rank} would not be smaller than the matrix itself for {len(dense)} of {len(sizes)} parameters{where}, "
-            f"such as {name!r} with shape {shape}: their momentum is carried in full.",
-            stacklevel=6,
+            f"rank={rank} would not be smaller than the matrix itself for {len(dense)} of {len(members)} matrices, such as "
+            f"{group['param_names'][index]!r} with shape {tuple(group['params'][index].shape)}: their momentum is carried in "
+            "full.",
+            stacklevel=5,
         )
