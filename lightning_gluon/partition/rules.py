@@ -81,7 +81,7 @@ _TOKEN = re.compile(
 _SCALE = re.compile(r"(.*_)?(logit|reg|video|text)?_?logit_(scale|bias)\w*$|(.*_)?temp(erature)?$|logit_scale\w*$")
 _DYNAMICS = re.compile(r"A(_log|_logs)?$|log_(A|dt|k|delta|state_decay)$|time_(decay|first|faaaa)$|A_\w+$")
 _BIAS = re.compile(r"(.*_)?bias(es|_\w+)?$")
-_GAIN = re.compile(r"(layer_?scale|ls|gamma|alpha|beta|scale|res_scale|skip_scale)(_?\w)?$")
+_GAIN = re.compile(r"(D|layer_?scale|ls|gamma|alpha|beta|scale|res_scale|skip_scale)(_?\w)?$")
 _RELATIVE_CLASS = re.compile(r".*(Relative|RelPos).*")
 _POSITION_CLASS = re.compile(r"Position(al)?(Embed|Enc)|PosEmb|PosEnc|RelativeLogits")
 
