@@ -17,6 +17,7 @@ from torch.optim.adamw import adamw
 from lightning_gluon import reference
 from lightning_gluon.carry import Carry
 from lightning_gluon.checks import check_gradients, signal_mask
+from lightning_gluon.conditions import check_star_convex
 from lightning_gluon.estimators import ESTIMATORS
 from lightning_gluon.groups import build_groups, complete_group, find_method
 from lightning_gluon.layers import Layer
@@ -97,6 +98,8 @@ class Gluon(Optimizer):
         self._transient()
         self._defaults_for_groups = defaults
         super().__init__(groups, {"lr": lr})
+        if method == "muon-mvr":
+            check_star_convex(self.layers())
 
     def _transient(self) -> None:
         """Create what is not saved: plans, buffers to reuse, held weights."""
