@@ -145,8 +145,8 @@ def copy_batch(batch: Any) -> Any:
             other[key] = copy_batch(value)
         return other
     if is_dataclass(batch) and not isinstance(batch, type):
-        other = copy.copy(batch)
+        twin = copy.copy(batch)
         for field in fields(batch):
-            object.__setattr__(other, field.name, copy_batch(getattr(batch, field.name)))
-        return other
+            object.__setattr__(twin, field.name, copy_batch(getattr(batch, field.name)))
+        return twin
     return batch
