@@ -285,7 +285,7 @@ def orthogonalize_(
 def _svd(stack: Tensor) -> Tensor:
     """Return U V^T, without the directions whose singular value is rounding noise."""
     left, values, right = torch.linalg.svd(stack, full_matrices=False)
-    noise = torch.finfo(values.dtype).eps * max(stack.shape[-2:]) * values[..., :1]
+    noise = 4 * torch.finfo(values.dtype).eps * max(stack.shape[-2:]) ** 0.5 * values[..., :1]
     return (left * (values > noise).to(values.dtype).unsqueeze(-2)) @ right
 
 

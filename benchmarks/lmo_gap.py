@@ -1,0 +1,149 @@
+"""How good is the spectral LMO, and what does the accuracy cost?
+
+For every method, dtype, spectrum and shape:
+
+    gap      1 - <G, D / ||D||> / ||G||_*      what is lost of the steepest possible decrease; 0 is exact
+    largest  ||D||                             above 1 the step is longer than its radius
+    smallest the smallest singular value of D
+    time     of one call, relative to the orthogonalisation inside torch.optim.Muon (5 steps, bf16) in the same run
+
+    python benchmarks/lmo_gap.py [--threads 1] [--quick] [--output benchmarks/results/lmo_gap.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.optim._muon import _zeropower_via_newtonschulz
+
+from lightning_gluon import orthogonalize
+
+SHAPES = {"square": (768, 768), "4:1": (1536, 384), "1:7": (128, 896)}
+QUICK = {"square": (128, 128), "4:1": (256, 64), "1:7": (48, 336)}
+SPECTRA = ("gaussian", "1/i", "1/i^2", "low rank")
+TORCH = "torch.optim.Muon"
+VARIANTS = (
+    ("polar_express", torch.float32),
+    ("polar_express", torch.bfloat16),
+    ("polar_express", torch.float16),
+    ("you", torch.bfloat16),
+    ("jordan", torch.bfloat16),
+    ("svd", torch.float32),
+)
+
+
+def test_matrix(shape: tuple[int, int], spectrum: str, generator: torch.Generator) -> Tensor:
+    """Return an fp64 matrix with that spectrum; `low rank`: rank 8 plus Gaussian noise of 1 % per entry."""
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    if spectrum == "gaussian":
+        return normal(*shape)
+    if spectrum == "low rank":
+        return normal(shape[0], 8) @ normal(8, shape[1]) / 8**0.5 + 0.01 * normal(*shape)
+    u, s, v = torch.linalg.svd(normal(*shape), full_matrices=False)
+    return u * torch.arange(1, len(s) + 1, dtype=torch.float64) ** -(2.0 if spectrum == "1/i^2" else 1.0) @ v
+
+
+def torch_muon(g: Tensor) -> Tensor:
+    """Orthogonalise as torch.optim.Muon does."""
+    return _zeropower_via_newtonschulz(g, (3.4445, -4.7750, 2.0315), 5, 1e-7)
+
+
+def relative_time(call: Callable[[Tensor], Tensor], g: Tensor, repeats: int) -> tuple[float, float]:
+    """Return the fastest time of a call, in seconds and relative to torch's, the two taken in turn."""
+    best = [float("inf")] * 2
+    for _ in range(repeats + 1):
+        for index, function in enumerate((call, torch_muon)):
+            start = time.perf_counter()
+            function(g)
+            best[index] = min(best[index], time.perf_counter() - start)
+    return best[0], best[0] / best[1]
+
+
+def measure(label: str, dtype: str, call: Callable[[Tensor], Tensor], matrices: dict, repeats: int) -> list[dict]:
+    """Return one record per spectrum and shape."""
+    records = []
+    for (spectrum, shape), g in matrices.items():
+        d = call(g.float()).double()
+        values = torch.linalg.svdvals(d)
+        gap = 1 - (g * d).sum() / values[0] / torch.linalg.svdvals(g).sum()
+        record = {"method": label, "dtype": dtype, "spectrum": spectrum, "shape": shape, "rows_columns": list(g.shape)}
+        record |= {"gap": gap.item(), "largest": values[0].item(), "smallest": values[-1].item()}
+        if spectrum == "gaussian":
+            record["seconds"], record["relative_time"] = relative_time(call, g.float(), repeats)
+        records.append(record)
+    return records
+
+
+def environment() -> dict:
+    """Describe the machine."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return {
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": model,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def table(records: list[dict]) -> Table:
+    """Return one row per method, dtype and shape; gaps of the spectra side by side."""
+    out = Table(title="Gap of the spectral LMO (%), singular values of D, time against torch.optim.Muon's products")
+    for name in ("method", "dtype", "shape", *SPECTRA, "largest", "smallest (gaussian)", "time"):
+        out.add_column(name, justify="left" if name in ("method", "dtype", "shape") else "right")
+    keys = list(dict.fromkeys((r["method"], r["dtype"], r["shape"]) for r in records))
+    for key in keys:
+        rows = {r["spectrum"]: r for r in records if (r["method"], r["dtype"], r["shape"]) == key}
+        gaps = [f"{100 * rows[s]['gap']:.2f}" for s in SPECTRA]
+        largest = max(r["largest"] for r in rows.values())
+        gaussian = rows["gaussian"]
+        out.add_row(*key, *gaps, f"{largest:.3f}", f"{gaussian['smallest']:.3f}", f"{gaussian['relative_time']:.2f}")
+    return out
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description="Accuracy and cost of the spectral LMO.")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--quick", action="store_true", help="small matrices")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "lmo_gap.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    generator = torch.Generator().manual_seed(0)
+    shapes = QUICK if args.quick else SHAPES
+    matrices = {(s, name): test_matrix(shape, s, generator) for name, shape in shapes.items() for s in SPECTRA}
+
+    records = measure(TORCH, "bfloat16", torch_muon, matrices, args.repeats)
+    for method, dtype in VARIANTS:
+
+        def call(g: Tensor, method: str = method, dtype: torch.dtype = dtype) -> Tensor:
+            return orthogonalize(g, method, dtype=dtype)
+
+        repeats = 1 if method == "svd" or dtype == torch.float16 else args.repeats
+        records += measure(method, str(dtype).removeprefix("torch."), call, matrices, repeats)
+
+    Console(width=140).print(table(records))
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    args.output.write_text(json.dumps({"environment": environment(), "records": records}, indent=1) + "\n")
+    print(f"written to {args.output}")
+
+
+if __name__ == "__main__":
+    main()
