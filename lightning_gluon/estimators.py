@@ -136,7 +136,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "mars": Estimator(_mars, reference="previous", options={**MARS_OPTIONS, "reference": "copy"}),
     "mars_approximate": Estimator(_mars_approximate, ("momentum", "last_gradient"), options=MARS_OPTIONS),
     "igt": Estimator(_ema, reference="transported"),
-    "dual_ema": Estimator(_dual_ema, options={"momentum_carry": 0.99}),
+    "dual_ema": Estimator(_dual_ema, options={"momentum_carry": 0.99, "every": 1, "sign_radius": 0.25}),
     # AdamW's two moments are advanced by torch's own kernel together with the step; the row only names them.
     "adamw": Estimator(lambda *_: [], ("exp_avg", "exp_avg_sq"), options={"betas": (0.9, 0.999), "eps": 1e-8}),
 }

@@ -45,6 +45,7 @@ RANGES = {
     "momentum_carry": (0, 1),
     "gamma": (0, math.inf),
     "clip": (0, math.inf),
+    "sign_radius": (0, math.inf),
     "eps": (0, math.inf),
     "noise_floor": (0, 1),
 }
@@ -294,6 +295,8 @@ def _check_low_rank(group: dict[str, Any], where: str) -> None:
     rank = group.get("rank")
     if rank is not None and (not isinstance(rank, int) or rank < 1):
         raise ValueError(f"Expected `rank`{where} to be a whole number >= 1, or None for the full carry, but got {rank!r}.")
+    if "every" in group and (not isinstance(group["every"], int) or group["every"] < 1):
+        raise ValueError(f"Expected `every`{where} to be a whole number of steps >= 1, but got {group['every']!r}.")
     for key in ("oversampling", "power_iterations"):
         if key in group and (not isinstance(group[key], int) or group[key] < 0):
             raise ValueError(f"Expected `{key}`{where} to be a whole number >= 0, but got {group[key]!r}.")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,7 @@ from torch.optim.adamw import adamw
 
 from lightning_gluon import reference
 from lightning_gluon.carry import Carry
-from lightning_gluon.checks import check_gradients, signal_mask
+from lightning_gluon.checks import GUARDED, GradientCheck
 from lightning_gluon.conditions import check_star_convex
 from lightning_gluon.estimators import ESTIMATORS
 from lightning_gluon.groups import build_groups, complete_group, find_method
@@ -103,7 +104,7 @@ class Gluon(Optimizer):
 
     def _transient(self) -> None:
         """Create what is not saved: plans, buffers to reuse, held weights."""
-        self._plans: dict[tuple, list[Chunk]] = {}
+        self._plans: dict[tuple, tuple[list[Chunk], GradientCheck | None]] = {}
         self._workspace = Workspace()
         self._held: dict[Tensor, Tensor] = {}
 
@@ -280,17 +281,16 @@ class Gluon(Optimizer):
             RuntimeError: If a gradient is sparse, or the second gradient is missing.
         """
         loss = self._evaluate(closure)
-        chunks = self._plan()
+        chunks, check = self._plan()
         if not chunks:
             return loss
         gradients = [parameter.grad for chunk in chunks for parameter in chunk.params]
         references = self._reference_list(chunks)
-        names = [name for chunk in chunks for name in chunk.names]
-        amax = check_gradients(names, gradients, references, self.param_groups[0]["on_nonfinite"])
-        if amax is None:
+        norms = check.norms(gradients, references, self.param_groups[0]["on_nonfinite"])
+        if norms is None:
             self.reference_gradients = {}
             return loss
-        signal = signal_mask(chunks, names, amax)
+        signal = check.signal(norms)
         start = 0
         for chunk in chunks:
             stop = start + len(chunk.indices)
@@ -312,10 +312,11 @@ class Gluon(Optimizer):
                 if parameter not in stepped and self.state.get(parameter):
                     reference.record_(self._reference_kind, self.state[parameter], parameter, parameter.clone())
 
-    def _plan(self) -> list[Chunk]:
+    def _plan(self) -> tuple[list[Chunk], GradientCheck | None]:
         present = tuple(parameter.grad is not None for group in self.param_groups for parameter in group["params"])
         if present not in self._plans:
-            self._plans[present] = build_plan(self.param_groups)
+            chunks = build_plan(self.param_groups)
+            self._plans[present] = (chunks, GradientCheck(chunks) if chunks else None)
         return self._plans[present]
 
     def _count(self, chunks: list[Chunk], two: bool) -> None:
@@ -389,7 +390,7 @@ class Gluon(Optimizer):
         group, params = chunk.group, chunk.params
         tracked = self.reference_point is not None
         before = [parameter.clone() for parameter in params] if tracked else []
-        if signal is not None:
+        if signal is not None and group["norm"] in GUARDED:
             new = list(torch._foreach_mul(new, signal))
             old = list(torch._foreach_mul(old, signal)) if old is not None else None
         if group["estimator"] == "adamw":
@@ -433,7 +434,7 @@ class Gluon(Optimizer):
             units, factors = self._lmo(chunk, stack, direction)
             scaled = [lengths[slot.member] * factor for slot, factor in zip(stack.slots, factors, strict=True)]
             targets = [slot.of(params[slot.member]) for slot in stack.slots]
-            pieces = [slot.piece(units, params[slot.member].shape) for slot in stack.slots]
+            pieces = [slot.update(units, params[slot.member].shape) for slot in stack.slots]
             for length, some, parts in _by_length(scaled, targets, pieces):
                 torch._foreach_add_(some, parts, alpha=length)
 
@@ -453,10 +454,14 @@ class Gluon(Optimizer):
         compute = getattr(torch, name) if name else compute_dtype(like.device, method=method, dtype=like.dtype, shape=shape)
         batch = self._workspace.take("gather", shape, torch.empty(0, dtype=staging_dtype(compute), device=like.device))
         stack_views(stack, direction, batch)
+        norm = Spectral(scaling=group["scaling"])
+        scales = [norm.scale(*slot.view.matrix[1:], slot.view.kernel) for slot in stack.slots]
+        if group["steps"] % group.get("every", 1):  # LionMuon between its spectral steps, as long as they are in update RMS
+            rms = group["sign_radius"] * math.sqrt(min(stack.shape) / math.prod(stack.shape))
+            return batch.sign_(), [rms * scale for scale in scales]
         steps = group["orthogonalizer_steps"]
         result = orthogonalize_(batch, method=method, steps=steps, dtype=compute, workspace=self._workspace)
-        norm = Spectral(scaling=group["scaling"])
-        return result, [norm.scale(*slot.view.matrix[1:], slot.view.kernel) for slot in stack.slots]
+        return result, scales
 
     def _adamw_(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
         """Step a group on torch's own AdamW kernel."""

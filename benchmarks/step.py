@@ -1,0 +1,294 @@
+"""Time of a whole optimizer step against its neighbours, on the layer shapes of real models, with the LMO gap beside it.
+
+Every row steps its own copy of the same weights with the same gradients; rows take turns, round by round, and the ratio is
+taken round by round too, so a machine whose speed drifts does not favour anyone. `gap` is `1 - <G, D> / ||G||_*` of the
+direction that the row really stepped along, after scaling it to spectral norm 1: what its LMO is worth.
+
+    python -m benchmarks.step --models vit_ti vit_s qwen2_5/12 --rounds 7
+    python -m benchmarks.step --device cuda --models vit_s vit_b mamba_130m qwen2_5 --rounds 50
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+import lightning_gluon
+from benchmarks.environment import environment, write_json
+
+BASELINE = "torch Muon + AdamW"
+HIDDEN = "hidden"
+
+
+# ---------------------------------------------------------------- models: names, shapes and roles
+
+
+def build(model: str) -> tuple[nn.Module, int]:
+    """Return a model on the meta device, and how many times smaller than the real one it is (`name/12`)."""
+    name, _, share = model.partition("/")
+    share = int(share or 1)
+    with torch.device("meta"):
+        if name.startswith("vit"):
+            import timm
+
+            size = {"vit_ti": "tiny", "vit_s": "small", "vit_b": "base"}[name]
+            return timm.create_model(f"vit_{size}_patch16_224", depth=12 // share), share
+        from transformers import MambaConfig, MambaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+        if name == "mamba_130m":
+            config = MambaConfig(vocab_size=50280 // share, hidden_size=768, num_hidden_layers=24 // share)
+            return MambaForCausalLM(config), share
+        if name == "qwen2_5":
+            config = Qwen2Config(
+                hidden_size=896, intermediate_size=4864, num_hidden_layers=24 // share, num_attention_heads=14,
+                num_key_value_heads=2, vocab_size=151936 // share, tie_word_embeddings=True,
+            )  # fmt: skip
+            return Qwen2ForCausalLM(config), share
+    raise ValueError(f"Unknown model {model!r}: vit_ti, vit_s, vit_b, mamba_130m or qwen2_5, optionally /share.")
+
+
+class Problem:
+    """Weights and gradients of a model's shapes, routed once."""
+
+    def __init__(self, model: str, device: str) -> None:
+        module, self.share = build(model)
+        self.module, self.device = module, device
+        self.routes = {route.name: route for route, _ in lightning_gluon.partition(module)}
+        torch.manual_seed(0)
+        self.weights = {name: 0.02 * torch.randn(route.shape, device=device) for name, route in self.routes.items()}
+        self.gradients = {name: torch.randn(route.shape, device=device) for name, route in self.routes.items()}
+        self.probe = next(name for name, route in self.routes.items() if route.role == HIDDEN and len(route.views) == 1)
+
+    def copy(self) -> dict[str, nn.Parameter]:
+        """Return fresh parameters with gradients."""
+        parameters = {name: nn.Parameter(weight.clone()) for name, weight in self.weights.items()}
+        for name, parameter in parameters.items():
+            parameter.grad = self.gradients[name]
+        return parameters
+
+    def groups(self, parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+        """Return groups as this project's partition makes them."""
+        groups: dict[str, dict[str, Any]] = {}
+        for name, parameter in parameters.items():
+            route = self.routes[name]
+            group = groups.setdefault(route.role, {"params": [], "param_names": [], "views": [], "role": route.role})
+            group["params"].append(parameter)
+            group["param_names"].append(name)
+            group["views"].append([view.astuple() for view in route.views] or None)
+        return list(groups.values())
+
+    def matrices(self, parameters: dict[str, nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Return the hidden matrices that stock Muon can take (2-D, whole), and everything else."""
+        hidden = [p for name, p in parameters.items() if self.routes[name].role == HIDDEN and p.ndim == 2]
+        chosen = {id(p) for p in hidden}
+        return hidden, [p for p in parameters.values() if id(p) not in chosen]
+
+
+# ---------------------------------------------------------------- rows: name -> step function
+
+
+class Pair:
+    """Two optimizers stepped one after the other."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer) -> None:
+        self.optimizers = optimizers
+
+    def step(self) -> None:
+        """Step both."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+Row = Callable[[Problem, dict[str, nn.Parameter]], Any]
+
+
+def _ours(method: str, **options: Any) -> Row:
+    def build_row(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
+        return lightning_gluon.Gluon(problem.groups(parameters), lr=1e-3, method=method, **options)
+
+    return build_row
+
+
+def _torch_muon(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
+    hidden, rest = problem.matrices(parameters)
+    return Pair(torch.optim.Muon(hidden, lr=1e-3, weight_decay=0.0), torch.optim.AdamW(rest, lr=1e-3, fused=True))
+
+
+def _pytorch_optimizer(name: str) -> Row:
+    def build_row(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
+        import pytorch_optimizer
+
+        hidden, rest = problem.matrices(parameters)
+        if name == "Muon":
+            groups = [{"params": hidden, "use_muon": True}, {"params": rest, "use_muon": False}]
+            return pytorch_optimizer.Muon(groups, lr=1e-3, weight_decay=0.0)
+        hidden_norm, rest_norm = {"norm_type": 4}, {"norm_type": 7}  # spectral, sign: see LMONorm
+        return pytorch_optimizer.SCION(
+            [{"params": hidden, **hidden_norm}, {"params": rest, **rest_norm}], lr=1e-3, weight_decay=0.0
+        )
+
+    return build_row
+
+
+def _timm_muon(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
+    from timm.optim import Muon
+
+    hidden, rest = problem.matrices(parameters)
+    return Muon([{"params": hidden}, {"params": rest, "use_fallback": True}], lr=1e-3, weight_decay=0.0)
+
+
+def _fused_adamw(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
+    return torch.optim.AdamW(parameters.values(), lr=1e-3, fused=True)
+
+
+ROWS: dict[str, Row] = {
+    BASELINE: _torch_muon,
+    "gluon": _ours("gluon"),
+    "gluon (no check)": _ours("gluon", on_nonfinite="ignore"),
+    "muon": _ours("muon"),
+    "muon, jordan": _ours("muon", orthogonalizer="jordan"),
+    "scion": _ours("scion"),
+    "lionmuon": _ours("lionmuon"),
+    "signsgd": _ours("signsgd"),
+    "pytorch_optimizer Muon": _pytorch_optimizer("Muon"),
+    "pytorch_optimizer SCION": _pytorch_optimizer("SCION"),
+    "timm Muon": _timm_muon,
+    "fused AdamW": _fused_adamw,
+}
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def clock(device: str) -> Callable[[Callable[[], Any]], float]:
+    """Return a function that times one call in seconds: CUDA events on a GPU, the wall clock elsewhere."""
+    if device != "cuda":
+
+        def wall(call: Callable[[], Any]) -> float:
+            start = time.perf_counter()
+            call()
+            return time.perf_counter() - start
+
+        return wall
+
+    def events(call: Callable[[], Any]) -> float:
+        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        first.record()
+        call()
+        last.record()
+        torch.cuda.synchronize()
+        return first.elapsed_time(last) / 1e3
+
+    return events
+
+
+def gap(problem: Problem, row: Row) -> float | None:
+    """Return the LMO gap of the first direction a row steps along for one hidden matrix."""
+    name = problem.probe
+    before = problem.weights[name].double()
+    parameters = problem.copy()
+    row(problem, parameters).step()
+    direction = before - parameters[name].detach().double()
+    size = torch.linalg.matrix_norm(direction, 2)
+    gradient = problem.gradients[name].double()
+    return float(1 - (gradient * direction).sum() / size / torch.linalg.matrix_norm(gradient, "nuc"))
+
+
+def measure(problem: Problem, rows: dict[str, Row], rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield one result per row, after all have been stepped in turn."""
+    timer, steppers, results = clock(problem.device), {}, {}
+    for name, row in rows.items():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                results[name] = {"gap": None if "AdamW" in name and "Muon" not in name else gap(problem, row)}
+                steppers[name] = row(problem, problem.copy())
+                results[name]["first_step_s"] = timer(steppers[name].step)
+                steppers[name].step()
+        except (ImportError, TypeError, ValueError, RuntimeError) as error:
+            results.pop(name, None)
+            yield name, {"error": f"{type(error).__name__}: {error}"[:200]}
+    times: dict[str, list[float]] = {name: [] for name in steppers}
+    for _ in range(rounds):
+        for name, stepper in steppers.items():
+            times[name].append(timer(stepper.step))
+    for name, values in times.items():
+        ratios = [mine / base for mine, base in zip(values, times[BASELINE], strict=True)]
+        yield name, {
+            **results[name],
+            "median_s": statistics.median(values),
+            "min_s": min(values),
+            "max_s": max(values),
+            "ratio": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+        }
+
+
+def floors(problem: Problem) -> dict[str, float]:
+    """Return the products of a default step in TFLOP and its traffic at 24 bytes per parameter in GB."""
+    flops, entries = 0.0, 0
+    for route in problem.routes.values():
+        entries += torch.Size(route.shape).numel()
+        if route.role == HIDDEN:
+            for out, fan_in in (shape for view in route.views for shape in view.shapes):
+                small, large = sorted((out, fan_in))
+                aspect = large / small
+                units = 12 * aspect + 30 if aspect > 1.5 else 6 * (4 * aspect + 2)
+                flops += 2 * small**3 * units / 2
+    return {"tflop": flops / 1e12, "traffic_gb": 24 * entries / 1e9, "parameters": entries}
+
+
+def show(model: str, results: dict[str, dict[str, Any]], console: Console) -> None:
+    """Print a table of one model's rows."""
+    table = Table(title=f"{model}: one optimizer step, ratio to {BASELINE}")
+    for column in ("row", "median ms", "min-max ms", "ratio", "min-max", "LMO gap", "first step ms"):
+        table.add_column(column, justify="left" if column == "row" else "right")
+    for name, row in results.items():
+        if "error" in row:
+            table.add_row(name, row["error"], *[""] * 5)
+            continue
+        ms = {key: f"{1e3 * row[key]:.2f}" for key in ("median_s", "min_s", "max_s", "first_step_s")}
+        shown = "" if row["gap"] is None else f"{100 * row['gap']:.2f} %"
+        spread = f"{row['ratio_min']:.2f}-{row['ratio_max']:.2f}"
+        table.add_row(
+            name, ms["median_s"], f"{ms['min_s']}-{ms['max_s']}", f"{row['ratio']:.2f}", spread, shown, ms["first_step_s"]
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Measure, print, and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["vit_ti", "vit_s", "qwen2_5/12"])
+    parser.add_argument("--rows", nargs="+", default=list(ROWS))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/step.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows = {name: ROWS[name] for name in dict.fromkeys([BASELINE, *arguments.rows])}
+    console, report = Console(), {"environment": environment(), "models": {}}
+    for model in arguments.models:
+        problem = Problem(model, arguments.device)
+        results = dict(measure(problem, rows, arguments.rounds))
+        results = {name: results[name] for name in rows if name in results}
+        report["models"][model] = {"floors": floors(problem), "rows": results}
+        show(model, results, console)
+        write_json(arguments.output, report)
+    console.print(f"written to {arguments.output}")
+
+
+if __name__ == "__main__":
+    main()
