@@ -34,7 +34,7 @@ class Buffers:
 
     def __init__(self, root: nn.Module) -> None:
         self._saved = [
-            (module._buffers, name, buffer, buffer._version, buffer.detach().clone())
+            (module._buffers, name, buffer, buffer.detach().clone())
             for module in root.modules()
             for name, buffer in module._buffers.items()
             if buffer is not None
@@ -42,11 +42,10 @@ class Buffers:
 
     @torch.no_grad()
     def restore_(self) -> None:
-        """Put back every buffer that was written to or replaced."""
-        for owner, name, buffer, version, value in self._saved:
+        """Put back every buffer, written to or replaced; batch norm writes without leaving a trace in `_version`."""
+        for owner, name, buffer, value in self._saved:
             owner[name] = buffer
-            if buffer._version != version:
-                buffer.copy_(value)
+            buffer.copy_(value)
 
 
 @contextmanager
@@ -90,7 +89,7 @@ class _Attributes:
         ]
         states = self.saved.get("_defaults", ()) if hasattr(module, "add_state") else ()  # a torchmetrics metric
         self.states = [
-            (self.saved[name], self.saved[name]._version, self.saved[name].detach().clone())
+            (self.saved[name], self.saved[name].detach().clone())
             for name in states
             if isinstance(self.saved.get(name), Tensor)
         ]
@@ -103,9 +102,15 @@ class _Attributes:
         present.update(self.saved)
         for value, content in self.contents:
             _refill_(value, content)
-        for state, version, value in self.states:
-            if state._version != version:
-                state.copy_(value)
+        for state, value in self.states:
+            _write_(state, value)
+
+
+def _write_(target: Tensor, value: Tensor) -> None:
+    """Copy, whatever the version counter says: batch norm does not count its writes."""
+    expanded = any(stride == 0 and size > 1 for stride, size in zip(target.stride(), target.shape, strict=True))
+    if not expanded:  # one entry seen many times cannot have been written to
+        target.copy_(value)
 
 
 def _refill_(value: Any, content: Any) -> None:
