@@ -15,8 +15,8 @@ def check_star_convex(layers: Iterable[Layer]) -> None:
 
         X <- (1 - beta) X - eta D(M),    alpha >= beta,    eta >= beta max(||X_0||, ||X_*||)
 
-    alpha = `1 - momentum`, beta = `lr * weight_decay`, eta = `lr * radius`; the norm is the layer's own. `X_*` is unknown,
-    so the second condition is checked at `X_0`: weights outside the ball of radius `radius / weight_decay` only shrink.
+    alpha = `1 - momentum`, beta = `lr * weight_decay`, eta = `lr * radius`; the norm is the layer's own. `X_*` is
+    unknown, so the second is checked at `X_0`: weights outside the ball of radius `radius / weight_decay` first shrink.
 
     Args:
         layers: The optimizer's layers, at their first iterate.
@@ -45,8 +45,9 @@ def check_star_convex(layers: Iterable[Layer]) -> None:
     if small:
         more = f" and {len(small) - 3} more" if len(small) > 3 else ""
         warnings.warn(
-            f"Muon-MVR's theory asks for radius >= weight_decay * ||X_0||, which does not hold for {', '.join(small[:3])}"
-            f"{more}. Those weights first shrink into the ball. Lower `weight_decay` or raise the radius of their role.",
+            "Muon-MVR's theory asks for radius >= weight_decay * ||X_0||, which does not hold for "
+            f"{', '.join(small[:3])}{more}. Those weights first shrink into the ball. Lower `weight_decay` or raise "
+            "the radius of their role.",
             stacklevel=3,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
@@ -127,10 +128,13 @@ def test_mars_clips_the_corrected_gradient() -> None:
 def predicted(name: str, b: float, sigma: float, spread: float, path: list[float]) -> float:
     """`sqrt(E (M - grad f)^2)` at the end of a path, for `grad f = x`, samples `(1 + s) x + n`.
 
-    With e = M - grad f:  mvr1  e <- b e + (1 - b) n + s (x - b x_prev);   ema  e <- b (e + x_prev - x) + (1 - b)(n + s x).
+    With e = M - grad f,
+
+        mvr1  e <- b e + (1 - b) n + s (x - b x_prev)
+        ema   e <- b (e + x_prev - x) + (1 - b) (n + s x)
     """
     variance, bias = sigma**2 + (spread * path[0]) ** 2, 0.0
-    for previous, x in zip(path, path[1:], strict=False):
+    for previous, x in itertools.pairwise(path):
         if name == "mvr1":
             variance = b**2 * variance + ((1 - b) * sigma) ** 2 + (spread * (x - b * previous)) ** 2
         else:

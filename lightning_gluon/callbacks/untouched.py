@@ -42,10 +42,10 @@ class Buffers:
 
     @torch.no_grad()
     def restore_(self) -> None:
-        """Put back every buffer, written to or replaced; batch norm writes without leaving a trace in `_version`."""
+        """Put back every buffer, the objects and their values."""
         for owner, name, buffer, value in self._saved:
             owner[name] = buffer
-            buffer.copy_(value)
+            _write_(buffer, value)
 
 
 @contextmanager
@@ -107,7 +107,7 @@ class _Attributes:
 
 
 def _write_(target: Tensor, value: Tensor) -> None:
-    """Copy, whatever the version counter says: batch norm does not count its writes."""
+    """Copy, whatever the version counter says: batch norm writes without a trace in `_version`."""
     expanded = any(stride == 0 and size > 1 for stride, size in zip(target.stride(), target.shape, strict=True))
     if not expanded:  # one entry seen many times cannot have been written to
         target.copy_(value)
