@@ -102,7 +102,7 @@ def partition(arguments: Sequence[str]) -> None:
         model = _from_yaml(given.config) if given.config else build_model(given.model, json.loads(given.kwargs))
         rules = json.loads(given.rules) if given.rules else None
         print(route(model, rules=rules, strict=not given.no_strict))
-    except (ValueError, TypeError, OSError, ImportError, AttributeError) as error:
+    except (ValueError, TypeError, OSError, ImportError, AttributeError, RuntimeError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
 
 
@@ -135,7 +135,7 @@ def build_model(name: str, kwargs: dict[str, Any]) -> nn.Module:
         module, _, attribute = name.rpartition(".")
         if not module:
             raise ValueError(
-                f"Expected `--model` to be timm/NAME, transformers/TYPE, a hub id, ./FOLDER or a class path, got {name!r}."
+                f"Expected `--model` to be timm/NAME, transformers/TYPE, hub id, ./FOLDER or class path, got {name!r}."
             )
         return getattr(importlib.import_module(module), attribute)(**kwargs)
 

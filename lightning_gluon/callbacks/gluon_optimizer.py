@@ -15,6 +15,7 @@ from lightning_gluon.partition import partition
 
 __all__ = ["GluonOptimizer"]
 
+_ANY_RANK = 1 << 20
 _NOT_GROUPED = ("method", "schedule", "warmup", "decay", "total_steps")
 
 
@@ -53,7 +54,9 @@ class GluonOptimizer(Callback):
         power_iterations: Power iterations of its sketch.
         seed: Seed of its sketch.
         reference: How the previous iterate is kept: `copy`, `step` or `step8`.
-        momentum_carry: Weight on the old momentum in what `dual_ema` carries.
+        momentum_carry: Weight on the old momentum in what `lionmuon` carries.
+        every: Period of the spectral steps of `lionmuon`.
+        sign_radius: Radius of its sign steps, relative to the spectral one.
         betas: Both betas of `adamw`.
         eps: The epsilon of `adamw`.
 
@@ -96,6 +99,8 @@ class GluonOptimizer(Callback):
         seed: int | None = None,
         reference: str | None = None,
         momentum_carry: float | None = None,
+        every: int | None = None,
+        sign_radius: float | None = None,
         betas: tuple[float, float] | None = None,
         eps: float | None = None,
     ) -> None:
@@ -113,7 +118,8 @@ class GluonOptimizer(Callback):
 
     def _check(self) -> None:
         """Build the groups of one weight per role, which raises for whatever does not fit the method."""
-        weights = [{"params": [torch.nn.Parameter(torch.zeros(1, 1))], "role": role} for role in ROLES]
+        large = torch.empty(_ANY_RANK, _ANY_RANK, device="meta")  # takes no memory
+        weights = [{"params": [torch.nn.Parameter(large)], "role": role} for role in ROLES]
         named = ("lr", "weight_decay", "radius", "momentum")
         lr = self.settings.get("lr")
         options = {k: v for k, v in self.settings.items() if k not in (*named, *_NOT_GROUPED)}
