@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import statistics
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -67,7 +68,7 @@ class DigitsViT(LightningModule):
         logits = self.net(images)
         self.accuracy(logits, labels)
         self.log("val/loss", torch.nn.functional.cross_entropy(logits, labels))
-        self.log("val/accuracy", self.accuracy, prog_bar=True)
+        self.log("val/acc", self.accuracy, prog_bar=True)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer and its schedule: the one line that makes this a Gluon run."""
@@ -96,7 +97,7 @@ class Record(Callback):
     def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
         """Keep the validation metrics."""
         metrics = trainer.callback_metrics
-        self.val.append((trainer.global_step, float(metrics["val/loss"]), float(metrics["val/accuracy"])))
+        self.val.append((trainer.global_step, float(metrics["val/loss"]), float(metrics["val/acc"])))
 
 
 def train(method: str) -> tuple[Record, lightning_gluon.Gluon]:
@@ -157,14 +158,17 @@ def draw(runs: dict[str, tuple[Record, lightning_gluon.Gluon]], path: Path) -> N
 def main() -> None:
     """Print the partition, train both, print the comparison and say where everything is."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # 1,437 tiny images in memory need none
+    warnings.filterwarnings("ignore", ".*treespec.*")  # between Lightning and torch
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.set_num_threads(1)  # tensors this small lose time on more threads
-    started = time.perf_counter()
-    print(lightning_gluon.partition(DigitsViT("gluon").net))
-    runs = {method: train(method) for method in SETTINGS}
+    console, started = Console(width=None if sys.stdout.isatty() else 120), time.perf_counter()
+    console.print(lightning_gluon.partition(DigitsViT("gluon").net))
+    runs = {}
+    for method in SETTINGS:
+        console.rule(f"{method}, {EPOCHS} epochs")
+        runs[method] = train(method)
     picture = FOLDER / "curves.png"
     draw(runs, picture)
-    console = Console()
     console.print(compare(runs))
     console.print(f"Done in {time.perf_counter() - started:.0f} s.", highlight=False)
     console.print(f"Curves       {picture}", highlight=False)
