@@ -55,6 +55,8 @@ _NO_HEAD = re.compile(
     r"|.*(query_pos(ition)?|ref_point|ref_anchor|reference_points?)_head)$"
 )
 _NO_HEAD_CLASS = re.compile(r"Pool")  # a pooling head gives features
+_TRANSFORMS = {"head", "lm_head", "projection_head"}
+_OUTPUTS = {"classifier", "score", "qa_outputs", "lm_head"}
 _SHARED_SPACE = re.compile(r"(text|visual|vision|image|audio)_projection$")
 _NETWORK_PART = re.compile(
     r"(generator|discriminator|critic|actor|policy|q_net(work)?|value_net(work)?|policy_net)\d*$"
@@ -199,11 +201,22 @@ class Evidence:
             parent, above = site.chain[index - 1]
             if name.endswith("_head") and hasattr(above, f"{name[:-5]}_predictor"):
                 continue  # R-CNN: the box head gives features to the box predictor
+            if name in _TRANSFORMS and self._precedes_output(parent, above, name):
+                continue
             if name == "fc" and not (self.network.is_last(site, parent) and self.network.count(parent) > 1):
                 continue
             if self.network.is_last(site, site.chain[end][0]):
                 return "output layer: projects into the shared space" if shared else f"output layer: {name}"
         return None
+
+    def _precedes_output(self, path: str, module: nn.Module, name: str) -> bool:
+        """Tell whether an output layer follows beside a module called head (ModernBERT: `head`, then `decoder`)."""
+        names = [child for child, _ in module.named_children()]
+        for other in names[names.index(name) + 1 :]:
+            last = self.network.last(f"{path}.{other}".lstrip("."))
+            if last is not None and (other in _OUTPUTS or strip_wrappers(last) in self._declared_heads):
+                return True
+        return False
 
     @staticmethod
     def _contrasts(module: nn.Module) -> bool:

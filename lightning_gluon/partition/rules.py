@@ -221,6 +221,7 @@ _NO_MAP = (
     (_SCALE, "logit scale: multiplies scores, no map"),
     (_TOKEN, "learned token: added to or put beside the inputs, no map"),
     (_POSITION, "learned positions: added to the inputs, no map"),
+    (re.compile(r"static_weight$"), "depthwise filters: each channel by itself, no map"),
     (_DYNAMICS, "table of a recurrence's rates: acts entry by entry, no map"),
 )
 
