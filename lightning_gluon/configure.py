@@ -22,6 +22,9 @@ __all__ = ["configure_optimizers", "equivalent_learning_rates"]
 # An fp32 gradient hides the precision it was computed in, so the Trainer is asked; the values are those of `checks`.
 MIXED_NOISE_FLOOR = {"bf16-mixed": NOISE_FLOOR[torch.bfloat16], "16-mixed": NOISE_FLOOR[torch.float16]}
 
+# The nominal radius of `lr="auto"`; calibration starts at 1/64 of it, far below the .018 to .05 that tuning finds.
+AUTO_LR = 0.02
+
 
 def configure_optimizers(
     module: nn.Module,
@@ -46,6 +49,8 @@ def configure_optimizers(
         module: Any `nn.Module`; a `LightningModule` tells its Trainer's length and precision.
         method: A row of `lightning_gluon.METHODS`.
         lr: The hidden radius: length of a step of a hidden matrix in its own norm. For `adamw` the learning rate.
+            `"auto"` finds it in the first fifth of the training at most, at the default ratios between roles, by adding
+            `lightning_gluon.callbacks.RadiusScheduler(rule="calibrate")` to the module's Trainer.
         weight_decay: Decoupled decay in units of 1 / lr, one value or one per role; default: the method's.
         radius: Radii relative to the hidden one, by role; default: the method's (see `lightning_gluon.methods`).
         momentum: Weight on the old momentum, in [0, 1); default: the method's.
@@ -78,6 +83,8 @@ def configure_optimizers(
     if length is None and trainer is not None and (schedule not in ("constant", "theory") or 0 < warmup < 1):
         length = _stepping_batches(trainer)
     plan = Schedule(schedule, length, _warmup_steps(warmup, length), decay, row.theory)
+    if isinstance(lr, str):
+        lr = _calibrated(lr, module, trainer)
     if trainer is not None:
         options.setdefault("noise_floor", MIXED_NOISE_FLOOR.get(str(trainer.precision)))
     optimizer = Gluon(
@@ -98,6 +105,21 @@ def configure_optimizers(
         return optimizer
     scheduler = RadiusSchedule(optimizer, plan)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "gluon"}}
+
+
+def _calibrated(lr: str, module: nn.Module, trainer: Any) -> float:
+    """Let a callback find the radius, and return the learning rate it works under."""
+    if lr != "auto":
+        raise ValueError(f"Expected `lr` to be a number or 'auto', but got {lr!r}.")
+    if trainer is None:
+        raise ValueError(
+            "`lr='auto'` adds a callback to the module's Trainer, but this module has none yet. Call this function "
+            "from the LightningModule's own `configure_optimizers`, or pass a number."
+        )
+    from lightning_gluon.callbacks import RadiusScheduler
+
+    RadiusScheduler.attach(trainer)
+    return AUTO_LR
 
 
 def _trainer(module: nn.Module) -> Any:

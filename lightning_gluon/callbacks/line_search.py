@@ -1,0 +1,68 @@
+"""A look along the first step for the lowest loss on a second batch: where to start when nothing is known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gluon.callbacks.second_pass import Replay, copy_batch
+from lightning_gluon.callbacks.untouched import Buffers, untouched
+from lightning_gluon.rng import rng_state, set_rng_state
+
+__all__ = ["search_along"]
+
+FACTORS = tuple(2.0**power for power in range(-14, 9))
+PAST = 3  # points above the lowest before the search ends
+
+
+@torch.no_grad()
+def search_along(replay: Replay, start: Mapping[Tensor, Tensor], step: Mapping[Tensor, Tensor]) -> float:
+    """Return the `s` in `FACTORS` with the lowest loss at `start - s * step`; weights come out as before, bit for bit.
+
+    Args:
+        replay: The second batch.
+        start: The weights before the first step.
+        step: The first step, for `s = 1`.
+
+    Returns:
+        The best factor; all ranks agree on it.
+    """
+    held = {parameter: parameter.detach().clone() for parameter in start}
+    best, lowest, past = FACTORS[0], math.inf, 0
+    try:
+        for factor in FACTORS:
+            for parameter, origin in start.items():
+                parameter.copy_(origin - factor * step[parameter])
+            loss = _loss(replay)
+            if loss < lowest:
+                best, lowest, past = factor, loss, 0
+            else:
+                past += 1
+            if past == PAST:
+                break
+    finally:
+        for parameter, value in held.items():
+            parameter.copy_(value)
+    return best
+
+
+def _loss(replay: Replay) -> float:
+    """Return the loss of a remembered micro-batch at the present weights, without a trace; infinite if not finite."""
+    trainer, module = replay.trainer, replay.trainer.lightning_module
+    rng, buffers = rng_state(), Buffers(module)
+    try:
+        set_rng_state(replay.rng)
+        replay.buffers.restore_()
+        with untouched(trainer, module):
+            output: Any = replay.training_step(*copy_batch(replay.args), **copy_batch(replay.kwargs))
+    finally:
+        set_rng_state(rng)
+        buffers.restore_()
+    loss = (output["loss"] if isinstance(output, Mapping) else output).detach().float()
+    if trainer.world_size > 1:
+        loss = trainer.strategy.reduce(loss, reduce_op="mean")
+    return float(loss) if bool(loss.isfinite()) else math.inf

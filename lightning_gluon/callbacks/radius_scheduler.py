@@ -1,0 +1,347 @@
+"""Radii that a rule sets while training: written to the groups' `radius`, never to `lr`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lightning_gluon.calibrate import Calibrate, Observation
+from lightning_gluon.callbacks.last_step import LastStep
+from lightning_gluon.callbacks.line_search import search_along
+from lightning_gluon.callbacks.logs import check_log, log_values, should_log
+from lightning_gluon.callbacks.probe import Probe, listen, own_optimizer, unwrapped
+from lightning_gluon.callbacks.second_pass import Replay
+from lightning_gluon.optimizer import Gluon
+from lightning_gluon.radii import Limits, Radius, first_radius, peak_lr, set_radii_
+from lightning_gluon.readings import combine, derive, measure
+from lightning_gluon.rules import make_rule
+
+__all__ = ["RadiusScheduler"]
+
+SEARCHED = 1 / 256  # a ramp starts at this share of what a line search found
+FIRST = 1 / 256  # factor of the one step that shows the line search its direction
+
+
+class RadiusScheduler(Callback):
+    """Set per-group or per-layer radii during training by a rule; any learning-rate schedule works on top.
+
+        t_i = lr * radius_i,        radius_i by the rule, lr by the schedule
+
+    Rules: `calibrate` (grow from tiny until the last step stops paying off, step back, freeze), `smoothness` (the
+    paper's Theorem 1 on the live fit), `theory` (the papers' decays), or a function that takes a
+    `lightning_gluon.calibrate.Observation` and returns one factor on all initial radii, or radii by group or layer
+    name, or `None`. See `lightning_gluon.rules`.
+
+    While `calibrate` runs it keeps one copy of the weights, unless the method keeps the previous iterate anyway, and
+    waits for the device once per step; both end when it freezes. A learning-rate warm-up may run at the same time: the
+    radius is then frozen so that the calibrated step length is reached at the schedule's peak. Radii are logged as
+    `radius/<group>`, or `radius/<layer>` where they differ within a group.
+
+    Args:
+        rule: A name of `lightning_gluon.rules.RULES`, a rule, or a function.
+        options: Arguments of a rule given by name, such as `{"line_search": True}`.
+        every_n_steps: Steps between two samples of the smoothness, for rules that need it; the method's own second
+            gradient is used where it has one, else a probe pass is run.
+        bounds: Smallest and largest radius, relative to the initial one.
+        max_growth: Largest factor by which a radius may grow in one step.
+        smoothing: Weight on the old radius, in [0, 1), of a geometric average.
+        freeze_step: Step, or share of all steps if below 1, from which the radii stay.
+        log: Whether to log; default: if the Trainer has a logger.
+
+    Raises:
+        ValueError: If an argument is out of range, the bounds are crossed, or a name is unknown; at the start of
+        training
+            if the rule needs a second pass that cannot be taken, or logging is asked for without a logger.
+        TypeError: If the rule is none of the three kinds; at the start of training if the optimizer is not one of this
+            library.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+
+    Example:
+        >>> scheduler = RadiusScheduler("calibrate", bounds=(1e-3, 10.0))
+        >>> scheduler.rule.state.scale
+        0.015625
+    """
+
+    def __init__(
+        self,
+        rule: str | Callable[[Observation], Any] = "calibrate",
+        *,
+        options: Mapping[str, Any] | None = None,
+        every_n_steps: int = 25,
+        bounds: tuple[float, float] | None = None,
+        max_growth: float | None = None,
+        smoothing: float = 0.0,
+        freeze_step: int | float | None = None,
+        log: bool | None = None,
+    ) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"Expected `every_n_steps` to satisfy every_n_steps >= 1, but got {every_n_steps!r}.")
+        if freeze_step is not None and not freeze_step > 0:
+            raise ValueError(f"Expected `freeze_step` to satisfy freeze_step > 0, but got {freeze_step!r}.")
+        self.name = rule if isinstance(rule, str) else getattr(rule, "__name__", type(rule).__name__)
+        self.rule = make_rule(rule, options)
+        self.needs = getattr(self.rule, "needs", None)
+        self.every_n_steps = every_n_steps
+        self.limits = Limits(None if bounds is None else (bounds[0], bounds[1]), max_growth, smoothing)
+        self.freeze_step = freeze_step
+        self.logging = log  # Lightning sets `log` on callbacks
+        self.steps = 0
+        self.base: dict[str, Radius] = {}
+        self.radii: dict[str, Radius] = {}
+        self._loaded: dict[str, Any] | None = None
+        self._trainer: Any = None
+        self._total: int | None = None
+        self._logs = False
+        self._end: Callable[[], None] | None = None
+        self._last: LastStep | None = None
+        self._probe: Probe | None = None
+        self._replay: Replay | None = None
+
+    @property
+    def state_key(self) -> str:
+        """Tell instances apart by their rule."""
+        return self._generate_state_key(rule=self.name)
+
+    @staticmethod
+    def attach(trainer: Any, rule: str = "calibrate", **arguments: Any) -> None:
+        """Add a scheduler to a Trainer that has none, also after checkpoints were read.
+
+        Args:
+            trainer: The Trainer.
+            rule: The rule.
+            **arguments: Further arguments of the scheduler.
+        """
+        if any(isinstance(callback, RadiusScheduler) for callback in trainer.callbacks):
+            return
+        scheduler = RadiusScheduler(rule, **arguments)
+        trainer.callbacks = [*trainer.callbacks, scheduler]
+        # Callback states are restored before optimizers are configured; one that comes later looks for its own.
+        loaded = getattr(trainer._checkpoint_connector, "_loaded_checkpoint", None) or {}
+        state = loaded.get("callbacks", {}).get(scheduler.state_key)
+        if state:
+            scheduler.load_state_dict(deepcopy(state))
+
+    # ------------------------------------------------------------------ begin and end
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Take the initial radii, or those of the run that is resumed, and find out what can be measured."""
+        self._release()
+        optimizer = own_optimizer(trainer)
+        self._logs = check_log(trainer, self.logging, "RadiusScheduler")
+        searching = isinstance(self.rule, Calibrate) and self.rule.line_search and self.steps < 2
+        _refuse(self.name, self.needs, searching, optimizer, repeatable=pl_module.automatic_optimization)
+        self._trainer, self._last = trainer, LastStep(optimizer)
+        total = trainer.estimated_stepping_batches
+        self._total = int(total) if math.isfinite(total) else None
+        for group in optimizer.param_groups:
+            self.base.setdefault(group["name"], deepcopy(group["radius"]))
+            group["radius"] = deepcopy(self.radii.get(group["name"], group["radius"]))
+        if searching and self.steps == 0:
+            self.rule.restart(FIRST)
+        if self.needs == "smoothness":
+            self._probe = Probe(optimizer, optimizer.layers(), same_sample=True)
+        self._load()
+        if searching or (self._probe is not None and self._probe.probing):
+            self._end = listen(trainer.strategy, self._entry)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the Trainer as it was."""
+        self._release()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the Trainer as it was: `teardown` is not called when `fit` raises."""
+        self._release()
+
+    def _release(self) -> None:
+        if self._end is not None:
+            self._end()
+        self._end = self._trainer = self._last = self._probe = self._replay = None
+
+    # ------------------------------------------------------------------ one micro-batch
+
+    def _entry(self, training_step: Callable, args: tuple, kwargs: dict) -> None:
+        """Keep what the coming micro-batch needs to be repeated."""
+        if self._probe is not None and self._due(self.steps):
+            self._probe.arm(self._trainer, training_step, args, kwargs)
+        if self._looks(1) and self._replay is None:
+            self._replay = Replay(self._trainer, training_step, args, kwargs)
+
+    def _looks(self, step: int) -> bool:
+        """Return whether this is that step of a run that begins with a line search."""
+        return isinstance(self.rule, Calibrate) and self.rule.line_search and self.steps == step
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        """Repeat the micro-batch at the last iterate, where smoothness is due."""
+        if self._probe is not None:
+            self._probe.run()
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Begin a window."""
+        if self._probe is not None:
+            self._probe.begin()
+
+    def _due(self, steps: int) -> bool:
+        return (steps + 1) % self.every_n_steps == 0
+
+    # ------------------------------------------------------------------ one step
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Measure what the rule needs, and set the radii of the coming step."""
+        last = self._last
+        if last is None or unwrapped(optimizer) is not last.optimizer:
+            return
+        if not self._frozen:
+            self._advance(trainer, last)
+        self.steps += 1
+        if self._logs and should_log(trainer):
+            log_values(trainer, _named(last.optimizer))
+
+    @property
+    def _frozen(self) -> bool:
+        if getattr(self.rule, "done", False):
+            return True
+        if self.freeze_step is None:
+            return False
+        if self.freeze_step < 1:
+            return self._total is not None and self.steps >= self.freeze_step * self._total
+        return self.steps >= self.freeze_step
+
+    def _advance(self, trainer: Any, last: LastStep) -> None:
+        groups = last.optimizer.param_groups
+        if self._replay is not None:
+            replay, self._replay = self._replay, None
+            self.rule.restart(search_along(replay, last.before, last.unit_step()) * SEARCHED)
+        proposal = self.rule(self._observe(trainer, last))
+        if proposal is not None:
+            set_radii_(groups, proposal, base=self.base, limits=self.limits)
+            self.radii = {group["name"]: deepcopy(group["radius"]) for group in groups}
+        if getattr(self.rule, "done", False):
+            last.before = {}
+            _report(self.rule, self.radii, self.steps)
+        elif self.needs == "agreement":
+            last.remember(self.base, copy=self._looks(0))
+        if self._probe is not None and self._due(self.steps + 1):
+            self._probe.remember()
+
+    def _observe(self, trainer: Any, last: LastStep) -> Observation:
+        optimizer = last.optimizer
+        two = optimizer.reference_point == "previous"
+        new = old = None
+        if self.needs == "agreement" and self.steps > 0:
+            gradients = {p: p.grad for group in optimizer.param_groups for p in group["params"]}
+            references = optimizer.reference_gradients if two else {}
+            values = [last.agreement(gradients), *([last.agreement(references)] if references else [])]
+            new, old = [*_agreed(trainer, values), None][:2]
+        return Observation(
+            step=self.steps,
+            total_steps=self._total,
+            momentum=max(group["momentum"] for group in optimizer.param_groups),
+            agreement=new,
+            reference_agreement=old,
+            layers=self._readings(trainer) if self.needs == "smoothness" else None,
+            variance_reduced=two,
+            warming_up=last.warming_up(),
+        )
+
+    def _readings(self, trainer: Any) -> dict[str, dict[str, float]]:
+        """Return readings by group or layer name, on the steps that have some."""
+        probe = self._probe
+        if probe is None or not (self._due(self.steps) and probe.ready):
+            return {}
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        pairs = probe.pairs(1.0 if scaler is None else scaler.get_scale())
+        per_layer = getattr(self.rule, "per", "role") == "layer"
+        members: dict[str, list[tuple[Any, dict[str, float]]]] = {}
+        for pair, raw in zip(pairs, measure(pairs), strict=True):
+            members.setdefault(pair.layer.name if per_layer else pair.layer.group["name"], []).append((pair.layer, raw))
+        found = {}
+        for name, rows in members.items():
+            layer, raw = rows[0][0], combine(raw for _, raw in rows)
+            readings = derive(dict(zip(raw, _agreed(trainer, list(raw.values())), strict=True)))
+            found[name] = {**readings, "lr": peak_lr(layer.group), "radius": layer.radius}
+        return found
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values, and the weights before the last step while they are needed."""
+        return {
+            "steps": self.steps,
+            "base": deepcopy(self.base),
+            "radii": deepcopy(self.radii),
+            "rule": self.rule.state_dict() if hasattr(self.rule, "state_dict") else None,
+            "last": self._last.state_dict() if self._last is not None else None,
+            "probe": self._probe.state_dict() if self._probe is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them."""
+        self.steps, self.base, self.radii = state["steps"], deepcopy(state["base"]), deepcopy(state["radii"])
+        if state["rule"] is not None and hasattr(self.rule, "load_state_dict"):
+            self.rule.load_state_dict(state["rule"])
+        self._loaded = state
+
+    def _load(self) -> None:
+        """Restore what belongs to parameters, now that they are known."""
+        state, self._loaded = self._loaded or {}, None
+        if self._last is not None and state.get("last"):
+            self._last.load_state_dict(state["last"])
+        if self._probe is not None and state.get("probe"):
+            self._probe.load_state_dict(state["probe"])
+
+
+def _refuse(name: str, needs: str | None, searching: bool, optimizer: Gluon, *, repeatable: bool) -> None:
+    """Raise where the rule needs a second look at a batch that cannot be had."""
+    if needs == "smoothness" and not repeatable:
+        raise ValueError(
+            f"Rule {name!r} needs the gradient of the same sample at two points, but under manual optimization a "
+            "training step cannot be repeated. Use automatic optimization, or the rule 'calibrate'."
+        )
+    if searching and not repeatable:
+        raise ValueError(
+            "`line_search` needs a second look at a batch, but under manual optimization a training step cannot be "
+            "repeated. Use automatic optimization, or leave `line_search` out and start small."
+        )
+    if searching and any(p.element_size() < 4 for group in optimizer.param_groups for p in group["params"]):
+        raise ValueError(
+            "`line_search` starts with a step too small for half-precision weights. Train with 'bf16-mixed' instead of "
+            "'bf16-true', or leave `line_search` out."
+        )
+
+
+def _report(rule: Any, radii: Mapping[str, Radius], step: int) -> None:
+    listed = ", ".join(f"{name} {first_radius(radius):.4g}" for name, radius in radii.items())
+    if getattr(getattr(rule, "state", None), "reason", "") == "share":
+        rank_zero_warn(
+            f"Calibration reached its share of the training while larger radii still paid off; they stay at {listed}. "
+            "Train longer, raise `share`, or start from a larger radius."
+        )
+    else:
+        rank_zero_info(f"`RadiusScheduler`: radii frozen at {listed} before step {step}.")
+
+
+def _named(optimizer: Gluon) -> dict[str, float]:
+    """Return the radii under the keys they are logged by."""
+    values = {}
+    for group in optimizer.param_groups:
+        if isinstance(group["radius"], list):
+            values.update({f"radius/{n}": r for n, r in zip(group["param_names"], group["radius"], strict=True)})
+        else:
+            values[f"radius/{group['name']}"] = group["radius"]
+    return values
+
+
+def _agreed(trainer: Any, values: list[float]) -> list[float]:
+    """Return numbers that are the same on all ranks: their mean."""
+    if trainer.world_size == 1:
+        return values
+    present = torch.tensor(values, device=trainer.strategy.root_device)
+    return trainer.strategy.reduce(present, reduce_op="mean").tolist()
