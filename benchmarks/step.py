@@ -224,15 +224,18 @@ def measure(problem: Problem, rows: dict[str, Row], rounds: int) -> Iterator[tup
             times[name].append(timer(stepper.step))
     for name, values in times.items():
         ratios = [mine / base for mine, base in zip(values, times[BASELINE], strict=True)]
-        yield name, {
-            **results[name],
-            "median_s": statistics.median(values),
-            "min_s": min(values),
-            "max_s": max(values),
-            "ratio": statistics.median(ratios),
-            "ratio_min": min(ratios),
-            "ratio_max": max(ratios),
-        }
+        yield (
+            name,
+            {
+                **results[name],
+                "median_s": statistics.median(values),
+                "min_s": min(values),
+                "max_s": max(values),
+                "ratio": statistics.median(ratios),
+                "ratio_min": min(ratios),
+                "ratio_max": max(ratios),
+            },
+        )
 
 
 def floors(problem: Problem) -> dict[str, float]:
@@ -262,7 +265,13 @@ def show(model: str, results: dict[str, dict[str, Any]], console: Console) -> No
         shown = "" if row["gap"] is None else f"{100 * row['gap']:.2f} %"
         spread = f"{row['ratio_min']:.2f}-{row['ratio_max']:.2f}"
         table.add_row(
-            name, ms["median_s"], f"{ms['min_s']}-{ms['max_s']}", f"{row['ratio']:.2f}", spread, shown, ms["first_step_s"]
+            name,
+            ms["median_s"],
+            f"{ms['min_s']}-{ms['max_s']}",
+            f"{row['ratio']:.2f}",
+            spread,
+            shown,
+            ms["first_step_s"],
         )
     console.print(table)
 

@@ -13,7 +13,9 @@ __all__ = ["NOISE_FLOOR", "GradientCheck"]
 # key biases under softmax: 9e-8 to 8e-4 in fp32, 3e-4 to 3e-2 in bf16 (a linear layer behind another one and in front of
 # batch norm: 0.2, which no floor can tell); real gradients of vectors with siblings were above 7e-2.
 NOISE_FLOOR = {torch.float64: 2**-38, torch.float32: 2**-9, torch.bfloat16: 2**-6, torch.float16: 2**-9}
-ALONE = 2**-6  # a vector alone in its module (LayerScale: 1e-2) is compared with the whole model, hence with a lower floor
+ALONE = (
+    2**-6
+)  # a vector alone in its module (LayerScale: 1e-2) is compared with the whole model, hence with a lower floor
 GUARDED = ("rms", "euclidean", "max")
 
 

@@ -97,7 +97,8 @@ def build_groups(
     lacking = set(radius or ()) - {group["role"] for group in partial}
     if lacking and partial:
         warnings.warn(
-            f"`radius` is given for {', '.join(sorted(lacking))}, but no trainable parameter has that role.", stacklevel=4
+            f"`radius` is given for {', '.join(sorted(lacking))}, but no trainable parameter has that role.",
+            stacklevel=4,
         )
     shared = {"lr": lr, "momentum": row.momentum if momentum is None else momentum, "start": row.start}
     for group in partial:
@@ -137,7 +138,9 @@ def _from_source(source: Any) -> list[dict[str, Any]]:
             raise ValueError("The module has no trainable parameter: every one has `requires_grad=False`.")
         return [groups[role] for role in ROLES if role in groups]
     if isinstance(source, (Tensor, Mapping)):
-        raise TypeError(f"Expected a module, a partition, named parameters or a list of groups, got {type(source).__name__}.")
+        raise TypeError(
+            f"Expected a module, a partition, named parameters or a list of groups, got {type(source).__name__}."
+        )
     items = list(source)
     if not items:
         raise ValueError("The optimizer got an empty list of parameters.")
@@ -231,7 +234,9 @@ def _dtype_name(key: str, value: Any) -> str | None:
     name = value.removeprefix("torch.") if isinstance(value, str) else value
     dtype = getattr(torch, name, None) if isinstance(name, str) else None
     if name is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-        raise ValueError(f"Expected `{key}` to be a floating-point dtype such as 'bfloat16' or None, but got {value!r}.")
+        raise ValueError(
+            f"Expected `{key}` to be a floating-point dtype such as 'bfloat16' or None, but got {value!r}."
+        )
     return name
 
 
@@ -285,7 +290,9 @@ def _check_radius(group: dict[str, Any], where: str) -> None:
     radius = group["radius"]
     if isinstance(radius, (list, tuple)):
         if len(radius) != len(group["params"]):
-            raise ValueError(f"Expected `radius`{where} to be one number or {len(group['params'])}, but got {len(radius)}.")
+            raise ValueError(
+                f"Expected `radius`{where} to be one number or {len(group['params'])}, but got {len(radius)}."
+            )
         group["radius"] = list(radius)
     for value in group["radius"] if isinstance(radius, (list, tuple)) else [radius]:
         check_number("radius", value, where)
@@ -294,7 +301,9 @@ def _check_radius(group: dict[str, Any], where: str) -> None:
 def _check_low_rank(group: dict[str, Any], where: str) -> None:
     rank = group.get("rank")
     if rank is not None and (not isinstance(rank, int) or rank < 1):
-        raise ValueError(f"Expected `rank`{where} to be a whole number >= 1, or None for the full carry, but got {rank!r}.")
+        raise ValueError(
+            f"Expected `rank`{where} to be a whole number >= 1, or None for the full carry, but got {rank!r}."
+        )
     if "every" in group and (not isinstance(group["every"], int) or group["every"] < 1):
         raise ValueError(f"Expected `every`{where} to be a whole number of steps >= 1, but got {group['every']!r}.")
     for key in ("oversampling", "power_iterations"):

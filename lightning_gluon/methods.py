@@ -127,18 +127,16 @@ METHODS: dict[str, Method] = {
         _layerwise("mars_approximate"),
         momentum=0.95,
     ),
-    "gluon-igt": Method(
-        "Gluon on gradients at the transported point", "LMO-IGT, arXiv 2605.05577", _layerwise("igt")
-    ),
+    "gluon-igt": Method("Gluon on gradients at the transported point", "LMO-IGT, arXiv 2605.05577", _layerwise("igt")),
     "lionmuon": Method(
         "spectral every second step, signs between; two momenta",
         "LionMuon, arXiv 2605.19811",
         _layerwise("dual_ema", every=2),
     ),
     "signsgd": Method("sign of the gradient", "SignSGD, arXiv 2605.06615", _uniform("max"), momentum=0.0),
-    "normalized-sgd": Method("gradient over its Euclidean norm, per layer", "folklore", _uniform("euclidean"), momentum=0.0),
-    "sgd": Method("the gradient itself: no ball at all", "folklore", _uniform("identity"), momentum=0.0),
-    "adamw": Method(
-        "the baseline", "AdamW, arXiv 1711.05101", _uniform("identity", "adamw"), weight_decay=0.01
+    "normalized-sgd": Method(
+        "gradient over its Euclidean norm, per layer", "folklore", _uniform("euclidean"), momentum=0.0
     ),
+    "sgd": Method("the gradient itself: no ball at all", "folklore", _uniform("identity"), momentum=0.0),
+    "adamw": Method("the baseline", "AdamW, arXiv 1711.05101", _uniform("identity", "adamw"), weight_decay=0.01),
 }

@@ -1,32 +1,30 @@
-"""The one optimizer: parameter groups x (norm, estimator, radius), and the only place that writes to parameters.
+"""The one optimizer: parameter groups x (norm, estimator, radius); `update.py` holds its arithmetic.
 
-    X <- (1 - lr * weight_decay) X - lr * radius * D(M)          D(M) = argmax_{||D|| <= 1} <M, D>
+X <- (1 - lr * weight_decay) X - lr * radius * D(M)          D(M) = argmax_{||D|| <= 1} <M, D>
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.adamw import adamw
 
-from lightning_gluon import reference
-from lightning_gluon.carry import Carry
-from lightning_gluon.checks import GUARDED, GradientCheck
+from lightning_gluon.checks import GradientCheck
 from lightning_gluon.conditions import check_star_convex
 from lightning_gluon.estimators import ESTIMATORS
 from lightning_gluon.groups import build_groups, complete_group, find_method
 from lightning_gluon.layers import Layer
-from lightning_gluon.norms import Spectral, make_norm
-from lightning_gluon.orthogonalize import Workspace, compute_dtype, orthogonalize_, staging_dtype
-from lightning_gluon.plan import ORIENTED, Chunk, Stack, build_plan, stack_views
+from lightning_gluon.orthogonalize import Workspace
+from lightning_gluon.partition import partition
+from lightning_gluon.plan import Chunk, build_plan
+from lightning_gluon.reference import ReferencePoint
 from lightning_gluon.rng import rng_state, set_rng_state
 from lightning_gluon.state import match_saved_state, memory
+from lightning_gluon.update import update_
 
 __all__ = ["Gluon"]
 
@@ -81,6 +79,8 @@ class Gluon(Optimizer):
         momentum: float | None = None,
         **options: Any,
     ) -> None:
+        if isinstance(params, nn.Module):
+            params = partition(params)
         groups = build_groups(
             params, method=method, lr=lr, weight_decay=weight_decay, radius=radius, momentum=momentum, options=options
         )
@@ -103,10 +103,10 @@ class Gluon(Optimizer):
             check_star_convex(self.layers())
 
     def _transient(self) -> None:
-        """Create what is not saved: plans, buffers to reuse, held weights."""
+        """Create what is not saved: plans, buffers to reuse, the view of the reference point."""
         self._plans: dict[tuple, tuple[list[Chunk], GradientCheck | None]] = {}
         self._workspace = Workspace()
-        self._held: dict[Tensor, Tensor] = {}
+        self._reference = ReferencePoint(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle or a loaded state."""
@@ -218,50 +218,9 @@ class Gluon(Optimizer):
         """Gradients evaluated so far: one per step, two where the method takes a second one."""
         return max((group["gradient_evaluations"] for group in self.param_groups), default=0)
 
-    @contextmanager
-    def at_reference(self) -> Iterator[None]:
+    def at_reference(self) -> AbstractContextManager[None]:
         """Exchange all weights with the reference point, in place, and restore them bit for bit on leaving."""
-        if not self.needs_reference or self._held:
-            raise RuntimeError("There is no reference point now: the method needs none, no step was taken, or it is in use.")
-        moved: list[tuple[dict, Tensor]] = []
-        try:
-            with torch.no_grad():
-                for group in self.param_groups:
-                    for parameter in group["params"]:
-                        if self._enter(group, parameter):
-                            moved.append((group, parameter))
-            yield
-        finally:
-            with torch.no_grad():
-                for group, parameter in reversed(moved):
-                    self._leave(parameter)
-
-    def _enter(self, group: dict[str, Any], parameter: Tensor) -> bool:
-        state = self.state.get(parameter, {})
-        if self.reference_point == "previous":
-            if not ("previous" in state or "displacement" in state):
-                return False
-            reference.enter_(self._reference_kind, state, parameter)
-            return True
-        if "previous" not in state or group["estimator"] != "igt":
-            return False
-        self._held[parameter] = parameter.clone()
-        ahead = group["momentum"] / (1 - group["momentum"])
-        parameter.add_(self._held[parameter] - state["previous"], alpha=ahead)
-        return True
-
-    def _leave(self, parameter: Tensor) -> None:
-        if parameter in self._held:
-            parameter.copy_(self._held.pop(parameter))
-        else:
-            reference.leave_(self._reference_kind, self.state[parameter], parameter)
-
-    @property
-    def _reference_kind(self) -> str:
-        """How the previous iterate is kept; the same for all groups, since the whole model moves together."""
-        if self.reference_point == "transported":
-            return "copy"
-        return next(group["reference"] for group in self.param_groups if "reference" in group)
+        return self._reference.exchanged()
 
     # ------------------------------------------------------------------ the step
 
@@ -295,22 +254,13 @@ class Gluon(Optimizer):
         for chunk in chunks:
             stop = start + len(chunk.indices)
             old = references[start:stop] if references else None
-            self._update(chunk, gradients[start:stop], old, signal[start:stop] if signal is not None else None)
+            with self._reference.tracking(chunk.params):
+                update_(self, chunk, gradients[start:stop], old, signal[start:stop] if signal is not None else None)
             start = stop
-        self._stay(chunks)
+        self._reference.stay({parameter for chunk in chunks for parameter in chunk.params})
         self._count(chunks, bool(references))
         self.reference_gradients = {}
         return loss
-
-    def _stay(self, chunks: list[Chunk]) -> None:
-        """A parameter that took no step was already here one iterate ago."""
-        if self.reference_point is None:
-            return
-        stepped = {parameter for chunk in chunks for parameter in chunk.params}
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter not in stepped and self.state.get(parameter):
-                    reference.record_(self._reference_kind, self.state[parameter], parameter, parameter.clone())
 
     def _plan(self) -> tuple[list[Chunk], GradientCheck | None]:
         present = tuple(parameter.grad is not None for group in self.param_groups for parameter in group["params"])
@@ -383,115 +333,6 @@ class Gluon(Optimizer):
         old = self.reference_gradients.get(parameter)
         return torch.zeros_like(parameter.grad) if old is None else old  # none: not used at the previous iterate
 
-    # ------------------------------------------------------------------ one chunk
-
-    def _update(self, chunk: Chunk, new: list[Tensor], old: list[Tensor] | None, signal: list[Tensor] | None) -> None:
-        """Advance the estimator of a chunk and move its weights."""
-        group, params = chunk.group, chunk.params
-        tracked = self.reference_point is not None
-        before = [parameter.clone() for parameter in params] if tracked else []
-        if signal is not None and group["norm"] in GUARDED:
-            new = list(torch._foreach_mul(new, signal))
-            old = list(torch._foreach_mul(old, signal)) if old is not None else None
-        if group["estimator"] == "adamw":
-            self._adamw_(group, params, new)
-        else:
-            direction = self._estimate(chunk, new, old)
-            if group["lr"] * group["weight_decay"]:
-                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            self._apply_(chunk, params, direction)
-        for parameter, previous in zip(params, before, strict=False):
-            reference.record_(self._reference_kind, self.state[parameter], parameter, previous)
-
-    def _estimate(self, chunk: Chunk, new: list[Tensor], old: list[Tensor] | None) -> list[Tensor]:
-        """Advance the buffers of a chunk and return what stands in for its gradients, in fp32 or wider."""
-        group, estimator = chunk.group, ESTIMATORS[chunk.group["estimator"]]
-        work = torch.promote_types(new[0].dtype, torch.float32)
-        new = [gradient.to(work) for gradient in new]
-        old = new if old is None else [gradient.to(work) for gradient in old]
-        members = [
-            Carry(self.state[parameter], parameter, views, group)
-            for parameter, views in zip(chunk.params, chunk.factored, strict=True)
-        ]
-        buffers = {
-            name: [member.load(name, gradient) for member, gradient in zip(members, new, strict=True)]
-            for name in estimator.buffers
-        }
-        direction = estimator.update(buffers, new, old, group)
-        for name, values in buffers.items():
-            for member, value in zip(members, values, strict=True):
-                member.store(name, value)
-        return direction
-
-    def _apply_(self, chunk: Chunk, params: list[Tensor], direction: list[Tensor]) -> None:
-        """Move the weights of a chunk by `-lr * radius * D(direction)`."""
-        lengths = [-chunk.group["lr"] * radius for radius in chunk.radii]
-        if chunk.group["norm"] == "identity":
-            for length, targets, pieces in _by_length(lengths, params, direction):
-                torch._foreach_add_(targets, pieces, alpha=length)
-            return
-        for stack in chunk.stacks:
-            units, factors = self._lmo(chunk, stack, direction)
-            scaled = [lengths[slot.member] * factor for slot, factor in zip(stack.slots, factors, strict=True)]
-            targets = [slot.of(params[slot.member]) for slot in stack.slots]
-            pieces = [slot.update(units, params[slot.member].shape) for slot in stack.slots]
-            for length, some, parts in _by_length(scaled, targets, pieces):
-                torch._foreach_add_(some, parts, alpha=length)
-
-    def _lmo(self, chunk: Chunk, stack: Stack, direction: list[Tensor]) -> tuple[Tensor, list[float]]:
-        """Return a stack of directions and the factor that makes each a point of its unit sphere."""
-        group, like = chunk.group, direction[0]
-        shape = (stack.count, *stack.shape)
-        if group["norm"] not in ORIENTED:
-            slot = stack.slots[0]
-            if len(stack.slots) == 1 and slot.whole:
-                batch = direction[slot.member].reshape(shape)
-            else:
-                batch = self._workspace.take("gather", shape, like)
-                stack_views(stack, direction, batch)
-            return make_norm(group["norm"]).lmo(batch), [1.0] * len(stack.slots)
-        method, name = group["orthogonalizer"], group["orthogonalizer_dtype"]
-        compute = getattr(torch, name) if name else compute_dtype(like.device, method=method, dtype=like.dtype, shape=shape)
-        batch = self._workspace.take("gather", shape, torch.empty(0, dtype=staging_dtype(compute), device=like.device))
-        stack_views(stack, direction, batch)
-        norm = Spectral(scaling=group["scaling"])
-        scales = [norm.scale(*slot.view.matrix[1:], slot.view.kernel) for slot in stack.slots]
-        if group["steps"] % group.get("every", 1):  # LionMuon between its spectral steps, as long as they are in update RMS
-            rms = group["sign_radius"] * math.sqrt(min(stack.shape) / math.prod(stack.shape))
-            return batch.sign_(), [rms * scale for scale in scales]
-        steps = group["orthogonalizer_steps"]
-        result = orthogonalize_(batch, method=method, steps=steps, dtype=compute, workspace=self._workspace)
-        return result, scales
-
-    def _adamw_(self, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
-        """Step a group on torch's own AdamW kernel."""
-        fused = params[0].device.type in ("cpu", "cuda", "mps", "xpu")
-        for parameter in params:
-            state = self.state[parameter]
-            if "exp_avg" not in state:
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device if fused else "cpu")
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
-        states = [self.state[parameter] for parameter in params]
-        radii = group["radius"]
-        assert not isinstance(radii, list), "per-layer radii are for LMO groups"
-        adamw(
-            params,
-            gradients,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=fused,
-            amsgrad=False,
-            beta1=group["betas"][0],
-            beta2=group["betas"][1],
-            lr=group["lr"] * radii,
-            weight_decay=group["weight_decay"] / radii if radii else 0.0,
-            eps=group["eps"],
-            maximize=False,
-        )
-
     # ------------------------------------------------------------------ state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -510,20 +351,6 @@ class Gluon(Optimizer):
     def memory(self) -> dict[str, Any]:
         """Return the bytes the optimizer keeps, by role and by kind; see `lightning_gluon.state.memory`."""
         return memory(self)
-
-
-def _by_length(
-    lengths: list[float], targets: list[Tensor], pieces: list[Tensor]
-) -> list[tuple[float, list[Tensor], list[Tensor]]]:
-    """Gather equal step lengths, so that each needs one call."""
-    if len(set(lengths)) == 1:
-        return [(lengths[0], targets, pieces)]
-    chosen: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
-    for length, target, piece in zip(lengths, targets, pieces, strict=True):
-        some, parts = chosen.setdefault(length, ([], []))
-        some.append(target)
-        parts.append(piece)
-    return [(length, some, parts) for length, (some, parts) in chosen.items()]
 
 
 def _is_lightning(closure: Callable[[], Any]) -> bool:

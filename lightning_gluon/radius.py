@@ -60,7 +60,9 @@ class Schedule:
         if not 0 < self.decay <= 1:
             raise ValueError(f"Expected `decay` to satisfy 0 < decay <= 1, but got {self.decay!r}.")
         if self.name in ("theory", "theory_constant") and self.rates is None:
-            raise ValueError(f"Schedule {self.name!r} needs a method whose theory has one, such as 'gluon' or 'gluon-mvr1'.")
+            raise ValueError(
+                f"Schedule {self.name!r} needs a method whose theory has one, such as 'gluon' or 'gluon-mvr1'."
+            )
         if self.name not in ("constant", "theory"):
             if self.total_steps is None or not math.isfinite(self.total_steps) or self.total_steps < 1:
                 raise ValueError(

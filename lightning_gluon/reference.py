@@ -11,10 +11,17 @@ entry by no more than the rounding of its own update. The two exchanges then nee
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
-__all__ = ["REFERENCES", "enter_", "leave_", "record_", "reference_bytes"]
+if TYPE_CHECKING:
+    from lightning_gluon.optimizer import Gluon
+
+__all__ = ["REFERENCES", "ReferencePoint", "enter_", "leave_", "record_", "reference_bytes"]
 
 REFERENCES = ("copy", "step", "step8")
 
@@ -39,7 +46,9 @@ def record_(kind: str, state: dict[str, Tensor], parameter: Tensor, before: Tens
         _store(state, "displacement", step.div_(scale).round_().to(torch.int8))
         _store(state, "displacement_scale", scale.to(torch.float32))
     step = _step(kind, state, parameter)
-    parameter.sub_(step).add_(step)  # one snap is enough: none of 6e8 random pairs, powers of two included, needed another
+    parameter.sub_(step).add_(
+        step
+    )  # one snap is enough: none of 6e8 random pairs, powers of two included, needed another
 
 
 def enter_(kind: str, state: dict[str, Tensor], parameter: Tensor) -> None:
@@ -93,3 +102,88 @@ def _swap_(one: Tensor, other: Tensor) -> None:
     held = one.clone()
     one.copy_(other)
     other.copy_(held)
+
+
+class ReferencePoint:
+    """Where an optimizer's further gradient is taken: the previous iterate, or the transported point of `igt`.
+
+    Args:
+        optimizer: The optimizer; the whole model moves together, whatever each group's estimator is.
+    """
+
+    def __init__(self, optimizer: Gluon) -> None:
+        self.optimizer = optimizer
+        self._held: dict[Tensor, Tensor] = {}
+
+    @property
+    def kind(self) -> str:
+        """How the previous iterate is kept, the same for all groups."""
+        if self.optimizer.reference_point == "transported":
+            return "copy"
+        return next(group["reference"] for group in self.optimizer.param_groups if "reference" in group)
+
+    @contextmanager
+    def exchanged(self) -> Iterator[None]:
+        """Put all weights at the reference point, and back bit for bit on leaving.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            RuntimeError: If the method needs no reference, has taken no step, or is at it already.
+        """
+        if not self.optimizer.needs_reference or self._held:
+            raise RuntimeError(
+                "There is no reference point now: the method needs none, no step was taken, or it is in use."
+            )
+        moved: list[Tensor] = []
+        try:
+            with torch.no_grad():
+                for group in self.optimizer.param_groups:
+                    moved.extend(parameter for parameter in group["params"] if self._enter_(group, parameter))
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter in reversed(moved):
+                    self._leave_(parameter)
+
+    def _enter_(self, group: dict[str, Any], parameter: Tensor) -> bool:
+        state = self.optimizer.state.get(parameter, {})
+        if self.optimizer.reference_point == "previous":
+            if "previous" not in state and "displacement" not in state:
+                return False
+            enter_(self.kind, state, parameter)
+            return True
+        if "previous" not in state or group["estimator"] != "igt":
+            return False
+        self._held[parameter] = parameter.clone()
+        ahead = group["momentum"] / (1 - group["momentum"])
+        parameter.add_(self._held[parameter] - state["previous"], alpha=ahead)
+        return True
+
+    def _leave_(self, parameter: Tensor) -> None:
+        if parameter in self._held:
+            parameter.copy_(self._held.pop(parameter))
+        else:
+            leave_(self.kind, self.optimizer.state[parameter], parameter)
+
+    @contextmanager
+    def tracking(self, params: Sequence[Tensor]) -> Iterator[None]:
+        """Record where parameters come from while they are moved."""
+        if self.optimizer.reference_point is None:
+            yield
+            return
+        kind, state = self.kind, self.optimizer.state
+        before = [parameter.clone() for parameter in params]
+        yield
+        for parameter, previous in zip(params, before, strict=True):
+            record_(kind, state[parameter], parameter, previous)
+
+    def stay(self, stepped: set[Tensor]) -> None:
+        """Record that a parameter which took no step was already here one iterate ago."""
+        if self.optimizer.reference_point is None:
+            return
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter not in stepped and self.optimizer.state.get(parameter):
+                    record_(self.kind, self.optimizer.state[parameter], parameter, parameter.clone())

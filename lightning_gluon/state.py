@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.estimators import ESTIMATORS
-from lightning_gluon.plan import CHUNK_NUMEL, factored_of
+from lightning_gluon.plan import chunk_limit, factored_of
 from lightning_gluon.reference import reference_bytes
 
 if TYPE_CHECKING:
@@ -85,7 +85,8 @@ def _move(name: str, parameter: Tensor, saved: dict[str, Any]) -> dict[str, Any]
                 f"{tuple(parameter.shape)}."
             )
     return {
-        key: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value for key, value in saved.items()
+        key: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
+        for key, value in saved.items()
     }
 
 
@@ -112,19 +113,25 @@ def memory(optimizer: Gluon) -> dict[str, Any]:
     by_kind = {"momentum": 0, "reference": 0}
     for group in optimizer.param_groups:
         for index, parameter in enumerate(group["params"]):
-            sizes = _counted(optimizer.state[parameter]) if parameter in optimizer.state else expected_bytes(optimizer, group, index)
+            sizes = (
+                _counted(optimizer.state[parameter])
+                if parameter in optimizer.state
+                else expected_bytes(optimizer, group, index)
+            )
             for kind, size in sizes.items():
                 by_kind[kind] += size
                 by_role[group["role"]] = by_role.get(group["role"], 0) + size
     total = sum(by_role.values())
-    numels = [parameter.numel() for group in optimizer.param_groups for parameter in group["params"]]
+    params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numels = [parameter.numel() for parameter in params]
+    chunk = min(chunk_limit(params[0].device.type), sum(numels))
     return {
         "state_bytes": total,
         "bytes_per_parameter": total / max(1, sum(numels)),
         "by_role": by_role,
         "by_kind": by_kind,
         "workspace_bytes": optimizer._workspace.nbytes(),
-        "transient_bytes": TRANSIENT_COPIES * 4 * max(min(CHUNK_NUMEL, sum(numels)), max(numels, default=0)),
+        "transient_bytes": TRANSIENT_COPIES * 4 * max(chunk, *numels),
     }
 
 
@@ -163,4 +170,4 @@ def expected_bytes(optimizer: Gluon, group: dict[str, Any], index: int) -> dict[
     else:
         momentum = len(buffers) * keep * parameter.numel()
     tracked = optimizer.reference_point is not None
-    return {"momentum": momentum, "reference": reference_bytes(optimizer._reference_kind, parameter) if tracked else 0}
+    return {"momentum": momentum, "reference": reference_bytes(optimizer._reference.kind, parameter) if tracked else 0}

@@ -20,7 +20,9 @@ class Module(L.LightningModule):
     def __init__(self, **options: object) -> None:
         super().__init__()
         self.options = {"lr": 0.02, **options}
-        self.net = nn.Sequential(nn.Linear(10, 32), nn.Dropout(0.1), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3))
+        self.net = nn.Sequential(
+            nn.Linear(10, 32), nn.Dropout(0.1), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)
+        )
         self.lr = 0.02
 
     def training_step(self, batch: tuple, index: int) -> torch.Tensor:
@@ -44,7 +46,11 @@ def fit(tmp_path: Path, ckpt_path: str | None = None, callbacks: list | None = N
     module = module or Module(**(options or {}))
     settings = {"max_epochs": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False, **trainer}
     runner = L.Trainer(
-        default_root_dir=tmp_path, callbacks=callbacks, enable_progress_bar=False, enable_model_summary=False, **settings
+        default_root_dir=tmp_path,
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
     )
     runner.fit(module, loader(), ckpt_path=ckpt_path)
     return runner, module
@@ -82,7 +88,11 @@ def test_clipping_runs_in_front_of_the_momentum(tmp_path: Path, algorithm: str) 
         def on_before_zero_grad(self, trainer: L.Trainer, module: L.LightningModule, optimizer: object) -> None:
             grads = [p.grad for p in module.parameters() if p.grad is not None]
             if grads:
-                norm = torch.stack([g.norm() for g in grads]).norm() if algorithm == "norm" else max(g.abs().max() for g in grads)
+                norm = (
+                    torch.stack([g.norm() for g in grads]).norm()
+                    if algorithm == "norm"
+                    else max(g.abs().max() for g in grads)
+                )
                 self.largest = max(self.largest, float(norm))
 
     watch = Watch()

@@ -118,6 +118,7 @@ def test_every_matrix_role_is_carried_at_low_rank() -> None:
     net = Tied()
     optimizer = Gluon(net, lr=0.02, method="limuon", rank=4)
     for _ in range(2):
+
         def closure() -> torch.Tensor:
             optimizer.zero_grad()
             loss = net(torch.arange(50)).square().mean()
@@ -131,7 +132,9 @@ def test_every_matrix_role_is_carried_at_low_rank() -> None:
 
 
 def test_ranks_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match=r"rank=99 and the largest matrix, '2.weight' with shape \(48, 48\), allows 48"):
+    with pytest.raises(
+        ValueError, match=r"rank=99 and the largest matrix, '2.weight' with shape \(48, 48\), allows 48"
+    ):
         Gluon(network(), lr=0.02, method="limuon", rank=99)
     with pytest.warns(UserWarning, match=r"rank=9 would not be smaller .* such as '4.weight' with shape \(10, 48\)"):
         Gluon(network(), lr=0.02, method="limuon", rank=9)
@@ -147,14 +150,20 @@ def test_exchange_is_undone_bit_for_bit(kind: str, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     size = (2000, 500)
     before = torch.randn(size) * 10 ** torch.empty(size).uniform_(-6, 3)
-    before[::2] = 2.0 ** torch.randint(-10, 10, (1000, 500)).float() * (1 + torch.randint(-2, 3, (1000, 500)) * 2.0**-23)
+    before[::2] = 2.0 ** torch.randint(-10, 10, (1000, 500)).float() * (
+        1 + torch.randint(-2, 3, (1000, 500)) * 2.0**-23
+    )
     before = before.to(dtype)
     after = (before.float() + torch.randn(size) * 10 ** torch.empty(size).uniform_(-6, 1)).to(dtype)
     parameter, state = after.clone(), {}
     record_(kind, state, parameter, before)
     moved = (parameter.double() - after.double()).abs()
     epsilon = torch.finfo(dtype).eps
-    assert (moved <= 2 * epsilon * torch.maximum(before.double().abs(), after.double().abs()) + 2 * epsilon * (after - before).abs()).all()
+    assert (
+        moved
+        <= 2 * epsilon * torch.maximum(before.double().abs(), after.double().abs())
+        + 2 * epsilon * (after - before).abs()
+    ).all()
     kept = parameter.clone()
     enter_(kind, state, parameter)
     assert not torch.equal(parameter, kept)
@@ -218,7 +227,10 @@ def test_predicted_bytes_are_the_counted_ones(method: str) -> None:
 
 def test_bytes_per_parameter_of_known_optimizers() -> None:
     net = network()
-    per = {name: Gluon(net, lr=0.1, method=name).memory()["bytes_per_parameter"] for name in ("gluon", "adamw", "gluon-mvr1")}
+    per = {
+        name: Gluon(net, lr=0.1, method=name).memory()["bytes_per_parameter"]
+        for name in ("gluon", "adamw", "gluon-mvr1")
+    }
     assert per["gluon"] == 4.0 and per["gluon-mvr1"] == 8.0 and 8.0 <= per["adamw"] < 8.02
     half = Gluon(net, lr=0.1, momentum_dtype="bfloat16").memory()["bytes_per_parameter"]
     assert half == 2.0

@@ -101,7 +101,9 @@ def test_jordan_in_bf16_follows_torch_muon() -> None:
     assert (one - two).norm() / (two - start).norm() < 1e-2
 
 
-def _compare(ours: torch.optim.Optimizer, theirs: torch.optim.Optimizer, a: nn.Module, b: nn.Module, steps: int = 12) -> None:
+def _compare(
+    ours: torch.optim.Optimizer, theirs: torch.optim.Optimizer, a: nn.Module, b: nn.Module, steps: int = 12
+) -> None:
     for k in range(steps):
         backward(a, k)
         backward(b, k)
@@ -386,7 +388,9 @@ def test_nonfinite_gradients() -> None:
             assert torch.equal(weights(net), before)
             after = optimizer.state_dict()
             assert after["param_groups"] == state["param_groups"]
-            assert all(torch.equal(after["state"][i]["momentum"], state["state"][i]["momentum"]) for i in state["state"])
+            assert all(
+                torch.equal(after["state"][i]["momentum"], state["state"][i]["momentum"]) for i in state["state"]
+            )
 
 
 # ---------------------------------------------------------------- groups
@@ -415,7 +419,12 @@ def test_mixed_groups_with_their_own_options() -> None:
         [
             {"params": [net[0].weight, net[2].weight], "role": "hidden", "momentum": 0.5, "scaling": "muon"},
             {"params": [net[5].weight], "role": "head", "norm": "row", "radius": 3.0},
-            {"params": [p for p in net.parameters() if p.ndim == 1], "role": "bias", "estimator": "adamw", "norm": "identity"},
+            {
+                "params": [p for p in net.parameters() if p.ndim == 1],
+                "role": "bias",
+                "estimator": "adamw",
+                "norm": "identity",
+            },
         ],
         lr=0.02,
     )
@@ -447,7 +456,9 @@ def test_layers_measure_conv_and_fused_weights_in_their_own_norm() -> None:
     optimizer.step()
     step = before - conv.weight.detach()
     assert layer.norm(step).item() == pytest.approx(0.1, rel=1e-9)
-    assert (conv.weight.grad * step).sum().item() == pytest.approx(0.1 * layer.dual_norm(conv.weight.grad).item(), rel=1e-9)
+    assert (conv.weight.grad * step).sum().item() == pytest.approx(
+        0.1 * layer.dual_norm(conv.weight.grad).item(), rel=1e-9
+    )
 
 
 # ---------------------------------------------------------------- bad input
