@@ -76,6 +76,24 @@ def test_a_cnn_reads_pixels_first() -> None:
     assert p.route("5.weight").norm == "conv" and p.route("4.weight").norm == "spectral"
 
 
+@pytest.mark.parametrize("name", ["input_proj", "embedding", "to_patch_embedding"])
+def test_a_linear_layer_that_says_so_reads_the_input(name: str) -> None:
+    net = Attributes(
+        **{name: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 8))}, body=nn.Linear(8, 8), out=nn.Linear(8, 2)
+    )
+    assert [roles(net)[n] for n in (f"{name}.1.weight", "body.weight", "out.weight")] == ["embedding", "hidden", "head"]
+
+
+def test_two_maps_in_one_gate() -> None:
+    class GEGLU(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.proj = nn.Linear(4, 12)
+
+    p = partition(nn.Sequential(GEGLU(), nn.Linear(6, 4), nn.Linear(4, 2)))
+    assert p.views("0.proj.weight") == [(6, 4), (6, 4)]
+
+
 def test_a_named_head_wins_over_the_last_layer() -> None:
     net = Attributes(
         classifier=nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)),

@@ -185,6 +185,14 @@ def test_a_compiled_model_keeps_its_roles() -> None:
     assert partition(model).role("_orig_mod.classifier.weight") == "head"
 
 
+def test_mambapy() -> None:
+    mamba = pytest.importorskip("mambapy.mamba")
+    p = check(mamba.Mamba(mamba.MambaConfig(d_model=8, n_layers=1, d_state=4, dt_rank=2)), {})
+    assert p.views("layers.0.mixer.in_proj.weight") == [(16, 8)] * 2
+    assert p.views("layers.0.mixer.x_proj.weight") == [(2, 16), (4, 16), (4, 16)]
+    assert p.role("layers.0.mixer.A_log") == p.role("layers.0.mixer.conv1d.weight") == "elementwise"
+
+
 # ---- adapters
 
 

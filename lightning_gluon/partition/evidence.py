@@ -3,6 +3,7 @@
 A layer is the *input layer* when
   1. timm's `pretrained_cfg` names it (`first_conv`), or
   2. it is the first layer of a module called patch embedding, stem or value embedding, and reads raw channels, or
+     the first of the whole network and called `embedding`, `input_proj` or the like, or
   3. it is a convolution that comes first in the whole network, or first in a part of it and reads raw channels:
      at most four (grey, colour, alpha), or as many as the configuration says an input has (mel bins, bands).
 A linear layer that merely comes first stays `hidden`: whether it reads raw data or the features of something that is
@@ -40,9 +41,10 @@ _CHANNELS = (
     "n_channels",
 )
 _INPUT_PART = re.compile(
-    r"(patch_?embed(ding|der)?s?\d*|patch_?(conv|proj|projection)|stem|conv_stem|conv_in|value_embedding|input_embedding"
+    r"((.*_)?patch_?embed(ding|der)?s?\d*|patch_?(conv|proj|projection)|stem|conv_stem|conv_in|value_embedding|input_embedding"
     r"|embed_(state|action|return|pixels|patches)|patchify)$"
 )
+_FIRST_LINEAR = re.compile(r"(embed(ding|der)?|input_(proj|projection|layer|net|embed|fc))$")
 _INPUT_CLASS = re.compile(r"(Patch_?Embed|Patchify|PatchEncoder|NaFlexEmbed)", re.IGNORECASE)
 
 _HEAD_PART = re.compile(
@@ -103,6 +105,9 @@ class Evidence:
         raw = self._reads_raw(site)
         if self._called_input(site) and (raw or leads == "" or isinstance(owner, nn.Linear)):
             return f"input layer: first layer of {self._called_input(site)}"
+        called = [part for part in site.parts if _FIRST_LINEAR.match(part)]
+        if leads == "" and called:
+            return f"input layer: first of the network, called {called[-1]}"
         if isinstance(owner, _Conv) and leads == "":
             return "input layer: the network's first convolution"
         if isinstance(owner, _Conv) and raw and self.network.count(leads) > 1 and not self._in_stack(site):

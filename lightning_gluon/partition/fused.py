@@ -91,7 +91,7 @@ def _heads(layer: Layer) -> int | None:
 def _grouped_query(layer: Layer) -> Split | None:
     """Concatenated queries, keys and values with fewer key heads than query heads (Phi-3, DBRX, multi-query)."""
     heads, size = _heads(layer), layer.integer("head_dim", "head_size", "dim_head")
-    shared = layer.integer("num_key_value_heads", "num_kv_heads", "n_kv_heads", "kv_n_heads")
+    shared = layer.integer("num_key_value_heads", "num_kv_heads", "num_heads_kv", "n_kv_heads", "kv_n_heads")
     if heads is None or size is None or shared is None:
         return None
     return layer.sized(_QKV, heads * size, shared * size, shared * size)
@@ -183,6 +183,8 @@ def gated(layer: Layer) -> Split | None:
     """Gate and value of a gated linear unit in one weight."""
     if layer.name in _GATED_NAMES:
         return layer.equal("gate", "up")
+    if layer.name == "proj" and type(layer.holder).__name__ in {"GEGLU", "SwiGLU", "ReGLU"}:
+        return layer.equal("up", "gate")
     packed = layer.name in {"fc1", "weights_in"} and layer.is_a("GluMlp", "SwiGLUPacked", "SwiGLUFFN")
     if packed or (layer.name == "Wi" and layer.is_a("ModernBert")):
         return layer.equal("gate", "up")
