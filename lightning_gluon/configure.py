@@ -124,6 +124,8 @@ def _calibrated(lr: str, module: nn.Module, trainer: Any) -> float:
 
 def _trainer(module: nn.Module) -> Any:
     """Return the Trainer a LightningModule is attached to, if any."""
+    if getattr(module, "_fabric", None) is not None:  # then `trainer` is a stand-in of Fabric's that knows nothing
+        return None
     try:
         return module.trainer
     except (AttributeError, RuntimeError):  # a plain module; a LightningModule without a Trainer
