@@ -104,3 +104,20 @@ def test_the_models_are_random_enough_to_tell(name: str, monkeypatch: pytest.Mon
     model.train()
     fit(model, loader=batches(text=model.text), callbacks=[pairs])
     assert len(set(pairs.unequal())) > len(list(model.parameters())) // 2
+
+
+class Compiled(Task):
+    """Logs inside the graph: the silent second pass is a second graph."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(768, 8), nn.Dropout(0.3), nn.Linear(8, 5)), text=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_module_that_logs(backend: str) -> None:
+    model, pairs = Compiled(), Pairs()
+    runner = fit(torch.compile(model, backend=backend), loader=batches(text=False), callbacks=[pairs])
+    assert len(pairs.steps) == 4
+    assert pairs.unequal() == []
+    assert runner.callback_metrics["gluon/gradient_evaluations"] == 9

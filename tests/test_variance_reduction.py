@@ -682,6 +682,16 @@ def test_fabric_takes_a_closure() -> None:
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
+def test_fabric_builds_the_optimizer_of_a_lightning_module() -> None:
+    from lightning.fabric import Fabric
+
+    model = Net(method="gluon-mvr1", schedule="cosine", total_steps=10)
+    Fabric(accelerator="cpu", devices=1).setup(model)
+    optimizer = model.configure_optimizers()["optimizer"]
+    assert optimizer.two_point == "closure"
+    assert optimizer.reference_point == "previous"
+
+
 def test_step_without_closure_says_what_is_missing() -> None:
     layer = nn.Linear(3, 3)
     optimizer = Gluon(layer, lr=0.1, method="gluon-mvr1")
