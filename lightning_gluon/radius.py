@@ -6,8 +6,10 @@ With `K` steps in all, `W` warmup steps and `k` counted from 0, the factor on `l
     cosine     (1 + cos(pi (k - W) / (K - W))) / 2
     linear     1 - (k - W) / (K - W)
     wsd        1, then linear to 0 over the last `decay` share of the steps (warmup - stable - decay)
-    theory     (k + 1)^-p, with 1 - b = (k + 1)^-q;  (p, q) = (3/4, 1/2) for Gluon (Theorem 2), (2/3, 2/3) for MVR, LiMuon
+    theory     (k + 1)^-p and 1 - b = (k + 1)^-q
     theory_constant    K^-p and 1 - b = K^-q at every step: the constant form of the same rates
+
+where `(p, q)` is `(3/4, 1/2)` for Gluon (Theorem 2) and `(2/3, 2/3)` for MVR and LiMuon.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 
+from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_gluon.optimizer import Gluon
@@ -63,12 +66,12 @@ class Schedule:
             raise ValueError(
                 f"Schedule {self.name!r} needs a method whose theory has one, such as 'gluon' or 'gluon-mvr1'."
             )
-        if self.name not in ("constant", "theory"):
-            if self.total_steps is None or not math.isfinite(self.total_steps) or self.total_steps < 1:
-                raise ValueError(
-                    f"Schedule {self.name!r} needs to know its length, but `total_steps` is {self.total_steps!r}. "
-                    "Pass `total_steps=`, or set `max_steps` or `max_epochs` on the Trainer."
-                )
+        known = self.total_steps is not None and math.isfinite(self.total_steps) and self.total_steps >= 1
+        if self.name not in ("constant", "theory") and not known:
+            raise ValueError(
+                f"Schedule {self.name!r} needs to know its length, but `total_steps` is {self.total_steps!r}. "
+                "Pass `total_steps=`, or set `max_steps` or `max_epochs` on the Trainer."
+            )
 
     def factor(self, step: int) -> float:
         """Return what `lr` is multiplied by at a step counted from 0."""
@@ -76,12 +79,11 @@ class Schedule:
         return ramp * self._decay(step)
 
     def _decay(self, step: int) -> float:
-        if self.name == "constant":
+        theory = self._theory(step)
+        if theory is not None:
+            return theory[0]
+        if self.name == "constant" or self.total_steps is None:  # only a constant one is built without a length
             return 1.0
-        if self.name == "theory":
-            return (step + 1) ** -self.rates[0]
-        if self.name == "theory_constant":
-            return self.total_steps ** -self.rates[0]
         left = min(1.0, max(0.0, (self.total_steps - step) / max(1, self.total_steps - self.warmup)))
         if self.name == "linear":
             return left
@@ -91,11 +93,15 @@ class Schedule:
 
     def momentum(self, step: int) -> float | None:
         """Return the theory's weight on the old momentum at a step, or `None` where the schedule leaves it alone."""
-        if self.name == "theory":
-            return 1 - (step + 1) ** -self.rates[1]
-        if self.name == "theory_constant":
-            return 1 - self.total_steps ** -self.rates[1]
-        return None
+        theory = self._theory(step)
+        return None if theory is None else 1 - theory[1]
+
+    def _theory(self, step: int) -> tuple[float, float] | None:
+        """Return the theory's factor on `lr` and its weight on the new gradient, `None` for the other schedules."""
+        count = {"theory": step + 1, "theory_constant": self.total_steps}.get(self.name)
+        if count is None or self.rates is None:
+            return None
+        return count ** -self.rates[0], count ** -self.rates[1]
 
 
 class RadiusSchedule(LRScheduler):
@@ -121,7 +127,7 @@ class RadiusSchedule(LRScheduler):
         self.schedule = schedule
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | Tensor]:
         """Return the groups' `lr` at the present step, and set their momentum on the way."""
         momentum = self.schedule.momentum(self.last_epoch)
         if momentum is not None:
