@@ -25,7 +25,7 @@ class Layer:
     Example:
         >>> from lightning_gluon import Gluon
         >>> layer = Gluon(torch.nn.Linear(2, 4), lr=0.1).layers()[0]
-        >>> layer.name, layer.norm(torch.ones(4, 2)).item()
+        >>> layer.name, round(layer.norm(torch.ones(4, 2)).item(), 4)
         ('weight', 2.0)
     """
 
@@ -61,27 +61,20 @@ class Layer:
 
     def norm(self, x: Tensor) -> Tensor:
         """Return the norm of a parameter-shaped tensor, exactly, as a 0-dim tensor."""
-        return torch.stack([norm.norm(block).amax() for norm, block in self._blocks(x)]).amax()
+        return torch.stack([(norm.norm(block) / scale).amax() for norm, scale, block in self._blocks(x)]).amax()
 
     def dual_norm(self, g: Tensor) -> Tensor:
         """Return the dual norm of a parameter-shaped tensor, exactly, as a 0-dim tensor."""
-        return torch.stack([norm.dual_norm(block).sum() for norm, block in self._blocks(g)]).sum()
+        return torch.stack([(norm.dual_norm(block) * scale).sum() for norm, scale, block in self._blocks(g)]).sum()
 
-    def _blocks(self, tensor: Tensor) -> list[tuple[Norm, Tensor]]:
+    def _blocks(self, tensor: Tensor) -> list[tuple[Norm, float, Tensor]]:
+        """Return every view as `(norm, scale, matrices)`; a spectral norm's scale depends on the view, others have none."""
         name = "euclidean" if self.group["norm"] == "identity" else self.group["norm"]
-        blocks = []
+        blocks: list[tuple[Norm, float, Tensor]] = []
         for view in views_of(self.group, self.index):
-            norm = _Scaled(self.group["scaling"], view.kernel) if name in ORIENTED else make_norm(name)
-            blocks.append((norm, view.gather(tensor)))
+            if name in ORIENTED:
+                scale = Spectral(scaling=self.group["scaling"]).scale(*view.matrix[1:], view.kernel)
+                blocks.append((Spectral(scaling="none"), scale, view.gather(tensor)))
+            else:
+                blocks.append((make_norm(name), 1.0, view.gather(tensor)))
         return blocks
-
-
-class _Scaled(Spectral):
-    """`Spectral` of a flattened kernel."""
-
-    def __init__(self, scaling: str, kernel: int) -> None:
-        super().__init__(scaling=scaling)
-        object.__setattr__(self, "kernel", kernel)
-
-    def scale(self, rows: int, columns: int, kernel: int = 1) -> float:
-        return super().scale(rows, columns, self.kernel)
