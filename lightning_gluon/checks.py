@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from torch import Tensor
 
@@ -9,22 +11,21 @@ from lightning_gluon.plan import Chunk
 
 __all__ = ["NOISE_FLOOR", "GradientCheck"]
 
-# Rounding noise relative to the largest gradient (RMS) of the same module, measured on layers in front of batch norm and on
-# key biases under softmax: 9e-8 to 8e-4 in fp32, 3e-4 to 3e-2 in bf16 (a linear layer behind another one and in front of
-# batch norm: 0.2, which no floor can tell); real gradients of vectors with siblings were above 7e-2.
+# Rounding noise relative to the largest gradient (RMS) of the same module, measured on layers in front of batch norm
+# and on key biases under softmax: 9e-8 to 8e-4 in fp32, 3e-4 to 3e-2 in bf16 (a linear layer behind another one and in
+# front of batch norm: 0.2, which no floor can tell); real gradients of vectors with siblings were above 7e-2.
 NOISE_FLOOR = {torch.float64: 2**-38, torch.float32: 2**-9, torch.bfloat16: 2**-6, torch.float16: 2**-9}
-ALONE = (
-    2**-6
-)  # a vector alone in its module (LayerScale: 1e-2) is compared with the whole model, hence with a lower floor
+# A vector alone in its module (LayerScale: 1e-2) is compared with the whole model, hence with a lower floor.
+ALONE = 2**-6
 GUARDED = ("rms", "euclidean", "max")
 
 
 class GradientCheck:
     """What is known of a plan's gradients before a step: computed once per plan, so that a step only reads norms.
 
-    A scale-free LMO makes a full step of whatever it is given. Where the true gradient is zero - a bias in front of batch
-    norm, a key bias under softmax - what it is given is rounding error, so vectors are compared (in RMS) with the largest
-    gradient of their own module in the same backward pass; a vector alone in its module with the whole model.
+    A scale-free LMO makes a full step of whatever it is given. Where the true gradient is zero - a bias in front of
+    batch norm, a key bias under softmax - what it is given is rounding error, so vectors are compared (in RMS) with the
+    largest gradient of their own module in the same backward pass; a vector alone in its module with the whole model.
 
     Args:
         chunks: The plan.
@@ -40,7 +41,8 @@ class GradientCheck:
         floors = [_floor(chunk) for chunk in chunks for _ in chunk.indices]
         self.owner = torch.tensor(owner, device=self.device)
         self.modules = len(modules)
-        self.alone = torch.bincount(self.owner, minlength=self.modules) == 1
+        sizes = Counter(owner)
+        self.alone = torch.tensor([sizes[module] == 1 for module in range(self.modules)], device=self.device)
         self.floor = torch.tensor(floors, device=self.device)
         self.root = torch.tensor([parameter.numel() for parameter in params], device=self.device).float().sqrt_()
 
@@ -80,8 +82,8 @@ class GradientCheck:
         some = [f"{self.names[i]!r} {tuple(gradients[i].shape)}" for i in bad]
         listed = ", ".join(some[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
         raise FloatingPointError(
-            f"Non-finite gradient in {listed}. No weight and no state was changed. Lower `lr`, look for overflow in the "
-            "loss, or set `on_nonfinite='skip'` to drop such steps."
+            f"Non-finite gradient in {listed}. No weight and no state was changed. Lower `lr`, look for overflow in "
+            "the loss, or set `on_nonfinite='skip'` to drop such steps."
         )
 
     def _norms(self, tensors: list[Tensor]) -> Tensor:
@@ -89,7 +91,7 @@ class GradientCheck:
         return torch.stack([norm.float().to(self.device) for norm in torch._foreach_norm(tensors)])
 
     def signal(self, norms: Tensor) -> list[Tensor] | None:
-        """Return 1 for a gradient and 0 for rounding noise, in the order of the plan; `None` where no group is guarded."""
+        """Return 1 for a gradient and 0 for rounding noise, in the plan's order; `None` where no group is guarded."""
         if not self.guarded:
             return None
         rms = norms / self.root

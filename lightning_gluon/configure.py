@@ -62,7 +62,8 @@ def configure_optimizers(
         **options: Options of the method, see `Gluon`.
 
     Returns:
-        The optimizer if `schedule` is constant without warmup, else Lightning's dict with a scheduler stepped every step.
+        The optimizer if `schedule` is constant without warmup, else Lightning's dict with a scheduler that is stepped
+        every step.
 
     Raises:
         ValueError: If a name is unknown, a value out of range, or a schedule needs a length nobody knows.
@@ -96,7 +97,8 @@ def configure_optimizers(
         momentum=momentum,
         **options,
     )
-    if optimizer.reference_point is not None and trainer is not None and getattr(module, "automatic_optimization", True):
+    automatic = trainer is not None and getattr(module, "automatic_optimization", True)
+    if optimizer.reference_point is not None and automatic:
         from lightning_gluon.callbacks import VarianceReduction
 
         VarianceReduction.attach(trainer)
@@ -147,7 +149,9 @@ def _stepping_batches(trainer: Any) -> int:
 def _warmup_steps(warmup: int | float, total_steps: int | None) -> int:
     if isinstance(warmup, float) and 0 < warmup < 1:
         if total_steps is None or not math.isfinite(total_steps):
-            raise ValueError(f"`warmup`={warmup} is a share of all steps, but `total_steps` is unknown. Pass `total_steps=`.")
+            raise ValueError(
+                f"`warmup`={warmup} is a share of all steps, but `total_steps` is unknown. Pass `total_steps=`."
+            )
         return round(warmup * total_steps)
     if warmup != int(warmup) or warmup < 0:
         raise ValueError(f"Expected `warmup` to be a number of steps >= 0 or a share in (0, 1), but got {warmup!r}.")

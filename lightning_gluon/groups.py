@@ -280,8 +280,8 @@ def _check_group(group: dict[str, Any]) -> None:
             raise TypeError(f"{name!r} has dtype {parameter.dtype}; an LMO needs real floating-point parameters.")
         if parameter.ndim < 2 and group["norm"] in ("spectral", "spectral_conv", "row", "column", "sign"):
             raise ValueError(
-                f"Norm {group['norm']!r}{where} is a norm of matrices, but {name!r} has shape {tuple(parameter.shape)}. "
-                "Give it the role 'bias', or the norm 'rms'."
+                f"Norm {group['norm']!r}{where} is a norm of matrices, but {name!r} has shape "
+                f"{tuple(parameter.shape)}. Give it the role 'bias', or the norm 'rms'."
             )
     _check_low_rank(group, where)
 
@@ -322,15 +322,15 @@ def _check_ranks_fit(groups: list[dict[str, Any]]) -> None:
         group, index = members[sizes.index(max(sizes))]
         raise ValueError(
             f"Expected `rank` to satisfy 1 <= rank <= min(out, in), but got rank={rank} and the largest matrix, "
-            f"{group['param_names'][index]!r} with shape {tuple(group['params'][index].shape)}, allows {max(sizes)}. Lower "
-            "`rank`, or set rank=None for the full carry."
+            f"{group['param_names'][index]!r} with shape {tuple(group['params'][index].shape)}, allows {max(sizes)}. "
+            "Lower `rank`, or set rank=None for the full carry."
         )
     dense = [(group, index) for group, index in members if not factored_of(group, index)]
     if dense:
         group, index = dense[0]
         warnings.warn(
-            f"rank={rank} would not be smaller than the matrix itself for {len(dense)} of {len(members)} matrices, such as "
-            f"{group['param_names'][index]!r} with shape {tuple(group['params'][index].shape)}: their momentum is carried in "
-            "full.",
+            f"rank={rank} would not be smaller than the matrix itself for {len(dense)} of {len(members)} matrices, "
+            f"such as {group['param_names'][index]!r} with shape {tuple(group['params'][index].shape)}: their momentum "
+            "is carried in full.",
             stacklevel=5,
         )

@@ -21,8 +21,8 @@ __all__ = ["compress", "expand", "factored_views", "sketch_generator"]
 def factored_views(rank: int, shape: tuple[int, ...], views: tuple[MatrixView, ...]) -> tuple[MatrixView, ...]:
     """Return the matrices that a parameter's momentum is compressed as, or nothing where factors would not be smaller.
 
-    A parameter stored with two dimensions is compressed as it is stored, fused or not, as LiMuon does; experts and kernels
-    are compressed matrix by matrix.
+    A parameter stored with two dimensions is compressed as it is stored, fused or not, as LiMuon does; experts and
+    kernels are compressed matrix by matrix.
     """
     if len(shape) == 2:
         views = (MatrixView.whole(shape),)
@@ -39,8 +39,8 @@ def compress(
         matrices: `(batch, m, n)` in fp32 or fp64.
         rank: Rank kept, clamped to `min(m, n)`.
         oversampling: Extra columns of the sketch; LiMuon takes at least 2.
-        power_iterations: Rounds of subspace iteration; 0 is the paper's form. One brings the error on a spectrum 1 / i to
-            within 3 % of the best possible.
+        power_iterations: Rounds of subspace iteration; 0 is the paper's form. One brings the error on a spectrum 1 / i
+            to within 3 % of the best possible.
         generator: Source of the Gaussian sketch, the same on all ranks.
 
     Returns:
@@ -76,7 +76,7 @@ def expand(left: Tensor, values: Tensor, right: Tensor) -> Tensor:
 
 
 def sketch_generator(seed: int, step: int, shape: tuple[int, ...], device: torch.device) -> torch.Generator:
-    """Return the source of a step's sketch: a function of the seed, the step and the shape, so nothing need be saved."""
+    """Return the source of a step's sketch: a function of seed, step and shape, so nothing need be saved."""
     return torch.Generator(device).manual_seed(_seed(seed, step, shape))
 
 

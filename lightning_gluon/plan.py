@@ -18,8 +18,8 @@ from lightning_gluon.views import MatrixView
 
 __all__ = ["Chunk", "Slot", "Stack", "build_plan", "chunk_limit", "factored_of", "stack_views", "views_of"]
 
-# Entries of one chunk. A GPU wants it filled; a CPU wants the stack and its products to stay in the last-level cache: stacks
-# of 384 x 384 take 1.4 times as long at 2^23 entries as at 2^20.
+# Entries of one chunk. A GPU wants it filled; a CPU wants the stack and its products to stay in the last-level cache:
+# stacks of 384 x 384 take 1.4 times as long at 2^23 entries as at 2^20.
 CHUNK_NUMEL = {"cpu": 2**20}
 LARGE_CHUNK_NUMEL = 2**25
 
@@ -85,6 +85,11 @@ class Chunk:
     def params(self) -> list[Tensor]:
         """The parameters themselves."""
         return [self.group["params"][index] for index in self.indices]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Their gradients, which all of them had when the plan was built."""
+        return [parameter.grad for parameter in self.params if parameter.grad is not None]
 
     @property
     def names(self) -> list[str]:

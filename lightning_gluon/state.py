@@ -94,15 +94,15 @@ REFERENCE_KEYS = ("previous", "displacement", "displacement_scale")
 
 
 def memory(optimizer: Gluon) -> dict[str, Any]:
-    """Return the persistent bytes of an optimizer's state: counted once a step was taken, before that computed from shapes.
+    """Return the persistent bytes of an optimizer's state: counted after a step, before that computed from shapes.
 
     Args:
         optimizer: The optimizer; on the meta device the numbers are computed too.
 
     Returns:
         `state_bytes`, `bytes_per_parameter`, `by_role` (role -> bytes), `by_kind` (`momentum`, `reference`),
-        `workspace_bytes` (buffers reused between steps) and `transient_bytes` (bound on what one round of a step holds in
-        full-size fp32 copies beside the state).
+        `workspace_bytes` (buffers reused between steps) and `transient_bytes` (bound on what one round of a step holds
+        in full-size fp32 copies beside the state).
 
     Example:
         >>> from lightning_gluon import Gluon
