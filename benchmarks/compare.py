@@ -239,8 +239,8 @@ def table(report: dict[str, Any], seeds: list[int]) -> str:
     """Return the rows as Markdown, best first."""
     header, metric = report["header"], report["header"]["metric"]
     lines = [
-        f"{header['summary']}; {header['evaluations']} gradient evaluations per run; {len(seeds)} seeds, mean and standard",
-        "deviation; the learning rates tried are in brackets, `*` marks a best one at the edge.",
+        f"{header['summary']}; {header['evaluations']} gradient evaluations per run; {len(seeds)} seeds, mean and",
+        "standard deviation; the learning rates tried are in brackets, `*` marks a best one at the edge.",
         "",
         f"| method | val/loss | {metric} | lr | steps | gradients | s/run |",
         "|---|---|---|---|---|---|---|",

@@ -92,7 +92,7 @@ def test_every_combination_parses(parser: Any) -> None:
     for model, overlay in SETTINGS:
         for method in METHOD_FILES:
             config = parser.parse_args(files(model, *overlay, method=method))
-            assert config.optimizer.lr > 0
+            assert config.optimizer.lr == "auto" or config.optimizer.lr > 0
             assert config.optimizer.schedule == ("theory" if method == "gluon-theory" else "cosine")
             assert len(config.trainer.callbacks) == 4
             count += 1

@@ -22,7 +22,7 @@ class CountEpochs(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Inside an epoch there is one more epoch begun than done."""
-        progress = trainer.fit_loop.epoch_progress
+        progress: Any = trainer.fit_loop.epoch_progress
         if progress.current.ready == progress.current.processed:
             progress.increment_ready()
             progress.increment_started()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import MethodType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,7 +28,8 @@ class GluonOptimizer(Callback):
 
     Args:
         method: A row of `lightning_gluon.METHODS`.
-        lr: The hidden radius; for `adamw` the learning rate. None leaves the module's own optimizer alone.
+        lr: The hidden radius, or `auto` to find it; for `adamw` the learning rate. None leaves the module's own optimizer
+            alone.
         weight_decay: Decoupled decay in units of 1 / lr, one value or one per role.
         radius: Radii relative to the hidden one, by role.
         momentum: Weight on the old momentum, in [0, 1).
@@ -72,7 +73,7 @@ class GluonOptimizer(Callback):
     def __init__(
         self,
         method: str = "gluon",
-        lr: float | str | None = None,
+        lr: float | Literal["auto"] | None = None,
         weight_decay: float | dict[str, float] | None = None,
         radius: dict[str, float] | None = None,
         momentum: float | None = None,
