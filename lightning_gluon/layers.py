@@ -68,7 +68,7 @@ class Layer:
         return torch.stack([(norm.dual_norm(block) * scale).sum() for norm, scale, block in self._blocks(g)]).sum()
 
     def _blocks(self, tensor: Tensor) -> list[tuple[Norm, float, Tensor]]:
-        """Return every view as `(norm, scale, matrices)`; a spectral norm's scale depends on the view, others have none."""
+        """Return every view as `(norm, scale, matrices)`; only a spectral norm has a scale, which the view decides."""
         name = "euclidean" if self.group["norm"] == "identity" else self.group["norm"]
         blocks: list[tuple[Norm, float, Tensor]] = []
         for view in views_of(self.group, self.index):
