@@ -1,7 +1,8 @@
 """What stands in for the gradient: the momentum estimators, as rows of a table.
 
-An estimator is a recursion over buffers that are kept between steps. With `b` the weight on the OLD momentum, `c_new` the
-gradient of this step's sample at the current weights and `c_old` the gradient of the SAME sample at a reference point,
+An estimator is a recursion over buffers that are kept between steps. With `b` the weight on the OLD momentum, `c_new`
+the gradient of this step's sample at the current weights and `c_old` the gradient of the SAME sample at a reference
+point,
 
     ema        M <- b M + (1 - b) c_new
     nesterov   M <- b M + (1 - b) c_new,               direction b M + (1 - b) c_new
@@ -39,11 +40,11 @@ class Estimator:
     """One momentum estimator: its recursion, its buffers, and the gradients it needs.
 
     Args:
-        update: `(buffers, c_new, c_old, options) -> direction`; advances the buffers in place, may return one of them, and
-            never writes to `c_new` or `c_old`.
+        update: `(buffers, c_new, c_old, options) -> direction`; advances the buffers in place, may return one of them,
+            and never writes to `c_new` or `c_old`.
         buffers: Names of the persistent buffers, each laid out like the parameter.
-        reference: Where a further gradient is needed: `None` (nowhere), `"previous"` (`c_old`, the same sample at the last
-            iterate) or `"transported"` (`c_new` itself is taken at the extrapolated point).
+        reference: Where a further gradient is needed: `None` (nowhere), `"previous"` (`c_old`, the same sample at the
+            last iterate) or `"transported"` (`c_new` itself is taken at the extrapolated point).
         options: Options of the estimator with their defaults, beyond `momentum`.
 
     Example:
@@ -74,7 +75,7 @@ def _nesterov(buffers: Buffers, new: Tensors, old: Tensors, options: Options) ->
 
 
 def _recursive_(buffer: Tensors, new: Tensors, old: Tensors, keep: float) -> None:
-    """STORM's recursion `buffer <- new + keep (buffer - old)`; the difference comes first, so equal pairs cancel exactly."""
+    """STORM's recursion `buffer <- new + keep (buffer - old)`; the difference first, so equal pairs cancel exactly."""
     torch._foreach_sub_(buffer, old)
     torch._foreach_mul_(buffer, keep)
     torch._foreach_add_(buffer, new)

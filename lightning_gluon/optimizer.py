@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from lightning_gluon.estimators import ESTIMATORS
 from lightning_gluon.groups import build_groups, complete_group, find_method
 from lightning_gluon.layers import Layer
 from lightning_gluon.orthogonalize import Workspace
-from lightning_gluon.partition import partition
+from lightning_gluon.partition import Partition, partition
 from lightning_gluon.plan import Chunk, build_plan
 from lightning_gluon.reference import ReferencePoint
 from lightning_gluon.rng import rng_state, set_rng_state
@@ -29,6 +31,18 @@ from lightning_gluon.update import update_
 __all__ = ["Gluon"]
 
 
+@dataclass(frozen=True)
+class _Given:
+    """What the optimizer was built with, for groups that are added later."""
+
+    method: str
+    lr: float | None
+    weight_decay: float
+    momentum: float
+    radius_by_role: Mapping[str, float]
+    options: Mapping[str, Any]
+
+
 class Gluon(Optimizer):
     """Optimizer over linear minimization oracles: Gluon, its variance-reduced variants, LiMuon, Muon, Scion, AdamW.
 
@@ -36,20 +50,22 @@ class Gluon(Optimizer):
         D <- argmax_{||D|| <= 1} <M, D>                                 row `norm` of the group
         X <- (1 - lr * weight_decay) X - lr * radius * D
 
-    `t = lr * radius` is the length of a step in the layer's own norm. With `weight_decay > 0` the weights stay in the ball
-    of radius `radius / weight_decay`: the constrained form (Scion).
+    `t = lr * radius` is the length of a step in the layer's own norm. With `weight_decay > 0` the weights stay in the
+    ball of radius `radius / weight_decay`: the constrained form (Scion).
 
     Args:
-        params: An `nn.Module` or a `Partition` (routed by what each layer is), `named_parameters()` or parameters (routed
-            by shape alone: matrices hidden, vectors bias), or groups: dicts with `params`, a `role`, and any option.
+        params: An `nn.Module` or a `Partition` (routed by what each layer is), `named_parameters()` or parameters
+            (routed by shape alone: matrices hidden, vectors bias), or groups: dicts with `params`, a `role`, and any
+            option.
         lr: Hidden radius, in the layer's own norm; schedules act on it.
         method: A row of `lightning_gluon.METHODS`; it gives each role its norm, estimator and relative radius.
         weight_decay: Decoupled decay in units of 1 / lr, one value or one per role; default: the method's.
         radius: Radii relative to the hidden one, by role, instead of the method's.
         momentum: Weight on the OLD momentum, in [0, 1); default: the method's.
         **options: `orthogonalizer` (`polar_express`, `newton_schulz`, `you`, `svd`), `orthogonalizer_steps`,
-            `orthogonalizer_dtype`, `momentum_dtype`, `on_nonfinite` (`raise`, `skip`, `ignore`), `noise_floor`, and those of
-            the method's estimators: `q`, `gamma`, `clip`, `rank`, `oversampling`, `power_iterations`, `reference`, `betas`...
+            `orthogonalizer_dtype`, `momentum_dtype`, `on_nonfinite` (`raise`, `skip`, `ignore`), `noise_floor`, and
+            those of the method's estimators: `q`, `gamma`, `clip`, `rank`, `oversampling`, `power_iterations`,
+            `reference`, `betas`...
 
     Raises:
         ValueError: If an option is unknown or out of range, or a parameter does not fit its group's norm.
@@ -85,26 +101,25 @@ class Gluon(Optimizer):
             params, method=method, lr=lr, weight_decay=weight_decay, radius=radius, momentum=momentum, options=options
         )
         row = find_method(method)
-        self._partition = params if hasattr(params, "find") else None
-        defaults = {
-            "method": method,
-            "lr": lr,
-            "weight_decay": row.weight_decay if not isinstance(weight_decay, (int, float)) else weight_decay,
-            "momentum": row.momentum if momentum is None else momentum,
-            "radius_by_role": {role: (radius or {}).get(role, rule.radius) for role, rule in row.rules.items()},
-            "options": dict(options),
-        }
+        self._partition = params if isinstance(params, Partition) else None
+        self._defaults_for_groups = _Given(
+            method=method,
+            lr=lr,
+            weight_decay=weight_decay if isinstance(weight_decay, (int, float)) else row.weight_decay,
+            momentum=row.momentum if momentum is None else momentum,
+            radius_by_role={role: (radius or {}).get(role, rule.radius) for role, rule in row.rules.items()},
+            options=dict(options),
+        )
         self.reference_gradients: dict[Tensor, Tensor] = {}
         self.two_point = "closure"  # who takes the second gradient: step(closure) itself, a "callback", or "none"
         self._transient()
-        self._defaults_for_groups = defaults
         super().__init__(groups, {"lr": lr})
         if method == "muon-mvr":
             check_star_convex(self.layers())
 
     def _transient(self) -> None:
         """Create what is not saved: plans, buffers to reuse, the view of the reference point."""
-        self._plans: dict[tuple, tuple[list[Chunk], GradientCheck | None]] = {}
+        self._plans: dict[tuple, tuple[list[Chunk], GradientCheck] | None] = {}
         self._workspace = Workspace()
         self._reference = ReferencePoint(self)
 
@@ -127,7 +142,7 @@ class Gluon(Optimizer):
     # ------------------------------------------------------------------ groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters, completing the group from the method; unnamed parameters get unique group and parameter names.
+        """Add parameters, completing the group from the method; without names, group and parameters get unique ones.
 
         Args:
             param_group: A dict with `params` and any option of a group.
@@ -157,30 +172,30 @@ class Gluon(Optimizer):
             source = [{**given, "params": source}]
         groups = build_groups(
             source,
-            method=defaults["method"],
-            lr=given.get("lr", defaults["lr"]),
-            weight_decay=given.get("weight_decay", defaults["weight_decay"]),
-            momentum=given.get("momentum", defaults["momentum"]),
+            method=defaults.method,
+            lr=given.get("lr", defaults.lr),
+            weight_decay=given.get("weight_decay", defaults.weight_decay),
+            momentum=given.get("momentum", defaults.momentum),
             radius=None,
-            options=defaults["options"],
+            options=defaults.options,
         )
-        row = find_method(defaults["method"])
+        row = find_method(defaults.method)
         steps = max((other["steps"] for other in self.param_groups), default=0)
         extra = {key: value for key, value in given.items() if key not in ("name", "role", "params")}
         for group in groups:
-            radius = defaults["radius_by_role"][group["role"]]
+            radius = defaults.radius_by_role[group["role"]]
             group.update({"radius": radius, **extra, "steps": steps})
             complete_group(group, row)
         return groups
 
     def _route(self, params: list) -> list:
         """Group late parameters by the roles the partition gave them, where one is known."""
-        tensors = [item[1] if isinstance(item, tuple) else item for item in params]
-        routes = [self._partition.find(tensor) if self._partition is not None else None for tensor in tensors]
-        if any(route is None for route in routes):
-            return params
         groups: dict[str, dict[str, Any]] = {}
-        for tensor, route in zip(tensors, routes, strict=True):
+        for item in params:
+            tensor = item[1] if isinstance(item, tuple) else item
+            route = self._partition.find(tensor) if self._partition is not None else None
+            if route is None:
+                return params
             group = groups.setdefault(route.role, {"params": [], "param_names": [], "views": [], "role": route.role})
             group["params"].append(tensor)
             group["param_names"].append(route.name)
@@ -240,10 +255,11 @@ class Gluon(Optimizer):
             RuntimeError: If a gradient is sparse, or the second gradient is missing.
         """
         loss = self._evaluate(closure)
-        chunks, check = self._plan()
-        if not chunks:
+        plan = self._plan()
+        if plan is None:
             return loss
-        gradients = [parameter.grad for chunk in chunks for parameter in chunk.params]
+        chunks, check = plan
+        gradients = [gradient for chunk in chunks for gradient in chunk.gradients]
         references = self._reference_list(chunks)
         norms = check.norms(gradients, references, self.param_groups[0]["on_nonfinite"])
         if norms is None:
@@ -262,11 +278,12 @@ class Gluon(Optimizer):
         self.reference_gradients = {}
         return loss
 
-    def _plan(self) -> tuple[list[Chunk], GradientCheck | None]:
+    def _plan(self) -> tuple[list[Chunk], GradientCheck] | None:
+        """Return the plan for the parameters that have a gradient now; `None` where none has."""
         present = tuple(parameter.grad is not None for group in self.param_groups for parameter in group["params"])
         if present not in self._plans:
             chunks = build_plan(self.param_groups)
-            self._plans[present] = (chunks, GradientCheck(chunks) if chunks else None)
+            self._plans[present] = (chunks, GradientCheck(chunks)) if chunks else None
         return self._plans[present]
 
     def _count(self, chunks: list[Chunk], two: bool) -> None:
@@ -324,14 +341,18 @@ class Gluon(Optimizer):
                 "The gradients at the previous iterate are missing: call `step(closure)`, or add "
                 "`lightning_gluon.callbacks.VarianceReduction()` to the Trainer's callbacks."
             )
-        return [self._old_gradient(parameter) for chunk in chunks for parameter in chunk.params]
+        return [
+            self._old_gradient(parameter, gradient)
+            for chunk in chunks
+            for parameter, gradient in zip(chunk.params, chunk.gradients, strict=True)
+        ]
 
-    def _old_gradient(self, parameter: Tensor) -> Tensor:
+    def _old_gradient(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         """Return c_old of one parameter; without a state it takes its first step, where c_old is c_new."""
         if parameter not in self.state:
-            return parameter.grad
+            return gradient
         old = self.reference_gradients.get(parameter)
-        return torch.zeros_like(parameter.grad) if old is None else old  # none: not used at the previous iterate
+        return torch.zeros_like(gradient) if old is None else old  # none: not used at the previous iterate
 
     # ------------------------------------------------------------------ state
 
@@ -353,6 +374,6 @@ class Gluon(Optimizer):
         return memory(self)
 
 
-def _is_lightning(closure: Callable[[], Any]) -> bool:
+def _is_lightning(closure: Callable[[], Any]) -> TypeGuard[partial[Any]]:
     """Tell whether Lightning's automatic optimization built this closure: a partial of `Precision._wrap_closure`."""
-    return getattr(getattr(closure, "func", None), "__name__", "") == "_wrap_closure"
+    return isinstance(closure, partial) and getattr(closure.func, "__name__", "") == "_wrap_closure"

@@ -46,9 +46,8 @@ def record_(kind: str, state: dict[str, Tensor], parameter: Tensor, before: Tens
         _store(state, "displacement", step.div_(scale).round_().to(torch.int8))
         _store(state, "displacement_scale", scale.to(torch.float32))
     step = _step(kind, state, parameter)
-    parameter.sub_(step).add_(
-        step
-    )  # one snap is enough: none of 6e8 random pairs, powers of two included, needed another
+    # One snap is enough: none of 6e8 random pairs, powers of two included, needed another.
+    parameter.sub_(step).add_(step)
 
 
 def enter_(kind: str, state: dict[str, Tensor], parameter: Tensor) -> None:
