@@ -1,8 +1,8 @@
-"""Time of a whole optimizer step against its neighbours, on the layer shapes of real models, with the LMO gap beside it.
+"""Time of a whole optimizer step against its neighbours, on real models' layer shapes, with the LMO gap beside it.
 
-Every row steps its own copy of the same weights with the same gradients; rows take turns, round by round, and the ratio is
-taken round by round too, so a machine whose speed drifts does not favour anyone. `gap` is `1 - <G, D> / ||G||_*` of the
-direction that the row really stepped along, after scaling it to spectral norm 1: what its LMO is worth.
+Every row steps its own copy of the same weights with the same gradients; rows take turns, round by round, and the ratio
+is taken round by round too, so a machine whose speed drifts does not favour anyone. `gap` is `1 - <G, D> / ||G||_*` of
+the direction that the row really stepped along, after scaling it to spectral norm 1: what its LMO is worth.
 
     python -m benchmarks.step --models vit_ti vit_s qwen2_5/12 --rounds 7
     python -m benchmarks.step --device cuda --models vit_s vit_b mamba_130m qwen2_5 --rounds 50
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
+from torch import nn
 
 import lightning_gluon
 from benchmarks.environment import environment, write_json
@@ -35,8 +35,8 @@ HIDDEN = "hidden"
 
 def build(model: str) -> tuple[nn.Module, int]:
     """Return a model on the meta device, and how many times smaller than the real one it is (`name/12`)."""
-    name, _, share = model.partition("/")
-    share = int(share or 1)
+    name, _, divisor = model.partition("/")
+    share = int(divisor or 1)
     with torch.device("meta"):
         if name.startswith("vit"):
             import timm

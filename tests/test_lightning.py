@@ -1,4 +1,4 @@
-"""Under Lightning's automatic optimization: clipping, accumulation, counting, monitors, resume, precision, averaging."""
+"""Under Lightning's automatic optimization: clipping, accumulation, counts, monitors, resume, precision, averaging."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def weights(module: nn.Module) -> torch.Tensor:
 
 
 def test_global_step_and_accumulation_count_optimizer_steps(tmp_path: Path) -> None:
-    trainer, module = fit(tmp_path, accumulate_grad_batches=5)
+    trainer, _ = fit(tmp_path, accumulate_grad_batches=5)
     assert trainer.global_step == 3  # 12 batches: two full windows and a partial one
     assert trainer.optimizers[0].gradient_evaluations == 3
 
@@ -73,8 +73,16 @@ def test_accumulated_window_is_the_mean_gradient(tmp_path: Path) -> None:
         L.seed_everything(1, verbose=False)
         module = Module(orthogonalizer="svd")
         module.net[1].p = 0.0
-        trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path,
-                            enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=batches)  # fmt: skip
+        trainer = L.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            default_root_dir=tmp_path,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            accumulate_grad_batches=batches,
+        )
         trainer.fit(module.double(), DataLoader([(x.double(), y) for x, y in loader().dataset], batch_size=size))
         nets.append(weights(module))
     assert (nets[0] - nets[1]).abs().max() < 1e-10
@@ -171,8 +179,15 @@ def test_learning_rate_finder_runs_and_restores(tmp_path: Path) -> None:
     L.seed_everything(1, verbose=False)
     module = Tunable()
     before = weights(module).clone()
-    trainer = L.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path,
-                        enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer = L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     finder = Tuner(trainer).lr_find(module, loader(), num_training=8, update_attr=False)
     assert len(finder.results["loss"]) >= 6 and max(finder.results["lr"]) > min(finder.results["lr"])
     assert torch.equal(weights(module), before)

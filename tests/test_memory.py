@@ -1,4 +1,4 @@
-"""What is kept: the low-rank carry, the rebuilt previous iterate, and bytes that are predicted before they are counted."""
+"""What is kept: the low-rank carry, the rebuilt previous iterate, and bytes, predicted before they are counted."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_full_rank_carry_is_gluon_mvr1() -> None:
 
 
 def test_factors_hold_a_momentum_of_their_rank_exactly() -> None:
-    """Gradients of one fixed row space of dimension 4: rank 4 carries them without loss, 6 steps against the dense run."""
+    """Gradients of one fixed row space of dimension 4: rank 4 carries them without loss, as 6 steps of the dense run."""
     torch.manual_seed(0)
     basis = torch.randn(4, 40, dtype=torch.float64)
     weights = [nn.Parameter(torch.randn(60, 40, dtype=torch.float64)) for _ in range(2)]
@@ -81,9 +81,8 @@ def test_factors_hold_a_momentum_of_their_rank_exactly() -> None:
     ]
     for k in range(6):
         for w, optimizer in zip(weights, optimizers, strict=True):
-            generator = torch.Generator().manual_seed(k)
 
-            def closure(w: nn.Parameter = w, generator: torch.Generator = generator) -> None:
+            def closure(w: nn.Parameter = w, k: int = k) -> None:
                 noise = torch.randn(60, 4, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
                 w.grad = (noise + (w.detach() @ basis.T).tanh()) @ basis
 

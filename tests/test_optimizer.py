@@ -97,7 +97,8 @@ def test_jordan_in_bf16_follows_torch_muon() -> None:
         a.step()
         b.step()
     one, two = (torch.cat([p.detach().flatten() for p in some]) for some in (ours, theirs))
-    # The five steps start at X / ||X||_F there and at X / ||X||_S8 here, so singular values end elsewhere in [.68, 1.20].
+    # The five steps start at X / ||X||_F there and at X / ||X||_S8 here, so singular values end elsewhere in
+    # [.68, 1.20].
     assert (one - two).norm() / (two - start).norm() < 1e-2
 
 
@@ -363,7 +364,7 @@ def test_load_into_another_model_changes_nothing() -> None:
     optimizer.step()
     saved = optimizer.state_dict()
     other = Gluon([(f"x{name}", p) for name, p in network().named_parameters()], lr=0.03)
-    with pytest.raises(ValueError, match="groups hidden .* but this optimizer has|lacks '.*0.weight'"):
+    with pytest.raises(ValueError, match=r"groups hidden .* but this optimizer has|lacks '.*0\.weight'"):
         other.load_state_dict(saved)
     assert not other.state and other.param_groups[0]["lr"] == 0.03
 
@@ -520,7 +521,7 @@ def test_sparse_gradients() -> None:
     table = nn.Embedding(5, 3, sparse=True)
     optimizer = Gluon([{"params": [table.weight], "role": "embedding"}], lr=0.1)
     table(torch.tensor([1])).sum().backward()
-    with pytest.raises(RuntimeError, match="gradient of 'embedding_0' is sparse.*sparse=False"):
+    with pytest.raises(RuntimeError, match=r"gradient of 'embedding_0' is sparse.*sparse=False"):
         optimizer.step()
 
 
