@@ -70,7 +70,7 @@ def test_full_rank_carry_is_gluon_mvr1() -> None:
 
 
 def test_factors_hold_a_momentum_of_their_rank_exactly() -> None:
-    """Gradients of one fixed row space of dimension 4: rank 4 carries them without loss, as 6 steps of the dense run."""
+    """Gradients of one fixed row space of dimension 4: rank 4 carries them without loss: 6 steps as the dense run."""
     torch.manual_seed(0)
     basis = torch.randn(4, 40, dtype=torch.float64)
     weights = [nn.Parameter(torch.randn(60, 40, dtype=torch.float64)) for _ in range(2)]
