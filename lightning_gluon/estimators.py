@@ -126,13 +126,13 @@ MARS_OPTIONS = {"gamma": 0.025, "clip": 1.0}  # MARS 2411.10438, section 5: gamm
 ESTIMATORS: dict[str, Estimator] = {
     "ema": Estimator(_ema),
     "nesterov": Estimator(_nesterov),
-    "mvr1": Estimator(_mvr1, reference="previous", options={"reference": "copy"}),
+    "mvr1": Estimator(_mvr1, reference="previous", options={"reference": "copy", "fold": False}),
     "mvr2": Estimator(_mvr2, ("momentum", "gradient_estimate"), "previous", MVR2_OPTIONS),
     "mvr3": Estimator(_mvr3, ("momentum", "gradient_estimate"), "previous", MVR2_OPTIONS),
     "limuon": Estimator(
         _mvr1,
         reference="previous",
-        options={"reference": "copy", "rank": None, "oversampling": 5, "power_iterations": 1, "seed": 0},
+        options={"reference": "copy", "fold": False, "rank": None, "oversampling": 5, "power_iterations": 1, "seed": 0},
     ),
     "mars": Estimator(_mars, reference="previous", options={**MARS_OPTIONS, "reference": "copy"}),
     "mars_approximate": Estimator(_mars_approximate, ("momentum", "last_gradient"), options=MARS_OPTIONS),

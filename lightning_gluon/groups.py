@@ -32,6 +32,7 @@ CHOICES = {
     "on_nonfinite": ("raise", "skip", "ignore"),
     "start": ("gradient", "zero"),
     "reference": ("copy", "step", "step8"),
+    "fold": (False, True, "bfloat16"),
     "scaling": (*SCALINGS, None),
     "norm": (*NORMS, "identity"),
     "estimator": tuple(ESTIMATORS),

@@ -122,6 +122,7 @@ class Gluon(Optimizer):
         self._plans: dict[tuple, tuple[list[Chunk], GradientCheck] | None] = {}
         self._workspace = Workspace()
         self._reference = ReferencePoint(self)
+        self.folded = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle or a loaded state."""
@@ -237,6 +238,15 @@ class Gluon(Optimizer):
         """Exchange all weights with the reference point, in place, and restore them bit for bit on leaving."""
         return self._reference.exchanged()
 
+    @property
+    def folds(self) -> bool:
+        """True when the second gradient is folded into the first one's buffer (option `fold`)."""
+        return any(group.get("fold") for group in self.param_groups)
+
+    def folding(self) -> AbstractContextManager[None]:
+        """Let gradients accumulated inside enter `.grad` as `-b c_old`; the next step takes `.grad` as folded."""
+        return self._reference.folding()
+
     # ------------------------------------------------------------------ the step
 
     @torch.no_grad()
@@ -261,9 +271,9 @@ class Gluon(Optimizer):
         chunks, check = plan
         gradients = [gradient for chunk in chunks for gradient in chunk.gradients]
         references = self._reference_list(chunks)
-        norms = check.norms(gradients, references, self.param_groups[0]["on_nonfinite"])
+        self.reference_gradients, folded, self.folded = {}, self.folded, False
+        norms = check.norms(gradients, [] if folded else references, self.param_groups[0]["on_nonfinite"])
         if norms is None:
-            self.reference_gradients = {}
             return loss
         signal = check.signal(norms)
         start = 0
@@ -275,7 +285,6 @@ class Gluon(Optimizer):
             start = stop
         self._reference.stay({parameter for chunk in chunks for parameter in chunk.params})
         self._count(chunks, bool(references))
-        self.reference_gradients = {}
         return loss
 
     def _plan(self) -> tuple[list[Chunk], GradientCheck] | None:
@@ -336,7 +345,7 @@ class Gluon(Optimizer):
         """Return c_old in the order of the plan; empty on a step that takes none."""
         if self.reference_point != "previous" or not self.needs_reference or self.two_point == "none":
             return []  # c_old = c_new: plain momentum
-        if not self.reference_gradients:
+        if not self.reference_gradients and not self.folded:
             raise RuntimeError(
                 "The gradients at the previous iterate are missing: call `step(closure)`, or add "
                 "`lightning_gluon.callbacks.VarianceReduction()` to the Trainer's callbacks."
@@ -351,8 +360,8 @@ class Gluon(Optimizer):
         """Return c_old of one parameter; without a state it takes its first step, where c_old is c_new."""
         if parameter not in self.state:
             return gradient
-        old = self.reference_gradients.get(parameter)
-        return torch.zeros_like(gradient) if old is None else old  # none: not used at the previous iterate
+        old = self.reference_gradients.get(parameter)  # none: folded, or not used at the previous iterate
+        return gradient.new_zeros(()).expand_as(gradient) if old is None else old
 
     # ------------------------------------------------------------------ state
 

@@ -186,3 +186,31 @@ class ReferencePoint:
             for parameter in group["params"]:
                 if parameter not in stepped and self.optimizer.state.get(parameter):
                     record_(self.kind, self.optimizer.state[parameter], parameter, parameter.clone())
+
+    @contextmanager
+    def folding(self) -> Iterator[None]:
+        """Let gradients that are accumulated inside enter `.grad` as `-b c_old`, which saves their buffer.
+
+        Afterwards `.grad` holds `c_new - b c_old`, all that STORM's recursion `M <- c_new - b c_old + b M` needs. With
+        `fold="bfloat16"` the first gradient waits in bf16 while the second one's activations take their room.
+
+        Yields:
+            Nothing; run the backward pass of the second gradient inside.
+        """
+        optimizer = self.optimizer
+        hooks, waiting = [], {}
+        for group in optimizer.param_groups:
+            factor = -group["momentum"] if group.get("fold") else 0.0
+            for parameter in group["params"]:
+                share = factor if parameter in optimizer.state else 0.0  # on its first step c_old is c_new
+                hooks.append(parameter.register_hook(lambda gradient, share=share: gradient * share))
+                if group.get("fold") == "bfloat16" and parameter.grad is not None:
+                    waiting[parameter], parameter.grad = parameter.grad.to(torch.bfloat16), None
+        try:
+            yield
+            optimizer.folded = True
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for parameter, first in waiting.items():
+                parameter.grad = first.to(parameter.dtype) if parameter.grad is None else parameter.grad.add_(first)

@@ -198,3 +198,16 @@ def test_every_method_trains_under_the_trainer(tmp_path: Path) -> None:
         lr = {"signsgd": 0.002, "adamw": 0.01, "mars-approximate": 0.02}.get(method, 0.1)
         trainer, _ = fit(tmp_path, options={"method": method, "lr": lr}, max_epochs=3)
         assert float(trainer.callback_metrics["loss"]) < 1.2, method
+
+
+def test_folded_second_gradients_under_accumulation(tmp_path: Path) -> None:
+    """One buffer for both gradients gives the weights of two buffers, up to the rounding of their sum."""
+    results = []
+    for fold in (False, True):
+        options = {"method": "limuon", "fold": fold, "orthogonalizer": "svd", "radius": {"head": 0.0}}
+        trainer, module = fit(tmp_path, options=options, accumulate_grad_batches=2, precision="64-true")
+        assert trainer.optimizers[0].gradient_evaluations == 2 * 6 - 1
+        results.append(weights(module))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-9)
+    with pytest.raises(ValueError, match="no `gradient_clip_val` with `fold`"):
+        fit(tmp_path, options={"method": "limuon", "fold": True}, gradient_clip_val=1.0)

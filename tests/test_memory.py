@@ -255,3 +255,61 @@ def test_limuon_16_on_real_sizes(model: str) -> None:
     for reference, goal in GOALS[model].items():
         optimizer = Gluon(routes, lr=0.02, method="limuon", rank=16, reference=reference)
         assert optimizer.memory()["bytes_per_parameter"] <= goal
+
+
+def test_folding_saves_the_buffer_and_changes_nothing() -> None:
+    """The second gradient folded into the first one's buffer: the same weights to rounding, nothing in its own buffer."""
+    results = []
+    for fold in (False, True):
+        net = network().double()
+        optimizer = Gluon(net, lr=0.05, method="limuon", reference="step", fold=fold, orthogonalizer="svd")
+        for group in optimizer.param_groups:
+            group["radius"] = 0.0 if group["role"] == "head" else group["radius"]  # sign() would amplify rounding
+        for k in range(6):
+            x = torch.randn(32, 16, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+
+            def loss(x: torch.Tensor = x) -> torch.Tensor:
+                return nn.functional.cross_entropy(net(x), (2 * x[:, 0] + x[:, 1]).sign().long() + 1)
+
+            net.zero_grad()
+            loss().backward()
+            if optimizer.needs_reference and fold:
+                with optimizer.at_reference(), optimizer.folding():
+                    loss().backward()
+            elif optimizer.needs_reference:
+                held = [p.grad for p in net.parameters()]
+                net.zero_grad()
+                with optimizer.at_reference():
+                    loss().backward()
+                optimizer.reference_gradients = {p: p.grad for p in net.parameters()}
+                for p, gradient in zip(net.parameters(), held, strict=True):
+                    p.grad = gradient
+            optimizer.step()
+        assert optimizer.gradient_evaluations == 11 and not optimizer.reference_gradients
+        results.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=1e-10)
+
+
+def test_a_first_gradient_that_waits_in_bf16() -> None:
+    """Folded gradients differ from exact ones by the rounding of c_new to 8 bits, and by nothing else."""
+    folded = []
+    for fold in (True, "bfloat16"):
+        net = network()
+        optimizer = Gluon(net, lr=0.05, method="gluon-mvr1", fold=fold)
+        x = torch.randn(32, 16, generator=torch.Generator().manual_seed(0))
+        net(x).square().mean().backward()
+        first = [p.grad.clone() for p in net.parameters()]
+        optimizer.step()
+        with optimizer.at_reference(), optimizer.folding():
+            net(x).square().mean().backward()
+        folded.append([p.grad.clone() for p in net.parameters()])
+    for exact, rounded, gradient in zip(*folded, first, strict=True):
+        assert 0 < (rounded - exact).abs().max() <= 2**-8 * gradient.abs().max()
+        torch.testing.assert_close(exact, 0.1 * gradient, rtol=1e-4, atol=1e-7)  # c_new = c_old here, b = 0.9
+
+
+def test_bad_fold() -> None:
+    with pytest.raises(ValueError, match="`fold` of group 'hidden' to be one of False, True, bfloat16"):
+        Gluon(network(), lr=0.1, method="limuon", fold="half")
+    with pytest.raises(ValueError, match="Unknown option `fold` for method 'gluon-mvr2'"):
+        Gluon(network(), lr=0.1, method="gluon-mvr2", fold=True)

@@ -43,14 +43,15 @@ class Replay:
             so_far: Gradients of the earlier micro-batches of this window, which these are added to.
 
         Returns:
-            The sums, for every parameter that has a gradient.
+            The sums, for every parameter that has a gradient; nothing where they are folded into `.grad`.
         """
         module = self.trainer.lightning_module
         params = list(dict.fromkeys(chain(module.parameters(), *(group["params"] for group in optimizer.param_groups))))
         # DDP may let gradients live in its buckets, which the next backward pass overwrites
         shared = getattr(self.trainer.strategy.model, "gradient_as_bucket_view", False)
         rng, buffers = rng_state(), Buffers(module)
-        with exchanged_gradients(params, so_far, clone=shared) as exchanged:
+        collect: Any = optimizer.folding() if optimizer.folds else exchanged_gradients(params, so_far, clone=shared)
+        with collect as exchanged:
             try:
                 set_rng_state(self.rng)
                 self.buffers.restore_()
@@ -59,7 +60,7 @@ class Replay:
             finally:
                 set_rng_state(rng)
                 buffers.restore_()
-        return exchanged.taken
+        return {} if optimizer.folds else exchanged.taken
 
     def _run(self, module: Any, optimizer: Gluon) -> None:
         """Do what Lightning's closure does between `training_step` and `backward`, without its hooks."""

@@ -102,6 +102,11 @@ class VarianceReduction(Callback):
             rank_zero_info("`VarianceReduction` has nothing to do: the method takes one gradient, at the weights.")
             return
         _refuse(trainer, pl_module)
+        if optimizer.folds and trainer.gradient_clip_val:
+            raise ValueError(
+                "Expected no `gradient_clip_val` with `fold`: the two gradients share one buffer, so each cannot be "
+                "clipped by its own norm. Remove one of the two."
+            )
         optimizer.two_point = "callback"
         self._undo.callback(setattr, optimizer, "two_point", "closure")
         self._patch(trainer.strategy, "training_step", self._training_step(trainer, optimizer))

@@ -1,0 +1,259 @@
+"""Bytes of a whole training step, counted without running it: real sizes on fake tensors, every storage from birth to death.
+
+Two tables per model. Persistent: bytes of optimizer state per parameter after three steps, beside what `optimizer.memory()`
+predicts from shapes alone. Peak: the largest sum of live storages during the third step - weights, gradients, state,
+activations and every transient of the optimizer - and by how many bytes per parameter it lies below AdamW's. Memory inside
+a kernel is not seen.
+
+    python -m benchmarks.memory --models vit_s qwen2_5 mamba_130m
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+import lightning_gluon
+from benchmarks.environment import environment, write_json
+
+
+class LiveBytes(TorchDispatchMode):
+    """Count the bytes of all live storages, and the most there ever were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self.add, result)
+        return result
+
+    def add(self, tensor: Tensor) -> None:
+        """Count the storage of a tensor, once, until it is freed."""
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._remove, key, size)
+
+    def _remove(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+# ---------------------------------------------------------------- models and losses
+
+
+Loss = Callable[[nn.Module], Tensor]
+
+
+def vit_s() -> nn.Module:
+    """ViT-S/16."""
+    import timm
+
+    return timm.create_model("vit_small_patch16_224")
+
+
+def qwen2_5() -> nn.Module:
+    """Qwen2.5-0.5B."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config)
+
+
+def mamba_130m() -> nn.Module:
+    """Mamba-130M."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    return MambaForCausalLM(MambaConfig(vocab_size=50280, hidden_size=768, num_hidden_layers=24, use_mambapy=True))
+
+
+def image_loss(batch: int, size: int) -> Loss:
+    """Classification of square images."""
+    images, labels = torch.randn(batch, 3, size, size), torch.zeros(batch, dtype=torch.long)
+    return lambda net: nn.functional.cross_entropy(net(images), labels)
+
+
+def token_loss(batch: int, length: int) -> Loss:
+    """Next-token prediction."""
+    tokens = torch.zeros(batch, length, dtype=torch.long)
+
+    def loss(net: nn.Module) -> Tensor:
+        logits = net(input_ids=tokens, use_cache=False).logits
+        return nn.functional.cross_entropy(logits.flatten(0, 1), tokens.flatten())
+
+    return loss
+
+
+# name -> model, loss, second argument of the loss, as in the LiMuon paper (image size or sequence length)
+MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], Loss], int]] = {
+    "vit_s": (vit_s, image_loss, 224),
+    "qwen2_5": (qwen2_5, token_loss, 1024),
+    "mamba_130m": (mamba_130m, token_loss, 256),
+}
+BATCHES = {"vit_s": (8, 64), "qwen2_5": (1, 16), "mamba_130m": (1, 8)}
+
+
+# ---------------------------------------------------------------- rows
+
+
+class Pair:
+    """torch's Muon on the hidden matrices, its AdamW on everything else."""
+
+    def __init__(self, model: nn.Module) -> None:
+        routes = lightning_gluon.partition(model)
+        hidden = [p for route, p in routes if route.role == "hidden" and p.ndim == 2]
+        chosen = {id(p) for p in hidden}
+        rest = [p for p in model.parameters() if id(p) not in chosen]
+        self.optimizers = [torch.optim.Muon(hidden, lr=1e-3), torch.optim.AdamW(rest, lr=1e-3, fused=True)]
+        self.state = {}
+
+    def step(self) -> None:
+        """Step both."""
+        for optimizer in self.optimizers:
+            optimizer.step()
+            self.state |= optimizer.state
+
+
+def _ours(method: str, **options: Any) -> Callable[[nn.Module], Any]:
+    def build(model: nn.Module) -> Any:
+        return lightning_gluon.Gluon(model, lr=1e-3, method=method, on_nonfinite="ignore", **options)
+
+    return build
+
+
+ROWS: dict[str, Callable[[nn.Module], Any]] = {
+    "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True),
+    "torch Muon + AdamW": Pair,
+    "gluon": _ours("gluon"),
+    **{f"gluon-mvr1, {kind}": _ours("gluon-mvr1", reference=kind) for kind in ("copy", "step", "step8")},
+    **{
+        f"limuon r={rank}, {kind}": _ours("limuon", rank=rank, reference=kind)
+        for rank in (8, 16, 64)
+        for kind in ("copy", "step", "step8")
+    },
+    "limuon r=16, step, fold": _ours("limuon", rank=16, reference="step", fold=True),
+    "limuon r=16, step8, fold": _ours("limuon", rank=16, reference="step8", fold=True),
+    "limuon r=16, step, fold bf16": _ours("limuon", rank=16, reference="step", fold="bfloat16"),
+    "limuon r=16, step8, fold bf16": _ours("limuon", rank=16, reference="step8", fold="bfloat16"),
+}
+
+
+def train(model: nn.Module, optimizer: Any, loss: Callable[[nn.Module], Tensor]) -> None:
+    """Take one step as Lightning does it: the second gradient is collected beside the first, or folded into it."""
+    for parameter in model.parameters():
+        parameter.grad = None
+    loss(model).backward()
+    if getattr(optimizer, "needs_reference", False):
+        if any(group.get("fold") for group in optimizer.param_groups):
+            with optimizer.at_reference(), optimizer.folding():
+                loss(model).backward()
+        else:
+            held = {parameter: parameter.grad for parameter in model.parameters()}
+            for parameter in held:
+                parameter.grad = None
+            with optimizer.at_reference():
+                loss(model).backward()
+            optimizer.reference_gradients = {parameter: parameter.grad for parameter in held}
+            for parameter, gradient in held.items():
+                parameter.grad = gradient
+            del held, gradient
+    optimizer.step()
+
+
+def state_bytes(optimizer: Any) -> int:
+    """Return the bytes of all tensors in an optimizer's state."""
+    tensors = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+@contextlib.contextmanager
+def counting() -> Iterator[LiveBytes]:
+    """Fake tensors, counted."""
+    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
+        warnings.simplefilter("ignore")
+        yield live
+
+
+def measure(model_name: str, row: str, batch: int) -> dict[str, Any]:
+    """Return one row's bytes."""
+    build, build_loss, size = MODELS[model_name]
+    with torch.device("meta"):
+        model = build()
+    with counting() as live:
+        model, loss = model.to_empty(device="cpu"), build_loss(batch, size)
+        for tensor in (*model.parameters(), *model.buffers()):
+            live.add(tensor)
+        optimizer = ROWS[row](model)
+        predicted = optimizer.memory() if hasattr(optimizer, "memory") else None
+        for _ in range(2):
+            train(model, optimizer, loss)
+        live.peak = live.live
+        train(model, optimizer, loss)
+        count = sum(parameter.numel() for parameter in model.parameters())
+        return {
+            "parameters": count,
+            "state_bytes_per_parameter": state_bytes(optimizer) / count,
+            "predicted_bytes_per_parameter": predicted and predicted["bytes_per_parameter"],
+            "peak_bytes": live.peak,
+        }
+
+
+def show(model: str, batch: int, rows: dict[str, dict[str, Any]], console: Console) -> None:
+    """Print a table of one model and batch."""
+    table = Table(title=f"{model}, batch {batch}: bytes per parameter")
+    for column in ("row", "state", "predicted", "peak GB", "below AdamW", "below Muon"):
+        table.add_column(column, justify="left" if column == "row" else "right")
+    for name, row in rows.items():
+        below = [(rows[base]["peak_bytes"] - row["peak_bytes"]) / row["parameters"] for base in list(ROWS)[:2]]
+        predicted = row["predicted_bytes_per_parameter"]
+        table.add_row(
+            name,
+            f"{row['state_bytes_per_parameter']:.3f}",
+            "" if predicted is None else f"{predicted:.3f}",
+            f"{row['peak_bytes'] / 1e9:.3f}",
+            *(f"{value:+.2f}" for value in below),
+        )
+    console.print(table)
+
+
+def main() -> None:
+    """Count, print, and write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["vit_s", "qwen2_5"], choices=list(MODELS))
+    parser.add_argument("--rows", nargs="+", default=list(ROWS))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/memory.json"))
+    arguments = parser.parse_args()
+    names = list(dict.fromkeys([*list(ROWS)[:2], *arguments.rows]))
+    console, report = Console(), {"environment": environment(), "models": {}}
+    for model in arguments.models:
+        for batch in BATCHES[model]:
+            rows = {name: measure(model, name, batch) for name in names}
+            report["models"].setdefault(model, {})[f"batch {batch}"] = rows
+            show(model, batch, rows, console)
+            write_json(arguments.output, report)
+
+
+if __name__ == "__main__":
+    main()
