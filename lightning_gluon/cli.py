@@ -76,6 +76,9 @@ class GluonCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """Build data, model and trainer, and attach the optimizer to the model."""
         super().instantiate_classes()
+        if getattr(self.trainer, "fast_dev_run", False):  # Lightning 2.6.6 writes `last.ckpt` even then
+            for saver in self.trainer.checkpoint_callbacks:
+                saver.save_last = None  # type: ignore[attr-defined]
         optimizer: GluonOptimizer = self._get(self.config_init, "optimizer")
         if optimizer.active:
             optimizer.bind(self.model)

@@ -59,6 +59,16 @@ def test_sampler_is_a_function_of_seed_and_epoch() -> None:
     assert order(1, 1) == orders[1, 1]
 
 
+def test_processes_share_an_epoch_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("recipes.data.loader.dist.is_initialized", lambda: True)
+    monkeypatch.setattr("recipes.data.loader.dist.get_world_size", lambda: 2)
+    parts = []
+    for rank in (0, 1):
+        monkeypatch.setattr("recipes.data.loader.dist.get_rank", lambda rank=rank: rank)
+        parts.append([b.tolist() for b in ResumableLoader(range(12), batch_size=3, seed=0)])
+    assert sorted(x for part in parts for batch in part for x in batch) == list(range(12))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_loader_resumes_inside_an_epoch(workers: int) -> None:
     def loader(num_workers: int) -> ResumableLoader:

@@ -118,6 +118,7 @@ def test_base_is_the_real_size(parser: Any, model: str, parameters: int) -> None
 @pytest.mark.parametrize("model", sorted(OVERLAYS))
 def test_two_steps(tmp_path: Path, model: str, method: str) -> None:
     arguments = [*files(model, "tiny", method=method), "--trainer.fast_dev_run=2", *QUIET]
+    arguments += [f"--trainer.default_root_dir={tmp_path}"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cli = GluonCLI(args=arguments, run=False)  # builds one parser instead of one per subcommand
@@ -125,6 +126,7 @@ def test_two_steps(tmp_path: Path, model: str, method: str) -> None:
     optimizer = cli.trainer.optimizers[0]
     assert isinstance(optimizer, Gluon)
     assert cli.trainer.global_step == 2
+    assert not list(tmp_path.iterdir())  # a trial run leaves nothing behind
     assert cli.trainer.callback_metrics["val/loss"].isfinite()
     assert optimizer.gradient_evaluations == (3 if optimizer.reference_point == "previous" else 2)
 
