@@ -133,6 +133,30 @@ def test_equal_gradients_in_every_precision(precision: str) -> None:
     assert pairs.unequal() == []
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_folded_gradients_give_the_same_momentum(accumulate: int) -> None:
+    """`-b c_old` is added to `.grad` instead of being kept beside it: the same sum in another order."""
+    momenta = []
+    for fold in (False, True):
+        torch.manual_seed(1)
+        model = Net(method="gluon-mvr1", momentum=0.8, fold=fold, **FLAT)
+        optimizer = gluon(fit(model, accumulate_grad_batches=accumulate))
+        momenta.append(torch.cat([optimizer.state[p]["momentum"].flatten() for p in model.parameters()]))
+        assert optimizer.gradient_evaluations == 2 * -(-7 // accumulate) - 1
+    assert (momenta[0] - momenta[1]).abs().max() <= 1e-4  # measured: 2e-6 after 7 steps along slightly different paths
+
+
+def test_folded_gradients_cannot_be_clipped() -> None:
+    class Clips(Net):
+        def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+            raise AssertionError("never reached")
+
+    with pytest.raises(ValueError, match="Expected no `gradient_clip_val` with `fold`"):
+        fit(Net(method="gluon-mvr1", fold=True), gradient_clip_val=1.0)
+    with pytest.raises(ValueError, match="Expected no `configure_gradient_clipping` with `fold`"):
+        fit(Clips(method="gluon-mvr1", fold=True))
+
+
 class Bare(Net):
     """Without metrics, which do not follow half precision."""
 
@@ -360,6 +384,20 @@ def test_igt_survives_a_skipped_batch_and_an_exception() -> None:
 def scaled(**options: Any) -> MixedPrecision:
     """16-mixed on the CPU, which Lightning allows only this way."""
     return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=64.0, **options))
+
+
+def test_overflow_of_a_folded_pass_is_forgotten_with_its_step() -> None:
+    calls = SimpleNamespace(count=0)
+
+    class Overflows(Bare):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            calls.count += 1
+            return super().training_step(batch, batch_idx) * (float("inf") if calls.count == 5 else 1.0)
+
+    watch = Watch()
+    runner = fit(Overflows(method="gluon-mvr1", fold=True), callbacks=[watch], plugins=[scaled()])
+    assert sum(torch.equal(one, other) for one, other in pairwise(watch.path)) == 1
+    assert gluon(runner).gradient_evaluations == 1 + 2 * 5
 
 
 def test_loss_scale_is_taken_out_of_both() -> None:

@@ -102,11 +102,8 @@ class VarianceReduction(Callback):
             rank_zero_info("`VarianceReduction` has nothing to do: the method takes one gradient, at the weights.")
             return
         _refuse(trainer, pl_module)
-        if optimizer.folds and trainer.gradient_clip_val:
-            raise ValueError(
-                "Expected no `gradient_clip_val` with `fold`: the two gradients share one buffer, so each cannot be "
-                "clipped by its own norm. Remove one of the two."
-            )
+        if optimizer.folds:
+            _refuse_clipping(trainer, pl_module)
         optimizer.two_point = "callback"
         self._undo.callback(setattr, optimizer, "two_point", "closure")
         self._patch(trainer.strategy, "training_step", self._training_step(trainer, optimizer))
@@ -170,13 +167,13 @@ class VarianceReduction(Callback):
             return
         optimizer = self._optimizer
         optimizer.reference_gradients = replay.gradients(optimizer, optimizer.reference_gradients)
-        if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        if getattr(trainer.precision_plugin, "scaler", None) is not None and optimizer.reference_gradients:
             _show_overflow_(optimizer.reference_gradients)
 
     def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Begin a new window."""
         if self._optimizer is not None:
-            self._optimizer.reference_gradients = {}
+            self._optimizer.reference_gradients, self._optimizer.folded = {}, False
 
     # ------------------------------------------------------------------ one step
 
@@ -253,6 +250,16 @@ def _refuse(trainer: Any, pl_module: Any) -> None:
             raise ValueError(
                 f"A method that needs a further gradient cannot run under `{kind.__name__}`: {REFUSED[kind.__name__]}."
             )
+
+
+def _refuse_clipping(trainer: Any, pl_module: Any) -> None:
+    """Raise where gradients that share one buffer would be clipped together."""
+    own = not type(pl_module).configure_gradient_clipping.__module__.startswith(("lightning.", "pytorch_lightning."))
+    if trainer.gradient_clip_val or own:
+        raise ValueError(
+            f"Expected no {'`configure_gradient_clipping`' if own else '`gradient_clip_val`'} with `fold`: the two "
+            "gradients share one buffer, so each cannot be clipped by its own norm. Remove one of the two."
+        )
 
 
 def _show_overflow_(references: dict[Tensor, Tensor]) -> None:
