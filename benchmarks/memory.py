@@ -1,9 +1,9 @@
-"""Bytes of a whole training step, counted without running it: real sizes on fake tensors, every storage from birth to death.
+"""Bytes of a whole training step, counted without running it: real sizes on fake tensors, each storage birth to death.
 
-Two tables per model. Persistent: bytes of optimizer state per parameter after three steps, beside what `optimizer.memory()`
-predicts from shapes alone. Peak: the largest sum of live storages during the third step - weights, gradients, state,
-activations and every transient of the optimizer - and by how many bytes per parameter it lies below AdamW's. Memory inside
-a kernel is not seen.
+Two numbers per row. Persistent: bytes of optimizer state per parameter after three steps, beside what
+`optimizer.memory()` predicts from shapes alone. Peak: the largest sum of live storages during the third step - weights,
+gradients, state, activations and every transient of the optimizer - and by how many bytes per parameter it lies below
+AdamW's and Muon's. Memory inside a kernel is not seen.
 
     python -m benchmarks.memory --models vit_s qwen2_5 mamba_130m
 """

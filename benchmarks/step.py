@@ -25,6 +25,7 @@ from torch import nn
 
 import lightning_gluon
 from benchmarks.environment import environment, write_json
+from lightning_gluon.groups import groups_of_routes
 
 BASELINE = "torch Muon + AdamW"
 HIDDEN = "hidden"
@@ -78,14 +79,7 @@ class Problem:
 
     def groups(self, parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
         """Return groups as this project's partition makes them."""
-        groups: dict[str, dict[str, Any]] = {}
-        for name, parameter in parameters.items():
-            route = self.routes[name]
-            group = groups.setdefault(route.role, {"params": [], "param_names": [], "views": [], "role": route.role})
-            group["params"].append(parameter)
-            group["param_names"].append(name)
-            group["views"].append([view.astuple() for view in route.views] or None)
-        return list(groups.values())
+        return groups_of_routes((self.routes[name], parameter) for name, parameter in parameters.items())
 
     def matrices(self, parameters: dict[str, nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return the hidden matrices that stock Muon can take (2-D, whole), and everything else."""

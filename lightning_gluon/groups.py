@@ -14,6 +14,8 @@ from lightning_gluon.estimators import ESTIMATORS
 from lightning_gluon.methods import METHODS, ROLES, Method
 from lightning_gluon.norms import NORMS, SCALINGS
 from lightning_gluon.orthogonalize import METHODS as ORTHOGONALIZERS
+from lightning_gluon.partition import Partition, partition
+from lightning_gluon.partition.route import Route, default_norm
 from lightning_gluon.plan import MATRIX_NORMS, factored_of, views_of
 
 __all__ = ["build_groups", "complete_group", "find_method"]
@@ -126,18 +128,13 @@ def _radii(row: Method, radius: Mapping[str, float] | None) -> dict[str, float]:
 
 def _from_source(source: Any) -> list[dict[str, Any]]:
     """Return groups that hold at least `params`, `param_names`, `views` and `role`."""
-    from lightning_gluon.partition import Partition, partition  # imported late: routing is not needed for plain groups
-
     if isinstance(source, nn.Module):
         source = partition(source)
     if isinstance(source, Partition):
-        groups: dict[str, dict[str, Any]] = {}
-        for route, parameter in source:
-            group = groups.setdefault(route.role, _empty_group(route.role))
-            _append(group, parameter, route.name, [view.astuple() for view in route.views])
+        groups = groups_of_routes(source)
         if not groups:
             raise ValueError("The module has no trainable parameter: every one has `requires_grad=False`.")
-        return [groups[role] for role in ROLES if role in groups]
+        return groups
     if isinstance(source, (Tensor, Mapping)):
         raise TypeError(
             f"Expected a module, a partition, named parameters or a list of groups, got {type(source).__name__}."
@@ -148,6 +145,35 @@ def _from_source(source: Any) -> list[dict[str, Any]]:
     if all(isinstance(item, Mapping) for item in items):
         return [_from_group(dict(item)) for item in items]
     return _by_shape(items)
+
+
+def groups_of_routes(pairs: Iterable[tuple[Route, Tensor]]) -> list[dict[str, Any]]:
+    """Return one group per role, and one more for every norm that a rule of the partition asks for.
+
+    Args:
+        pairs: Routes with their parameters.
+
+    Returns:
+        Groups in the order of `ROLES`, still without numbers.
+    """
+    groups: dict[tuple[int, str], dict[str, Any]] = {}
+    for route, parameter in pairs:
+        asked = route.norm if route.norm != default_norm(route.role, route.views) else ""
+        group = groups.setdefault((ROLES.index(route.role), asked), _empty_group(route.role))
+        if asked:
+            group.update(norm="spectral_conv" if asked == "conv" else asked, name=f"{route.role}-{asked}")
+        _append(group, parameter, route.name, views_in_group(route))
+    return [groups[key] for key in sorted(groups)]
+
+
+def views_in_group(route: Route) -> list[tuple]:
+    """Return a route's views as a group holds them.
+
+    The sign norm divides by the width of the model, the last dimension of a table `(entries, width)`. An input layer is
+    stored as a map `(width, entries)`, so it is read the other way round: divided by its fan-in, the step of a 2 x 2
+    patch embedding would be 16 times that of a lookup table of width 64.
+    """
+    return [(view.flipped() if route.input_layer else view).astuple() for view in route.views]
 
 
 def _empty_group(role: str) -> dict[str, Any]:

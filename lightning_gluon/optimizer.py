@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lightning_gluon.checks import GradientCheck
 from lightning_gluon.conditions import check_star_convex
 from lightning_gluon.estimators import ESTIMATORS
-from lightning_gluon.groups import build_groups, complete_group, find_method
+from lightning_gluon.groups import build_groups, complete_group, find_method, groups_of_routes
 from lightning_gluon.layers import Layer
 from lightning_gluon.orthogonalize import Workspace
 from lightning_gluon.partition import Partition, partition
@@ -190,18 +190,15 @@ class Gluon(Optimizer):
         return groups
 
     def _route(self, params: list) -> list:
-        """Group late parameters by the roles the partition gave them, where one is known."""
-        groups: dict[str, dict[str, Any]] = {}
+        """Group late parameters as the partition routed them, where it knows them all."""
+        pairs = []
         for item in params:
             tensor = item[1] if isinstance(item, tuple) else item
             route = self._partition.find(tensor) if self._partition is not None else None
             if route is None:
                 return params
-            group = groups.setdefault(route.role, {"params": [], "param_names": [], "views": [], "role": route.role})
-            group["params"].append(tensor)
-            group["param_names"].append(route.name)
-            group["views"].append([view.astuple() for view in route.views] or None)
-        return list(groups.values())
+            pairs.append((route, tensor))
+        return groups_of_routes(pairs)
 
     def _check_new(self, group: dict[str, Any]) -> None:
         seen = {id(parameter) for other in self.param_groups for parameter in other["params"]}

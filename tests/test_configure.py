@@ -141,3 +141,32 @@ def test_schedule_object_checks_itself() -> None:
         Schedule("linear", 0)
     optimizer = Gluon(network(), lr=1.0)
     assert RadiusSchedule(optimizer, Schedule("linear", 4)).get_last_lr()[0] == 1.0
+
+
+def test_an_input_layer_steps_like_a_table_of_the_models_width() -> None:
+    """The sign norm divides by the model's width: entries of patches of 2 x 2 pixels move as those of a lookup table do."""
+
+    class Patches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch_embed = nn.Conv2d(1, 32, 2, 2)
+            self.table = nn.Embedding(10, 32)
+            self.head = nn.Linear(32, 5)
+
+    net = Patches().double()
+    optimizer = configure_optimizers(net, lr=0.02)
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    for p in net.parameters():
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    for name in ("patch_embed.weight", "table.weight", "head.weight"):
+        step = (dict(net.named_parameters())[name] - before[name]).abs()
+        torch.testing.assert_close(step, torch.full_like(step, 0.02 * 25 / 32))
+
+
+def test_a_norm_asked_for_in_a_rule_gets_its_own_group() -> None:
+    net = network()
+    routes = lightning_gluon.partition(net, rules={"4.weight": {"role": "head", "norm": "row"}})
+    groups = {group["name"]: group for group in configure_optimizers(net, lr=0.02, partition=routes).param_groups}
+    assert groups["head-row"]["norm"] == "row" and groups["head-row"]["param_names"] == ["4.weight"]
+    assert "head" not in groups and groups["hidden"]["norm"] == "spectral"

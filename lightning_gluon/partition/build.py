@@ -112,6 +112,7 @@ def _route(sites: list[Site], parameter: nn.Parameter, evidence: Evidence, overr
         reason=reason,
         views=finding.views,
         frozen=frozen,
+        input_layer=finding.input_layer,
     )
 
 
@@ -122,7 +123,8 @@ def _overridden(override: dict, finding: Finding | None, shape: tuple[int, ...])
     if role in MATRIX_ROLES:
         known = finding.views if finding is not None else ()
         views = override.get("views") or known or _plain_views(shape)
-    return Finding(role, override["reason"], views)
+    kept = finding is not None and finding.role == role
+    return Finding(role, override["reason"], views, input_layer=kept and finding.input_layer)
 
 
 def _plain_views(shape: tuple[int, ...]) -> tuple[MatrixView, ...]:

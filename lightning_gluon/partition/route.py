@@ -35,6 +35,7 @@ class Route:
         reason: Why it has this role, one short sentence.
         views: The matrices it holds, for `hidden`, `embedding` and `head`; empty for the other roles.
         frozen: True when the parameter did not require a gradient.
+        input_layer: True for an `embedding` that is a linear map `(width, entries)` and not a table `(entries, width)`.
 
     Example:
         >>> route = Route("fc.bias", (), (3,), "bias", "rms", "bias of a Linear")
@@ -50,6 +51,7 @@ class Route:
     reason: str
     views: tuple[MatrixView, ...] = ()
     frozen: bool = False
+    input_layer: bool = False
 
     @property
     def numel(self) -> int:

@@ -31,6 +31,7 @@ class Finding:
     role: str
     reason: str
     views: tuple[MatrixView, ...] = ()
+    input_layer: bool = False
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def weight_of_layer(case: Case) -> Finding | None:
     if reason := case.evidence.head_reason(site):
         return Finding("head", reason + note, views)
     if reason := case.evidence.input_reason(site):
-        return Finding("embedding", reason + note, views)
+        return Finding("embedding", reason + note, views, input_layer=True)
     if any(part.startswith("lora_") for part in site.path.split(".")):
         return Finding("hidden", "LoRA factor" + note, views)
     verb = "convolution" if isinstance(owner, _Conv) else "linear map"
