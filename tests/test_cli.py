@@ -89,7 +89,7 @@ def test_rules_reach_the_partition(tmp_path: Path) -> None:
 def test_every_option_of_every_method_is_an_argument() -> None:
     accepted = set(inspect.signature(GluonOptimizer).parameters)
     options = {*COMMON, "start", "scaling"}.union(*(row.options for row in ESTIMATORS.values()))
-    assert options <= accepted
+    assert options <= accepted, f"add {options - accepted} to GluonOptimizer"
 
 
 def test_the_callback_serves_the_stock_trainer_and_cli(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ class GluonOptimizer(Callback):
         power_iterations: Power iterations of its sketch.
         seed: Seed of its sketch.
         reference: How the previous iterate is kept: `copy`, `step` or `step8`.
+        fold: Whether the second gradient is accumulated into the first one's buffer; `bfloat16` keeps it in that dtype.
         momentum_carry: Weight on the old momentum in what `lionmuon` carries.
         every: Period of the spectral steps of `lionmuon`.
         sign_radius: Radius of its sign steps, relative to the spectral one.
@@ -99,6 +100,7 @@ class GluonOptimizer(Callback):
         power_iterations: int | None = None,
         seed: int | None = None,
         reference: str | None = None,
+        fold: bool | str | None = None,
         momentum_carry: float | None = None,
         every: int | None = None,
         sign_radius: float | None = None,
