@@ -15,6 +15,10 @@ from lightning_gluon.readings import inner, whole
 
 __all__ = ["LastStep"]
 
+# Vectors have few entries per unit of norm: theirs turn negative by noise first. They count where there is nothing
+# else.
+MATRICES = ("hidden", "embedding", "head")
+
 
 class LastStep:
     """The weights before the last step: a copy, or the method's own where it keeps the previous iterate exactly.
@@ -67,7 +71,7 @@ class LastStep:
 
     @torch.no_grad()
     def agreement(self, gradients: Mapping[Tensor, Tensor | None]) -> float:
-        """Return `sum_i u_i <g_i, D_i>`, the decay left out: loss per unit of the factor.
+        """Return `sum_i u_i <g_i, D_i>` over the matrices, the decay left out: loss per unit of the factor.
 
         Args:
             gradients: Gradients by parameter.
@@ -76,8 +80,10 @@ class LastStep:
             The sum; 0 where nothing has moved.
         """
         terms = []
-        for group, decay in zip(self.optimizer.param_groups, self.decay, strict=False):
-            for parameter in group["params"]:
+        groups = self.optimizer.param_groups
+        matrices = [group["role"] in MATRICES for group in groups]
+        for group, decay, counts in zip(groups, self.decay, matrices, strict=False):
+            for parameter in group["params"] if counts or not any(matrices) else ():
                 gradient, before = gradients.get(parameter), self._before(parameter)
                 if gradient is not None and before is not None:
                     origin = (1 - decay) * whole(before) if decay else whole(before)

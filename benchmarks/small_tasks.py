@@ -1,0 +1,196 @@
+"""Three tasks that train in seconds on one CPU thread: digits and CIFAR-10 with a ViT, text with a causal LM.
+
+Random streams are seeded per run: initialisation, order of the data and augmentation depend on the seed alone.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional
+
+import lightning_gluon
+
+# Patch embeddings read pixels, not one-hot rows: 25 in the sign norm is far too long a step (see role_ratios.py).
+PATCHES = {"embedding": 1.0}
+
+
+@dataclass
+class Task:
+    """Data in memory and a model for it."""
+
+    name: str
+    train: Tensor
+    train_labels: Tensor | None
+    test: Tensor
+    test_labels: Tensor | None
+    batch: int
+    radius: dict[str, float] | None = None
+
+    def model(self) -> nn.Module:
+        """Build the model."""
+        if self.train_labels is None:
+            return _language_model()
+        from timm.models.vision_transformer import VisionTransformer
+
+        size, channels = self.train.shape[-1], self.train.shape[1]
+        return VisionTransformer(
+            img_size=size, patch_size=size // 4, in_chans=channels, num_classes=10, embed_dim=32, depth=2, num_heads=2
+        )
+
+    def batches(self, generator: torch.Generator, batch: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield augmented training batches."""
+        for _ in range(steps):
+            if self.train_labels is None:
+                yield _windows(self.train, torch.randint(len(self.train) - 65, (batch,), generator=generator))
+                continue
+            chosen = torch.randint(len(self.train), (batch,), generator=generator)
+            yield _shifted(self.train[chosen], generator), self.train_labels[chosen]
+
+    def evaluation(self) -> tuple[Tensor, Tensor]:
+        """Return the evaluation batch."""
+        if self.test_labels is None:
+            return _windows(self.test, torch.arange(0, len(self.test) - 65, 400))
+        return self.test, self.test_labels
+
+
+def _windows(text: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
+    rows = text[starts[:, None] + torch.arange(65)]
+    return rows[:, :-1], rows[:, 1:]
+
+
+def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift every image by up to an eighth of its size, around the edge."""
+    size = images.shape[-1]
+    shifts = torch.randint(-(size // 8), size // 8 + 1, (2, len(images), 1, 1), generator=generator)
+    rows = (torch.arange(size)[None, :, None] + shifts[0]) % size
+    columns = (torch.arange(size)[None, None, :] + shifts[1]) % size
+    return images[torch.arange(len(images))[:, None, None], :, rows, columns].permute(0, 3, 1, 2)
+
+
+def _language_model() -> nn.Module:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(
+        vocab_size=256, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False, use_cache=False,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config)
+
+
+def digits() -> Task:
+    """Return scikit-learn's 1,797 images of 8 x 8 pixels, 360 of them for evaluation."""
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    pixels = (torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1)[order]
+    classes = torch.tensor(labels)[order]
+    return Task("digits", pixels[360:], classes[360:], pixels[:360], classes[:360], 64, PATCHES)
+
+
+def cifar10(folder: str | Path) -> Task:
+    """Return 10,000 training and 1,000 test images from `train.parquet` and `test.parquet` in the hub's layout."""
+    train, labels = _parquet(Path(folder) / "train.parquet", 10_000)
+    test, test_labels = _parquet(Path(folder) / "test.parquet", 1_000)
+    return Task("cifar10", train, labels, test, test_labels, 64, PATCHES)
+
+
+def _parquet(path: Path, count: int) -> tuple[Tensor, Tensor]:
+    import numpy
+    import pyarrow.parquet
+    from PIL import Image
+
+    table = pyarrow.parquet.read_table(path).slice(0, count)
+    columns = table.column_names
+    image, label = ("img" if "img" in columns else "image"), ("label" if "label" in columns else columns[-1])
+    decoded = [numpy.asarray(Image.open(io.BytesIO(row["bytes"]))) for row in table[image].to_pylist()]
+    pixels = torch.tensor(numpy.stack(decoded)).permute(0, 3, 1, 2).float() / 64 - 2
+    return pixels, torch.tensor(table[label].to_pylist())
+
+
+def text(folder: str | Path) -> Task:
+    """Return bytes of `valid.txt` for training and of `test.txt` for evaluation."""
+    parts = [torch.tensor(list((Path(folder) / name).read_bytes())) for name in ("valid.txt", "test.txt")]
+    return Task("text", parts[0], None, parts[1][:80_000], None, 16)
+
+
+class Module(LightningModule):
+    """A task's model with an optimizer of this library."""
+
+    def __init__(self, task: Task, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.net, self.options = task.model(), options
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the cross-entropy."""
+        output = self.net(batch[0])
+        logits = getattr(output, "logits", output)
+        return functional.cross_entropy(logits.flatten(0, -2), batch[1].flatten())
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch."""
+        return self.loss(batch)
+
+    def configure_optimizers(self) -> Any:
+        """Build the optimizer."""
+        return lightning_gluon.configure_optimizers(self, schedule="wsd", decay=0.4, **self.options)
+
+
+class _Batches:
+    """A data loader of a fixed number of batches."""
+
+    def __init__(self, task: Task, seed: int, batch: int, steps: int) -> None:
+        self.arguments, self.task, self.seed, self.steps = (batch, steps), task, seed, steps
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.task.batches(torch.Generator().manual_seed(self.seed + 1), *self.arguments)
+
+
+def train(
+    task: Task, options: dict[str, Any], *, seed: int, steps: int, batch: int, callbacks: list[Callback] | None = None
+) -> dict[str, Any]:
+    """Train once and return `loss` (evaluation, nan if it diverged), `seconds`, and the radii at the end."""
+    _quiet()
+    torch.manual_seed(seed)
+    module = Module(task, {"radius": task.radius, **options})
+    trainer = Trainer(
+        accelerator="cpu", max_steps=steps, callbacks=callbacks or [], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    start, failure = time.perf_counter(), ""
+    try:
+        trainer.fit(module, _Batches(task, seed, batch, steps))
+    except FloatingPointError as error:
+        failure = str(error)[:80]
+    seconds = time.perf_counter() - start
+    module.eval()
+    with torch.no_grad():
+        loss = float(module.loss(task.evaluation()))
+    groups = trainer.optimizers[0].param_groups
+    radii = {g["name"]: g["radius"] * g.get("initial_lr", g["lr"]) for g in groups if not isinstance(g["radius"], list)}
+    return {
+        "loss": loss if not failure else float("nan"),
+        "seconds": round(seconds, 2),
+        "radii": radii,
+        "failure": failure,
+    }
+
+
+def _quiet() -> None:
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
