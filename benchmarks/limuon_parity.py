@@ -1,8 +1,8 @@
-"""Does a smaller state train as well? The quickstart's ViT on digits, the same steps for every carry and every reference.
+"""Does a smaller state train as well? The quickstart's ViT on digits, the same steps for every carry and reference.
 
-All rows run the same recursion, `M <- c_new + b (M - c_old)`: they differ in how M is carried (dense, or factors of rank r)
-and how the previous iterate is had (a copy, or rebuilt from the last step in 16 or 8 bits). Three seeds; the learning rate
-is the quickstart's for Gluon, not tuned for any row.
+All rows run the same recursion, `M <- c_new + b (M - c_old)`: they differ in how M is carried (dense, or factors of
+rank r) and how the previous iterate is had (a copy, or rebuilt from the last step in 16 or 8 bits). Three seeds; the
+learning rate is the quickstart's for Gluon, not tuned for any row.
 
     python -m benchmarks.limuon_parity --epochs 10
 """
