@@ -170,3 +170,85 @@ class Pairs(pl.Callback):
 
     def unequal(self) -> list[str]:
         return [name for step in self.steps for name, new, old in step if not torch.equal(new, old)]
+
+
+class Bare(Net):
+    """Without metrics, which do not follow half precision."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        x = batch[0].to(self.last.weight.dtype)
+        loss = nn.functional.cross_entropy(self.last(self.inner.linear(self.first(x))).float(), batch[1])
+        self.log("loss", loss)
+        return loss
+
+
+class ByHand(Net):
+    def configure_optimizers(self) -> Any:
+        return Gluon(self, **{"lr": 0.05, **self.options})
+
+
+class Recorder(pl.Callback):
+    """Record what a replay needs: the streams and the batch before every micro-batch, the weights before every step."""
+
+    def __init__(self) -> None:
+        self.windows: list[list[tuple[Tensor, Any]]] = [[]]
+        self.weights: list[dict[str, Tensor]] = []
+
+    def on_train_batch_start(self, runner: pl.Trainer, module: nn.Module, batch: Any, batch_idx: int) -> None:
+        if not self.windows[-1]:
+            self.weights.append({name: value.clone() for name, value in module.state_dict().items()})
+        self.windows[-1].append((torch.get_rng_state(), batch))
+
+    def on_train_batch_end(self, runner: pl.Trainer, *args: Any) -> None:
+        if not runner.fit_loop._should_accumulate():
+            self.windows.append([])
+
+
+def gradient(
+    model: nn.Module, weights: dict[str, Tensor], window: list, accumulate: int, clip: Any
+) -> dict[str, Tensor]:
+    """The gradient of a window at given weights, with plain autograd."""
+    model.load_state_dict(weights)
+    model.zero_grad()
+    for rng, (x, y) in window:
+        torch.set_rng_state(rng)
+        loss = nn.functional.cross_entropy(model.last(model.inner.linear(model.first(x))), y)
+        (loss / accumulate).backward()
+    kind, value = clip
+    if kind == "norm":
+        nn.utils.clip_grad_norm_(model.parameters(), value)
+    elif kind == "value":
+        nn.utils.clip_grad_value_(model.parameters(), value)
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+class Watch(pl.Callback):
+    """Where the weights are, seen from hooks and from a forward hook of the module."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, Tensor]] = []
+        self.path: list[Tensor] = []
+
+    def look(self, where: str, module: Any) -> None:
+        self.seen.append((where, module.last.weight.detach().clone()))
+
+    def on_fit_start(self, runner: pl.Trainer, module: Any) -> None:
+        hook = lambda *_: self.look("training" if module.training else "validation", module)  # noqa: E731
+        module.last.register_forward_pre_hook(hook)
+        self.path = [module.last.weight.detach().clone()]
+
+    def on_train_batch_start(self, runner: pl.Trainer, module: Any, *args: Any) -> None:
+        self.look("outside", module)
+
+    def on_after_backward(self, runner: pl.Trainer, module: Any) -> None:
+        self.look("outside", module)
+
+    def on_before_optimizer_step(self, runner: pl.Trainer, module: Any, *args: Any) -> None:
+        self.look("outside", module)
+
+    def on_save_checkpoint(self, runner: pl.Trainer, module: Any, checkpoint: dict[str, Any]) -> None:
+        self.seen.append(("checkpoint", checkpoint["state_dict"]["last.weight"].clone()))
+
+    def on_train_batch_end(self, runner: pl.Trainer, module: Any, *args: Any) -> None:
+        if not runner.fit_loop._should_accumulate():
+            self.path.append(module.last.weight.detach().clone())
