@@ -61,9 +61,11 @@ METHODS = (*COEFFICIENTS, "svd")
 # LMO gap over 14 spectra measured in bf16: 1.3 % at 1.05, divergence at 1.02; in fp32 1.005 is ample and loses less.
 SAFETY = {torch.float16: 1.05, torch.bfloat16: 1.05, torch.float32: 1.005, torch.float64: 1.005}
 
-# Only half of a symmetric product need be computed. On CPUs, block by block, from this many rows on (Zen 5, bf16, 896
-# rows: A^2 0.77 and X X^T 0.9 of the time; 384 rows: nothing gained).
+# Only half of a symmetric product need be computed. On CPUs, in four bands of rows, from this many rows on (Zen 5,
+# bf16, against full products: A^2 0.75 of the time at 896 rows, X X^T 0.70 at 768 x 3072, 0.68 at 896 x 4864; at 384
+# rows A^2 gains nothing).
 SYMMETRIC_ROWS = 768
+SYMMETRIC_BANDS = 4
 
 # One step costs 2a + 1, two steps in Gram form 2a + 5 (a: aspect ratio; unit: one product of the smaller side).
 GRAM_ASPECT = 1.5
@@ -295,8 +297,8 @@ def _segments(steps: int, dtype: torch.dtype, aspect: float) -> tuple[int, ...]:
         return (1,) * steps
     if dtype != torch.bfloat16 or steps < 4:
         return (2,) * (steps // 2) + (1,) * (steps % 2)
-    # bf16 is too coarse for the first pair (small singular values drown) and the last one (large ones pass 1): measured
-    # gap 1.7 % in three pairs, 1.3 % here.
+    # bf16 is too coarse to end with a pair (large singular values pass 1): measured ||D|| 1.015 and gap 1.5 % in three
+    # pairs, 1.006 and 1.0 % here.
     return (1,) + (2,) * ((steps - 2) // 2) + (1,) * (1 + steps % 2)
 
 
@@ -316,20 +318,23 @@ def _iterate(x: Tensor, coefficients: Sequence[Step], safety: float | None, work
         if length == 1:
             torch.baddbmm(x, poly, x, beta=a, out=y)
         else:
-            torch.bmm(_pair(gram, poly, q, spare, a, coefficients[index + 1]), x, out=y)
+            second = coefficients[index + 1]
+            torch.baddbmm(x, _pair(gram, poly, q, spare, a, second), x, beta=a * second[0], out=y)
         x, y = y, x
         index += length
     return x
 
 
-def _pair(gram: Tensor, poly: Tensor, q: Tensor, spare: Tensor, a: float, second: Step) -> Tensor:
-    """Return `Q2 Q1` of two steps, `Q = a + b A + c A^2`, given `poly = Q1 - a`, through `A <- Q1 A Q1`."""
-    q.copy_(poly).diagonal(dim1=-2, dim2=-1).add_(a)
-    torch.baddbmm(gram, gram, poly, beta=a, out=spare)
-    torch.baddbmm(spare, poly, spare, beta=a, out=gram)
-    a, b, c = second
-    _symmetric(gram, gram, gram, poly, beta=b, alpha=c)
-    return torch.baddbmm(q, q, poly, beta=a, out=spare)
+def _pair(gram: Tensor, first: Tensor, second: Tensor, spare: Tensor, a: float, step: Step) -> Tensor:
+    """Return `Q2 Q1 - a2 a1` of two steps, `Q = a + b A + c A^2`, given `first = Q1 - a1`, through `A <- Q1 A Q1`.
+
+    The constants stay out of the matrices: bf16 would round them, on the diagonal, by more than what is beside them.
+    """
+    _symmetric(gram, gram, first, spare, beta=a)
+    _symmetric(spare, first, spare, gram, beta=a)
+    _symmetric(gram, gram, gram, second, beta=step[1], alpha=step[2])
+    _symmetric(second, first, second, spare, beta=a)
+    return spare.add_(first, alpha=step[0])
 
 
 def _symmetric(
@@ -337,33 +342,40 @@ def _symmetric(
 ) -> None:
     """Write `beta base + alpha left @ right`, known to be symmetric, to `out`."""
     rows = out.shape[-1]
-    whole = out.device.type != "cpu" or rows < SYMMETRIC_ROWS
-    size = rows if whole else -(-rows // (2 if base is None else 3))
-    for start in range(0, rows, size):
-        stop = min(start + size, rows)
-        low, a, b = out[:, start:stop, :stop], left[:, start:stop], right[:, :, :stop]
+    if out.device.type != "cpu" or rows < SYMMETRIC_ROWS:
         if base is None:
-            torch.bmm(a, b, out=low)
+            torch.bmm(left, right, out=out)
         else:
-            torch.baddbmm(base[:, start:stop, :stop], a, b, beta=beta, alpha=alpha, out=low)
-        if start > 0:
-            out[:, :start, start:stop].copy_(low[:, :, :start].mT)
+            torch.baddbmm(base, left, right, beta=beta, alpha=alpha, out=out)
+        return
+    # One matrix at a time: batched products copy operands whose batches are not contiguous.
+    bands = [(rows * band // SYMMETRIC_BANDS, rows * (band + 1) // SYMMETRIC_BANDS) for band in range(SYMMETRIC_BANDS)]
+    for matrix in range(out.shape[0]):
+        for start, stop in bands:
+            low, a, b = out[matrix, start:stop, :stop], left[matrix, start:stop], right[matrix, :, :stop]
+            if base is None:
+                torch.mm(a, b, out=low)
+            else:
+                torch.addmm(base[matrix, start:stop, :stop], a, b, beta=beta, alpha=alpha, out=low)
+            out[matrix, :start, start:stop].copy_(low[:, :start].mT)
 
 
 def _normalize_(gram: Tensor, poly: Tensor, b: float, c: float, safety: float | None) -> Tensor:
     """Scale `gram = X X^T` in place so that `||X||_2 <= 1`, write `b gram + c gram^2` to `poly`, return X's factor."""
     # Schatten-8: ||A||_2 <= ||A^2||_F^(1/2). Dividing by the trace, ||X||_F^2, first keeps A^2 in the range of fp16.
+    # Factors of matrices are in their dtype: with others torch converts whole matrices, there and back.
     trace = _one_if_zero(gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=_wide(gram.dtype)))[:, None, None]
-    gram.div_(trace)
+    shrink = trace.reciprocal()
+    gram.mul_(shrink if gram.dtype == torch.float16 else shrink.to(gram.dtype))  # up to the row length: beyond fp16
     _symmetric(None, gram, gram, poly)
     if safety is None:
         poly.mul_(c).add_(gram, alpha=b)
-        return trace.rsqrt()
+        return trace.rsqrt().to(gram.dtype)
     squared = torch.linalg.vector_norm(poly, dim=(-2, -1), keepdim=True, dtype=_wide(gram.dtype))
     bound = _one_if_zero(squared).sqrt() * safety**2
-    gram.div_(bound)
-    poly.mul_(c / bound.square()).add_(gram, alpha=b)
-    return (trace * bound).rsqrt()
+    gram.mul_(bound.reciprocal().to(gram.dtype))
+    poly.mul_((c / bound.square()).to(gram.dtype)).add_(gram, alpha=b)
+    return (trace * bound).rsqrt().to(gram.dtype)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -15,7 +15,7 @@ orthogonalize = ortho.orthogonalize
 SHAPES = [(256, 256), (512, 128), (96, 672)]  # square, 4:1, 1:7
 SPECTRA = ["gaussian", "1/i", "1/i^2", "low rank"]
 # Largest LMO gap allowed and, in the comment, the largest one seen over these shapes and spectra.
-GAP = {torch.bfloat16: 0.015, torch.float16: 0.013, torch.float32: 0.011}  # 0.0125, 0.0106, 0.0088
+GAP = {torch.bfloat16: 0.015, torch.float16: 0.013, torch.float32: 0.011}  # 0.0115, 0.0107, 0.0088
 
 
 def matrix(shape: tuple[int, int], spectrum: str, seed: int = 0) -> Tensor:
@@ -54,7 +54,7 @@ def test_default_reaches_the_dual_norm_without_leaving_the_ball(shape, spectrum,
     g = matrix(shape, spectrum)
     gap, norm = gap_and_norm(g, orthogonalize(g, dtype=dtype))
     assert -1e-6 < gap <= GAP[dtype]
-    assert norm <= 1.01  # seen: 1.0046
+    assert norm <= 1.01  # seen: 1.0056
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
@@ -148,10 +148,18 @@ def test_gram_form_equals_plain_form(monkeypatch, method, steps):
 
 @pytest.mark.parametrize("shape", [(70, 70), (61, 200)], ids=str)
 def test_symmetric_products_equal_full_ones(monkeypatch, shape):
-    g = matrix(shape, "1/i")
+    g = torch.stack([matrix(shape, "1/i"), matrix(shape, "gaussian")])
     full = orthogonalize(g, dtype=torch.float64)
     monkeypatch.setattr(ortho, "SYMMETRIC_ROWS", 16)
     torch.testing.assert_close(orthogonalize(g, dtype=torch.float64), full, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_one_entry_in_a_long_matrix(dtype):
+    """`1 / ||X||_F^2` is 140,000 after the entries are scaled: beyond fp16."""
+    g = torch.zeros(2, 140_000)
+    g[0, 7] = 3.0
+    torch.testing.assert_close(orthogonalize(g, dtype=dtype), g / 3, rtol=0, atol=0.02)
 
 
 def test_jordan_equals_five_steps_by_hand():
