@@ -2,9 +2,9 @@
 
 A method that takes two gradients per step costs about 2 before its optimizer has done anything. `step` is the whole
 step, `optimizer` what is left of it without its gradients. Every row trains its own copy of one model; rows take turns,
-round by round, and each is divided by the plain forward-backward pass of the same round, so a machine whose speed
-drifts does not favour anyone. `peak` counts every live byte of one further step: weights, gradients, state,
-activations, transients.
+round by round, and each is divided by a plain forward-backward pass right before it, so a machine whose speed drifts
+does not favour anyone. On the CPU it is the processor time of the process that counts, not the time on the wall. `peak`
+counts every live byte of one further step: weights, gradients, state, activations, transients.
 
     python -m benchmarks.step_cost [--threads 1] [--rounds 9] [--quick]
     python -m benchmarks.step_cost --device cuda --rounds 50
@@ -88,13 +88,15 @@ class Row:
 
 
 def timed(action: Callable[[], Any], device: str) -> float:
-    """Seconds of one call."""
-    if device == "cuda":
-        torch.cuda.synchronize()
+    """Seconds of one call: of the processor on the CPU, of the clock elsewhere."""
+    if device == "cpu":
+        start = time.process_time()
+        action()
+        return time.process_time() - start
+    torch.cuda.synchronize()
     start = time.perf_counter()
     action()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    torch.cuda.synchronize()
     return time.perf_counter() - start
 
 
@@ -119,8 +121,8 @@ def measure(device: str, rounds: int, *, quick: bool) -> dict[str, Any]:
         row.step(), row.step()
     base, ratios = [], {name: [] for name in rows}
     for _ in range(rounds):
-        base.append(timed(plain.step, device))
         for name, row in rows.items():
+            base.append(timed(plain.step, device))
             ratios[name].append(timed(row.step, device) / base[-1])
     floor = plain.peak()
     found = {}
