@@ -25,10 +25,14 @@ Listener = Callable[[Callable, tuple, dict], None]
 
 
 def own_optimizer(trainer: Any) -> Gluon:
-    """Return the `Gluon` optimizer of a Trainer, or raise."""
-    for optimizer in trainer.optimizers:
-        if isinstance(unwrapped(optimizer), Gluon):
-            return unwrapped(optimizer)
+    """Return the `Gluon` optimizer of a Trainer, or raise where there is none or its gradients cannot be seen."""
+    for optimizer in map(unwrapped, trainer.optimizers):
+        if isinstance(optimizer, Gluon):
+            if optimizer.folds:
+                raise ValueError(
+                    "With `fold` both gradients lie mixed in `.grad` and cannot be measured. Set `fold=False`."
+                )
+            return optimizer
     found = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers) or "none"
     raise TypeError(
         f"Expected an optimizer of `lightning_gluon`, whose layers know their norm, but got {found}. Build it with "
@@ -85,6 +89,8 @@ def _wrap(strategy: Any, outer: Callable | None) -> Any:
 
 class _Elsewhere:
     """Stands in for the optimizer in a `Replay`: its reference point is a copy of earlier weights."""
+
+    folds = False
 
     def __init__(self, optimizer: Gluon, weights: dict[Tensor, Tensor]) -> None:
         self.param_groups = optimizer.param_groups

@@ -94,6 +94,7 @@ class RadiusScheduler(Callback):
         self.freeze_step = freeze_step
         self.logging = log  # Lightning sets `log` on callbacks
         self.steps = 0
+        self.loss: Any = 0.0  # of the window so far; a tensor, so that nobody waits for it
         self.base: dict[str, Radius] = {}
         self.radii: dict[str, Radius] = {}
         self._loaded: dict[str, Any] | None = None
@@ -178,6 +179,11 @@ class RadiusScheduler(Callback):
         """Return whether this is that step of a run that begins with a line search."""
         return isinstance(self.rule, Calibrate) and self.rule.line_search and self.steps == step
 
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Add up the loss of the window."""
+        if self.needs == "agreement" and self._last is not None and not self._frozen:
+            self.loss = self.loss + loss.detach().float() / _loss_scale(trainer)
+
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Repeat the micro-batch at the last iterate, where smoothness is due."""
         if self._probe is not None:
@@ -201,6 +207,7 @@ class RadiusScheduler(Callback):
         if not self._frozen:
             self._advance(trainer, last)
         self.steps += 1
+        self.loss = 0.0
         if self._logs and should_log(trainer):
             log_values(trainer, _named(last.optimizer))
 
@@ -234,18 +241,20 @@ class RadiusScheduler(Callback):
     def _observe(self, trainer: Any, last: LastStep) -> Observation:
         optimizer = last.optimizer
         two = optimizer.reference_point == "previous"
-        new = old = None
+        loss = new = old = None
         if self.needs == "agreement" and self.steps > 0:
             gradients = {p: p.grad for group in optimizer.param_groups for p in group["params"]}
             references = optimizer.reference_gradients if two else {}
-            values = [last.agreement(gradients), *([last.agreement(references)] if references else [])]
-            new, old = [*_agreed(trainer, values), None][:2]
+            values = [float(self.loss), last.agreement(gradients)]
+            values += [last.agreement(references)] if references else []
+            loss, new, old = [*_agreed(trainer, values), None][:3]
         return Observation(
             step=self.steps,
             total_steps=self._total,
             momentum=max(group["momentum"] for group in optimizer.param_groups),
             agreement=new,
             reference_agreement=old,
+            loss=loss,
             layers=self._readings(trainer) if self.needs == "smoothness" else None,
             variance_reduced=two,
             warming_up=last.warming_up(),
@@ -256,8 +265,7 @@ class RadiusScheduler(Callback):
         probe = self._probe
         if probe is None or not (self._due(self.steps) and probe.ready):
             return {}
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        pairs = probe.pairs(1.0 if scaler is None else scaler.get_scale())
+        pairs = probe.pairs(_loss_scale(trainer))
         per_layer = getattr(self.rule, "per", "role") == "layer"
         members: dict[str, list[tuple[Any, dict[str, float]]]] = {}
         for pair, raw in zip(pairs, measure(pairs), strict=True):
@@ -275,6 +283,7 @@ class RadiusScheduler(Callback):
         """Return plain values, and the weights before the last step while they are needed."""
         return {
             "steps": self.steps,
+            "loss": float(self.loss),
             "base": deepcopy(self.base),
             "radii": deepcopy(self.radii),
             "rule": self.rule.state_dict() if hasattr(self.rule, "state_dict") else None,
@@ -284,7 +293,8 @@ class RadiusScheduler(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
-        self.steps, self.base, self.radii = state["steps"], deepcopy(state["base"]), deepcopy(state["radii"])
+        self.steps, self.loss = state["steps"], state["loss"]
+        self.base, self.radii = deepcopy(state["base"]), deepcopy(state["radii"])
         if state["rule"] is not None and hasattr(self.rule, "load_state_dict"):
             self.rule.load_state_dict(state["rule"])
         self._loaded = state
@@ -337,6 +347,11 @@ def _named(optimizer: Gluon) -> dict[str, float]:
         else:
             values[f"radius/{group['name']}"] = group["radius"]
     return values
+
+
+def _loss_scale(trainer: Any) -> float:
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else scaler.get_scale()
 
 
 def _agreed(trainer: Any, values: list[float]) -> list[float]:
