@@ -28,8 +28,8 @@ class GluonOptimizer(Callback):
 
     Args:
         method: A row of `lightning_gluon.METHODS`.
-        lr: The hidden radius, or `auto` to find it; for `adamw` the learning rate. None leaves the module's own optimizer
-            alone.
+        lr: The hidden radius, or `auto` to find it; for `adamw` the learning rate. None leaves the module's own
+            optimizer alone.
         weight_decay: Decoupled decay in units of 1 / lr, one value or one per role.
         radius: Radii relative to the hidden one, by role.
         momentum: Weight on the old momentum, in [0, 1).
