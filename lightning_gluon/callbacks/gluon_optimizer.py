@@ -67,7 +67,7 @@ class GluonOptimizer(Callback):
 
     Example:
         >>> optimizer = GluonOptimizer("limuon", lr=0.02, rank=8)
-        >>> optimizer.configure(torch.nn.Linear(4, 4)).param_groups[0]["rank"]
+        >>> optimizer.configure(torch.nn.Linear(16, 16)).param_groups[0]["rank"]
         8
     """
 
