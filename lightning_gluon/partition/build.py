@@ -123,8 +123,8 @@ def _overridden(override: dict, finding: Finding | None, shape: tuple[int, ...])
     if role in MATRIX_ROLES:
         known = finding.views if finding is not None else ()
         views = override.get("views") or known or _plain_views(shape)
-    kept = finding is not None and finding.role == role
-    return Finding(role, override["reason"], views, input_layer=kept and finding.input_layer)
+    input_layer = finding is not None and finding.role == role and finding.input_layer
+    return Finding(role, override["reason"], views, input_layer=input_layer)
 
 
 def _plain_views(shape: tuple[int, ...]) -> tuple[MatrixView, ...]:
