@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from torch import nn
+from two_point import FLAT, Memory, Net, data, differing, fit, gluon, state, trainer
+
+from lightning_gluon import Gluon, configure_optimizers, plots
+from lightning_gluon.callbacks import SmoothnessMonitor
+from lightning_gluon.callbacks.probe import listen
+from lightning_gluon.readings import FIT_KEYS, READINGS
+
+METHODS = ("gluon", "muon", "gluon-mvr1", "gluon-igt", "adamw")
+
+
+def train(monitor: SmoothnessMonitor | None, method: str = "gluon", **options):
+    torch.manual_seed(1)
+    model = Net(method=method)
+    runner = fit(model, max_epochs=2, callbacks=[monitor] if monitor else [], **options)
+    return model, runner
+
+
+def everything(model, runner) -> dict[str, torch.Tensor]:
+    random = {"rng": torch.get_rng_state(), "seen": torch.tensor(model.seen), "outputs": torch.stack(model.outputs)}
+    metrics = {f"metric.{k}": torch.as_tensor(v) for k, v in runner.callback_metrics.items() if "/" not in k}
+    return {**state(model, gluon(runner)), **random, **metrics}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("options", [{"accumulate_grad_batches": 3}, {"precision": "bf16-mixed"}], ids=["sums", "bf16"])
+def test_monitored_run_is_the_unmonitored_run_bit_for_bit(tmp_path, method, options):
+    # Dropout, batch norm, metrics, logs, counters: `Net` has everything that a second pass could disturb.
+    monitor = SmoothnessMonitor(every_n_steps=1)
+    plain = everything(*train(None, method, default_root_dir=tmp_path, **options))
+    watched = everything(*train(monitor, method, default_root_dir=tmp_path, **options))
+    assert not differing(plain, watched)
+    samples = plots.read_samples(tmp_path)
+    assert len({sample["step"] for sample in samples}) >= 4
+    assert all(sample["L_hat"] is not None for sample in samples if sample["update_norm"] > 0)
+
+
+class Linear(pl.LightningModule):
+    """mean (W x - y)^2 / 2 on the whole data: gradients and their differences in closed form."""
+
+    def __init__(self, method: str = "gluon") -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3, bias=False)
+        self.method, self.weights = method, []
+
+    def training_step(self, batch, batch_idx):
+        self.weights.append(self.layer.weight.detach().clone())
+        return (self.layer(batch[0]) - batch[0][:, :3]).square().sum() / (2 * len(batch[0]))
+
+    def configure_optimizers(self):
+        return configure_optimizers(self, method=self.method, lr=0.1, **FLAT)
+
+
+@pytest.mark.parametrize("method", ["gluon", "gluon-mvr1"])
+def test_estimates_equal_the_closed_form(tmp_path, method):
+    model = Linear(method)
+    fit(model, callbacks=[SmoothnessMonitor(every_n_steps=1)], default_root_dir=tmp_path, max_epochs=1)
+    layer = Gluon(nn.Linear(4, 3, bias=False), lr=0.1).layers()[0]
+    x = data().tensors[0].view(7, 4, 4)
+    samples = [sample for sample in plots.read_samples(tmp_path) if sample["layer"]]
+    steps = model.weights  # without those of the second passes, which leave nothing behind
+    assert [sample["step"] for sample in samples] == [1, 2, 3, 4, 5, 6]
+    for sample in samples:
+        k = sample["step"]
+        step = steps[k] - steps[k - 1]
+        same = layer.dual_norm(step @ x[k].mT @ x[k] / 4)
+        assert sample["update_norm"] == pytest.approx(float(layer.norm(step)), rel=1e-4)
+        assert sample["L_hat"] == pytest.approx(float(same / layer.norm(step)), rel=1e-3)
+        gradients = [(steps[j] @ x[j].mT - x[j].mT[:3]) @ x[j] / 4 for j in (k - 1, k)]
+        different = layer.dual_norm(gradients[1] - gradients[0])
+        assert sample["L_trajectory"] == pytest.approx(float(different / layer.norm(step)), rel=1e-3)
+        agreement = -float((gradients[1] * step).sum() / layer.norm(step))
+        assert sample["agreement"] == pytest.approx(agreement, rel=1e-3, abs=1e-4)
+
+
+def test_keys_files_and_times(tmp_path):
+    memory, csv = Memory(), CSVLogger(tmp_path, name="run")
+    monitor = SmoothnessMonitor(every_n_steps=2, layers=["hidden", "last.*"], per_layer=True)
+    train(monitor, logger=[csv, memory], log_every_n_steps=4)
+    rows = {step: row for step, row in memory.rows if any(key.startswith("smoothness/") for key in row)}
+    assert set(rows) == {3, 7, 11}  # every_n_steps samples at 1, 3, 5, ...; Lightning logs at 3, 7, 11
+    expected = {f"smoothness/{key}/{name}" for key in (*READINGS, *FIT_KEYS) for name in ("hidden", "last.weight")}
+    assert expected <= set(rows[7])
+    assert not any("first" in key for key in rows[7] if key.endswith("bias"))
+    lines = [json.loads(line) for line in monitor.path.read_text().splitlines()]
+    assert monitor.path.parent == Path(csv.log_dir)
+    assert sorted({line["step"] for line in lines}) == [1, 3, 5, 7, 9, 11, 13]
+    assert {line["layer"] for line in lines if line["role"] == "bias"} == {None, "last.bias"}
+    assert set(lines[0]) == {"step", "role", "layer", "radius", *READINGS, *FIT_KEYS}
+    assert rows[7]["smoothness/L_hat/hidden"] == next(line["L_hat"] for line in lines if line["step"] == 7)
+
+
+def test_resumed_run_continues_samples_and_fits(tmp_path):
+    def run(folder, epochs, path=None):
+        torch.manual_seed(1)
+        saver = ModelCheckpoint(tmp_path / folder, every_n_train_steps=5, save_top_k=-1, filename="{step}")
+        monitor = SmoothnessMonitor(every_n_steps=3)
+        options = {"callbacks": [monitor, saver], "enable_checkpointing": True, "default_root_dir": tmp_path / folder}
+        model = Net(dropout=0.0, method="gluon")  # Lightning does not save the random state
+        runner = fit(model, max_epochs=epochs, ckpt_path=path, **options)
+        return model, runner, monitor
+
+    whole = run("one", 2)
+    # Step 5 lies between the copy (before step 5) and the sample it is for: the copies are in the checkpoint.
+    again = run("one_resumed", 2, tmp_path / "one" / "step=5.ckpt")
+    assert not differing(state(whole[0], gluon(whole[1])), state(again[0], gluon(again[1])))
+    assert whole[2].state_dict()["fits"] == again[2].state_dict()["fits"]
+    torch.load(tmp_path / "one" / "step=5.ckpt", weights_only=True)
+    first, second = (plots.read_samples(tmp_path / name) for name in ("one", "one_resumed"))
+    assert [s for s in first if s["step"] >= 5] == second
+    # In the same folder the file is continued, without the samples that are taken again.
+    run("one", 2, tmp_path / "one" / "step=5.ckpt")
+    assert plots.read_samples(tmp_path / "one") == first
+
+
+def test_a_new_run_never_overwrites_samples(tmp_path):
+    for _ in range(2):
+        train(SmoothnessMonitor(every_n_steps=2), default_root_dir=tmp_path)
+    assert {file.name for file in tmp_path.glob("*.jsonl")} == {"smoothness.jsonl", "smoothness_2.jsonl"}
+
+
+def test_manual_optimization_keeps_the_trajectory_estimate(tmp_path):
+    class Manual(Linear):
+        automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            optimizer = self.optimizers()
+            optimizer.zero_grad()
+            self.manual_backward(super().training_step(batch, batch_idx))
+            optimizer.step()
+
+    with pytest.warns(UserWarning, match="cannot repeat a training step under manual optimization"):
+        fit(Manual(), callbacks=[SmoothnessMonitor(every_n_steps=1)], default_root_dir=tmp_path)
+    samples = plots.read_samples(tmp_path)
+    assert all(sample["L_trajectory"] > 0 and sample["L_hat"] is None for sample in samples)
+
+
+def test_pytorch_lightning_trainer(tmp_path):
+    other = pytest.importorskip("pytorch_lightning")
+
+    class Module(other.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def training_step(self, batch, batch_idx):
+            return nn.functional.cross_entropy(self.layer(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return Gluon(self, lr=0.1)
+
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
+    runner = other.Trainer(
+        accelerator="cpu", max_steps=4, callbacks=[SmoothnessMonitor(every_n_steps=1)], default_root_dir=tmp_path, **quiet
+    )
+    runner.fit(Module(), torch.utils.data.DataLoader(data(), batch_size=4))
+    assert {sample["step"] for sample in plots.read_samples(tmp_path)} == {1, 2, 3}
+
+
+def test_nothing_is_left_behind(tmp_path):
+    class Broken(Net):
+        def training_step(self, batch, batch_idx):
+            if self.seen > 8:
+                raise ZeroDivisionError
+            return super().training_step(batch, batch_idx)
+
+    runner = trainer(callbacks=[SmoothnessMonitor(every_n_steps=1)], default_root_dir=tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        runner.fit(Broken(method="gluon"), torch.utils.data.DataLoader(data(), batch_size=4))
+    assert "training_step" not in vars(runner.strategy)
+
+
+def test_listeners_come_and_go_in_any_order():
+    class Strategy:
+        def training_step(self, value):
+            return value + 1
+
+    strategy, heard = Strategy(), []
+    ends = [listen(strategy, lambda step, args, kwargs, name=name: heard.append((name, step(*args)))) for name in "ab"]
+    assert strategy.training_step(1) == 2
+    ends[0]()
+    ends[0]()  # twice is once
+    strategy.training_step(2)
+    ends[1]()
+    assert heard == [("a", 2), ("b", 2), ("b", 3)]
+    assert "training_step" not in vars(strategy)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ({"layers": ["hidden", "block.*"]}, {}, ValueError, "'block.\\*' matches none. There are roles hidden, head"),
+        ({"log": True}, {}, ValueError, r"`SmoothnessMonitor\(log=True\)` needs a logger, but the Trainer has none"),
+    ],
+)
+def test_start_refuses(tmp_path, arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        train(SmoothnessMonitor(**arguments), default_root_dir=tmp_path, **options)
+
+
+def test_constructor_and_optimizer_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="every_n_steps >= 1, but got 0"):
+        SmoothnessMonitor(every_n_steps=0)
+    with pytest.raises(ValueError, match="window >= 2, but got 1"):
+        SmoothnessMonitor(window=1)
+
+    class Foreign(Net):
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    with pytest.raises(TypeError, match="optimizer of `lightning_gluon`, whose layers know their norm, but got SGD"):
+        fit(Foreign(), callbacks=[SmoothnessMonitor()], default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match="With `fold` both gradients lie mixed"):
+        fit(Net(method="gluon-mvr1", fold=True), callbacks=[SmoothnessMonitor()], default_root_dir=tmp_path)
+    with pytest.raises(ValueError, match="nothing to plot: no sample was written"):
+        SmoothnessMonitor().plot()
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def test_pictures(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name="run")
+    monitor = SmoothnessMonitor(every_n_steps=1, figures=True)
+    train(monitor, logger=logger)
+    folder = Path(logger.log_dir)
+    names = {"smoothness_hidden.png", "smoothness_head.png", "smoothness_depth.png", "smoothness_radii.png"}
+    assert names <= {file.name for file in folder.glob("*.png")}
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder)).Reload()
+    assert {"smoothness/hidden", "smoothness/depth", "smoothness/radii"} <= set(events.Tags()["images"])
+
+
+def test_command_line_draws_a_run(tmp_path, capsys):
+    row = {key: 2.0 for key in (*READINGS, *FIT_KEYS)} | {"role": "hidden", "radius": 0.02}
+    rows = [{**row, "step": step, "layer": layer, "L_hat": 1.0 + step, "grad_dual_norm": 1.0 + step}
+            for step in range(3) for layer in (None, "blocks.0.fc.weight", "blocks.1.fc.weight")]  # fmt: skip
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "smoothness.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plots.main(["smoothness", str(tmp_path), "--out", str(tmp_path / "out"), "--tensorboard"])
+    printed = capsys.readouterr().out.split()
+    assert sorted(Path(path).name for path in printed) == [
+        "smoothness_depth.png", "smoothness_hidden.png", "smoothness_radii.png",
+    ]  # fmt: skip
+    assert all(Path(path).read_bytes()[:4] == b"\x89PNG" for path in printed)
+    with pytest.raises(FileNotFoundError, match=r"Expected `smoothness.jsonl` in .*Train with `SmoothnessMonitor`"):
+        plots.read_samples(tmp_path / "nowhere")
+    (tmp_path / "smoothness.jsonl").touch()
+    with pytest.raises(ValueError, match="has no samples yet"):
+        plots.read_samples(tmp_path / "smoothness.jsonl")
+
+
+def test_matplotlib_is_imported_late():
+    code = "import sys, lightning_gluon.plots; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_drawing_without_matplotlib_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    row = dict.fromkeys((*READINGS, *FIT_KEYS), math.nan) | {"role": "hidden", "radius": 1.0, "step": 0, "layer": None}
+    with pytest.raises(ImportError, match=r'pip install "lightning-gluon\[plots\]"'), warnings.catch_warnings():
+        plots.smoothness_figures([row])
