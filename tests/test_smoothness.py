@@ -43,11 +43,11 @@ def test_fit_is_the_minimum_that_scipy_finds(seed):
 def test_fit_by_hand():
     # Constant x leaves the split open: all to L1. Of y = 0 and y = 1 the one above weighs 1 + 5: the mean is 6/7.
     found = fit([0.0, 1.0], [2.0, 2.0])
-    assert (found.L0, found.L1) == pytest.approx((0.0, 3 / 7))
+    assert pytest.approx((0.0, 3 / 7)) == (found.L0, found.L1)
     assert (found.above, found.samples) == (0.5, 2)
-    assert fit([0.0, 1.0], [2.0, 2.0], penalty=0.0).L1 == pytest.approx(0.25)
+    assert pytest.approx(0.25) == fit([0.0, 1.0], [2.0, 2.0], penalty=0.0).L1
     falling = fit([3.0, 2.0, 1.0], [1.0, 2.0, 3.0], penalty=0.0)  # a negative slope is not allowed
-    assert (falling.L0, falling.L1) == pytest.approx((2.0, 0.0))
+    assert pytest.approx((2.0, 0.0)) == (falling.L0, falling.L1)
     assert fit([-1.0, -2.0], [1.0, 2.0]) == SmoothnessFit(0.0, 0.0, pytest.approx(-9.0), 0.0, 2)
 
 
@@ -87,7 +87,7 @@ def test_running_fit_forgets_and_resumes():
     assert running.fit() is None
     for value in (100.0, 2.0, 4.0, 6.0, math.nan):
         running.add(value, value / 2 if value < 100 else 1.0)
-    assert running.fit().L1 == pytest.approx(2.0)
+    assert pytest.approx(2.0) == running.fit().L1
     other = RunningFit(window=3)
     other.load_state_dict(running.state_dict())
     assert other.fit() == running.fit()
@@ -99,7 +99,7 @@ def test_running_fit_forgets_and_resumes():
 
 
 class Exponential:
-    """f(X) = sum_i phi_i(<A_i, X_i>), ||A_i||_* = 1, phi_i'' = L0_i + L1_i phi_i': layer-wise (L0, L1) smooth, exactly."""
+    """f(X) = sum_i phi_i(<A_i, X_i>), ||A_i||_* = 1, phi_i'' = L0_i + L1_i phi_i': layer-wise (L0, L1) smooth."""
 
     constants = ((5.0, 10.0), (0.0, 4.0), (20.0, 0.5))
 
@@ -156,7 +156,7 @@ def test_same_sample_estimate_recovers_known_constants(noise, close):
         found = fit([r["L_hat"] for r in kept], [r["grad_dual_norm"] for r in kept])
         scale = L0 + 20 * L1
         assert abs(found.L0 - L0) < close * scale
-        assert found.L1 == pytest.approx(L1, rel=0.15, abs=0.05)
+        assert pytest.approx(L1, rel=0.15, abs=0.05) == found.L1
 
 
 def test_trajectory_estimate_on_the_same_noisy_function_is_not_the_smoothness():

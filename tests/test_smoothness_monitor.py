@@ -163,10 +163,9 @@ def test_pytorch_lightning_trainer(tmp_path):
         def configure_optimizers(self):
             return Gluon(self, lr=0.1)
 
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False, "logger": False}
-    runner = other.Trainer(
-        accelerator="cpu", max_steps=4, callbacks=[SmoothnessMonitor(every_n_steps=1)], default_root_dir=tmp_path, **quiet
-    )
+    quiet = dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing", "logger"), False)
+    callbacks = [SmoothnessMonitor(every_n_steps=1)]
+    runner = other.Trainer(accelerator="cpu", max_steps=4, callbacks=callbacks, default_root_dir=tmp_path, **quiet)
     runner.fit(Module(), torch.utils.data.DataLoader(data(), batch_size=4))
     assert {sample["step"] for sample in plots.read_samples(tmp_path)} == {1, 2, 3}
 
@@ -247,7 +246,7 @@ def test_pictures(tmp_path):
 
 
 def test_command_line_draws_a_run(tmp_path, capsys):
-    row = {key: 2.0 for key in (*READINGS, *FIT_KEYS)} | {"role": "hidden", "radius": 0.02}
+    row = dict.fromkeys((*READINGS, *FIT_KEYS), 2.0) | {"role": "hidden", "radius": 0.02}
     rows = [{**row, "step": step, "layer": layer, "L_hat": 1.0 + step, "grad_dual_norm": 1.0 + step}
             for step in range(3) for layer in (None, "blocks.0.fc.weight", "blocks.1.fc.weight")]  # fmt: skip
     (tmp_path / "deep").mkdir()
