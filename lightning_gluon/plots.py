@@ -30,6 +30,7 @@ ROLE_COLOURS = {
     "bias": "#CC79A7",
     "elementwise": "#56B4E9",
 }
+DASHES = {"head": (0, (5, 2)), "bias": (0, (1, 1)), "elementwise": (0, (5, 1, 1, 1))}  # roles that often coincide
 MARKERS = "os^Dv<>PX*"
 
 
@@ -138,7 +139,7 @@ def _role_figure(samples: Samples, role: str) -> Any:
 
 def _fit(values: Sequence[float], gradients: Sequence[float]) -> Any:
     pairs = [(v, g) for v, g in zip(values, gradients, strict=True) if math.isfinite(v) and math.isfinite(g)]
-    return fit(*map(list, zip(*pairs, strict=True))) if pairs else None
+    return fit([value for value, _ in pairs], [gradient for _, gradient in pairs]) if pairs else None
 
 
 def _depth_figure(samples: Samples) -> Any:
@@ -152,7 +153,7 @@ def _depth_figure(samples: Samples) -> Any:
         colour = _shades(len(blocks))[index]
         axis.plot(depths, values, marker=marker, ms=5, lw=1.2, color=colour, label=kind)
     deepest = max((depth for points in blocks.values() for depth, _ in points), default=-1)
-    for index, (name, sample) in enumerate(outside):
+    for index, (_, sample) in enumerate(outside):
         place = deepest + 1 + index
         axis.plot([place], [sample["L1"]], marker="o", ms=6, color=ROLE_COLOURS.get(sample["role"], GREY))
     ticks = [*range(deepest + 1), *(deepest + 1 + index for index in range(len(outside)))]
@@ -187,7 +188,7 @@ def _by_kind(last: Mapping[str, dict[str, Any]]) -> tuple[dict[str, list[tuple[i
 def _shades(count: int) -> list[Any]:
     from matplotlib import colormaps
 
-    return [colormaps["viridis"](0.9 * index / max(1, count - 1)) for index in range(count)]
+    return [colormaps["viridis"](0.85 * index / max(1, count - 1)) for index in range(count)]
 
 
 def _radii_figure(samples: Samples, roles: Sequence[str]) -> Any:
@@ -196,8 +197,9 @@ def _radii_figure(samples: Samples, roles: Sequence[str]) -> Any:
     for role in roles:
         whole = [sample for sample in samples if sample["role"] == role and sample["layer"] is None]
         steps, colour = _column(whole, "step"), ROLE_COLOURS.get(role, GREY)
-        axis.plot(steps, _column(whole, "radius"), color=colour, lw=1.4, label=role)
-        axis.plot(steps, _column(whole, "update_norm"), color=colour, lw=0, marker=".", ms=4, alpha=0.8)
+        axis.plot(steps, _column(whole, "radius"), color=colour, lw=1.8, ls=DASHES.get(role, "-"), label=role)
+        last = [step - 1 for step in steps]  # what was measured is the step before
+        axis.plot(last, _column(whole, "update_norm"), color=colour, lw=0, marker=".", ms=4, alpha=0.8)
     axis.set(xlabel="step", ylabel="step length  [norm]", yscale="log")
     axis.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.suptitle("Radii: nominal (lines) and measured (dots)", x=0.01, ha="left", fontweight="bold")

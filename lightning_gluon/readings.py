@@ -76,16 +76,18 @@ class Pair:
 
 
 @torch.no_grad()
-def measure(pairs: Iterable[Pair]) -> list[Raw]:
-    """Return the raw norms and products of every layer, exact, waiting for the device once.
+def measure(pairs: Iterable[Pair], *, exact: bool | None = None) -> list[Raw]:
+    """Return the raw norms and products of every layer, waiting for the device once.
 
     Args:
         pairs: Layers at two iterates.
+        exact: Whether spectral and nuclear norms come from singular values; default: on the CPU. Decompositions are
+            slow on accelerators; there power iteration and the orthogonaliser stand in (within a few per cent).
 
     Returns:
         One dict of floats per layer, for `derive` and `combine`; what could not be measured is left out.
     """
-    tensors = [_raw(pair) for pair in pairs]
+    tensors = [_raw(pair, exact) for pair in pairs]
     if not tensors:
         return []
     flat = torch.stack([value.float().cpu() for raw in tensors for value in raw.values()]).tolist()
@@ -93,22 +95,23 @@ def measure(pairs: Iterable[Pair]) -> list[Raw]:
     return [{key: next(values) for key in raw} for raw in tensors]
 
 
-def _raw(pair: Pair) -> dict[str, Tensor]:
+def _raw(pair: Pair, exact: bool | None) -> dict[str, Tensor]:
     layer, grad, weight = pair.layer, whole(pair.grad), whole(pair.layer.parameter)
+    exact = weight.device.type == "cpu" if exact is None else exact
     step = whole(pair.weight_before) - weight
     raw = {
-        "grad": layer.dual_norm(grad),
-        "weight": layer.norm(weight),
-        "step": layer.norm(step),
+        "grad": layer.dual_norm(grad, exact=exact),
+        "weight": layer.norm(weight, exact=exact),
+        "step": layer.norm(step, exact=exact),
         "square": step.square().sum(),
         "count": torch.tensor(float(step.numel())),
         "grad_step": inner(grad, step),
     }
     if pair.grad_before is not None:
-        raw["different"] = layer.dual_norm(grad - whole(pair.grad_before))
+        raw["different"] = layer.dual_norm(grad - whole(pair.grad_before), exact=exact)
     if pair.old is not None:
         new, old = grad if pair.new is None else whole(pair.new), whole(pair.old)
-        raw["same"] = layer.dual_norm(new - old)
+        raw["same"] = layer.dual_norm(new - old, exact=exact)
         raw["new_step"] = inner(new, step)
         raw["old_step"] = inner(old, step)
     return raw

@@ -239,3 +239,10 @@ def test_nothing_moved_gives_nan_and_no_layers_give_nothing():
     assert math.isnan(found["agreement"])
     assert math.isnan(noise_floor(1.0, 0.0))
     assert measure([]) == []
+
+
+def test_quick_norms_are_close_to_the_exact_ones():
+    layer = Gluon(nn.Linear(48, 32, bias=False), lr=0.1).layers()[0]
+    for tensor in (torch.randn(32, 48), torch.randn(32, 2) @ torch.randn(2, 48), torch.zeros(32, 48)):
+        assert float(layer.norm(tensor, exact=False)) == pytest.approx(float(layer.norm(tensor)), rel=0.03)
+        assert float(layer.dual_norm(tensor, exact=False)) == pytest.approx(float(layer.dual_norm(tensor)), rel=0.03)

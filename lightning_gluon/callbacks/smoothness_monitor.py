@@ -57,9 +57,9 @@ class SmoothnessMonitor(Callback):
 
     Both gradients belong to the same sample. Methods that take the second gradient give it for free, for all others one
     more forward and backward pass is run, every `every_n_steps`, as silently as the second pass of `VarianceReduction`.
-    Under manual optimization that pass cannot be repeated; only the trajectory estimate is left there. Norms are exact
-    (singular values). The cost is one step and five decompositions of the chosen matrices, every `every_n_steps`; in
-    the step before, the weights are copied.
+    Under manual optimization that pass cannot be repeated; only the trajectory estimate is left there. The cost is
+    one step and five decompositions of the chosen matrices, every `every_n_steps`; in the step before, the weights are
+    copied.
 
     Keys: `smoothness/<reading>/<role>`, and with `per_layer` also `smoothness/<reading>/<layer>`; the readings, their
     meaning and units are the table in `lightning_gluon.readings`. Every sample is a line of `smoothness.jsonl` in the
@@ -71,6 +71,7 @@ class SmoothnessMonitor(Callback):
         layers: Layers to measure: names, shell patterns or roles; default: all.
         per_layer: Log every layer, beside the roles.
         same_sample: Take the probe pass; without it only the trajectory estimate is available to one-gradient methods.
+        exact: Take singular values for spectral and nuclear norms; default: on the CPU (`lightning_gluon.readings`).
         window: Samples that the running fit is over.
         penalty: Weight of samples above the fit.
         log: Whether to log; default: if the Trainer has a logger.
@@ -99,6 +100,7 @@ class SmoothnessMonitor(Callback):
         *,
         per_layer: bool = False,
         same_sample: bool = True,
+        exact: bool | None = None,
         window: int = 200,
         penalty: float = PENALTY,
         log: bool | None = None,
@@ -112,6 +114,7 @@ class SmoothnessMonitor(Callback):
         self.layers = layers
         self.per_layer = per_layer
         self.same_sample = same_sample
+        self.exact = exact
         self.window = window
         self.penalty = penalty
         self.logging = log  # Lightning sets `log` on callbacks
@@ -227,7 +230,7 @@ class SmoothnessMonitor(Callback):
 
     def _sample(self, probe: Probe, scale: float) -> None:
         pairs = probe.pairs(scale)
-        raws = measure(pairs)
+        raws = measure(pairs, exact=self.exact)
         if not all(math.isfinite(raw["grad"]) for raw in raws):
             return  # an overflowing loss scale: this step is not taken
         rows = []
