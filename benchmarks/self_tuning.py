@@ -3,8 +3,8 @@
     python -m benchmarks.self_tuning --cifar10 FOLDER --text FOLDER [--methods ...] [--momenta ...] [--minutes 15]
     python -m benchmarks.self_tuning --table
 
-A cell is a task, a method, a momentum, a batch size and a seed. In each the fixed hidden radius is swept by factors of two
-until the best lies inside, then these runs are compared with it at the same number of steps:
+A cell is a task, a method, a momentum, a batch size and a seed. In each the fixed hidden radius is swept by factors of
+two until the best lies inside, then these runs are compared with it at the same number of steps:
 
     auto          lr="auto": the calibrating warm-up from 1/64 of 0.02
     small         calibrate, started 32 times below the best fixed radius

@@ -270,8 +270,8 @@ def test_lr_auto_finds_a_radius_that_trains():
         run(model, batches=300)
         return float((model.layer.weight - torch.eye(4)).norm())
 
-    fixed = {lr: loss(lr) for lr in (0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)}
-    assert loss("auto") < sorted(fixed.values())[4]
+    fixed = {lr: loss(lr) for lr in (0.0003, 0.003, 0.03, 0.3, 3.0)}
+    assert loss("auto") < sorted(fixed.values())[2]
 
 
 def test_any_schedule_works_on_top_and_warm_up_is_made_up_for():
@@ -284,8 +284,8 @@ def test_any_schedule_works_on_top_and_warm_up_is_made_up_for():
         scheduler = next(callback for callback in runner.callbacks if isinstance(callback, RadiusScheduler))
         found[name] = peak_lr(gluon(runner).param_groups[0]) * scheduler.radii["hidden"]
         assert len({lr for lr, _ in model.steps}) > (1 if options else 0)
-    assert found["cosine"] == pytest.approx(found["constant"], rel=1.5)
-    assert found["warm"] == pytest.approx(found["constant"], rel=0.7)
+    # Without making up for it, the run with a warm-up of 60 of 300 steps would end at a radius several times larger.
+    assert all(1 / 3 < found[name] / found["constant"] < 3 for name in found)
 
 
 def test_line_search_saves_a_start_far_too_large():
