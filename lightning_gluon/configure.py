@@ -49,7 +49,7 @@ def configure_optimizers(
         module: Any `nn.Module`; a `LightningModule` tells its Trainer's length and precision.
         method: A row of `lightning_gluon.METHODS`.
         lr: The hidden radius: length of a step of a hidden matrix in its own norm. For `adamw` the learning rate.
-            `"auto"` finds it in the first fifth of the training at most, at the default ratios between roles, by adding
+            `"auto"` finds it in the first third of the training at most, at the default ratios between roles, by adding
             `lightning_gluon.callbacks.RadiusScheduler(rule="calibrate")` to the module's Trainer.
         weight_decay: Decoupled decay in units of 1 / lr, one value or one per role; default: the method's.
         radius: Radii relative to the hidden one, by role; default: the method's (see `lightning_gluon.methods`).
