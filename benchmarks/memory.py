@@ -112,7 +112,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], Loss], int
     "qwen2_5": (qwen2_5, token_loss, 1024),
     "mamba_130m": (mamba_130m, token_loss, 256),
 }
-BATCHES = {"vit_s": (8, 64), "qwen2_5": (1, 16), "mamba_130m": (1, 8)}
+BATCHES = {"vit_s": (8, 64), "qwen2_5": (1,), "mamba_130m": (1, 8)}
 
 
 # ---------------------------------------------------------------- rows
@@ -205,6 +205,8 @@ def measure(model_name: str, row: str, batch: int) -> dict[str, Any]:
         model = build()
     with counting() as live:
         model, loss = model.to_empty(device="cpu"), build_loss(batch, size)
+        if hasattr(model, "tie_weights"):  # `to_empty` gives tied names tensors of their own
+            model.tie_weights()
         for tensor in (*model.parameters(), *model.buffers()):
             live.add(tensor)
         optimizer = ROWS[row](model)
@@ -220,6 +222,22 @@ def measure(model_name: str, row: str, batch: int) -> dict[str, Any]:
             "predicted_bytes_per_parameter": predicted and predicted["bytes_per_parameter"],
             "peak_bytes": live.peak,
         }
+
+
+def persistent(model_name: str) -> dict[str, float]:
+    """Return every row's persistent bytes per parameter, from shapes alone: the model stays on the meta device."""
+    with torch.device("meta"):
+        model = MODELS[model_name][0]()
+    count = sum(parameter.numel() for parameter in model.parameters())
+    result = {}
+    for name, build in ROWS.items():
+        optimizer = build(model)
+        if isinstance(optimizer, Pair):
+            numels = [sum(p.numel() for g in some.param_groups for p in g["params"]) for some in optimizer.optimizers]
+            result[name] = (4 * numels[0] + 8 * numels[1]) / count
+        else:
+            result[name] = optimizer.memory()["bytes_per_parameter"] if hasattr(optimizer, "memory") else 8.0
+    return result
 
 
 def show(model: str, batch: int, rows: dict[str, dict[str, Any]], console: Console) -> None:
@@ -246,9 +264,15 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["vit_s", "qwen2_5"], choices=list(MODELS))
     parser.add_argument("--rows", nargs="+", default=list(ROWS))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/memory.json"))
+    parser.add_argument("--persistent", action="store_true", help="only the state, from shapes, for all models")
     arguments = parser.parse_args()
     names = list(dict.fromkeys([*list(ROWS)[:2], *arguments.rows]))
     console, report = Console(), {"environment": environment(), "models": {}}
+    if arguments.persistent:
+        report["models"] = {model: persistent(model) for model in MODELS}
+        write_json(arguments.output, report)
+        console.print(report["models"])
+        return
     for model in arguments.models:
         for batch in BATCHES[model]:
             rows = {name: measure(model, name, batch) for name in names}
