@@ -385,6 +385,25 @@ def test_resumed_run_equals_the_whole_one(tmp_path: Path, method, rule, at):
     torch.load(saved, weights_only=True)
 
 
+def test_state_survives_an_exception():
+    class Broken(Slope):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 20:
+                raise ZeroDivisionError
+            return super().training_step(batch, batch_idx)
+
+    scheduler = RadiusScheduler("calibrate")
+    with pytest.raises(ZeroDivisionError):
+        run(Broken(), scheduler)
+    saved = scheduler.state_dict()
+    assert saved["steps"] == 20
+    assert set(saved["last"]["before"]) == {"layer.weight"}
+    other = RadiusScheduler("calibrate")
+    other.load_state_dict(saved)
+    run(Slope(), other, max_steps=2)
+    assert other.steps == 22
+
+
 def test_lr_auto_resumes(tmp_path: Path):
     def train(folder, path=None):
         torch.manual_seed(0)

@@ -158,7 +158,8 @@ class RadiusScheduler(Callback):
         self._release()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the Trainer as it was: `teardown` is not called when `fit` raises."""
+        """Leave the Trainer as it was, but keep the state: a checkpoint may be saved after this."""
+        self._loaded = self.state_dict()
         self._release()
 
     def _release(self) -> None:
@@ -281,14 +282,15 @@ class RadiusScheduler(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values, and the weights before the last step while they are needed."""
+        kept = self._loaded or {}
         return {
             "steps": self.steps,
             "loss": float(self.loss),
             "base": deepcopy(self.base),
             "radii": deepcopy(self.radii),
             "rule": self.rule.state_dict() if hasattr(self.rule, "state_dict") else None,
-            "last": self._last.state_dict() if self._last is not None else None,
-            "probe": self._probe.state_dict() if self._probe is not None else None,
+            "last": self._last.state_dict() if self._last is not None else kept.get("last"),
+            "probe": self._probe.state_dict() if self._probe is not None else kept.get("probe"),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -167,7 +167,8 @@ class SmoothnessMonitor(Callback):
         self._release()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the Trainer as it was: `teardown` is not called when `fit` raises."""
+        """Leave the Trainer as it was, but keep the state: a checkpoint may be saved after this."""
+        self._loaded = self._probe.state_dict() if self._probe is not None else self._loaded
         self._release()
 
     def _release(self) -> None:
@@ -291,7 +292,7 @@ class SmoothnessMonitor(Callback):
             "steps": self.steps,
             "fits": {name: running.state_dict() for name, running in self.fits.items()},
             "pending": dict(self._pending),
-            "probe": self._probe.state_dict() if self._probe is not None else None,
+            "probe": self._probe.state_dict() if self._probe is not None else self._loaded,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
