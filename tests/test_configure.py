@@ -144,7 +144,7 @@ def test_schedule_object_checks_itself() -> None:
 
 
 def test_an_input_layer_steps_like_a_table_of_the_models_width() -> None:
-    """The sign norm divides by the model's width: entries of patches of 2 x 2 pixels move as those of a lookup table do."""
+    """The sign norm divides by the model's width: patches of 2 x 2 pixels move as entries of a lookup table do."""
 
     class Patches(nn.Module):
         def __init__(self) -> None:

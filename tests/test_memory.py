@@ -258,7 +258,7 @@ def test_limuon_16_on_real_sizes(model: str) -> None:
 
 
 def test_folding_saves_the_buffer_and_changes_nothing() -> None:
-    """The second gradient folded into the first one's buffer: the same weights to rounding, nothing in its own buffer."""
+    """The second gradient folded into the first one's buffer: the same weights to rounding, no buffer of its own."""
     results = []
     for fold in (False, True):
         net = network().double()
@@ -268,7 +268,7 @@ def test_folding_saves_the_buffer_and_changes_nothing() -> None:
         for k in range(6):
             x = torch.randn(32, 16, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
 
-            def loss(x: torch.Tensor = x) -> torch.Tensor:
+            def loss(x: torch.Tensor = x, net: nn.Module = net) -> torch.Tensor:
                 return nn.functional.cross_entropy(net(x), (2 * x[:, 0] + x[:, 1]).sign().long() + 1)
 
             net.zero_grad()
