@@ -77,9 +77,10 @@ class Problem:
             parameter.grad = self.gradients[name]
         return parameters
 
-    def groups(self, parameters: dict[str, nn.Parameter]) -> list[dict[str, Any]]:
+    def groups(self, parameters: dict[str, nn.Parameter], method: str) -> list[dict[str, Any]]:
         """Return groups as this project's partition makes them."""
-        return groups_of_routes((self.routes[name], parameter) for name, parameter in parameters.items())
+        pairs = [(self.routes[name], parameter) for name, parameter in parameters.items()]
+        return groups_of_routes(pairs, lightning_gluon.METHODS[method])
 
     def matrices(self, parameters: dict[str, nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return the hidden matrices that stock Muon can take (2-D, whole), and everything else."""
@@ -108,7 +109,7 @@ Row = Callable[[Problem, dict[str, nn.Parameter]], Any]
 
 def _ours(method: str, **options: Any) -> Row:
     def build_row(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
-        return lightning_gluon.Gluon(problem.groups(parameters), lr=1e-3, method=method, **options)
+        return lightning_gluon.Gluon(problem.groups(parameters, method), lr=1e-3, method=method, **options)
 
     return build_row
 

@@ -96,7 +96,7 @@ def build_groups(
             raise ValueError(
                 f"Unknown option `{option}` for method {method!r}. Expected one of: {', '.join(sorted(accepted))}."
             )
-    partial = _from_source(source)
+    partial = _from_source(source, row)
     lacking = set(radius or ()) - {group["role"] for group in partial}
     if lacking and partial:
         warnings.warn(
@@ -107,7 +107,9 @@ def build_groups(
     for group in partial:
         role = group["role"]
         decay = weight_decay.get(role, row.weight_decay) if isinstance(weight_decay, Mapping) else weight_decay
-        given = {**shared, "weight_decay": row.weight_decay if decay is None else decay, "radius": radii.get(role, 1.0)}
+        rule = row.rule(role, input_layer=True) if group.get("input_layer") else None
+        length = radii.get(role, 1.0) if rule is None or role in (radius or {}) else rule.radius
+        given = {**shared, "weight_decay": row.weight_decay if decay is None else decay, "radius": length}
         for key, value in {**given, **options}.items():
             group.setdefault(key, value)
     groups = [complete_group(group, row) for group in partial]
@@ -126,12 +128,12 @@ def _radii(row: Method, radius: Mapping[str, float] | None) -> dict[str, float]:
     return radii
 
 
-def _from_source(source: Any) -> list[dict[str, Any]]:
+def _from_source(source: Any, row: Method) -> list[dict[str, Any]]:
     """Return groups that hold at least `params`, `param_names`, `views` and `role`."""
     if isinstance(source, nn.Module):
         source = partition(source)
     if isinstance(source, Partition):
-        groups = groups_of_routes(source)
+        groups = groups_of_routes(source, row)
         if not groups:
             raise ValueError("The module has no trainable parameter: every one has `requires_grad=False`.")
         return groups
@@ -147,33 +149,28 @@ def _from_source(source: Any) -> list[dict[str, Any]]:
     return _by_shape(items)
 
 
-def groups_of_routes(pairs: Iterable[tuple[Route, Tensor]]) -> list[dict[str, Any]]:
-    """Return one group per role, and one more for every norm that a rule of the partition asks for.
+def groups_of_routes(pairs: Iterable[tuple[Route, Tensor]], row: Method) -> list[dict[str, Any]]:
+    """Return one group per role, one for dense input layers, and one for every norm a rule of the partition asks for.
 
     Args:
         pairs: Routes with their parameters.
+        row: The method, which may step dense input layers by another rule than tables.
 
     Returns:
         Groups in the order of `ROLES`, still without numbers.
     """
     groups: dict[tuple[int, str], dict[str, Any]] = {}
     for route, parameter in pairs:
-        asked = route.norm if route.norm != default_norm(route.role, route.views) else ""
+        own = route.norm == default_norm(route.role, route.views, input_layer=route.input_layer)
+        dense = own and route.input_layer and row.rule(route.role, input_layer=True) != row.rules[route.role]
+        asked = "input" if dense else "" if own else route.norm
         group = groups.setdefault((ROLES.index(route.role), asked), _empty_group(route.role))
-        if asked:
+        if dense:
+            group.update(input_layer=True, name=f"{route.role}-input")
+        elif asked:
             group.update(norm="spectral_conv" if asked == "conv" else asked, name=f"{route.role}-{asked}")
-        _append(group, parameter, route.name, views_in_group(route))
+        _append(group, parameter, route.name, [view.astuple() for view in route.views])
     return [groups[key] for key in sorted(groups)]
-
-
-def views_in_group(route: Route) -> list[tuple]:
-    """Return a route's views as a group holds them.
-
-    The sign norm divides by the width of the model, the last dimension of a table `(entries, width)`. An input layer is
-    stored as a map `(width, entries)`, so it is read the other way round: divided by its fan-in, the step of a 2 x 2
-    patch embedding would be 16 times that of a lookup table of width 64.
-    """
-    return [(view.flipped() if route.input_layer else view).astuple() for view in route.views]
 
 
 def _empty_group(role: str) -> dict[str, Any]:
@@ -228,7 +225,7 @@ def complete_group(group: dict[str, Any], row: Method) -> dict[str, Any]:
     """
     role = group["role"]
     _check_choice(group, "role")
-    rule = row.rules[role]
+    rule = row.rule(role, input_layer=group.get("input_layer", False))
     group.setdefault("norm", rule.norm)
     group.setdefault("estimator", rule.estimator)
     _check_choice(group, "norm")

@@ -184,8 +184,9 @@ class Gluon(Optimizer):
         steps = max((other["steps"] for other in self.param_groups), default=0)
         extra = {key: value for key, value in given.items() if key not in ("name", "role", "params")}
         for group in groups:
-            radius = defaults.radius_by_role[group["role"]]
-            group.update({"radius": radius, **extra, "steps": steps})
+            if not group.get("input_layer"):
+                group["radius"] = defaults.radius_by_role[group["role"]]
+            group.update({**extra, "steps": steps})
             complete_group(group, row)
         return groups
 
@@ -198,7 +199,7 @@ class Gluon(Optimizer):
             if route is None:
                 return params
             pairs.append((route, tensor))
-        return groups_of_routes(pairs)
+        return groups_of_routes(pairs, find_method(self._defaults_for_groups.method))
 
     def _check_new(self, group: dict[str, Any]) -> None:
         seen = {id(parameter) for other in self.param_groups for parameter in other["params"]}

@@ -152,17 +152,6 @@ class MatrixView:
         matrix = (math.prod(batch) * parts, groups * size, columns)
         return (cls(0, 0, shape[0], split, order, matrix),)
 
-    def flipped(self) -> MatrixView:
-        """Return the same block read as `(in, out)`: a map as the table it is applied to, one row per input entry."""
-        sizes = [self.split[dim] for dim in self.permute]
-        lead = next(k for k in range(len(sizes) + 1) if math.prod(sizes[:k]) == self.matrix[0])
-        middle = next(k for k in range(lead, len(sizes) + 1) if math.prod(sizes[lead:k]) == self.matrix[1])
-        order = (*self.permute[:lead], *self.permute[middle:], *self.permute[lead:middle])
-        batch, out, fan_in = self.matrix
-        return MatrixView(
-            self.dim, self.start, self.stop, self.split, order, (batch, fan_in, out), self.kernel, self.groups
-        )
-
     @property
     def is_plain(self) -> bool:
         """True when nothing is reordered: gathering is a plain reshape of the block."""

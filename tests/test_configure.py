@@ -143,25 +143,38 @@ def test_schedule_object_checks_itself() -> None:
     assert RadiusSchedule(optimizer, Schedule("linear", 4)).get_last_lr()[0] == 1.0
 
 
-def test_an_input_layer_steps_like_a_table_of_the_models_width() -> None:
-    """The sign norm divides by the model's width: patches of 2 x 2 pixels move as entries of a lookup table do."""
+class Patches(nn.Module):
+    """A patch embedding, a lookup table and a head."""
 
-    class Patches(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.patch_embed = nn.Conv2d(1, 32, 2, 2)
-            self.table = nn.Embedding(10, 32)
-            self.head = nn.Linear(32, 5)
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch_embed = nn.Conv2d(3, 32, 2, 2)
+        self.table = nn.Embedding(10, 32)
+        self.head = nn.Linear(32, 5)
 
+
+def test_a_dense_input_layer_steps_as_a_map_and_tables_by_signs() -> None:
     net = Patches().double()
-    optimizer = configure_optimizers(net, lr=0.02)
+    optimizer = configure_optimizers(net, lr=0.02, orthogonalizer="svd")
     before = {name: p.detach().clone() for name, p in net.named_parameters()}
     for p in net.parameters():
         p.grad = torch.randn_like(p)
     optimizer.step()
-    for name in ("patch_embed.weight", "table.weight", "head.weight"):
-        step = (dict(net.named_parameters())[name] - before[name]).abs()
-        torch.testing.assert_close(step, torch.full_like(step, 0.02 * 25 / 32))
+    steps = {name: before[name] - p.detach() for name, p in net.named_parameters()}
+    for name in ("table.weight", "head.weight"):
+        torch.testing.assert_close(steps[name].abs(), torch.full_like(steps[name], 0.02 * 25 / 32))
+    # 12 inputs per patch, no tap shared: RMS to RMS, at 0.3 of the hidden radius
+    values = torch.linalg.svdvals(steps["patch_embed.weight"].flatten(1))
+    torch.testing.assert_close(values, torch.full_like(values, 0.02 * 0.3 * (32 / 12) ** 0.5))
+    names = {group["name"]: group["role"] for group in optimizer.param_groups}
+    assert names["embedding-input"] == names["embedding"] == "embedding"
+
+
+def test_a_radius_for_embeddings_is_one_for_input_layers_too() -> None:
+    groups = configure_optimizers(Patches(), lr=0.02, radius={"embedding": 7.0}).param_groups
+    assert {group["radius"] for group in groups if group["role"] == "embedding"} == {7.0}
+    names = [group["name"] for group in configure_optimizers(Patches(), "muon", lr=0.02).param_groups]
+    assert names == ["embedding", "head", "bias"], "methods without a sign norm need no second group"
 
 
 def test_a_norm_asked_for_in_a_rule_gets_its_own_group() -> None:

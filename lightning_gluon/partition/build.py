@@ -108,7 +108,7 @@ def _route(sites: list[Site], parameter: nn.Parameter, evidence: Evidence, overr
         aliases=tuple(site.name for site in sites[1:]),
         shape=shape,
         role=finding.role,
-        norm=norm or default_norm(finding.role, finding.views),
+        norm=norm or default_norm(finding.role, finding.views, input_layer=finding.input_layer),
         reason=reason,
         views=finding.views,
         frozen=frozen,

@@ -15,8 +15,13 @@ ROLES = (*MATRIX_ROLES, "bias", "elementwise")
 DEFAULT_NORMS = {"hidden": "spectral", "embedding": "sign", "head": "sign", "bias": "rms", "elementwise": "rms"}
 
 
-def default_norm(role: str, views: tuple[MatrixView, ...]) -> str:
-    """Return the norm that method `gluon` gives a role; a hidden kernel with several taps shows as `conv`."""
+def default_norm(role: str, views: tuple[MatrixView, ...], *, input_layer: bool = False) -> str:
+    """Return the norm that method `gluon` gives a role; a kernel with several taps shows as `conv`.
+
+    A dense input layer is stepped as the map it is, not as a table.
+    """
+    if input_layer:
+        role = "hidden"
     if role == "hidden" and any(view.kernel > 1 for view in views):
         return "conv"
     return DEFAULT_NORMS[role]
@@ -35,7 +40,7 @@ class Route:
         reason: Why it has this role, one short sentence.
         views: The matrices it holds, for `hidden`, `embedding` and `head`; empty for the other roles.
         frozen: True when the parameter did not require a gradient.
-        input_layer: True for an `embedding` that is a linear map `(width, entries)` and not a table `(entries, width)`.
+        input_layer: True for an `embedding` that is a linear map of dense inputs and not a lookup table.
 
     Example:
         >>> route = Route("fc.bias", (), (3,), "bias", "rms", "bias of a Linear")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -134,6 +134,8 @@ def weight_of_layer(case: Case) -> Finding | None:
     if reason := case.evidence.head_reason(site):
         return Finding("head", reason + note, views)
     if reason := case.evidence.input_reason(site):
+        if isinstance(owner, _Conv) and tuple(owner.stride) == tuple(owner.kernel_size):  # patches: no tap is shared
+            views = tuple(replace(view, kernel=1) for view in views)
         return Finding("embedding", reason + note, views, input_layer=True)
     if any(part.startswith("lora_") for part in site.path.split(".")):
         return Finding("hidden", "LoRA factor" + note, views)
