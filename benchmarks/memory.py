@@ -112,7 +112,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], Loss], int
     "qwen2_5": (qwen2_5, token_loss, 1024),
     "mamba_130m": (mamba_130m, token_loss, 256),
 }
-BATCHES = {"vit_s": (8, 64), "qwen2_5": (1,), "mamba_130m": (1, 8)}
+BATCHES = {"vit_s": (8,), "qwen2_5": (1,), "mamba_130m": (1,)}
 
 
 # ---------------------------------------------------------------- rows

@@ -283,6 +283,8 @@ class Gluon(Optimizer):
             start = stop
         self._reference.stay({parameter for chunk in chunks for parameter in chunk.params})
         self._count(chunks, bool(references))
+        if self.reference_point is not None:  # the peak is in the second backward pass: keep nothing there to reuse
+            self._workspace = Workspace()
         return loss
 
     def _plan(self) -> tuple[list[Chunk], GradientCheck] | None:

@@ -1,0 +1,92 @@
+"""Bad input to the optimizer: an error that names the parameter, its shape and the remedy, before anything changed."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_gluon import Gluon
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 24), nn.Tanh(), nn.Linear(24, 5))
+
+
+def backward(net: nn.Module, step: int) -> None:
+    net.zero_grad()
+    net(torch.randn(8, 12, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+
+
+BAD_OPTIONS = [
+    (dict(method="glouon"), r"`method` to be one of gluon, scion, .* got 'glouon'"),
+    (dict(lr=-0.1), r"`lr` of group 'hidden' to satisfy 0 <= lr"),
+    (dict(lr=math.nan), r"`lr` of group"),
+    (dict(lr=None), r"`lr` of group 'hidden' is missing"),
+    (dict(momentum=1.0), r"`momentum` of group .* 0 <= momentum < 1, but got 1.0"),
+    (dict(momentum=-0.1), r"`momentum`"),
+    (dict(weight_decay=-1), r"`weight_decay`"),
+    (dict(radius={"hidden": -1.0}), r"`radius` of group 'hidden' to satisfy"),
+    (dict(radius={"hiden": 1.0}), r"keys of `radius` to be among hidden, .* got 'hiden'"),
+    (dict(radius=0.5), r"`radius` to map roles to radii"),
+    (dict(orthogonalizer="cholesky"), r"`orthogonalizer` of group 'hidden' to be one of polar_express"),
+    (dict(on_nonfinite="shrug"), r"`on_nonfinite` .* raise, skip, ignore"),
+    (dict(rank=4), r"Unknown option `rank` for method 'gluon'. Expected one of: .*momentum_dtype"),
+    (dict(method="limuon", rank=0), r"`rank` of group 'hidden' to be a whole number >= 1"),
+    (dict(method="limuon", oversampling=-1), r"`oversampling` .* >= 0, but got -1"),
+    (dict(method="limuon", reference="stepp"), r"`reference` .* copy, step, step8"),
+    (dict(method="gluon", reference="step"), r"Unknown option `reference` for method 'gluon'"),
+    (dict(method="gluon-mvr2", q=0.0), r"`q` of group .* 0 < q <= 1"),
+    (dict(method="mars", gamma=-1), r"`gamma`"),
+    (dict(momentum_dtype="int8"), r"`momentum_dtype` to be a floating-point dtype"),
+    (dict(scaling="mup"), r"`scaling` of group 'hidden' to be one of rms"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD_OPTIONS)
+def test_bad_options(options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Gluon(network(), **{"lr": 0.02, **options})
+
+
+def test_bad_parameters() -> None:
+    weight = nn.Parameter(torch.randn(4, 4))
+    with pytest.raises(ValueError, match="empty list of parameters"):
+        Gluon([], lr=0.1)
+    with pytest.raises(ValueError, match="Expected a module with parameters, but ReLU has none"):
+        Gluon(nn.ReLU(), lr=0.1)
+    with pytest.raises(ValueError, match="'param_1' is given twice"):
+        Gluon([weight, weight], lr=0.1)
+    with pytest.raises(ValueError, match=r"norm of matrices, but 'hidden_0' has shape \(3,\)"):
+        Gluon([{"params": [nn.Parameter(torch.zeros(3))], "role": "hidden"}], lr=0.1)
+    with pytest.raises(TypeError, match="complex64; an LMO needs real"):
+        Gluon([nn.Parameter(torch.zeros(3, 3, dtype=torch.complex64))], lr=0.1)
+    with pytest.raises(TypeError, match="Expected a module, a partition"):
+        Gluon(weight, lr=0.1)
+    with pytest.raises(ValueError, match="`role` of group 'x' to be one of hidden"):
+        Gluon([{"params": [weight], "role": "x"}], lr=0.1)
+    with pytest.raises(ValueError, match="one number or 1, but got 2"):
+        Gluon([{"params": [weight], "role": "hidden", "radius": [1.0, 2.0]}], lr=0.1)
+    with pytest.warns(UserWarning, match="no trainable parameter has that role"):
+        Gluon([weight], lr=0.1, radius={"head": 2.0})
+
+
+def test_sparse_gradients() -> None:
+    table = nn.Embedding(5, 3, sparse=True)
+    optimizer = Gluon([{"params": [table.weight], "role": "embedding"}], lr=0.1)
+    table(torch.tensor([1])).sum().backward()
+    with pytest.raises(RuntimeError, match=r"gradient of 'embedding_0' is sparse.*sparse=False"):
+        optimizer.step()
+
+
+def test_missing_second_gradient() -> None:
+    net = network()
+    optimizer = Gluon(net, lr=0.02, method="gluon-mvr1")
+    backward(net, 0)
+    optimizer.step()
+    backward(net, 1)
+    with pytest.raises(RuntimeError, match=r"gradients at the previous iterate are missing: call `step\(closure\)`"):
+        optimizer.step()
