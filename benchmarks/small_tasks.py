@@ -21,9 +21,6 @@ from torch.nn import functional
 
 import lightning_gluon
 
-# Patch embeddings read pixels, not one-hot rows: 25 in the sign norm is far too long a step (see role_ratios.py).
-PATCHES = {"embedding": 1.0}
-
 
 @dataclass
 class Task:
@@ -96,14 +93,14 @@ def digits() -> Task:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     pixels = (torch.tensor(images, dtype=torch.float32).view(-1, 1, 8, 8) / 8 - 1)[order]
     classes = torch.tensor(labels)[order]
-    return Task("digits", pixels[360:], classes[360:], pixels[:360], classes[:360], 64, PATCHES)
+    return Task("digits", pixels[360:], classes[360:], pixels[:360], classes[:360], 64)
 
 
 def cifar10(folder: str | Path) -> Task:
     """Return 10,000 training and 1,000 test images from `train.parquet` and `test.parquet` in the hub's layout."""
     train, labels = _parquet(Path(folder) / "train.parquet", 10_000)
     test, test_labels = _parquet(Path(folder) / "test.parquet", 1_000)
-    return Task("cifar10", train, labels, test, test_labels, 64, PATCHES)
+    return Task("cifar10", train, labels, test, test_labels, 64)
 
 
 def _parquet(path: Path, count: int) -> tuple[Tensor, Tensor]:
