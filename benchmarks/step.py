@@ -242,9 +242,9 @@ def floors(problem: Problem) -> dict[str, float]:
             for out, fan_in in (shape for view in route.views for shape in view.shapes):
                 small, large = sorted((out, fan_in))
                 aspect = large / small
-                # bf16 (CPU) runs its steps in groups of 1 + 2 + 2 + 1, fp16 (GPU) in pairs
-                pairs = 8 * aspect + 12 if problem.device == "cpu" else 6 * aspect + 15
-                flops += 2 * small**3 * (pairs if aspect > 1.5 else 6 * (2 * aspect + 1))
+                # in Gram form bf16 (CPU) runs its six steps in pairs, fp16 (GPU) in threes
+                gram = 6 * aspect + 15 if problem.device == "cpu" else 4 * aspect + 18
+                flops += 2 * small**3 * (gram if aspect > 1.5 else 6 * (2 * aspect + 1))
     return {"tflop": flops / 1e12, "traffic_gb": 24 * entries / 1e9, "parameters": entries}
 
 

@@ -5,8 +5,8 @@ the iteration. With `A = X X^T` on the smaller side, one step of the plain form 
 
     X <- a X + (b A + c A^2) X
 
-and the Gram form does two steps on `A` alone before it touches `X` again: algebraically the same, and fewer operations
-for elongated matrices. Polar Express starts from `X / bound`, where `bound >= ||X||_2` is the Schatten-8 norm, read off
+and the Gram form does two or three steps on `A` alone before it touches `X` again: algebraically the same, and fewer
+operations for elongated matrices. Polar Express starts from `X / bound`, where `bound >= ||X||_2` is the Schatten-8 norm, read off
 the first `A^2`: much tighter than the Frobenius norm, so small singular values start higher, at no extra product.
 """
 
@@ -61,14 +61,24 @@ METHODS = (*COEFFICIENTS, "svd")
 # LMO gap over 14 spectra measured in bf16: 1.3 % at 1.05, divergence at 1.02; in fp32 1.005 is ample and loses less.
 SAFETY = {torch.float16: 1.05, torch.bfloat16: 1.05, torch.float32: 1.005, torch.float64: 1.005}
 
-# Only half of a symmetric product need be computed. On CPUs, in four bands of rows, from this many rows on (Zen 5,
-# bf16, against full products: A^2 0.75 of the time at 896 rows, X X^T 0.70 at 768 x 3072, 0.68 at 896 x 4864; at 384
-# rows A^2 gains nothing).
-SYMMETRIC_ROWS = 768
+# Only half of a symmetric product need be computed. On CPUs, in four bands of rows, where the operands have this many rows
+# and entries (Zen 5, bf16, two threads, time against full products: X X^T 0.67 at 768 x 3072, 0.85 at 384 x 1536; A^2
+# 0.81 at 896 rows, 0.84 at 768). Below, more is lost than gained: A^2 at 512 rows 1.2.
+SYMMETRIC_ROWS = 384
+SYMMETRIC_ENTRIES = 2**19
 SYMMETRIC_BANDS = 4
 
-# One step costs 2a + 1, two steps in Gram form 2a + 5 (a: aspect ratio; unit: one product of the smaller side).
+# Steps that the Gram form takes between two touches of X. The product of their slopes at zero is the dynamic range of
+# what is rounded: 34 after two Polar Express steps, 134 after three. Largest LMO gap over 16 matrices: bf16 1.5 % with
+# two, 7 % with three; fp16 1.3 % with three, 15 % with four; fp32 1.2 % with all six.
+GRAM_STEPS = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 3, torch.float64: 3}
+# k steps cost (2a + 1) k one by one and 2a + 4k - 3 in Gram form (a: aspect ratio; unit: one product of the smaller
+# side). Six steps: 12a + 6 plain, 6a + 15 in pairs, 4a + 18 in threes.
 GRAM_ASPECT = 1.5
+# At the end most eigenvalues of the Gram matrix are near 1, and what is left of them without this rounds finer: it lets
+# a run of several steps come last in bf16. Largest gap and ||D|| over 24 matrices: 1.65 % and 1.016 at 0, 1.65 % and
+# 1.009 at 0.5, 1.41 % and 1.006 at 0.75, 1.59 % and 1.006 at 1 (which loses the eigenvalues that are still small).
+CENTRE = 0.75
 
 
 class Workspace:
@@ -291,58 +301,81 @@ def _svd(stack: Tensor) -> Tensor:
     return (left * (values > noise).to(values.dtype).unsqueeze(-2)) @ right
 
 
-def _segments(steps: int, dtype: torch.dtype, aspect: float) -> tuple[int, ...]:
-    """Split the steps into plain ones (1) and pairs in Gram form (2)."""
-    if aspect <= GRAM_ASPECT:
-        return (1,) * steps
-    if dtype != torch.bfloat16 or steps < 4:
-        return (2,) * (steps // 2) + (1,) * (steps % 2)
-    # bf16 is too coarse to end with a pair (large singular values pass 1): measured ||D|| 1.015 and gap 1.5 % in three
-    # pairs, 1.006 and 1.0 % here.
-    return (1,) + (2,) * ((steps - 2) // 2) + (1,) * (1 + steps % 2)
+def _segments(steps: int, dtype: torch.dtype, aspect: float) -> list[int]:
+    """Split the steps into runs that touch X once; a shorter one comes first."""
+    longest = GRAM_STEPS[dtype] if aspect > GRAM_ASPECT else 1
+    rest = steps % longest
+    return [rest] * (rest > 0) + [longest] * (steps // longest)
 
 
 def _iterate(x: Tensor, coefficients: Sequence[Step], safety: float | None, workspace: Workspace) -> Tensor:
     """Run the iteration on (B, m, n), m <= n, with entries of at most 1; `safety` None: Frobenius normalisation."""
     batch, rows, columns = x.shape
     y = workspace.take("y", x.shape, x)
-    gram, poly, q, spare = (workspace.take(slot, (batch, rows, rows), x) for slot in ("gram", "poly", "q", "spare"))
+    gram, *spare = (workspace.take(slot, (batch, rows, rows), x) for slot in ("gram", "factor", "matrix", "work"))
+    segments = _segments(len(coefficients), x.dtype, columns / rows)
     index = 0
-    for length in _segments(len(coefficients), x.dtype, columns / rows):
-        a, b, c = coefficients[index]
-        _symmetric(None, x, x.mT, gram)
+    for number, length in enumerate(segments):
+        steps = coefficients[index : index + length]
+        last = length > 1 and 0 < number == len(segments) - 1
+        if last:
+            identity = torch.eye(rows, dtype=x.dtype, device=x.device).expand(batch, rows, rows)
+            _symmetric(identity, x, x.mT, gram, beta=-CENTRE)
+        else:
+            _symmetric(None, x, x.mT, gram)
         if index == 0:
-            x.mul_(_normalize_(gram, poly, b, c, safety))
-        else:
-            _symmetric(gram, gram, gram, poly, beta=b, alpha=c)
-        if length == 1:
-            torch.baddbmm(x, poly, x, beta=a, out=y)
-        else:
-            second = coefficients[index + 1]
-            torch.baddbmm(x, _pair(gram, poly, q, spare, a, second), x, beta=a * second[0], out=y)
+            x.mul_(_normalize_(gram, spare[1], steps[0], safety))
+        matrix, constant = _run(gram, *spare, steps, centre=CENTRE if last else 0.0, started=index == 0)
+        torch.baddbmm(x, matrix, x, beta=constant, out=y)
         x, y = y, x
         index += length
     return x
 
 
-def _pair(gram: Tensor, first: Tensor, second: Tensor, spare: Tensor, a: float, step: Step) -> Tensor:
-    """Return `Q2 Q1 - a2 a1` of two steps, `Q = a + b A + c A^2`, given `first = Q1 - a1`, through `A <- Q1 A Q1`.
+def _run(
+    gram: Tensor, factor: Tensor, matrix: Tensor, work: Tensor, steps: Sequence[Step], *, centre: float, started: bool
+) -> tuple[Tensor, float]:
+    """Return a matrix P and a number k with `Q_r ... Q_1 = k + P`, for steps `Q = a + b A + c A^2`, `A <- Q A Q`.
+
+    With `A = z + E` (E: `gram`, z: `centre`), `Q = s + F` and `Q A = s z + S`,
+
+        F = (b + 2 c z) E + c E^2        s = a + b z + c z^2
+        P <- s P + k F + F P             k <- s k
+        S = s E + z F + F E
+        E <- s S + s z F + S F           z <- s^2 z
 
     The constants stay out of the matrices: bf16 would round them, on the diagonal, by more than what is beside them.
+    `started`: `matrix` holds the first F.
     """
-    _symmetric(gram, gram, first, spare, beta=a)
-    _symmetric(spare, first, spare, gram, beta=a)
-    _symmetric(gram, gram, gram, second, beta=step[1], alpha=step[2])
-    _symmetric(second, first, second, spare, beta=a)
-    return spare.add_(first, alpha=step[0])
+    constant = 1.0
+    for number, (a, b, c) in enumerate(steps):
+        scale = a + b * centre + c * centre**2
+        f = factor if number else matrix
+        if number or not started:
+            _symmetric(gram, gram, gram, f, beta=b + 2 * c * centre, alpha=c)
+        if number:
+            torch.add(f, matrix, alpha=scale / constant, out=work)
+            _symmetric(work, f, matrix, work, beta=constant)
+            matrix, work = work, matrix
+        constant *= scale
+        if number == len(steps) - 1:
+            break
+        if centre:
+            torch.add(gram, f, alpha=centre / scale, out=work)
+        _symmetric(work if centre else gram, f, gram, work, beta=scale)
+        if centre:
+            torch.add(work, f, alpha=centre, out=gram)
+        _symmetric(gram if centre else work, work, f, gram, beta=scale)
+        centre *= scale**2
+    return matrix, constant
 
 
 def _symmetric(
     base: Tensor | None, left: Tensor, right: Tensor, out: Tensor, *, beta: float = 0.0, alpha: float = 1.0
 ) -> None:
-    """Write `beta base + alpha left @ right`, known to be symmetric, to `out`."""
+    """Write `beta base + alpha left @ right`, known to be symmetric, to `out`, which may be `base`."""
     rows = out.shape[-1]
-    if out.device.type != "cpu" or rows < SYMMETRIC_ROWS:
+    if out.device.type != "cpu" or rows < SYMMETRIC_ROWS or rows * left.shape[-1] < SYMMETRIC_ENTRIES:
         if base is None:
             torch.bmm(left, right, out=out)
         else:
@@ -360,22 +393,31 @@ def _symmetric(
             out[matrix, :start, start:stop].copy_(low[:, :start].mT)
 
 
-def _normalize_(gram: Tensor, poly: Tensor, b: float, c: float, safety: float | None) -> Tensor:
+def _normalize_(gram: Tensor, poly: Tensor, step: Step, safety: float | None) -> Tensor:
     """Scale `gram = X X^T` in place so that `||X||_2 <= 1`, write `b gram + c gram^2` to `poly`, return X's factor."""
-    # Schatten-8: ||A||_2 <= ||A^2||_F^(1/2). Dividing by the trace, ||X||_F^2, first keeps A^2 in the range of fp16.
+    _, b, c = step
+    wide = _wide(gram.dtype)
     # Factors of matrices are in their dtype: with others torch converts whole matrices, there and back.
-    trace = _one_if_zero(gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=_wide(gram.dtype)))[:, None, None]
-    shrink = trace.reciprocal()
-    gram.mul_(shrink if gram.dtype == torch.float16 else shrink.to(gram.dtype))  # up to the row length: beyond fp16
-    _symmetric(None, gram, gram, poly)
     if safety is None:
-        poly.mul_(c).add_(gram, alpha=b)
+        trace = _one_if_zero(gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide))[:, None, None]
+        _scale_(gram, trace.reciprocal())
+        _symmetric(gram, gram, gram, poly, beta=b, alpha=c)
         return trace.rsqrt().to(gram.dtype)
-    squared = torch.linalg.vector_norm(poly, dim=(-2, -1), keepdim=True, dtype=_wide(gram.dtype))
+    # Schatten-8: ||A||_2 <= ||A^2||_F^(1/2). Dividing by ||A||_F first keeps A^2, and c / bound^2 <= c n^(1/2), in the
+    # range of fp16; by the trace, c n^(3/2) is beyond it from 300 rows on.
+    norm = _one_if_zero(torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True, dtype=wide))
+    _scale_(gram, norm.reciprocal())
+    _symmetric(None, gram, gram, poly)
+    squared = torch.linalg.vector_norm(poly, dim=(-2, -1), keepdim=True, dtype=wide)
     bound = _one_if_zero(squared).sqrt() * safety**2
     gram.mul_(bound.reciprocal().to(gram.dtype))
     poly.mul_((c / bound.square()).to(gram.dtype)).add_(gram, alpha=b)
-    return (trace * bound).rsqrt().to(gram.dtype)
+    return (norm * bound).rsqrt().to(gram.dtype)
+
+
+def _scale_(matrices: Tensor, factor: Tensor) -> None:
+    """Multiply in place; a factor up to the row length is beyond fp16, and costs a conversion there."""
+    matrices.mul_(factor if matrices.dtype == torch.float16 else factor.to(matrices.dtype))
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

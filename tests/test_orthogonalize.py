@@ -15,7 +15,7 @@ orthogonalize = ortho.orthogonalize
 SHAPES = [(256, 256), (512, 128), (96, 672)]  # square, 4:1, 1:7
 SPECTRA = ["gaussian", "1/i", "1/i^2", "low rank"]
 # Largest LMO gap allowed and, in the comment, the largest one seen over these shapes and spectra.
-GAP = {torch.bfloat16: 0.015, torch.float16: 0.013, torch.float32: 0.011}  # 0.0115, 0.0107, 0.0088
+GAP = {torch.bfloat16: 0.015, torch.float16: 0.015, torch.float32: 0.011}  # 0.0132, 0.0130, 0.0088
 
 
 def matrix(shape: tuple[int, int], spectrum: str, seed: int = 0) -> Tensor:
@@ -55,6 +55,15 @@ def test_default_reaches_the_dual_norm_without_leaving_the_ball(shape, spectrum,
     gap, norm = gap_and_norm(g, orthogonalize(g, dtype=dtype))
     assert -1e-6 < gap <= GAP[dtype]
     assert norm <= 1.01  # seen: 1.0056
+
+
+@pytest.mark.parametrize("shape", [(512, 1100), (640, 640)], ids=str)
+def test_half_precision_holds_a_flat_spectrum_of_many_rows(shape):
+    """Scaled to trace one, `A^2` and `1 / ||A^2||` leave the range of fp16 from some 500 rows on."""
+    g = torch.linalg.qr(matrix(shape, "gaussian").mT)[0].mT if shape[0] < shape[1] else matrix(shape, "gaussian")
+    gap, norm = gap_and_norm(g, orthogonalize(g, dtype=torch.float16))
+    assert gap <= 0.01  # seen: 0.002
+    assert norm <= 1.01
 
 
 @pytest.mark.parametrize("rank", [1, 2, 4])
@@ -151,6 +160,7 @@ def test_symmetric_products_equal_full_ones(monkeypatch, shape):
     g = torch.stack([matrix(shape, "1/i"), matrix(shape, "gaussian")])
     full = orthogonalize(g, dtype=torch.float64)
     monkeypatch.setattr(ortho, "SYMMETRIC_ROWS", 16)
+    monkeypatch.setattr(ortho, "SYMMETRIC_ENTRIES", 0)
     torch.testing.assert_close(orthogonalize(g, dtype=torch.float64), full, rtol=0, atol=1e-10)
 
 
