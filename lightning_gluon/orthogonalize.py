@@ -6,8 +6,9 @@ the iteration. With `A = X X^T` on the smaller side, one step of the plain form 
     X <- a X + (b A + c A^2) X
 
 and the Gram form does two or three steps on `A` alone before it touches `X` again: algebraically the same, and fewer
-operations for elongated matrices. Polar Express starts from `X / bound`, where `bound >= ||X||_2` is the Schatten-8 norm, read off
-the first `A^2`: much tighter than the Frobenius norm, so small singular values start higher, at no extra product.
+operations for elongated matrices. Polar Express starts from `X / bound`, where `bound >= ||X||_2` is the Schatten-8
+norm, read off the first `A^2`: much tighter than the Frobenius norm, so small singular values start higher, at no extra
+product.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ METHODS = (*COEFFICIENTS, "svd")
 # LMO gap over 14 spectra measured in bf16: 1.3 % at 1.05, divergence at 1.02; in fp32 1.005 is ample and loses less.
 SAFETY = {torch.float16: 1.05, torch.bfloat16: 1.05, torch.float32: 1.005, torch.float64: 1.005}
 
-# Only half of a symmetric product need be computed. On CPUs, in four bands of rows, where the operands have this many rows
-# and entries (Zen 5, bf16, two threads, time against full products: X X^T 0.67 at 768 x 3072, 0.85 at 384 x 1536; A^2
-# 0.81 at 896 rows, 0.84 at 768). Below, more is lost than gained: A^2 at 512 rows 1.2.
+# Only half of a symmetric product need be computed. On CPUs, in four bands of rows, where the operands have this many
+# rows and entries (Zen 5, bf16, two threads, time against full products: X X^T 0.67 at 768 x 3072, 0.85 at 384 x 1536;
+# A^2 0.81 at 896 rows, 0.84 at 768). Below, more is lost than gained: A^2 at 512 rows 1.2.
 SYMMETRIC_ROWS = 384
 SYMMETRIC_ENTRIES = 2**19
 SYMMETRIC_BANDS = 4
