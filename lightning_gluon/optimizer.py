@@ -6,9 +6,9 @@ X <- (1 - lr * weight_decay) X - lr * radius * D(M)          D(M) = argmax_{||D|
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeGuard
 
 import torch
@@ -26,7 +26,7 @@ from lightning_gluon.plan import Chunk, build_plan
 from lightning_gluon.reference import ReferencePoint
 from lightning_gluon.rng import rng_state, set_rng_state
 from lightning_gluon.state import match_saved_state, memory
-from lightning_gluon.update import update_
+from lightning_gluon.update import advance_, advance_all_, prepare
 
 __all__ = ["Gluon"]
 
@@ -62,6 +62,8 @@ class Gluon(Optimizer):
         weight_decay: Decoupled decay in units of 1 / lr, one value or one per role; default: the method's.
         radius: Radii relative to the hidden one, by role, instead of the method's.
         momentum: Weight on the OLD momentum, in [0, 1); default: the method's.
+        compile: Let `torch.compile` make one graph of the step (a string: its mode): the first step takes up to a
+            minute, later ones launch fewer kernels. Learning rates and radii may change, momenta may not.
         **options: `orthogonalizer` (`polar_express`, `newton_schulz`, `you`, `svd`), `orthogonalizer_steps`,
             `orthogonalizer_dtype`, `momentum_dtype`, `on_nonfinite` (`raise`, `skip`, `ignore`), `noise_floor`, and
             those of the method's estimators: `q`, `gamma`, `clip`, `rank`, `oversampling`, `power_iterations`,
@@ -93,8 +95,12 @@ class Gluon(Optimizer):
         weight_decay: float | Mapping[str, float] | None = None,
         radius: Mapping[str, float] | None = None,
         momentum: float | None = None,
+        compile: bool | str = False,
         **options: Any,
     ) -> None:
+        if not isinstance(compile, (bool, str)):
+            raise ValueError(f"Expected `compile` to be a bool or a mode of torch.compile, but got {compile!r}.")
+        self.compile = compile
         if isinstance(params, nn.Module):
             params = partition(params)
         groups = build_groups(
@@ -129,6 +135,7 @@ class Gluon(Optimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("reference_gradients", {})
         self.__dict__.setdefault("two_point", "closure")
+        self.__dict__.setdefault("compile", False)
         self._transient()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -138,6 +145,7 @@ class Gluon(Optimizer):
             "_partition": None,
             "_defaults_for_groups": self._defaults_for_groups,
             "two_point": self.two_point,
+            "compile": self.compile,
         }
 
     # ------------------------------------------------------------------ groups
@@ -273,19 +281,40 @@ class Gluon(Optimizer):
         norms = check.norms(gradients, [] if folded else references, self.param_groups[0]["on_nonfinite"])
         if norms is None:
             return loss
-        signal = check.signal(norms)
-        start = 0
-        for chunk in chunks:
-            stop = start + len(chunk.indices)
-            old = references[start:stop] if references else None
-            with self._reference.tracking(chunk.params):
-                update_(self, chunk, gradients[start:stop], old, signal[start:stop] if signal is not None else None)
-            start = stop
+        self._update(chunks, gradients, references, check.signal(norms))
         self._reference.stay({parameter for chunk in chunks for parameter in chunk.params})
         self._count(chunks, bool(references))
         if self.reference_point is not None:  # the peak is in the second backward pass: keep nothing there to reuse
             self._workspace = Workspace()
         return loss
+
+    def _update(
+        self, chunks: list[Chunk], gradients: list[Tensor], references: list[Tensor], signal: list[Tensor] | None
+    ) -> None:
+        """Move chunk by chunk, so that one chunk's intermediates are held; compiled, all in one graph."""
+        start, jobs = 0, []
+        with ExitStack() as tracked:
+            for chunk in chunks:
+                part = slice(start, start + len(chunk.indices))
+                start = part.stop
+                old, heard = references[part] if references else None, signal[part] if signal is not None else None
+                with ExitStack() as here:
+                    (tracked if self.compile else here).enter_context(self._reference.tracking(chunk.params))
+                    job = prepare(self, chunk, gradients[part], old, heard)
+                    if job is not None and self.compile:
+                        jobs.append(job)
+                    elif job is not None:
+                        advance_(*job.arguments(tensors=False), workspace=self._workspace)
+                        job.finish()
+            if jobs:
+                self._advance_all([job.arguments(tensors=True) for job in jobs])
+            for job in jobs:
+                job.finish()
+
+    @cached_property
+    def _advance_all(self) -> Callable[..., None]:
+        mode = self.compile if isinstance(self.compile, str) else None
+        return torch.compile(advance_all_, dynamic=False, mode=mode)
 
     def _plan(self) -> tuple[list[Chunk], GradientCheck] | None:
         """Return the plan for the parameters that have a gradient now; `None` where none has."""

@@ -313,7 +313,9 @@ def _iterate(x: Tensor, coefficients: Sequence[Step], safety: float | None, work
     """Run the iteration on (B, m, n), m <= n, with entries of at most 1; `safety` None: Frobenius normalisation."""
     batch, rows, columns = x.shape
     y = workspace.take("y", x.shape, x)
-    gram, *spare = (workspace.take(slot, (batch, rows, rows), x) for slot in ("gram", "factor", "matrix", "work"))
+    gram, factor, matrix, work = (
+        workspace.take(slot, (batch, rows, rows), x) for slot in ("gram", "factor", "matrix", "work")
+    )
     segments = _segments(len(coefficients), x.dtype, columns / rows)
     index = 0
     for number, length in enumerate(segments):
@@ -325,9 +327,10 @@ def _iterate(x: Tensor, coefficients: Sequence[Step], safety: float | None, work
         else:
             _symmetric(None, x, x.mT, gram)
         if index == 0:
-            x.mul_(_normalize_(gram, spare[1], steps[0], safety))
-        matrix, constant = _run(gram, *spare, steps, centre=CENTRE if last else 0.0, started=index == 0)
-        torch.baddbmm(x, matrix, x, beta=constant, out=y)
+            x.mul_(_normalize_(gram, matrix, steps[0], safety))
+        centre = CENTRE if last else 0.0
+        poly, constant = _run(gram, factor, matrix, work, steps, centre=centre, started=index == 0)
+        torch.baddbmm(x, poly, x, beta=constant, out=y)
         x, y = y, x
         index += length
     return x

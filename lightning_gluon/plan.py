@@ -70,6 +70,7 @@ class Stack:
     shape: tuple[int, int]
     slots: list[Slot] = field(default_factory=list)
     count: int = 0
+    compute: torch.dtype | None = None  # in which it is orthogonalised
 
 
 @dataclass

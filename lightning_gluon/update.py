@@ -8,7 +8,8 @@ The only place that moves parameters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,22 +26,55 @@ from lightning_gluon.plan import ORIENTED, Chunk, Stack, stack_views
 if TYPE_CHECKING:
     from lightning_gluon.optimizer import Gluon
 
-__all__ = ["update_"]
+__all__ = ["Job", "advance_", "advance_all_", "prepare"]
 
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # where torch has a fused AdamW kernel
 
 
-def update_(
+@dataclass
+class Job:
+    """A chunk with all that its step reads and writes on the device."""
+
+    chunk: Chunk
+    params: list[Tensor]
+    new: list[Tensor]
+    old: list[Tensor]
+    buffers: dict[str, list[Tensor]]
+    members: list[Carry]
+
+    def arguments(self, *, tensors: bool) -> tuple:
+        """Return what `advance_` takes; what schedules change as tensors: a compiler makes a graph of every number."""
+        group = self.chunk.group
+        lengths: Any = [group["lr"] * radius for radius in self.chunk.radii]
+        keep: Any = 1 - group["lr"] * group["weight_decay"]
+        if tensors:
+            kind: dict[str, Any] = {"dtype": self.new[0].dtype, "device": self.params[0].device}
+            lengths = torch.tensor(lengths, **kind)
+            keep = torch.full((), keep, **kind) if group["weight_decay"] else 1
+        signs = group.get("every", 1) > 1 and group["steps"] % group["every"] > 0  # LionMuon between spectral steps
+        return self.chunk, self.params, self.new, self.old, self.buffers, lengths, keep, signs
+
+    def finish(self) -> None:
+        """Keep the buffers for the next step."""
+        for name, values in self.buffers.items():
+            for member, value in zip(self.members, values, strict=True):
+                member.store(name, value)
+
+
+def prepare(
     optimizer: Gluon, chunk: Chunk, new: list[Tensor], old: list[Tensor] | None, signal: list[Tensor] | None
-) -> None:
-    """Advance the estimator of a chunk and move its weights.
+) -> Job | None:
+    """Load the buffers of a chunk; AdamW's chunks are stepped here and now, by torch's own kernel.
 
     Args:
-        optimizer: The optimizer, for its state and its buffers.
+        optimizer: The optimizer, for its state.
         chunk: Parameters of one group.
         new: Their gradients, which are only read.
         old: Their gradients at the previous iterate; `None` where there are none yet.
         signal: 0 where a gradient is rounding noise, 1 elsewhere.
+
+    Returns:
+        What is left to do.
     """
     group, params = chunk.group, chunk.params
     if signal is not None and group["norm"] in GUARDED:
@@ -48,51 +82,82 @@ def update_(
         old = list(torch._foreach_mul(old, signal)) if old is not None else None
     if group["estimator"] == "adamw":
         _adamw_(optimizer.state, group, params, new)
-        return
-    direction = _estimate(optimizer.state, chunk, new, old)
-    if group["lr"] * group["weight_decay"]:
-        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-    _move_(chunk, params, direction, optimizer._workspace)
-
-
-def _estimate(state: Any, chunk: Chunk, new: list[Tensor], old: list[Tensor] | None) -> list[Tensor]:
-    """Advance the buffers of a chunk and return what stands in for its gradients, in fp32 or wider."""
-    group, estimator = chunk.group, ESTIMATORS[chunk.group["estimator"]]
+        return None
     work = torch.promote_types(new[0].dtype, torch.float32)
     new = [gradient.to(work) for gradient in new]
     old = new if old is None else [gradient.to(work) for gradient in old]
     members = [
-        Carry(state[parameter], parameter, views, group)
-        for parameter, views in zip(chunk.params, chunk.factored, strict=True)
+        Carry(optimizer.state[parameter], parameter, views, group)
+        for parameter, views in zip(params, chunk.factored, strict=True)
     ]
     buffers = {
         name: [member.load(name, gradient) for member, gradient in zip(members, new, strict=True)]
-        for name in estimator.buffers
+        for name in ESTIMATORS[group["estimator"]].buffers
     }
-    direction = estimator.update(buffers, new, old, group)
-    for name, values in buffers.items():
-        for member, value in zip(members, values, strict=True):
-            member.store(name, value)
-    return direction
+    for stack in chunk.stacks:
+        stack.compute = stack.compute or _compute_dtype(group, stack, new[0])
+    return Job(chunk, params, new, old, buffers, members)
 
 
-def _move_(chunk: Chunk, params: list[Tensor], direction: list[Tensor], workspace: Workspace) -> None:
-    """Move the weights of a chunk by `-lr * radius * D(direction)`."""
-    lengths = [-chunk.group["lr"] * radius for radius in chunk.radii]
-    if chunk.group["norm"] == "identity":
-        for length, targets, pieces in _by_length(lengths, params, direction):
-            torch._foreach_add_(targets, pieces, alpha=length)
+def advance_all_(jobs: list[tuple]) -> None:
+    """Advance all chunks of a step, as one graph for a compiler."""
+    for arguments in jobs:
+        advance_(*arguments, workspace=Workspace())
+
+
+def advance_(
+    chunk: Chunk,
+    params: list[Tensor],
+    new: list[Tensor],
+    old: list[Tensor],
+    buffers: dict[str, list[Tensor]],
+    lengths: Sequence[float] | Tensor,
+    keep: float | Tensor,
+    signs: bool,
+    *,
+    workspace: Workspace,
+) -> None:
+    """Advance buffers and weights: all that runs on the device, and nothing that waits for it.
+
+    Args:
+        chunk: Layout and options.
+        params: The weights.
+        new: Gradients in fp32 or wider.
+        old: Gradients at the previous iterate.
+        buffers: The estimator's buffers, in the dtype of the gradients.
+        lengths: Step length of every parameter, `lr * radius`.
+        keep: What decay leaves of the weights, `1 - lr * weight_decay`.
+        signs: Step along the signs instead of the spectral LMO.
+        workspace: Buffers to reuse.
+    """
+    group = chunk.group
+    direction = ESTIMATORS[group["estimator"]].update(buffers, new, old, group)
+    if isinstance(keep, Tensor) or keep != 1:
+        torch._foreach_mul_(params, keep)
+    if group["norm"] == "identity":
+        _subtract_(params, direction, list(lengths))
         return
     for stack in chunk.stacks:
-        units, factors = _lmo(chunk, stack, direction, workspace)
+        units, factors = _lmo(chunk, stack, direction, signs, workspace)
         scaled = [lengths[slot.member] * factor for slot, factor in zip(stack.slots, factors, strict=True)]
         targets = [slot.of(params[slot.member]) for slot in stack.slots]
-        pieces = [slot.update(units, params[slot.member].shape) for slot in stack.slots]
-        for length, some, parts in _by_length(scaled, targets, pieces):
-            torch._foreach_add_(some, parts, alpha=length)
+        _subtract_(targets, [slot.update(units, params[slot.member].shape) for slot in stack.slots], scaled)
 
 
-def _lmo(chunk: Chunk, stack: Stack, direction: list[Tensor], workspace: Workspace) -> tuple[Tensor, list[float]]:
+def _subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) -> None:
+    """Subtract `length piece` from every target; equal numbers in one call."""
+    if isinstance(lengths[0], Tensor):
+        for target, piece, length in zip(targets, pieces, lengths, strict=True):
+            target.sub_(piece.to(length.dtype) * length)
+        return
+    for length in dict.fromkeys(lengths):
+        where = [index for index, other in enumerate(lengths) if other == length]
+        torch._foreach_add_([targets[i] for i in where], [pieces[i] for i in where], alpha=-length)
+
+
+def _lmo(
+    chunk: Chunk, stack: Stack, direction: list[Tensor], signs: bool, workspace: Workspace
+) -> tuple[Tensor, list[float]]:
     """Return a stack of directions and the factor that makes each a point of its unit sphere."""
     group, like = chunk.group, direction[0]
     shape = (stack.count, *stack.shape)
@@ -104,17 +169,26 @@ def _lmo(chunk: Chunk, stack: Stack, direction: list[Tensor], workspace: Workspa
             batch = workspace.take("gather", shape, like)
             stack_views(stack, direction, batch)
         return make_norm(group["norm"]).lmo(batch), [1.0] * len(stack.slots)
-    method, name = group["orthogonalizer"], group["orthogonalizer_dtype"]
-    compute = getattr(torch, name) if name else compute_dtype(like.device, method=method, dtype=like.dtype, shape=shape)
+    compute = stack.compute
+    assert compute is not None
     batch = workspace.take("gather", shape, like, dtype=staging_dtype(compute))
     stack_views(stack, direction, batch)
     norm = Spectral(scaling=group["scaling"])
     scales = [norm.scale(*slot.view.matrix[1:], slot.view.kernel) for slot in stack.slots]
-    if group["steps"] % group.get("every", 1):  # LionMuon between its spectral steps
+    if signs:
         rms = group["sign_radius"] * math.sqrt(min(stack.shape) / math.prod(stack.shape))
         return batch.sign_(), [rms * scale for scale in scales]
     steps = group["orthogonalizer_steps"]
+    method = group["orthogonalizer"]
     return orthogonalize_(batch, method=method, steps=steps, dtype=compute, workspace=workspace), scales
+
+
+def _compute_dtype(group: dict[str, Any], stack: Stack, like: Tensor) -> torch.dtype:
+    """Return the dtype in which a stack is orthogonalised."""
+    name, shape = group["orthogonalizer_dtype"], (stack.count, *stack.shape)
+    if name:
+        return getattr(torch, name)
+    return compute_dtype(like.device, method=group["orthogonalizer"], dtype=like.dtype, shape=shape)
 
 
 def _adamw_(state: Any, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
@@ -146,12 +220,3 @@ def _adamw_(state: Any, group: dict[str, Any], params: list[Tensor], gradients: 
         eps=group["eps"],
         maximize=False,
     )
-
-
-def _by_length(
-    lengths: list[float], targets: list[Tensor], pieces: list[Tensor]
-) -> Iterator[tuple[float, list[Tensor], list[Tensor]]]:
-    """Gather equal step lengths, so that each needs one call."""
-    for length in dict.fromkeys(lengths):
-        where = [index for index, other in enumerate(lengths) if other == length]
-        yield length, [targets[index] for index in where], [pieces[index] for index in where]

@@ -1,0 +1,94 @@
+"""A compiled step is the eager step: one graph, whatever the schedules do."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import lightning_gluon
+
+compile_ = torch.compile
+
+
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    hidden = nn.MultiheadAttention(32, 2)  # a fused projection
+    return nn.ModuleDict(
+        {"table": nn.Embedding(50, 32), "mix": hidden, "up": nn.Linear(32, 96), "head": nn.Linear(96, 5)}
+    )
+
+
+def give_gradients(*models: nn.Module, seed: int) -> None:
+    """Give all models the same gradients, of full rank: rounding decides the directions that a gradient lacks."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameters in zip(*(m.parameters() for m in models), strict=True):
+        gradient = torch.randn(parameters[0].shape, generator=generator)
+        for parameter in parameters:
+            parameter.grad = gradient.clone()
+
+
+def compare(method: str, steps: int, **options: Any) -> None:
+    """Step eagerly and compiled under changing learning rates and radii, and compare the weights after every step."""
+    plain, fast = model(), model()
+    fixed = {"method": method, "weight_decay": 0.1, "orthogonalizer_dtype": "float32", **options}
+    eager, compiled = (lightning_gluon.Gluon(m, 0.02, **fixed, compile=c) for m, c in ((plain, False), (fast, True)))
+    for step in range(steps):
+        give_gradients(plain, fast, seed=step)
+        for optimizer in (eager, compiled):
+            for group in optimizer.param_groups:
+                group["lr"] = 0.02 * (1 - step / 10)
+                if group["role"] == "head":
+                    group["radius"] = 25.0 + step
+            if optimizer.needs_reference:
+                optimizer.two_point = "callback"
+                optimizer.reference_gradients = {p: p.grad + 0.1 for g in optimizer.param_groups for p in g["params"]}
+            optimizer.step()
+        for (name, a), b in zip(plain.named_parameters(), fast.parameters(), strict=True):
+            assert (a - b).norm() <= 1e-5 * a.norm(), name  # seen: 1e-6
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Counter:
+    """Compile without a compiler: the same graphs, run by torch; a break in one is an error."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+    def without(function: Any, **options: Any) -> Any:
+        return compile_(function, backend="aot_eager", fullgraph=True, dynamic=options["dynamic"])
+
+    monkeypatch.setattr(torch, "compile", without)
+    return torch._dynamo.utils.counters["stats"]
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "expected"),
+    [("gluon", {}, 1), ("muon", {}, 1), ("lionmuon", {"every": 2}, 2), ("gluon-mvr1", {"reference": "step"}, 2)],
+)
+def test_one_graph_equals_eager(graphs: Counter, method: str, options: dict[str, Any], expected: int) -> None:
+    compare(method, 5, **options)
+    assert graphs["unique_graphs"] == expected  # two: with and without signs; the first step has no second gradient
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["gluon", "lionmuon"])
+def test_inductor_equals_eager(method: str) -> None:
+    compare(method, 3)
+
+
+def test_a_pickle_remembers_and_holds_no_graph() -> None:
+    module = model()
+    optimizer = lightning_gluon.Gluon(module, compile="max-autotune")
+    again = pickle.loads(pickle.dumps(optimizer))
+    assert again.compile == copy.deepcopy(optimizer).compile == "max-autotune"
+    assert "_advance_all" not in again.__dict__
+
+
+def test_bad_mode() -> None:
+    with pytest.raises(ValueError, match=r"`compile` to be a bool or a mode of torch.compile, but got 3"):
+        lightning_gluon.Gluon(model(), compile=3)
