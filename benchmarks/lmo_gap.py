@@ -7,14 +7,12 @@ For every method, dtype, spectrum and shape:
     smallest the smallest singular value of D
     time     of one call, relative to the orthogonalisation inside torch.optim.Muon (5 steps, bf16) in the same run
 
-    python benchmarks/lmo_gap.py [--threads 1] [--quick] [--output benchmarks/results/lmo_gap.json]
+    python -m benchmarks.lmo_gap [--threads 1] [--quick] [--output benchmarks/results/lmo_gap.json]
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +23,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.optim._muon import _zeropower_via_newtonschulz
 
+from benchmarks.environment import environment, write_json
 from lightning_gluon import orthogonalize
 
 SHAPES = {"square": (768, 768), "4:1": (1536, 384), "1:7": (128, 896)}
@@ -86,22 +85,6 @@ def measure(label: str, dtype: str, call: Callable[[Tensor], Tensor], matrices: 
     return records
 
 
-def environment() -> dict:
-    """Describe the machine."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return {
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": model,
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-    }
-
-
 def table(records: list[dict]) -> Table:
     """Return one row per method, dtype and shape; gaps of the spectra side by side."""
     out = Table(title="Gap of the spectral LMO (%), singular values of D, time against torch.optim.Muon's products")
@@ -140,8 +123,7 @@ def main() -> None:
         records += measure(method, str(dtype).removeprefix("torch."), call, matrices, repeats)
 
     Console(width=140).print(table(records))
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps({"environment": environment(), "records": records}, indent=1) + "\n")
+    write_json(args.output, {"environment": environment(), "records": records})
     print(f"written to {args.output}")
 
 

@@ -2,7 +2,9 @@
 
 Every row steps its own copy of the same weights with the same gradients; rows take turns, round by round, and the ratio
 is taken round by round too, so a machine whose speed drifts does not favour anyone. `gap` is `1 - <G, D> / ||G||_*` of
-the direction that the row really stepped along, after scaling it to spectral norm 1: what its LMO is worth.
+the direction that the row really stepped along, after scaling it to spectral norm 1: what its LMO is worth. `floor` is
+the time of the products of a default step at the measured matrix rate and of 24 bytes per parameter at the measured
+bandwidth; `profile` says what the operators of one step of `gluon` take.
 
     python -m benchmarks.step --models vit_ti vit_s qwen2_5/12 --rounds 7
     python -m benchmarks.step --device cuda --models vit_s vit_b mamba_130m qwen2_5 --rounds 50
@@ -22,10 +24,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.optim._muon import _zeropower_via_newtonschulz
 
 import lightning_gluon
 from benchmarks.environment import environment, write_json
 from lightning_gluon.groups import groups_of_routes
+from lightning_gluon.orthogonalize import Workspace, compute_dtype, orthogonalize_
+from lightning_gluon.plan import build_plan, stack_views
 
 BASELINE = "torch Muon + AdamW"
 HIDDEN = "hidden"
@@ -142,6 +147,35 @@ def _timm_muon(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
     return Muon([{"params": hidden}, {"params": rest, "use_fallback": True}], lr=1e-3, weight_decay=0.0)
 
 
+class Bare:
+    """The LMO of all hidden matrices, without momentum and weights."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.step = call
+
+
+def _lmo_ours(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
+    optimizer = lightning_gluon.Gluon(problem.groups(parameters, "gluon"))
+    chunks = [chunk for chunk in build_plan(optimizer.param_groups) if chunk.group["role"] == HIDDEN]
+    workspace = Workspace()
+
+    def call() -> None:
+        for chunk in chunks:
+            for stack in chunk.stacks:
+                like = chunk.gradients[0]
+                stack.compute = compute_dtype(like.device, shape=(stack.count, *stack.shape))
+                batch = workspace.take("gather", (stack.count, *stack.shape), like)
+                stack_views(stack, chunk.gradients, batch)
+                orthogonalize_(batch, dtype=stack.compute, workspace=workspace)
+
+    return Bare(call)
+
+
+def _lmo_torch(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
+    gradients = [parameter.grad for parameter in problem.matrices(parameters)[0]]
+    return Bare(lambda: [_zeropower_via_newtonschulz(g, (3.4445, -4.7750, 2.0315), 5, 1e-7) for g in gradients])
+
+
 def _fused_adamw(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
     return torch.optim.AdamW(parameters.values(), lr=1e-3, fused=True)
 
@@ -150,6 +184,7 @@ ROWS: dict[str, Row] = {
     BASELINE: _torch_muon,
     "gluon": _ours("gluon"),
     "gluon (no check)": _ours("gluon", on_nonfinite="ignore"),
+    "gluon, compiled": _ours("gluon", on_nonfinite="ignore", compile=True),
     "muon": _ours("muon"),
     "muon, jordan": _ours("muon", orthogonalizer="jordan"),
     "scion": _ours("scion"),
@@ -159,7 +194,11 @@ ROWS: dict[str, Row] = {
     "pytorch_optimizer SCION": _pytorch_optimizer("SCION"),
     "timm Muon": _timm_muon,
     "fused AdamW": _fused_adamw,
+    "LMO alone": _lmo_ours,
+    "LMO alone, torch Muon": _lmo_torch,
 }
+NO_GAP = ("fused AdamW", "LMO alone", "LMO alone, torch Muon")
+DEFAULT_ROWS = [name for name in ROWS if name != "gluon, compiled"]  # minutes of compilation
 
 
 # ---------------------------------------------------------------- measuring
@@ -206,7 +245,7 @@ def measure(problem: Problem, rows: dict[str, Row], rounds: int) -> Iterator[tup
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                results[name] = {"gap": None if "AdamW" in name and "Muon" not in name else gap(problem, row)}
+                results[name] = {"gap": None if name in NO_GAP else gap(problem, row)}
                 steppers[name] = row(problem, problem.copy())
                 results[name]["first_step_s"] = timer(steppers[name].step)
                 steppers[name].step()
@@ -233,8 +272,18 @@ def measure(problem: Problem, rows: dict[str, Row], rounds: int) -> Iterator[tup
         )
 
 
-def floors(problem: Problem) -> dict[str, float]:
-    """Return the products of a default step in TFLOP and its traffic at 24 bytes per parameter in GB."""
+def rates(device: str) -> dict[str, float]:
+    """Return the matrix rate in TFLOP/s, in the dtype of the LMO, and the bandwidth of a copy in GB/s."""
+    timer, size = clock(device), 8192 if device == "cuda" else 2048
+    x = torch.randn(size, size, device=device).to(compute_dtype(device, shape=(size, size)))
+    a = torch.randn(2**28 if device == "cuda" else 2**26, device=device)
+    b = torch.empty_like(a)
+    product, copy = (min(timer(call) for _ in range(7)) for call in (lambda: x @ x, lambda: b.copy_(a)))
+    return {"tflop_s": 2 * size**3 / product / 1e12, "gb_s": 2 * 4 * a.numel() / copy / 1e9}
+
+
+def floors(problem: Problem, rate: dict[str, float]) -> dict[str, float]:
+    """Return the products of a default step in TFLOP, its traffic at 24 bytes per parameter in GB, and their time."""
     flops, entries = 0.0, 0
     for route in problem.routes.values():
         entries += torch.Size(route.shape).numel()
@@ -245,17 +294,41 @@ def floors(problem: Problem) -> dict[str, float]:
                 # in Gram form bf16 (CPU) runs its six steps in pairs, fp16 (GPU) in threes
                 gram = 6 * aspect + 15 if problem.device == "cpu" else 4 * aspect + 18
                 flops += 2 * small**3 * (gram if aspect > 1.5 else 6 * (2 * aspect + 1))
-    return {"tflop": flops / 1e12, "traffic_gb": 24 * entries / 1e9, "parameters": entries}
+    tflop, gb = flops / 1e12, 24 * entries / 1e9
+    return {
+        "tflop": tflop, "traffic_gb": gb, "parameters": entries, "floor_s": tflop / rate["tflop_s"] + gb / rate["gb_s"]
+    }  # fmt: skip
 
 
-def show(model: str, results: dict[str, dict[str, Any]], console: Console) -> None:
+KINDS = {"products": ("mm",), "copies": ("copy", "_to_copy"), "norms": ("norm", "amax", "amin")}
+
+
+def profile(problem: Problem) -> dict[str, float]:
+    """Return the shares of one step of `gluon` by kind of operator, of the device's time where there is one."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    stepper = ROWS["gluon"](problem, problem.copy())
+    stepper.step()
+    cuda = problem.device == "cuda"
+    with record(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]) as recorded:
+        stepper.step()
+    shares = dict.fromkeys([*KINDS, "other"], 0.0)
+    for event in recorded.key_averages():
+        spent = event.self_device_time_total if cuda else event.self_cpu_time_total
+        kind = next((k for k, parts in KINDS.items() if any(part in event.key for part in parts)), "other")
+        shares[kind] += spent
+    return {kind: round(spent / sum(shares.values()), 4) for kind, spent in shares.items()}
+
+
+def show(model: str, floor: float, results: dict[str, dict[str, Any]], console: Console) -> None:
     """Print a table of one model's rows."""
     table = Table(title=f"{model}: one optimizer step, ratio to {BASELINE}")
-    for column in ("row", "median ms", "min-max ms", "ratio", "min-max", "LMO gap", "first step ms"):
+    for column in ("row", "median ms", "min-max ms", "ratio", "min-max", "x floor", "LMO gap", "first step ms"):
         table.add_column(column, justify="left" if column == "row" else "right")
     for name, row in results.items():
         if "error" in row:
-            table.add_row(name, row["error"], *[""] * 5)
+            table.add_row(name, row["error"], *[""] * 6)
             continue
         ms = {key: f"{1e3 * row[key]:.2f}" for key in ("median_s", "min_s", "max_s", "first_step_s")}
         shown = "" if row["gap"] is None else f"{100 * row['gap']:.2f} %"
@@ -266,6 +339,7 @@ def show(model: str, results: dict[str, dict[str, Any]], console: Console) -> No
             f"{ms['min_s']}-{ms['max_s']}",
             f"{row['ratio']:.2f}",
             spread,
+            f"{row['median_s'] / floor:.1f}",
             shown,
             ms["first_step_s"],
         )
@@ -276,7 +350,7 @@ def main() -> None:
     """Measure, print, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["vit_ti", "vit_s", "qwen2_5/12"])
-    parser.add_argument("--rows", nargs="+", default=list(ROWS))
+    parser.add_argument("--rows", nargs="+", default=DEFAULT_ROWS)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
@@ -284,13 +358,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = {name: ROWS[name] for name in dict.fromkeys([BASELINE, *arguments.rows])}
-    console, report = Console(), {"environment": environment(), "models": {}}
+    rate = rates(arguments.device)
+    console, report = Console(width=130), {"environment": environment(), "rates": rate, "models": {}}
     for model in arguments.models:
         problem = Problem(model, arguments.device)
         results = dict(measure(problem, rows, arguments.rounds))
         results = {name: results[name] for name in rows if name in results}
-        report["models"][model] = {"floors": floors(problem), "rows": results}
-        show(model, results, console)
+        floor = floors(problem, rate)
+        report["models"][model] = {"floors": floor, "profile": profile(problem), "rows": results}
+        show(model, floor["floor_s"], results, console)
         write_json(arguments.output, report)
     console.print(f"written to {arguments.output}")
 
