@@ -400,28 +400,29 @@ def _symmetric(
 def _normalize_(gram: Tensor, poly: Tensor, step: Step, safety: float | None) -> Tensor:
     """Scale `gram = X X^T` in place so that `||X||_2 <= 1`, write `b gram + c gram^2` to `poly`, return X's factor."""
     _, b, c = step
-    wide = _wide(gram.dtype)
+    kind, wide = gram.dtype, _wide(gram.dtype)
     # Factors of matrices are in their dtype: with others torch converts whole matrices, there and back.
     if safety is None:
         trace = _one_if_zero(gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=wide))[:, None, None]
-        _scale_(gram, trace.reciprocal())
+        gram.mul_(_factor(trace.reciprocal(), kind))
         _symmetric(gram, gram, gram, poly, beta=b, alpha=c)
-        return trace.rsqrt().to(gram.dtype)
-    # Schatten-8: ||A||_2 <= ||A^2||_F^(1/2). Dividing by ||A||_F first keeps A^2, and c / bound^2 <= c n^(1/2), in the
-    # range of fp16; by the trace, c n^(3/2) is beyond it from 300 rows on.
-    norm = _one_if_zero(torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True, dtype=wide))
-    _scale_(gram, norm.reciprocal())
+        return trace.rsqrt().to(kind)
+    norm = torch.ones((), device=gram.device)
+    if kind == torch.float16:  # of norm 1, A^2 and c / bound^2 <= c n^(1/2) are in its range
+        norm = _one_if_zero(torch.linalg.vector_norm(gram, dim=(-2, -1), keepdim=True, dtype=wide))
+        gram.mul_(_factor(norm.reciprocal(), kind))
     _symmetric(None, gram, gram, poly)
+    # Schatten-8: ||A||_2 <= ||A^2||_F^(1/2).
     squared = torch.linalg.vector_norm(poly, dim=(-2, -1), keepdim=True, dtype=wide)
     bound = _one_if_zero(squared).sqrt() * safety**2
-    gram.mul_(bound.reciprocal().to(gram.dtype))
-    poly.mul_((c / bound.square()).to(gram.dtype)).add_(gram, alpha=b)
-    return (norm * bound).rsqrt().to(gram.dtype)
+    gram.mul_(_factor(bound.reciprocal(), kind))
+    poly.mul_(_factor(c / bound.square(), kind)).add_(gram, alpha=b)
+    return (norm * bound).rsqrt().to(kind)
 
 
-def _scale_(matrices: Tensor, factor: Tensor) -> None:
-    """Multiply in place; a factor up to the row length is beyond fp16, and costs a conversion there."""
-    matrices.mul_(factor if matrices.dtype == torch.float16 else factor.to(matrices.dtype))
+def _factor(numbers: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return factors in the dtype of what they multiply, where it can hold them: one may be up to the row length."""
+    return numbers if dtype == torch.float16 else numbers.to(dtype)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
