@@ -1,4 +1,4 @@
-"""A compiled step is the eager step: one graph, whatever the schedules do."""
+"""What a compiler and a captured graph need: one graph whatever the schedules do, equal results, no look at a value."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import lightning_gluon
 
@@ -79,6 +80,30 @@ def test_one_graph_equals_eager(graphs: Counter, method: str, options: dict[str,
 @pytest.mark.parametrize("method", ["gluon", "lionmuon"])
 def test_inductor_equals_eager(method: str) -> None:
     compare(method, 3)
+
+
+def step_without_values(method: str, on_nonfinite: str) -> None:
+    """Take two steps on tensors that have no values: reading one, as the host would from a device, is an error."""
+    with FakeTensorMode():
+        module = model()
+        optimizer = lightning_gluon.Gluon(module, method=method, on_nonfinite=on_nonfinite)
+        optimizer.two_point = "callback"
+        for _ in range(2):
+            for parameter in module.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            if optimizer.needs_reference:
+                optimizer.reference_gradients = {p: torch.randn_like(p) for p in module.parameters()}
+            optimizer.step()
+
+
+@pytest.mark.parametrize("method", lightning_gluon.METHODS)
+def test_a_step_never_waits_for_the_device(method: str) -> None:
+    step_without_values(method, "ignore")
+
+
+def test_only_the_check_of_gradients_waits() -> None:
+    with pytest.raises(DataDependentOutputException):
+        step_without_values("gluon", "raise")
 
 
 def test_a_pickle_remembers_and_holds_no_graph() -> None:
