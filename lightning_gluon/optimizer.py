@@ -300,7 +300,7 @@ class Gluon(Optimizer):
                 old, heard = references[part] if references else None, signal[part] if signal is not None else None
                 with ExitStack() as here:
                     (tracked if self.compile else here).enter_context(self._reference.tracking(chunk.params))
-                    job = prepare(self, chunk, gradients[part], old, heard)
+                    job = prepare(self.state, chunk, gradients[part], old, heard)
                     if job is not None and self.compile:
                         jobs.append(job)
                     elif job is not None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +22,6 @@ from lightning_gluon.estimators import ESTIMATORS
 from lightning_gluon.norms import Spectral, make_norm
 from lightning_gluon.orthogonalize import Workspace, compute_dtype, orthogonalize_, staging_dtype
 from lightning_gluon.plan import ORIENTED, Chunk, Stack, stack_views
-
-if TYPE_CHECKING:
-    from lightning_gluon.optimizer import Gluon
 
 __all__ = ["Job", "advance_", "advance_all_", "prepare"]
 
@@ -62,12 +59,12 @@ class Job:
 
 
 def prepare(
-    optimizer: Gluon, chunk: Chunk, new: list[Tensor], old: list[Tensor] | None, signal: list[Tensor] | None
+    state: Any, chunk: Chunk, new: list[Tensor], old: list[Tensor] | None, signal: list[Tensor] | None
 ) -> Job | None:
     """Load the buffers of a chunk; AdamW's chunks are stepped here and now, by torch's own kernel.
 
     Args:
-        optimizer: The optimizer, for its state.
+        state: The optimizer's state, by parameter.
         chunk: Parameters of one group.
         new: Their gradients, which are only read.
         old: Their gradients at the previous iterate; `None` where there are none yet.
@@ -81,13 +78,13 @@ def prepare(
         new = list(torch._foreach_mul(new, signal))
         old = list(torch._foreach_mul(old, signal)) if old is not None else None
     if group["estimator"] == "adamw":
-        _adamw_(optimizer.state, group, params, new)
+        _adamw_(state, group, params, new)
         return None
     work = torch.promote_types(new[0].dtype, torch.float32)
     new = [gradient.to(work) for gradient in new]
     old = new if old is None else [gradient.to(work) for gradient in old]
     members = [
-        Carry(optimizer.state[parameter], parameter, views, group)
+        Carry(state[parameter], parameter, views, group)
         for parameter, views in zip(params, chunk.factored, strict=True)
     ]
     buffers = {
