@@ -1,14 +1,15 @@
 """Which method reaches which loss for the same number of gradients?
 
 Every method gets the same number of gradient evaluations: one that takes two per step gets half the steps. Its
-learning rate is swept on one seed around the one in `recipes/methods/<name>.yaml`, by the validation loss, and the sweep
-is widened while its best value lies at an edge. The numbers reported are those of other seeds on the test split (text has
-none but the validation split) at the rate that the sweep has chosen, so the choice does not flatter them. All runs share
-model, data, batch, clipping and a cosine schedule with 5 % warmup; a seed is that of weights, order and augmentation.
+learning rate is swept on one seed around the one in `recipes/methods/<name>.yaml`, by the validation loss, and the
+sweep is widened while its best value lies at an edge. The numbers reported are those of other seeds on the test split
+(text has none but the validation split) at the rate that the sweep has chosen, so the choice does not flatter them. All
+runs share model, data, batch, clipping and a cosine schedule with 5 % warmup; a seed is that of weights, order and
+augmentation.
 
 A method with AdamW beside a spectral step (Muon) has a second learning rate, for tables, heads and vectors. That is
-swept as well, first, around the one of `recipes/methods/adamw.yaml`; it then stays where it is while the other is swept.
-Nothing else is tuned: momentum, decay and the ratios between roles are those of the recipes.
+swept as well, first, around the one of `recipes/methods/adamw.yaml`; it then stays where it is while the other is
+swept. Nothing else is tuned: momentum, decay and the ratios between roles are those of the recipes.
 
     python -m benchmarks.compare --task digits
     python -m benchmarks.compare --task cifar10 --path FOLDER_WITH_PARQUET

@@ -172,5 +172,4 @@ def _require(name: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         command = f'pip install "lightning-gluon[{extra}]"'
-        command = f'pip install "lightning-gluon[{extra}]"'
         raise ModuleNotFoundError(f"Expected `{error.name}` to be installed. Run: {command}") from error
