@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_gluon.callbacks.count_epochs import CountEpochs
 from lightning_gluon.callbacks.gluon_optimizer import GluonOptimizer
 
-__all__ = ["GluonCLI"]
+__all__ = ["GluonCLI", "ModelCLI"]
 
 _UNKNOWN = re.compile(r"(?:does not accept option '|unrecognized arguments: --)(?:optimizer\.)?(\w+)")
 
@@ -87,3 +87,27 @@ class GluonCLI(LightningCLI):
                 f"Expected `optimizer.lr`, since {type(self.model).__name__} has no `configure_optimizers`. Add a "
                 "method (`-c recipes/methods/gluon.yaml`) or `--optimizer.method gluon --optimizer.lr 0.02`."
             )
+
+
+class ModelCLI(GluonCLI):
+    """Builds the model that a configuration of `fit` describes, without a Trainer.
+
+    Args:
+        args: The arguments of `fit`, without the word.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(args=args, run=False, save_config_callback=None, seed_everything_default=False)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments; the parent warns if the process has others.
+
+        Args:
+            parser: The parser.
+            args: The arguments.
+        """
+        self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Build the model."""
+        self.model = self._get(self.parser.instantiate_classes(self.config), "model")
