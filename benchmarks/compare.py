@@ -319,7 +319,7 @@ def plot(report: dict[str, Any], file: Path, seeds: list[int]) -> None:
     pyplot.close(figure)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run what is missing and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="digits")
@@ -333,7 +333,7 @@ def main() -> None:
     parser.add_argument("--sweep-seed", type=int, default=0, help="the learning rate is chosen on this one")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/compare_<task>.json")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     arguments.output = arguments.output or HERE / "results" / f"compare_{arguments.task}.json"
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore")

@@ -75,7 +75,12 @@ class GluonCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer, and attach the optimizer to the model."""
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if error.__cause__ is None:
+                raise
+            raise error.__cause__ from None  # what the model or the data says, without jsonargparse's reading of it
         if getattr(self.trainer, "fast_dev_run", False):  # Lightning 2.6.6 writes `last.ckpt` even then
             for saver in self.trainer.checkpoint_callbacks:
                 saver.save_last = None  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -280,6 +281,21 @@ def test_flops_by_hand() -> None:
 def test_bad_models(make: Any, message: str) -> None:
     with torch.device("meta"), pytest.raises((ValueError, OSError), match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (("qwen2_5", "finetune"), (), ConnectionError, r"^Expected to load 'Qwen/Qwen2.5-0.5B' .*source='python'\.$"),
+        (("vit", "tiny"), ("--model.init_args.name=vit_tinyy",), ValueError, r"^Expected `name` to be a model of timm"),
+        (("vit", "cifar10"), ("--data.init_args.path=null",), ValueError, r"^Expected `path` with source='parquet'"),
+    ],
+)
+def test_the_command_says_what_the_model_or_data_says(
+    tmp_path: Path, arguments: tuple[str, ...], options: tuple[str, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.compile(message, re.DOTALL)):
+        fit(tmp_path, files(*arguments), *options)
 
 
 def test_a_vocabulary_that_does_not_fit(tmp_path: Path) -> None:
