@@ -73,6 +73,21 @@ class GluonCLI(LightningCLI):
         """
         parser.add_class_arguments(GluonOptimizer, "optimizer")
 
+    def _parse_ckpt_path(self) -> None:
+        """Let Lightning take the model's arguments from a checkpoint, but not another model."""
+        wanted, _ = self._model_and_checkpoint()
+        super()._parse_ckpt_path()
+        found, checkpoint = self._model_and_checkpoint()
+        if found != wanted:
+            raise ValueError(
+                f"Expected `ckpt_path` to be a checkpoint of {wanted}, but '{checkpoint}' is one of {found}. Give the "
+                "configuration that was saved with its run: `-c config.yaml`."
+            )
+
+    def _model_and_checkpoint(self) -> tuple[str | None, str | None]:
+        section = self.config.get(str(self.config.get("subcommand"))) or {}
+        return (section.get("model") or {}).get("class_path"), section.get("ckpt_path")
+
     def instantiate_classes(self) -> None:
         """Build data, model and trainer, and attach the optimizer to the model."""
         try:

@@ -322,6 +322,16 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
         fit(tmp_path, files("vit", "tiny"), "--trainer.max_steps=1", f"--ckpt_path={tmp_path / 'other.ckpt'}")
 
 
+def test_a_checkpoint_of_another_recipe_or_method(tmp_path: Path) -> None:
+    steps = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1"]
+    cli = fit(tmp_path, files("vit", "tiny"), *steps, "--trainer.val_check_interval=2")
+    saved = Path(cli.trainer.log_dir or "") / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match=r"a checkpoint of recipes.CausalLM, but .*last.ckpt' is one of recipes.Image"):
+        fit(tmp_path, files("qwen2_5", "tiny"), f"--ckpt_path={saved}")
+    with pytest.raises(ValueError, match=r"of group 'hidden' is of estimator 'ema', .* 'nesterov' there. Resume with"):
+        fit(tmp_path, files("vit", "tiny", method="muon"), f"--ckpt_path={saved}", "--trainer.max_steps=4")
+
+
 # ------------------------------------------------------------------------------------------------------------- training
 
 
