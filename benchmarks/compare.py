@@ -252,7 +252,6 @@ class Comparison:
             "companion sweep": companions,
             "test/loss": [statistics.mean(losses), _spread(losses)],
             metric: [statistics.mean(values), _spread(values)],
-            "seconds": statistics.mean(run["seconds"] for run in runs),
         }
 
 
@@ -281,21 +280,21 @@ def table(report: dict[str, Any], seeds: list[int]) -> str:
         f"{header['summary']}; {header['evaluations']} gradient evaluations per run; {len(seeds)} seeds, mean and",
         "standard deviation; the learning rates tried are in brackets, `*` marks a best one at the edge.",
         "",
-        f"| method | test/loss | {metric} | lr | steps | gradients | s/run |",
-        "|---|---|---|---|---|---|---|",
+        f"| method | test/loss | {metric} | lr | steps | gradients |",
+        "|---|---|---|---|---|---|",
     ]
     for row in sorted(report["rows"], key=lambda row: row["test/loss"][0]):
         loss, value = ("{:.3f} ± {:.3f}".format(*row[key]) for key in ("test/loss", metric))
         rate = _swept(row["sweep"])
         if row["companion sweep"]:
             rate += f"; AdamW's {_swept(row['companion sweep'])}"
-        cells = (row["method"], loss, value, rate, row["steps"], row["evaluations"], f"{row['seconds']:.0f}")
+        cells = (row["method"], loss, value, rate, row["steps"], row["evaluations"])
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
 def plot(report: dict[str, Any], file: Path, seeds: list[int]) -> None:
-    """Draw validation loss against gradient evaluations, the mean over the seeds, one line per method."""
+    """Draw validation loss against gradient evaluations: mean and range of the seeds, one line per method."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -309,12 +308,13 @@ def plot(report: dict[str, Any], file: Path, seeds: list[int]) -> None:
             continue
         points = [[point["evaluations"], point["val/loss"]] for curve in curves for point in curve]
         grid = sorted({x for x, _ in points})
-        means = [statistics.mean(y for x, y in points if x == g) for g in grid]
+        losses = [[y for x, y in points if x == g] for g in grid]
         style = "--" if row["gradients per step"] == 2 else "-"
-        axes.plot(grid, means, style, color=f"C{index % 10}", label=f"{row['method']} (lr {row['sweep'][0]:g})")
+        label = f"{row['method']}, lr {row['sweep'][0]:g}"
+        axes.plot(grid, list(map(statistics.mean, losses)), style, color=f"C{index % 10}", label=label)
+        axes.fill_between(grid, list(map(min, losses)), list(map(max, losses)), color=f"C{index % 10}", alpha=0.2)
     axes.set(xlabel="gradient evaluations", ylabel="validation loss", title=report["header"]["summary"])
-    axes.set_yscale("log")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, title="dashed: two gradients per step", title_fontsize=8)
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
 
