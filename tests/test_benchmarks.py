@@ -114,6 +114,17 @@ def test_compare_at_equal_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         compare.main(["--methods", "muom", "--output", str(file)])
 
 
+def test_the_docs_show_the_committed_results() -> None:
+    report = json.loads(Path("benchmarks/results/compare_cifar10.json").read_text())
+    page = Path("docs/comparison.md").read_text()
+    assert compare.table(report, [1, 2, 3]).rstrip() in page
+    for row in report["rows"]:
+        loss, accuracy = row["test/loss"][0], row["test/accuracy"][0]
+        assert row["method"] in page.split("--methods ")[1].split("\n")[0].split()
+        if row["method"] in ("gluon", "muon", "adamw", "gluon-mvr1"):
+            assert f"`{row['method']}` {loss:.2f} ({100 * accuracy:.1f} %)" in Path("README.md").read_text()
+
+
 def test_the_companions_rate_reaches_every_group_but_the_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, float] = {}
 
