@@ -1,45 +1,51 @@
 """Which method reaches which loss for the same number of gradients?
 
-Every method gets the same number of gradient evaluations: one that takes two per step gets half the steps. Its learning
-rate is swept on one seed around the one in `recipes/methods/<name>.yaml`, and the sweep is widened while its best value
-lies at an edge. The numbers reported are those of other seeds at the learning rate that the sweep has chosen, so the
-choice does not flatter them. All runs share model, data, batch, clipping and a cosine schedule with 5 % warmup.
+Every method gets the same number of gradient evaluations: one that takes two per step gets half the steps. Its
+learning rate is swept on one seed around the one in `recipes/methods/<name>.yaml`, by the validation loss, and the
+sweep is widened while its best value lies at an edge. The numbers reported are those of other seeds on the test split
+(text has none but the validation split) at the rate that the sweep has chosen, so the choice does not flatter them. All
+runs share model, data, batch, clipping and a cosine schedule with 5 % warmup; a seed is that of weights, order and
+augmentation.
 
-    python benchmarks/compare.py --task digits
-    python benchmarks/compare.py --task cifar10 --path FOLDER_WITH_PARQUET
-    python benchmarks/compare.py --task text [--path TEXT_FILE]
+A method with AdamW beside a spectral step (Muon) has a second learning rate, for tables, heads and vectors. That is
+swept as well, first, around the one of `recipes/methods/adamw.yaml`; it then stays where it is while the other is
+swept. Nothing else is tuned: momentum, decay and the ratios between roles are those of the recipes.
+
+    python -m benchmarks.compare --task digits
+    python -m benchmarks.compare --task cifar10 --path FOLDER_WITH_PARQUET
+    python -m benchmarks.compare --task text [--path TEXT_FILE]
 
 Results are written after every run and a second call does only what is missing, so a long comparison can be stopped at
-any time. Written beside the JSON: a table (.md) and a plot (.png).
+any time. Written beside the JSON after every method: a table (.md) and a plot (.png).
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import json
 import logging
 import math
 import statistics
-import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from environment import environment, write_json
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
+import lightning_gluon
+from benchmarks.environment import environment, write_json
+from recipes import CausalLM, ImageClassifier, ImageData, TextData
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent))  # the recipes are no part of the installed package
-
-import lightning_gluon  # noqa: E402
-from recipes import CausalLM, ImageClassifier, ImageData, TextData  # noqa: E402
-
 METHOD_FILES = HERE.parent / "recipes" / "methods"
-DEFAULT = "adamw muon scion gluon gluon-igt lionmuon mars-approximate mars gluon-mvr1 gluon-mvr2 gluon-mvr3 limuon-r8"
+DEFAULT = "adamw muon gluon gluon-mvr1 limuon-r8 scion gluon-igt lionmuon mars-approximate gluon-mvr2"
 WIDEN = 3  # times a sweep may be widened, in all
 POINTS = 8  # of each validation curve
 
@@ -51,39 +57,52 @@ class Task:
     Args:
         summary: One line for the table.
         evaluations: Gradient evaluations per run.
-        metric: What is reported beside the validation loss.
+        metric: What is reported beside the loss.
     """
 
     summary: str
     evaluations: int
     metric: str
 
-    def build(self, name: str, path: str | None, seed: int) -> tuple[LightningModule, LightningDataModule]:
-        """Return model and data, both a function of the seed."""
-        if name == "text":
-            config = {"vocab_size": 1024, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3}
-            config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
-            source: dict[str, Any] = {"source": "files", "path": path} if path else {"source": "python"}
-            text = TextData(**source, max_bytes=2_000_000, vocab_size=1024, seq_len=64, batch_size=16, seed=seed)
-            text.max_val_sequences = 256
-            return CausalLM("qwen2", config), text
-        if name == "cifar10":
-            if path is None:
-                raise SystemExit("Expected `--path FOLDER` with train*.parquet and test*.parquet for --task cifar10.")
-            kwargs = {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
-            augment: dict[str, Any] = {"crop_padding": 4, "flip": True, "val_fraction": 0.04}
-            images = ImageData("parquet", path, batch_size=64, seed=seed, **augment)
-        else:
-            kwargs = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 64, "depth": 4, "num_heads": 4}
-            images = ImageData(batch_size=64, crop_padding=1, val_fraction=0.2, seed=seed)
-        return ImageClassifier("vit_tiny_patch16_224", 10, model_kwargs=kwargs), images
-
 
 TASKS = {
-    "digits": Task("ViT (0.2 M) on scikit-learn's digits, batch 64", 400, "val/accuracy"),
-    "cifar10": Task("ViT (0.5 M) on CIFAR-10, batch 64", 800, "val/accuracy"),
-    "text": Task("Qwen2 (0.7 M) on 2 MB of text, batch 16 x 64", 800, "val/perplexity"),
+    "digits": Task("ViT (0.2 M) on scikit-learn's digits, batch 64", 400, "accuracy"),
+    "cifar10": Task("ViT (0.5 M, patches of 8 x 8) on CIFAR-10, batch 64", 640, "accuracy"),
+    "text": Task("Qwen2 (0.7 M) on 2 MB of text, batch 16 x 64", 800, "perplexity"),
 }
+
+
+@functools.cache
+def data(task: str, path: str | None) -> LightningDataModule:
+    """Return the data of a task, read and split once for all runs."""
+    images: dict[str, Any] = {"batch_size": 64, "seed": 0}
+    if task == "text":
+        source: dict[str, Any] = {"source": "files", "path": path} if path else {"source": "python"}
+        source |= {"max_bytes": 2_000_000, "vocab_size": 1024, "seq_len": 64, "max_val_sequences": 256}
+        module: LightningDataModule = TextData(**source, batch_size=16, seed=0)
+    elif task == "cifar10":
+        if path is None:
+            raise SystemExit("Expected `--path FOLDER` with train*.parquet and test*.parquet for --task cifar10.")
+        module = ImageData("parquet", path, crop_padding=4, flip=True, val_fraction=0.04, **images)
+    else:
+        module = ImageData(crop_padding=1, val_fraction=0.2, **images)
+    module.prepare_data()
+    module.setup("fit")
+    return module
+
+
+def build(task: str, path: str | None, seed: int) -> tuple[LightningModule, LightningDataModule]:
+    """Return a new model, and the data in an order that is a function of the seed."""
+    batches: Any = copy.copy(data(task, path))
+    batches.seed = seed
+    if task == "text":
+        config = {"vocab_size": 1024, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3}
+        config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+        return CausalLM("qwen2", config), batches
+    kwargs = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 64, "depth": 4, "num_heads": 4}
+    if task == "cifar10":
+        kwargs = {"img_size": 32, "patch_size": 8, "embed_dim": 96, "depth": 4, "num_heads": 3}
+    return ImageClassifier("vit_tiny_patch16_224", 10, model_kwargs=kwargs), batches
 
 
 class Curve(Callback):
@@ -115,12 +134,23 @@ def gradients(name: str) -> int:
     return 2 if optimizer.reference_point == "previous" else 1
 
 
-def train(task: str, path: str | None, name: str, lr: float, seed: int, evaluations: int) -> dict[str, Any]:
+def companion_rate(name: str) -> float | None:
+    """Return AdamW's recipe rate for a method that has AdamW beside its hidden matrices, else None."""
+    rules = lightning_gluon.METHODS[settings(name)["method"]].rules
+    beside = rules["head"].estimator == "adamw" != rules["hidden"].estimator
+    return settings("adamw")["lr"] if beside else None
+
+
+def train(
+    task: str, path: str | None, name: str, lr: float, companion: float | None, seed: int, evaluations: int
+) -> dict[str, Any]:
     """Train once and return the result; a run that diverges returns infinite losses."""
     seed_everything(seed, verbose=False)
-    module, data = TASKS[task].build(task, path, seed)
+    module, batches = build(task, path, seed)
     steps = evaluations // gradients(name)
     given = {"schedule": "cosine", "warmup": 0.05, **settings(name), "lr": lr, "total_steps": steps}
+    if companion is not None:
+        given["radius"] = dict.fromkeys(("embedding", "head", "bias", "elementwise"), companion / lr)
 
     def configure(self: LightningModule) -> Any:
         return lightning_gluon.configure_optimizers(self, **given)
@@ -140,14 +170,15 @@ def train(task: str, path: str | None, name: str, lr: float, seed: int, evaluati
     start = time.perf_counter()
     failure = None
     try:
-        trainer.fit(module, datamodule=data)
-        trainer.validate(module, datamodule=data, verbose=False)
-        metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+        trainer.fit(module, datamodule=batches)
+        metrics = trainer.validate(module, datamodule=batches, verbose=False)[0]
+        metrics |= trainer.test(module, datamodule=batches, verbose=False)[0]
     except FloatingPointError as error:
-        metrics, failure = {"val/loss": math.inf}, str(error)[:120]
+        metrics, failure = {"val/loss": math.inf, "test/loss": math.inf}, str(error)[:120]
     return {
         "method": name,
         "lr": lr,
+        "companion": companion,
         "seed": seed,
         "steps": steps,
         "evaluations": trainer.optimizers[0].gradient_evaluations,
@@ -175,56 +206,58 @@ class Comparison:
             raise SystemExit(f"'{self.file}' holds another comparison. Give another --output.")
         self.report = found or {"header": header, "environment": environment(), "runs": []}
 
-    def run(self, name: str, lr: float, seed: int) -> dict[str, Any]:
+    def run(self, name: str, lr: float, companion: float | None, seed: int) -> dict[str, Any]:
         """Return a run, from the file where it is there."""
         for run in self.report["runs"]:
-            if (run["method"], run["lr"], run["seed"]) == (name, lr, seed):
+            if (run["method"], run["lr"], run["companion"], run["seed"]) == (name, lr, companion, seed):
                 return run
-        done = train(self.arguments.task, self.arguments.path, name, lr, seed, self.budget)
+        arguments = self.arguments
+        done = train(arguments.task, arguments.path, name, lr, companion, seed, self.budget)
         self.report["runs"].append(done)
         write_json(self.file, self.report)
-        print(f"{name:18} lr {lr:<8g} seed {seed}  val/loss {_loss(done):.4f}  {done['seconds']} s", flush=True)
+        beside = "" if companion is None else f", AdamW {companion:g}"
+        losses = "  ".join(f"{key} {done['metrics'][key]:.4f}" for key in ("val/loss", "test/loss"))
+        print(f"{name:18} lr {lr:<8g}{beside} seed {seed}  {losses}  {done['seconds']} s", flush=True)
         return done
 
-    def sweep(self, name: str) -> list[float]:
-        """Return the learning rates tried on the sweep's seed, the best one first."""
-        centre = settings(name)["lr"]
-        rates = [_round(centre * factor) for factor in self.arguments.factors]
+    def sweep(self, centre: float, run: Callable[[float], dict[str, Any]]) -> list[float]:
+        """Return the values tried, the one of the lowest validation loss first."""
+        values = [_round(centre * factor) for factor in self.arguments.factors]
         for widened in range(WIDEN + 1):
-            ranked = sorted(rates, key=lambda lr: _rank(self.run(name, lr, self.arguments.sweep_seed)))
-            low, high = min(rates), max(rates)
+            ranked = sorted(values, key=lambda value: _rank(run(value)))
+            low, high = min(values), max(values)
             if widened == WIDEN or ranked[0] not in (low, high):
                 return ranked
-            rates.append(_round(low / 2 if ranked[0] == low else high * 2))
+            values.append(_round(low / 2 if ranked[0] == low else high * 2))
         return ranked
 
     def row(self, name: str) -> dict[str, Any]:
-        """Sweep a method, run its best learning rate on the other seeds, and summarise."""
-        rates = self.sweep(name)
-        runs = [self.run(name, rates[0], seed) for seed in self.arguments.seeds]
-        metric = self.report["header"]["metric"]
-        losses = [_loss(run) for run in runs]
+        """Sweep a method, run its best learning rates on the other seeds, and summarise."""
+        centre, first, companions = settings(name)["lr"], self.arguments.sweep_seed, None
+        companion = companion_rate(name)
+        if companion is not None:
+            companions = self.sweep(companion, lambda value: self.run(name, centre, value, first))
+            companion = companions[0]
+        rates = self.sweep(centre, lambda value: self.run(name, value, companion, first))
+        runs = [self.run(name, rates[0], companion, seed) for seed in self.arguments.seeds]
+        metric = f"test/{self.report['header']['metric']}"
+        losses = [run["metrics"]["test/loss"] for run in runs]
         values = [run["metrics"].get(metric, math.nan) for run in runs]
         return {
             "method": name,
             "gradients per step": gradients(name),
             "steps": runs[0]["steps"],
             "evaluations": runs[0]["evaluations"],
-            "sweep": sorted(rates),
-            "lr": rates[0],
-            "at_edge": rates[0] in (min(rates), max(rates)),
-            "val/loss": [statistics.mean(losses), _spread(losses)],
+            "sweep": rates,
+            "companion sweep": companions,
+            "test/loss": [statistics.mean(losses), _spread(losses)],
             metric: [statistics.mean(values), _spread(values)],
-            "seconds": statistics.mean(run["seconds"] for run in runs),
         }
 
 
-def _loss(run: dict[str, Any]) -> float:
-    return run["metrics"]["val/loss"]
-
-
 def _rank(run: dict[str, Any]) -> float:
-    return _loss(run) if math.isfinite(_loss(run)) else math.inf
+    loss = run["metrics"]["val/loss"]
+    return loss if math.isfinite(loss) else math.inf
 
 
 def _round(value: float) -> float:
@@ -235,52 +268,58 @@ def _spread(values: list[float]) -> float:
     return statistics.stdev(values) if len(values) > 1 else math.nan
 
 
+def _swept(tried: list[float]) -> str:
+    edge = "*" if tried[0] in (min(tried), max(tried)) else ""
+    return f"{tried[0]:g}{edge} [{', '.join(f'{value:g}' for value in sorted(tried))}]"
+
+
 def table(report: dict[str, Any], seeds: list[int]) -> str:
     """Return the rows as Markdown, best first."""
-    header, metric = report["header"], report["header"]["metric"]
+    header, metric = report["header"], f"test/{report['header']['metric']}"
     lines = [
         f"{header['summary']}; {header['evaluations']} gradient evaluations per run; {len(seeds)} seeds, mean and",
         "standard deviation; the learning rates tried are in brackets, `*` marks a best one at the edge.",
         "",
-        f"| method | val/loss | {metric} | lr | steps | gradients | s/run |",
-        "|---|---|---|---|---|---|---|",
+        f"| method | test/loss | {metric} | lr | steps | gradients |",
+        "|---|---|---|---|---|---|",
     ]
-    for row in sorted(report["rows"], key=lambda row: row["val/loss"][0]):
-        loss, value = ("{:.4f} ± {:.4f}".format(*row[key]) for key in ("val/loss", metric))
-        tried = ", ".join(f"{lr:g}" for lr in row["sweep"])
-        rate = f"{row['lr']:g}{'*' if row['at_edge'] else ''} [{tried}]"
-        cells = (row["method"], loss, value, rate, row["steps"], row["evaluations"], f"{row['seconds']:.0f}")
+    for row in sorted(report["rows"], key=lambda row: row["test/loss"][0]):
+        loss, value = ("{:.3f} ± {:.3f}".format(*row[key]) for key in ("test/loss", metric))
+        rate = _swept(row["sweep"])
+        if row["companion sweep"]:
+            rate += f"; AdamW's {_swept(row['companion sweep'])}"
+        cells = (row["method"], loss, value, rate, row["steps"], row["evaluations"])
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
 
 
 def plot(report: dict[str, Any], file: Path, seeds: list[int]) -> None:
-    """Draw validation loss against gradient evaluations, the mean over the seeds, one line per method."""
+    """Draw validation loss against gradient evaluations: mean and range of the seeds, one line per method."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for index, row in enumerate(sorted(report["rows"], key=lambda row: row["val/loss"][0])):
-        best = [run for run in report["runs"] if (run["method"], run["lr"]) == (row["method"], row["lr"])]
-        runs = [run for run in best if run["seed"] in seeds]
-        curves = [run["curve"] for run in runs if run["failure"] is None]
+    for index, row in enumerate(sorted(report["rows"], key=lambda row: row["test/loss"][0])):
+        runs = [run for run in report["runs"] if run["method"] == row["method"] and run["seed"] in seeds]
+        curves = [run["curve"] for run in runs if run["lr"] == row["sweep"][0] and run["failure"] is None]
         if not curves:
             continue
         points = [[point["evaluations"], point["val/loss"]] for curve in curves for point in curve]
         grid = sorted({x for x, _ in points})
-        means = [statistics.mean(y for x, y in points if x == g) for g in grid]
+        losses = [[y for x, y in points if x == g] for g in grid]
         style = "--" if row["gradients per step"] == 2 else "-"
-        axes.plot(grid, means, style, color=f"C{index % 10}", label=f"{row['method']} (lr {row['lr']:g})")
+        label = f"{row['method']}, lr {row['sweep'][0]:g}"
+        axes.plot(grid, list(map(statistics.mean, losses)), style, color=f"C{index % 10}", label=label)
+        axes.fill_between(grid, list(map(min, losses)), list(map(max, losses)), color=f"C{index % 10}", alpha=0.2)
     axes.set(xlabel="gradient evaluations", ylabel="validation loss", title=report["header"]["summary"])
-    axes.set_yscale("log")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, title="dashed: two gradients per step", title_fontsize=8)
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Run what is missing and write the report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, default="digits")
@@ -294,7 +333,7 @@ def main() -> None:
     parser.add_argument("--sweep-seed", type=int, default=0, help="the learning rate is chosen on this one")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, help="default: benchmarks/results/compare_<task>.json")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     arguments.output = arguments.output or HERE / "results" / f"compare_{arguments.task}.json"
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore")
@@ -306,12 +345,13 @@ def main() -> None:
         raise SystemExit(f"Expected `--methods` out of {', '.join(known)}; got {', '.join(unknown)}.")
     comparison = Comparison(arguments)
     report = comparison.report
-    report["rows"] = [comparison.row(name) for name in arguments.methods]
-    write_json(arguments.output, report)
-    text = table(report, arguments.seeds)
-    arguments.output.with_suffix(".md").write_text(text)
-    plot(report, arguments.output.with_suffix(".png"), arguments.seeds)
-    print(text)
+    report["rows"] = []
+    for name in arguments.methods:
+        report["rows"].append(comparison.row(name))
+        write_json(arguments.output, report)
+        arguments.output.with_suffix(".md").write_text(table(report, arguments.seeds))
+        plot(report, arguments.output.with_suffix(".png"), arguments.seeds)
+    print(table(report, arguments.seeds))
 
 
 if __name__ == "__main__":

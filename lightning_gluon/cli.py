@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_gluon.callbacks.count_epochs import CountEpochs
 from lightning_gluon.callbacks.gluon_optimizer import GluonOptimizer
 
-__all__ = ["GluonCLI"]
+__all__ = ["GluonCLI", "ModelCLI"]
 
 _UNKNOWN = re.compile(r"(?:does not accept option '|unrecognized arguments: --)(?:optimizer\.)?(\w+)")
 
@@ -73,9 +73,29 @@ class GluonCLI(LightningCLI):
         """
         parser.add_class_arguments(GluonOptimizer, "optimizer")
 
+    def _parse_ckpt_path(self) -> None:
+        """Let Lightning take the model's arguments from a checkpoint, but not another model."""
+        wanted, _ = self._model_and_checkpoint()
+        super()._parse_ckpt_path()
+        found, checkpoint = self._model_and_checkpoint()
+        if found != wanted:
+            raise ValueError(
+                f"Expected `ckpt_path` to be a checkpoint of {wanted}, but '{checkpoint}' is one of {found}. Give the "
+                "configuration that was saved with its run: `-c config.yaml`."
+            )
+
+    def _model_and_checkpoint(self) -> tuple[str | None, str | None]:
+        section = self.config.get(str(self.config.get("subcommand"))) or {}
+        return (section.get("model") or {}).get("class_path"), section.get("ckpt_path")
+
     def instantiate_classes(self) -> None:
         """Build data, model and trainer, and attach the optimizer to the model."""
-        super().instantiate_classes()
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if error.__cause__ is None:
+                raise
+            raise error.__cause__ from None  # what the model or the data says, without jsonargparse's reading of it
         if getattr(self.trainer, "fast_dev_run", False):  # Lightning 2.6.6 writes `last.ckpt` even then
             for saver in self.trainer.checkpoint_callbacks:
                 saver.save_last = None  # type: ignore[attr-defined]
@@ -87,3 +107,27 @@ class GluonCLI(LightningCLI):
                 f"Expected `optimizer.lr`, since {type(self.model).__name__} has no `configure_optimizers`. Add a "
                 "method (`-c recipes/methods/gluon.yaml`) or `--optimizer.method gluon --optimizer.lr 0.02`."
             )
+
+
+class ModelCLI(GluonCLI):
+    """Builds the model that a configuration of `fit` describes, without a Trainer.
+
+    Args:
+        args: The arguments of `fit`, without the word.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(args=args, run=False, save_config_callback=None, seed_everything_default=False)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments; the parent warns if the process has others.
+
+        Args:
+            parser: The parser.
+            args: The arguments.
+        """
+        self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Build the model."""
+        self.model = self._get(self.parser.instantiate_classes(self.config), "model")

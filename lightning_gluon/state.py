@@ -31,7 +31,8 @@ def match_saved_state(
         The saved groups in the present order, and the state of every parameter on its device, dtypes kept.
 
     Raises:
-        ValueError: If a name is missing or unexpected, or a buffer's shape does not fit its parameter.
+        ValueError: If a name is missing or unexpected, a group was stepped by another norm or estimator, or a buffer's
+            shape does not fit its parameter.
     """
     saved = deepcopy(state_dict["param_groups"])
     by_name = {group.get("name"): group for group in saved}
@@ -42,6 +43,7 @@ def match_saved_state(
         raise ValueError(f"The saved optimizer state has groups {other}, but this optimizer has {present}.")
     state: dict[Tensor, dict[str, Any]] = {}
     for group, old in zip(groups, saved, strict=True):
+        _check_same_method(group, old)
         position = _positions(group, old)
         old["params"] = [old["params"][i] for i in position]
         for key in ("param_names", "views"):
@@ -56,6 +58,16 @@ def match_saved_state(
 
 def _sizes(groups: list[dict[str, Any]]) -> str:
     return ", ".join(f"{group.get('name', '?')} ({len(group['params'])})" for group in groups)
+
+
+def _check_same_method(group: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Raise where loading would put another method, the saved one, in the place of the one that was asked for."""
+    for key in ("norm", "estimator"):
+        if saved.get(key) != group[key]:
+            raise ValueError(
+                f"The saved state of group {group['name']!r} is of {key} {saved.get(key)!r}, but this optimizer has "
+                f"{group[key]!r} there. Resume with the method that the state was saved with."
+            )
 
 
 def _positions(group: dict[str, Any], saved: dict[str, Any]) -> list[int]:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -95,15 +96,25 @@ def partition(arguments: Sequence[str]) -> None:
     )
     source.add_argument("-c", "--config", action="append", help="YAML of `fit`; several merge; its model is built")
     parser.add_argument("--kwargs", default="{}", help="JSON: arguments of the model or entries of its configuration")
-    parser.add_argument("--rules", default=None, help="JSON: roles by glob over parameter names")
+    parser.add_argument("--rules", default="{}", help="JSON: roles by glob over parameter names")
     parser.add_argument("--no-strict", action="store_true", help="elementwise, with a warning, where no rule fits")
     given = parser.parse_args(list(arguments))
     try:
-        model = _from_yaml(given.config) if given.config else build_model(given.model, json.loads(given.kwargs))
-        rules = json.loads(given.rules) if given.rules else None
-        print(route(model, rules=rules, strict=not given.no_strict))
+        kwargs, rules = _entries("--kwargs", given.kwargs), _entries("--rules", given.rules)
+        model = _from_yaml(given.config) if given.config else build_model(given.model, kwargs)
+        print(route(model, rules=rules or None, strict=not given.no_strict))
     except (ValueError, TypeError, OSError, ImportError, AttributeError, RuntimeError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
+
+
+def _entries(option: str, text: str) -> Any:
+    try:
+        entries = json.loads(text)
+    except ValueError:
+        entries = None
+    if not isinstance(entries, dict):
+        raise ValueError(f"Expected `{option}` to be a JSON object such as '{{\"depth\": 4}}', but got {text!r}.")
+    return entries
 
 
 def build_model(name: str, kwargs: dict[str, Any]) -> nn.Module:
@@ -119,6 +130,7 @@ def build_model(name: str, kwargs: dict[str, Any]) -> nn.Module:
 
     Raises:
         ValueError: If the name is none of these.
+        ConnectionError: If a hub id is not in the local cache and the hub cannot be reached.
 
     Example:
         >>> build_model("torch.nn.Linear", {"in_features": 4, "out_features": 2}).weight.device.type
@@ -127,11 +139,14 @@ def build_model(name: str, kwargs: dict[str, Any]) -> nn.Module:
     library, _, rest = name.partition("/")
     with torch.device("meta"):
         if library == "timm" and rest:
-            return _require("timm", "vision").create_model(rest, pretrained=False, **kwargs)
+            timm = _require("timm", "vision")
+            if not rest.startswith("hf-hub:") and not timm.is_model(rest):
+                raise ValueError(f"Expected a model of timm, but got {rest!r}.{_near(rest, timm.list_models())}")
+            return timm.create_model(rest, pretrained=False, **kwargs)
         if library == "transformers" and rest:
             return _from_config(_configuration(rest, kwargs))
         if "/" in name:
-            return _from_config(_require("transformers", "text").AutoConfig.from_pretrained(name, **kwargs))
+            return _from_config(_of_hub(name, kwargs))
         module, _, attribute = name.rpartition(".")
         if not module:
             raise ValueError(
@@ -142,10 +157,35 @@ def build_model(name: str, kwargs: dict[str, Any]) -> nn.Module:
 
 def _configuration(name: str, entries: dict[str, Any]) -> Any:
     transformers = _require("transformers", "text")
-    cls = getattr(transformers, name, None)
-    if cls is not None and hasattr(cls, "model_type"):
-        return cls(**entries)
-    return transformers.AutoConfig.for_model(name, **entries)
+    cls: Any = getattr(transformers, name, None)
+    if not hasattr(cls, "model_type"):
+        known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
+        if name not in known:
+            raise ValueError(f"Expected a model type of transformers, but got {name!r}.{_near(name, known)}")
+        cls = type(transformers.AutoConfig.for_model(name))
+    default = cls()
+    for entry in entries:
+        if not hasattr(default, entry):  # transformers would keep it and build another model than was meant
+            near = _near(entry, default.to_dict())
+            raise ValueError(f"Expected entries of {cls.__name__} in `--kwargs`, but got {entry!r}.{near}")
+    return cls(**entries)
+
+
+def _of_hub(name: str, entries: dict[str, Any]) -> Any:
+    try:
+        return _require("transformers", "text").AutoConfig.from_pretrained(name, **entries)
+    except OSError as error:
+        raise ConnectionError(
+            f"Expected `--model {name}` to be a folder with a `config.json` or an id that the hub or its cache has, "
+            f"but: {str(error).splitlines()[0]} Without a network give a model type and its entries, such as "
+            "`--model transformers/qwen2 --kwargs '{\"hidden_size\": 896}'`, or a YAML file, such as "
+            "`-c recipes/qwen2_5/base.yaml`."
+        ) from error
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(name, known, n=5)
+    return f" Similar names: {', '.join(found)}." if found else ""
 
 
 def _from_config(config: Any) -> nn.Module:
@@ -161,16 +201,14 @@ def _from_config(config: Any) -> nn.Module:
 
 
 def _from_yaml(files: list[str]) -> nn.Module:
-    cli = _require("lightning_gluon.cli", "cli").GluonCLI
+    cli = _require("lightning_gluon.cli", "cli").ModelCLI
     with torch.device("meta"):
-        arguments = [part for file in files for part in ("--config", file)]
-        return cli(args=arguments, run=False, save_config_callback=None, seed_everything_default=False).model
+        return cli(args=[part for file in files for part in ("--config", file)]).model
 
 
 def _require(name: str, extra: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        command = f'pip install "lightning-gluon[{extra}]"'
         command = f'pip install "lightning-gluon[{extra}]"'
         raise ModuleNotFoundError(f"Expected `{error.name}` to be installed. Run: {command}") from error

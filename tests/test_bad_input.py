@@ -74,6 +74,26 @@ def test_bad_parameters() -> None:
         Gluon([weight], lr=0.1, radius={"head": 2.0})
 
 
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("limuon", r"group 'hidden' is of estimator 'ema', but this optimizer has 'limuon' there. Resume with"),
+        ("signsgd", r"group 'hidden' is of norm 'spectral', but this optimizer has 'max'"),
+    ],
+)
+def test_state_of_another_method(method: str, message: str) -> None:
+    net = network()
+    saved, other = Gluon(net, lr=0.02), Gluon(net, lr=0.03, method=method)
+    backward(net, 0)
+    saved.step()
+    with pytest.raises(ValueError, match=message):
+        other.load_state_dict(saved.state_dict())
+    assert not other.state and other.param_groups[0]["lr"] == 0.03
+    with pytest.raises(ValueError, match=r"is of norm None"):
+        state = torch.optim.AdamW([{"params": g["params"]} for g in other.param_groups]).state_dict()
+        other.load_state_dict(state)
+
+
 def test_sparse_gradients() -> None:
     table = nn.Embedding(5, 3, sparse=True)
     optimizer = Gluon([{"params": [table.weight], "role": "embedding"}], lr=0.1)

@@ -6,6 +6,7 @@ import inspect
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -245,17 +246,26 @@ def test_partition_of_a_local_configuration_and_with_rules(
 
 def test_partition_of_a_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    main(["partition", "-c", "recipes/qwen2_5/base.yaml"])
-    assert "494,032,768" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["lightning-gluon", "partition"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # Lightning's remarks on a Trainer that is not needed here
+        main(["partition", "-c", "recipes/qwen2_5/base.yaml"])
+    printed = capsys.readouterr()
+    assert "494,032,768" in printed.out
+    assert "GPU available" not in printed.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--model", "resnet50"], "timm/NAME, transformers/TYPE"),
-        (["--model", "timm/no_such_model"], "no_such_model"),
+        (["--model", "timm/resnet51"], r"a model of timm, but got 'resnet51'. Similar names: resnet"),
+        (["--model", "transformers/qwen2.5"], r"a model type of transformers, .* Similar names: qwen2,"),
+        (["--model", "transformers/qwen2", "--kwargs", '{"num_layer": 2}'], r"entries of Qwen2Config .* 'num_layer'"),
+        (["--model", "timm/resnet50", "--kwargs", '{"depth": 4'], r"`--kwargs` to be a JSON object such as"),
+        (["--model", "timm/resnet50", "--rules", "[1]"], r"`--rules` to be a JSON object"),
         (["--model", "no.such.Module"], "ModuleNotFoundError"),
-        (["--model", "Qwen/Qwen2.5-0.5B"], "OSError"),
+        (["--model", "Qwen/Qwen2.5-0.5B"], r"Without a network give .* `--model transformers/qwen2 "),
         (["--model", "torch.nn.ReLU"], "ValueError"),
     ],
 )

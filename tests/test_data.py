@@ -297,6 +297,18 @@ def test_a_folder_is_split_by_file_and_copies_count_once(tmp_path: Path) -> None
     assert (named.train, named.val) == (["text 0"], ["text 1"])
 
 
+@pytest.mark.parametrize("max_bytes", [None, 500])
+def test_two_files_are_cut_like_one(tmp_path: Path, max_bytes: int | None) -> None:
+    for name in ("test", "valid"):  # the checksums of both names say the same
+        (tmp_path / f"{name}.txt").write_text("".join(f"{name} {i}\n" for i in range(100)))
+    corpus = read_files(str(tmp_path), max_bytes, 0.1)
+    (train,), (val,) = corpus.train, corpus.val
+    whole = (tmp_path / "test.txt").read_text() + (tmp_path / "valid.txt").read_text()
+    assert train + val == whole[:max_bytes]
+    assert train.endswith("\n")
+    assert 0.05 < len(val) / len(train + val) < 0.15
+
+
 def test_bpe_round_trips_and_is_cached(tmp_path: Path) -> None:
     documents = ["def f(x):\n    return x + 1\n" * 5, "größer 😀\n"]
     cache = tmp_path / "bpe.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -282,6 +283,21 @@ def test_bad_models(make: Any, message: str) -> None:
         make()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        (("qwen2_5", "finetune"), (), ConnectionError, r"^Expected to load 'Qwen/Qwen2.5-0.5B' .*source='python'\.$"),
+        (("vit", "tiny"), ("--model.init_args.name=vit_tinyy",), ValueError, r"^Expected `name` to be a model of timm"),
+        (("vit", "cifar10"), ("--data.init_args.path=null",), ValueError, r"^Expected `path` with source='parquet'"),
+    ],
+)
+def test_the_command_says_what_the_model_or_data_says(
+    tmp_path: Path, arguments: tuple[str, ...], options: tuple[str, ...], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.compile(message, re.DOTALL)):
+        fit(tmp_path, files(*arguments), *options)
+
+
 def test_a_vocabulary_that_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"hold the tokenizer's 600 tokens, but it has 512"):
         fit(tmp_path, files("qwen2_5", "tiny"), "--data.init_args.vocab_size=600", "--trainer.fast_dev_run=1")
@@ -304,6 +320,16 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
     )
     with pytest.raises((RuntimeError, KeyError), match=r"Missing key|loops"):
         fit(tmp_path, files("vit", "tiny"), "--trainer.max_steps=1", f"--ckpt_path={tmp_path / 'other.ckpt'}")
+
+
+def test_a_checkpoint_of_another_recipe_or_method(tmp_path: Path) -> None:
+    steps = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1"]
+    cli = fit(tmp_path, files("vit", "tiny"), *steps, "--trainer.val_check_interval=2")
+    saved = Path(cli.trainer.log_dir or "") / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match=r"a checkpoint of recipes.CausalLM, but .*last.ckpt' is one of recipes.Image"):
+        fit(tmp_path, files("qwen2_5", "tiny"), f"--ckpt_path={saved}")
+    with pytest.raises(ValueError, match=r"of group 'hidden' is of estimator 'ema', .* 'nesterov' there. Resume with"):
+        fit(tmp_path, files("vit", "tiny", method="muon"), f"--ckpt_path={saved}", "--trainer.max_steps=4")
 
 
 # ------------------------------------------------------------------------------------------------------------- training

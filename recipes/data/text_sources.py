@@ -72,7 +72,7 @@ def read_files(path: str, max_bytes: int | None, val_fraction: float, *, val_pat
     Args:
         path: A file or a folder.
         max_bytes: Where to stop reading; None reads everything.
-        val_fraction: Part that is held out: of the files, or the end of the file where there is only one.
+        val_fraction: Part that is held out: of the files, or the end of the text where the files are too few.
         val_path: A file or a folder to hold out instead.
 
     Returns:
@@ -95,8 +95,8 @@ def read_files(path: str, max_bytes: int | None, val_fraction: float, *, val_pat
         root = Path(path).expanduser()
         names = [f.relative_to(root).as_posix() for f in files]
         corpus = _split_documents(_read_all(files), names, max_bytes, val_fraction)
-        if not corpus.val and corpus.train:  # too few files for a checksum to pick one
-            corpus = Corpus(corpus.train[:-1], corpus.train[-1:])
+        if not (corpus.train and corpus.val):  # too few files for their checksums to tell them apart
+            corpus = _cut("".join(_bounded(corpus.train + corpus.val, max_bytes)), val_fraction)
     for split, documents in (("train", corpus.train), ("held-out", corpus.val)):
         if not any(documents):
             raise ValueError(
