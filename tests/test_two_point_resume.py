@@ -99,7 +99,8 @@ def train_until_killed(folder: Path) -> None:
 
 
 def test_killed_and_resumed_equals_never_killed(tmp_path: Path) -> None:
-    child = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, cwd=Path.cwd(), check=False)
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}  # this tree's package, whatever is installed
+    child = subprocess.run([sys.executable, __file__, str(tmp_path)], capture_output=True, env=here, check=False)
     assert child.returncode == -signal.SIGKILL, child.stderr.decode()[-2000:]
     whole = run(METHODS["step"], accumulate_grad_batches=2)
     resumed = run(METHODS["step"], accumulate_grad_batches=2, ckpt_path=tmp_path / "last.ckpt")
