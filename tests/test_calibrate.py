@@ -47,6 +47,18 @@ def test_noise_alone_does_not_stop_the_ramp_early():
     assert sorted(lengths)[4] > 60
 
 
+def test_a_faint_turn_is_seen_by_the_longer_average(monkeypatch):
+    # Mean -0.6 at a root mean square of 1: 3.2 errors are 0.73 over ten steps and 0.51 over twenty.
+    faint = [None, *[1.0] * 30, *[0.2, -1.4] * 60]
+    rule = Calibrate(start=1e-6)
+    ramp(rule, faint)
+    assert rule.state.reason == "agreement"
+    monkeypatch.setattr("lightning_gluon.calibrate.AVERAGED", (1,))
+    single = Calibrate(start=1e-6)
+    ramp(single, faint)
+    assert not single.done
+
+
 def test_overshoot_is_seen_at_once_on_a_quadratic():
     # f = x^2 / 2 from x = 1 with step s: agreement x_k, negative once the step has jumped over the minimum.
     x, rule, last = 1.0, Calibrate(start=1e-3), None

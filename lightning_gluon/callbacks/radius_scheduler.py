@@ -246,8 +246,9 @@ class RadiusScheduler(Callback):
         if self.needs == "agreement" and self.steps > 0:
             gradients = {p: p.grad for group in optimizer.param_groups for p in group["params"]}
             references = optimizer.reference_gradients if two else {}
-            values = [float(self.loss), last.agreement(gradients)]
-            values += [last.agreement(references)] if references else []
+            agreement, largest = last.agreement(gradients)
+            values = [float(self.loss), agreement / (largest or 1.0)]
+            values += [last.agreement(references)[0] / (largest or 1.0)] if references else []
             loss, new, old = [*_agreed(trainer, values), None][:3]
         return Observation(
             step=self.steps,
