@@ -17,6 +17,7 @@ from lightning_gluon.callbacks import RadiusScheduler
     ("method", "rule", "at"),
     [
         ("gluon", "calibrate", 12),
+        ("gluon", "search", 1),  # between the step that shows the direction and the look along it
         ("gluon-mvr1", "calibrate", 12),
         ("gluon-mvr1", "calibrate", 60),
         ("gluon", "smoothness", 11),
@@ -26,8 +27,9 @@ from lightning_gluon.callbacks import RadiusScheduler
 def test_resumed_run_equals_the_whole_one(tmp_path: Path, method, rule, at):
     def train(folder, path=None):
         torch.manual_seed(0)
-        options = {"options": {"start": 0.01}} if rule == "calibrate" else {"every_n_steps": 4}
-        scheduler = RadiusScheduler(rule, **options)
+        options = {"calibrate": {"start": 0.01}, "search": {"line_search": True}}.get(rule)
+        name = "calibrate" if rule == "search" else rule
+        scheduler = RadiusScheduler(name, options=options, every_n_steps=4)
         saver = ModelCheckpoint(tmp_path / folder, every_n_train_steps=at, save_top_k=-1, filename="{step}")
         model = Slope(method)
         loader, callbacks = Loader(data(batches=90)), [scheduler, saver]

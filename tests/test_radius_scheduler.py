@@ -7,7 +7,7 @@ import torch
 from slope import Slope, run
 from torch import nn
 from torch.utils.data import DataLoader
-from two_point import Memory, Net, data, fit, gluon
+from two_point import Loader, Memory, Net, data, fit, gluon
 
 from lightning_gluon import configure_optimizers
 from lightning_gluon.calibrate import Observation
@@ -110,6 +110,45 @@ def test_freeze_as_a_share_of_the_training():
     seen = []
     fit(Net(method="gluon"), callbacks=[RadiusScheduler(lambda o: seen.append(o.step), freeze_step=0.5)])
     assert seen == [0, 1, 2, 3]  # of 7
+
+
+def test_limits_hold_in_training():
+    model = Slope()
+    scheduler = RadiusScheduler(lambda seen: 1e6, bounds=(0.1, 10.0), max_growth=2.0, smoothing=0.5)
+    run(model, scheduler, batches=8)
+    assert [radius for _, radius in model.steps] == [1.0, 2.0, 4.0, 8.0, *[10.0] * 4]  # each before its step
+    model = Slope()
+    run(model, RadiusScheduler(lambda seen: 0.0, bounds=(0.1, 10.0)), batches=2)
+    assert [radius for _, radius in model.steps] == [1.0, 0.1]
+
+
+@pytest.mark.parametrize("rule", ["calibrate", "smoothness"])
+@pytest.mark.parametrize("method", ["gluon", "gluon-mvr1"])
+def test_accumulated_micro_batches_are_one_batch(method, rule):
+    def radii(size, **options):
+        torch.manual_seed(0)
+        model = Slope(method)
+        scheduler = RadiusScheduler(rule, every_n_steps=5)
+        loader = Loader(data(batches=100, size=32), size)
+        fit(model, loader=loader, callbacks=[scheduler], **options)
+        return [radius for _, radius in model.steps], scheduler
+
+    whole, scheduler = radii(32)
+    parts, _ = radii(8, accumulate_grad_batches=4)
+    assert len(set(whole)) > 3
+    assert parts[:70] == pytest.approx(whole[:70], rel=1e-3)  # later nothing but rounding is left of the gradients
+    assert scheduler.steps == 100
+
+
+def test_calibrate_under_mixed_precision():
+    found = {}
+    for precision in ("32-true", "bf16-mixed"):
+        torch.manual_seed(0)
+        scheduler = RadiusScheduler("calibrate")
+        run(Slope(lr=0.1), scheduler, batches=300, precision=precision)
+        assert scheduler.rule.state.reason in ("agreement", "loss")
+        found[precision] = scheduler.rule.state.scale
+    assert 1 / 2 < found["bf16-mixed"] / found["32-true"] < 2
 
 
 def test_layers_are_logged_by_name():
