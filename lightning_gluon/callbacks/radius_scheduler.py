@@ -56,8 +56,7 @@ class RadiusScheduler(Probing):
 
     Raises:
         ValueError: If an argument is out of range, the bounds are crossed, or a name is unknown; at the start of
-        training
-            if the rule needs a second pass that cannot be taken, or logging is asked for without a logger.
+            training if the rule needs a second pass that cannot be taken, or logging is asked for without a logger.
         TypeError: If the rule is none of the three kinds; at the start of training if the optimizer is not one of this
             library.
 

@@ -80,8 +80,7 @@ class SmoothnessMonitor(Probing):
 
     Raises:
         ValueError: If an argument is out of range; at the start of training if a pattern matches no layer, or if
-        logging
-            is asked for without a logger.
+            logging is asked for without a logger.
         TypeError: At the start of training, if the optimizer is not one of this library.
 
     References:
