@@ -48,6 +48,7 @@ def test_agreement_by_hand(method, names):
     expected = by_hand(optimizer, before, names)
     assert agreement(optimizer, last) == pytest.approx(expected, rel=1e-5)
     assert 0 < expected[0] <= expected[1]
+    assert set(last.state_dict()["before"]) == set(names)  # no more is copied
 
 
 def test_the_decay_of_the_weights_is_left_out():

@@ -46,7 +46,7 @@ class LastStep:
 
         Args:
             base: Initial radii by group name.
-            copy: Copy the weights even where the method keeps them.
+            copy: Copy all weights, also those that the method keeps or that `agreement` does not count.
         """
         groups = self.optimizer.param_groups
         pairs = [(first_radius(group["radius"]), first_radius(base[group["name"]])) for group in groups]
@@ -59,7 +59,8 @@ class LastStep:
         if kept and not copy:
             self.before = {}
             return
-        for parameter in (parameter for group in groups for parameter in group["params"]):
+        chosen = groups if copy else [group for group, _ in self._counted()]
+        for parameter in (parameter for group in chosen for parameter in group["params"]):
             if parameter in self.before:
                 self.before[parameter].copy_(parameter)
             else:

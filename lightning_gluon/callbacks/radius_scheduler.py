@@ -38,7 +38,7 @@ class RadiusScheduler(Probing):
     `lightning_gluon.calibrate.Observation` and returns one factor on all initial radii, or radii by group or layer
     name, or `None`. See `lightning_gluon.rules`.
 
-    While `calibrate` runs it keeps one copy of the weights, unless the method keeps the previous iterate anyway, and
+    While `calibrate` runs it keeps one copy of the matrices, unless the method keeps the previous iterate anyway, and
     waits for the device once per step; both end when it freezes. A learning-rate warm-up may run at the same time: the
     radius is then frozen so that the calibrated step length is reached at the schedule's peak. Radii are logged as
     `radius/<group>`, or `radius/<layer>` where they differ within a group.
