@@ -97,8 +97,8 @@ class _State:
 class Calibrate:
     """The rule `calibrate`: one factor on all radii, found in the first steps and then kept.
 
-    The ramp takes 60 to 120 steps at a momentum of .9, in proportion to `m` at others; a training of fewer than some
-    300 steps has no room for it.
+    The ramp takes 45 to 115 steps at a momentum of .9, 110 to 190 at .95 and 180 to 270 at .97; a training of fewer
+    than three times as many has no room for it.
 
     Args:
         start: First factor; at most 1/30 of anything plausible.
