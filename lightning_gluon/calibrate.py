@@ -18,6 +18,9 @@ weights swing around a minimum, the agreement has no sign; there a loss whose av
 errors above its lowest ends the ramp in the same way, counted in the geometric mean of the errors now and at the
 lowest. No stop is believed before `s` has grown fourfold.
 
+In a network without normalisation, steps may pay off at first that are twenty times too long for the whole training: no
+look at the last step tells. `largest` ends the ramp there at the latest; `lr="auto"` sets it.
+
 A method that takes the second gradient has the curvature along its last step from one and the same sample, and stops
 when the best step along `T` is within three of the last one, that is when the same test finds `a_old < 3 (a_old - a)`,
 with `a_old` the agreement of `c_old`. There is nothing to step back from then.
@@ -108,6 +111,7 @@ class Calibrate:
         line_search: Before the second step, look along the first direction for the loss's minimum on a second batch and
             start at 1/256 of it: for a start that may be too large.
         share: Largest share of the training to calibrate over; the factor reached then is kept.
+        largest: Factor at which the ramp ends, with a step back, if nothing has ended it before.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -130,16 +134,19 @@ class Calibrate:
         two_point: bool = True,
         line_search: bool = False,
         share: float = 1 / 3,
+        largest: float | None = None,
     ) -> None:
         _check("start", start, 0, math.inf)
         _check("growth", growth, 1, math.inf)
         _check("shrink", shrink, 0, math.inf)
         _check("share", share, 0, 1)
+        _check("largest", largest, 0, math.inf)
         self.growth = growth
         self.shrink = shrink
         self.two_point = two_point
         self.line_search = line_search
         self.share = share
+        self.largest = math.inf if largest is None else largest
         self.state = _State(start, start)
 
     @property
@@ -157,10 +164,12 @@ class Calibrate:
         growth = self.growth or 1 + 1 / (2 * memory)
         sign = self._sign(_slack(seen) if two else seen.agreement, memory)
         rising = self._rising(seen.loss)
-        if (sign < 0 or rising) and state.scale >= BELIEVED * state.start:
-            shrink = 1.0 if two and not rising else growth ** (-LATE * memory)
+        believed = state.scale >= BELIEVED * state.start
+        if state.scale * seen.warming_up >= self.largest or (believed and (sign < 0 or rising)):
+            reason = "loss" if rising else "largest" if sign >= 0 else "curvature" if two else "agreement"
+            shrink = 1.0 if reason == "curvature" else growth ** (-LATE * memory)
             state.scale *= (self.shrink or shrink) * seen.warming_up
-            state.frozen, state.reason = True, "loss" if rising else "curvature" if two else "agreement"
+            state.frozen, state.reason = True, reason
         elif seen.total_steps is not None and seen.step >= self.share * seen.total_steps:
             state.frozen, state.reason = True, "share"
         else:

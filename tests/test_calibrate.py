@@ -102,6 +102,16 @@ def test_share_ends_the_ramp_where_it_stands():
     assert factors[-1] == factors[9] < factors[8] * 1.2
 
 
+def test_the_largest_factor_ends_the_ramp_with_a_step_back():
+    rule = Calibrate(start=1.0, largest=8.0)
+    factors = ramp(rule, [None, *[1.0] * 40])
+    assert (rule.done, rule.state.reason) == (True, "largest")
+    assert 8 <= max(factors) < 8 * 1.1
+    assert factors[-1] == pytest.approx(max(factors) * 1.05**-15)
+    warming = Calibrate(start=1.0, largest=8.0)  # half the peak of a warm-up: steps are half as long
+    assert 16 <= max(ramp(warming, [None, *[1.0] * 60], warming_up=0.5)) < 16 * 1.1
+
+
 def test_overflow_and_standstill_are_no_evidence():
     rule = Calibrate(start=1.0)
     before = ramp(rule, [None, 1.0, math.nan, math.inf])
@@ -117,7 +127,7 @@ def test_calibrate_resumes():
     assert ramp(one, [-1.0] * 60) == ramp(other, [-1.0] * 60)
 
 
-@pytest.mark.parametrize("option", [{"start": 0}, {"growth": 1.0}, {"shrink": 0.0}, {"share": 1.5}])
+@pytest.mark.parametrize("option", [{"start": 0}, {"growth": 1.0}, {"shrink": 0.0}, {"share": 1.5}, {"largest": 0.0}])
 def test_calibrate_refuses(option):
     name = next(iter(option))
     with pytest.raises(ValueError, match=rf"Expected `{name}` to satisfy .* but got {option[name]}"):

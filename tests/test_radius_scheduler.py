@@ -12,16 +12,15 @@ from two_point import Loader, Memory, Net, data, fit, gluon
 from lightning_gluon import configure_optimizers
 from lightning_gluon.calibrate import Observation
 from lightning_gluon.callbacks import RadiusScheduler
-from lightning_gluon.configure import AUTO_LR
+from lightning_gluon.configure import AUTO_LARGEST, AUTO_LR
 from lightning_gluon.radii import peak_lr
 
 
 @pytest.mark.parametrize("method", ["gluon", "muon", "gluon-mvr1", "limuon"])
-def test_lr_auto_calibrates_every_method(method):
+def test_every_method_is_calibrated(method):
     torch.manual_seed(0)
-    model = Slope(method, lr="auto")
-    runner = run(model, batches=400)
-    scheduler = next(callback for callback in runner.callbacks if isinstance(callback, RadiusScheduler))
+    model, scheduler = Slope(method, lr=AUTO_LR), RadiusScheduler("calibrate")
+    run(model, scheduler, batches=400)
     lrs, radii = zip(*model.steps, strict=True)
     assert set(lrs) == {AUTO_LR}  # the radius is written, never lr
     assert scheduler.rule.done
@@ -30,6 +29,19 @@ def test_lr_auto_calibrates_every_method(method):
     assert radii[1] < radii[20] < radii[40]
     assert len(set(radii[-100:])) == 1
     assert scheduler._last is None  # nothing is kept after the run
+
+
+def test_lr_auto_ends_the_ramp_at_the_largest_radius():
+    # A least-squares problem bears far longer steps: nothing else ends the ramp.
+    torch.manual_seed(0)
+    model = Slope(lr="auto")
+    runner = run(model, batches=400)
+    scheduler = next(callback for callback in runner.callbacks if isinstance(callback, RadiusScheduler))
+    lrs, radii = zip(*model.steps, strict=True)
+    assert set(lrs) == {AUTO_LR}
+    assert scheduler.rule.state.reason == "largest"
+    assert AUTO_LARGEST <= max(radii) < 1.1 * AUTO_LARGEST
+    assert radii[-1] == pytest.approx(max(radii) * 1.05**-15)
 
 
 def test_lr_auto_finds_a_radius_that_trains():
@@ -48,9 +60,8 @@ def test_any_schedule_works_on_top_and_warm_up_is_made_up_for():
     found = {}
     for name, options in schedules.items():
         torch.manual_seed(0)
-        model = Slope(lr="auto", **options)
-        runner = run(model, batches=300)
-        scheduler = next(callback for callback in runner.callbacks if isinstance(callback, RadiusScheduler))
+        model, scheduler = Slope(lr=AUTO_LR, **options), RadiusScheduler("calibrate")
+        runner = run(model, scheduler, batches=300)
         found[name] = peak_lr(gluon(runner).param_groups[0]) * scheduler.radii["hidden"]
         assert len({lr for lr, _ in model.steps}) > (1 if options else 0)
     # Without making up for it, the run with a warm-up of 60 of 300 steps would end at a radius several times larger.
