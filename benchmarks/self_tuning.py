@@ -1,15 +1,17 @@
 """Self-tuning radii against the best fixed radius of a sweep, on three small tasks.
 
-    python -m benchmarks.self_tuning --cifar10 FOLDER --text FOLDER [--methods ...] [--momenta ...] [--minutes 15]
+    python -m benchmarks.self_tuning --cifar10 FOLDER --text FOLDER [--tasks ...] [--seeds ...] [--minutes 15]
     python -m benchmarks.self_tuning --table
 
-A cell is a task, a method, a momentum, a batch size and a seed. In each the fixed hidden radius is swept by factors of
-two until the best lies inside, then these runs are compared with it at the same number of steps:
+A cell is a task, a method, a momentum and a batch size. The cells form a star: `gluon` at a momentum of .9 and the full
+batch, and each of the three changed alone (`--away 3`: all combinations). In each cell the fixed hidden radius is swept
+by factors of two, on seed 0 until the best lies inside, on the other seeds over that best one and its two neighbours.
+With the best of the means these are compared, at the same number of steps:
 
     auto          lr="auto": the calibrating warm-up from 1/64 of 0.02
-    small         calibrate, started 32 times below the best fixed radius
-    large         calibrate with its line search, started from 16 times the best fixed radius
-    smoothness    the smoothness rule, started at the best fixed radius
+    small         calibrate, started 32 times below the best fixed radius of seed 0
+    large         calibrate with its line search, started from 16 times it
+    smoothness    the smoothness rule, started at it
 
 All runs share the schedule (constant, then linear to zero over the last 40 %) and the ratios between roles. Results are
 written after every run, and a second call continues where the first ended.
@@ -21,6 +23,7 @@ import argparse
 import itertools
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,17 +32,35 @@ from typing import Any
 import torch
 
 from benchmarks.environment import environment, write_json
-from benchmarks.small_tasks import Task, cifar10, digits, text, train
+from benchmarks.small_tasks import Task, chosen, train
 
 RESULTS = Path(__file__).parent / "results" / "self_tuning.json"
 CENTRE = 0.02
 RULES = ("auto", "small", "large", "smoothness")
 GOAL = 0.03  # gap to the best fixed radius
+METHODS: dict[str, dict[str, Any]] = {"gluon": {}, "muon": {}, "gluon-mvr1": {}, "limuon": {"rank": 4}}
+MOMENTA = (0.9, 0.95, 0.97)
+SHARES = (1.0, 0.25)  # of the batch size
+LONG_STEPS = 800  # at least, at the largest momentum: its ramp is three times as long
+NAMES = ("task", "method", "momentum", "batch", "steps")
 
 
 def main() -> None:
     """Run the grid, or print its table."""
-    given = _arguments()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cifar10", type=Path, help="folder with train.parquet and test.parquet")
+    parser.add_argument("--text", type=Path, help="folder with valid.txt and test.txt")
+    parser.add_argument("--tasks", nargs="*", default=["digits", "cifar10", "text"])
+    parser.add_argument("--methods", nargs="*", default=list(METHODS))
+    parser.add_argument("--momenta", nargs="*", type=float, default=MOMENTA)
+    parser.add_argument("--shares", nargs="*", type=float, default=SHARES, help="shares of the batch size")
+    parser.add_argument("--away", type=int, default=1, help="how many of the three may differ from the centre")
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--rules", nargs="*", choices=RULES, default=RULES)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this long")
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="print the table of what was run")
+    given = parser.parse_args()
     report = (
         json.loads(given.results.read_text()) if given.results.exists() else {"environment": environment(), "runs": {}}
     )
@@ -49,38 +70,19 @@ def main() -> None:
     print(table(report["runs"]))
 
 
-def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cifar10", type=Path, help="folder with train.parquet and test.parquet")
-    parser.add_argument("--text", type=Path, help="folder with valid.txt and test.txt")
-    parser.add_argument("--tasks", nargs="*", default=["digits", "cifar10", "text"])
-    parser.add_argument("--methods", nargs="*", default=["gluon", "muon", "gluon-mvr1", "limuon"])
-    parser.add_argument("--momenta", nargs="*", type=float, default=[0.9, 0.95, 0.97])
-    parser.add_argument("--shares", nargs="*", type=float, default=[1.0, 0.25], help="shares of the batch size")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--rules", nargs="*", choices=RULES, default=RULES)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this long")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="print the table of what was run")
-    return parser.parse_args()
-
-
 def _run(given: argparse.Namespace, report: dict[str, Any]) -> None:
-    makers: dict[str, Callable[[], Task]] = {"digits": digits}
-    if given.cifar10:
-        makers["cifar10"] = lambda: cifar10(given.cifar10)
-    if given.text:
-        makers["text"] = lambda: text(given.text)
-    tasks = {name: makers[name]() for name in given.tasks if name in makers}
+    tasks = chosen(given.tasks, given.cifar10, given.text)
     end = time.monotonic() + 60 * given.minutes
-    cells = itertools.product(given.seeds, given.methods, given.shares, given.momenta, tasks.values())
-    for seed, method, share, momentum, task in cells:
-        cell = Cell(task, method, momentum, share, seed, given.steps, report["runs"])
-        for key, run in cell.missing(given.rules):
+    for seed, method, share, momentum, task in itertools.product(
+        given.seeds, given.methods, given.shares, given.momenta, tasks
+    ):
+        if (method != "gluon") + (share != 1) + (momentum != MOMENTA[0]) > given.away:
+            continue
+        cell = Cell(task, method, momentum, share, report["runs"])
+        for key, run in cell.missing(seed, given.rules):
             if time.monotonic() > end:
                 return
-            report["runs"][key] = {**cell.describe(), **run()}
+            report["runs"][key] = {**cell.names, "seed": seed, **run()}
             write_json(given.results, report)
             print(key, report["runs"][key]["loss"], report["runs"][key]["seconds"], flush=True)
 
@@ -88,95 +90,99 @@ def _run(given: argparse.Namespace, report: dict[str, Any]) -> None:
 class Cell:
     """One cell of the grid."""
 
-    def __init__(
-        self, task: Task, method: str, momentum: float, share: float, seed: int, steps: int, runs: dict[str, Any]
-    ) -> None:
-        self.task, self.method, self.momentum, self.share = task, method, momentum, share
-        self.seed, self.steps, self.runs = seed, steps, runs
-        self.batch = max(1, round(share * task.batch))
+    def __init__(self, task: Task, method: str, momentum: float, share: float, runs: dict[str, Any]) -> None:
+        self.task, self.runs = task, runs
+        steps = max(task.steps, LONG_STEPS) if momentum == MOMENTA[-1] else task.steps
+        values = (task.name, method, momentum, max(1, round(share * task.batch)), steps)
+        self.names: dict[str, Any] = dict(zip(NAMES, values, strict=True))
 
-    def describe(self) -> dict[str, Any]:
-        """Return what the cell is, in plain values."""
-        return {
-            "task": self.task.name, "method": self.method, "momentum": self.momentum, "batch": self.batch,
-            "seed": self.seed, "steps": self.steps,
-        }  # fmt: skip
-
-    def key(self, what: str) -> str:
-        """Return the name of a run."""
-        return "/".join([*map(str, self.describe().values()), what])
-
-    def missing(self, rules: tuple[str, ...]) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+    def missing(self, seed: int, rules: tuple[str, ...]) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
         """Yield runs that are not there yet: the sweep first, one after another, since each decides the next."""
-        while (radius := self._next_radius()) is not None:
-            yield self.key(f"fixed {radius:g}"), lambda radius=radius: {"fixed": radius, **self._train({"lr": radius})}
-        best, _ = best_fixed(self._swept())
+        while (radius := self._next_radius(seed)) is not None:
+            yield (
+                self._key(seed, f"fixed {radius:g}"),
+                lambda radius=radius: {"fixed": radius, **self._train(seed, {"lr": radius})},
+            )
+        best = best_radius(self._swept(0))
         for rule in rules:
-            if self.key(rule) not in self.runs:
-                yield self.key(rule), lambda rule=rule: {"rule": rule, **self._with_rule(rule, best)}
+            if (key := self._key(seed, rule)) not in self.runs:
+                yield key, lambda rule=rule: {"rule": rule, **self._with_rule(seed, rule, best)}
 
-    def _swept(self) -> dict[float, float]:
-        return {run["fixed"]: run["loss"] for key, run in self.runs.items() if key.startswith(self.key("fixed "))}
+    def _key(self, seed: int, what: str) -> str:
+        return "/".join([*map(str, self.names.values()), str(seed), what])
 
-    def _next_radius(self) -> float | None:
-        swept = self._swept()
-        for radius in (CENTRE, CENTRE / 2, CENTRE * 2):
+    def _swept(self, seed: int) -> dict[float, float]:
+        prefix = self._key(seed, "fixed ")
+        return {run["fixed"]: run["loss"] for key, run in self.runs.items() if key.startswith(prefix)}
+
+    def _next_radius(self, seed: int) -> float | None:
+        swept = self._swept(seed)
+        centre = best_radius(self._swept(0)) if seed else CENTRE
+        for radius in (centre, centre / 2, centre * 2):
             if radius not in swept:
                 return radius
-        best, _ = best_fixed(swept)
-        if best == min(swept):
-            return best / 2
-        return best * 2 if best == max(swept) else None
+        best = best_radius(swept)
+        if seed or min(swept) < best < max(swept):
+            return None
+        return best / 2 if best == min(swept) else best * 2
 
-    def _train(self, options: dict[str, Any], callbacks: list[Any] | None = None) -> dict[str, Any]:
-        options = {"method": self.method, "momentum": self.momentum, **options}
-        if self.method == "muon":
-            options["radius"] = {}
-        return train(self.task, options, seed=self.seed, steps=self.steps, batch=self.batch, callbacks=callbacks)
+    def _train(self, seed: int, options: dict[str, Any], callbacks: list[Any] | None = None) -> dict[str, Any]:
+        method, momentum, batch, steps = (self.names[name] for name in NAMES[1:])
+        options = {"method": method, "momentum": momentum, **METHODS[method], **options}
+        return train(self.task, options, seed=seed, steps=steps, batch=batch, callbacks=callbacks)
 
-    def _with_rule(self, rule: str, best: float) -> dict[str, Any]:
+    def _with_rule(self, seed: int, rule: str, best: float) -> dict[str, Any]:
         from lightning_gluon.callbacks import RadiusScheduler
 
         if rule == "auto":
-            return self._train({"lr": "auto"})
+            return self._train(seed, {"lr": "auto"})
         if rule == "small":
-            return self._train({"lr": best}, [RadiusScheduler("calibrate", options={"start": 1 / 32})])
+            return self._train(seed, {"lr": best}, [RadiusScheduler("calibrate", options={"start": 1 / 32})])
         if rule == "large":
-            return self._train({"lr": 16 * best}, [RadiusScheduler("calibrate", options={"line_search": True})])
-        return self._train({"lr": best}, [RadiusScheduler("smoothness", every_n_steps=10)])
+            return self._train(seed, {"lr": 16 * best}, [RadiusScheduler("calibrate", options={"line_search": True})])
+        return self._train(seed, {"lr": best}, [RadiusScheduler("smoothness", every_n_steps=10)])
 
 
-def best_fixed(swept: dict[float, float]) -> tuple[float, float]:
-    """Return the best fixed radius and its loss; a run that diverged counts as infinite."""
-    return min(swept.items(), key=lambda item: item[1] if math.isfinite(item[1]) else math.inf)
+def best_radius(swept: dict[float, float]) -> float:
+    """Return the radius with the lowest loss; a run that diverged counts as infinite."""
+    return min(swept, key=lambda radius: swept[radius] if math.isfinite(swept[radius]) else math.inf)
 
 
 def table(runs: dict[str, Any]) -> str:
-    """Return the gaps to the best fixed radius as a Markdown table, failures in bold."""
-    cells: dict[tuple, dict[str, Any]] = {}
+    """Return the gaps to the best fixed radius as a Markdown table, failures in bold.
+
+    A gap is the mean over seeds of the difference to the best fixed radius, in per cent of that one's mean loss, and
+    after the sign the standard error of that mean. The best radius is the one with the lowest mean.
+    """
+    cells: dict[tuple, dict[Any, dict[int, float]]] = {}
     for run in runs.values():
-        cell = cells.setdefault(tuple(run[k] for k in ("task", "method", "momentum", "batch", "seed", "steps")), {})
-        cell.setdefault("fixed", {}).update({run["fixed"]: run["loss"]} if "fixed" in run else {})
-        if "rule" in run:
-            cell[run["rule"]] = run["loss"]
+        cell = cells.setdefault(tuple(run[name] for name in NAMES), {})
+        cell.setdefault(run.get("rule", run.get("fixed")), {})[run["seed"]] = run["loss"]
     lines = [
-        "| task | method | momentum | batch | seed | steps | best radius | its loss | " + " | ".join(RULES) + " |",
-        "|---|---|---|---|---|---|---|---|" + "---|" * len(RULES),
+        "| " + " | ".join(NAMES) + " | seeds | best radius | its loss | " + " | ".join(RULES) + " |",
+        "|---" * (len(NAMES) + 3 + len(RULES)) + "|",
     ]
     for names, cell in cells.items():
-        radius, loss = best_fixed(cell["fixed"])
-        gaps = [_gap(cell.get(rule), loss) for rule in RULES]
-        lines.append("| " + " | ".join([*map(str, names), f"{radius:g}", f"{loss:.4f}", *gaps]) + " |")
+        fixed = {what: losses for what, losses in cell.items() if isinstance(what, float)}
+        seeds = max(len(losses) for losses in fixed.values())
+        radius = best_radius({r: statistics.mean(x.values()) for r, x in fixed.items() if len(x) == seeds})
+        gaps = [_gap(cell.get(rule, {}), fixed[radius]) for rule in RULES]
+        values = [*map(str, names), str(seeds), f"{radius:g}", f"{statistics.mean(fixed[radius].values()):.4f}", *gaps]
+        lines.append("| " + " | ".join(values) + " |")
     return "\n".join(lines)
 
 
-def _gap(value: float | None, best: float) -> str:
-    if value is None:
+def _gap(losses: dict[int, float], best: dict[int, float]) -> str:
+    seeds = sorted(losses.keys() & best.keys())
+    if not seeds:
         return ""
-    gap = value / best - 1
+    mean = statistics.mean(best[seed] for seed in seeds)
+    gaps = [100 * (losses[seed] - best[seed]) / mean for seed in seeds]
+    gap = statistics.mean(gaps)
     if not math.isfinite(gap):
         return "**diverged**"
-    return f"{100 * gap:+.1f} %" if gap <= GOAL else f"**{100 * gap:+.1f} %**"
+    error = f" ± {statistics.stdev(gaps) / math.sqrt(len(gaps)):.1f}" if len(gaps) > 1 else ""
+    return f"{gap:+.1f}{error} %" if gap <= 100 * GOAL else f"**{gap:+.1f}{error} %**"
 
 
 if __name__ == "__main__":

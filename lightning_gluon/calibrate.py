@@ -1,42 +1,48 @@
 """The calibrating warm-up: grow all radii from tiny until the last step no longer pays off, step back, keep them.
 
-With `s` the common factor on the radii, `u_i` the step length of matrix i at `s = 1`, `b` the weight on the old
-momentum, `m = max(10, 1 / (1 - b))` the steps it remembers and `D_i` the direction of the last step,
+With `s` the common factor on the radii, `b` the weight on the old momentum, `m = max(10, 1 / (1 - b))` the steps it
+remembers, `T_i` the last step of matrix i and `g_i` a fresh gradient,
 
-    a = sum_i u_i <g_i^k, D_i^{k-1}>         agreement of a fresh gradient with the last step, unbiased
-    P <- 0.9 P + 0.1 a,  Q <- 0.9 Q + 0.1 a^2,  e = sqrt(Q (1 - 0.9) / (1 + 0.9))           e: standard error of P
-    s <- (1 + 1 / m) s                       while P > 3.2 e
-    s <- (1 + 1 / (2 m)) s                   while |P| <= 3.2 e
-    s <- (1 + 1 / (2 m))^(-3 m / 2) s        at the first P < -3.2 e, that is 0.48 s, and frozen
+    a = sum_i <g_i, T_i> / sum_i ||g_i|| ||T_i||             agreement of the gradient with the last step, in [-1, 1]
+    P <- (1 - 1 / n) P + a / n,  Q <- (1 - 1 / n) Q + a^2 / n,  e = sqrt(Q / (2 n - 1))      for n = m and n = 2 m
+    s <- (1 + 1 / m) s                       while P > 3.2 e, n = m                           e: standard error of P
+    s <- (1 + 1 / (2 m)) s                   else
+    s <- (1 + 1 / (2 m))^(-3 m / 2) s        at the first P < -3.2 e, of either n: that is 0.48 s, and frozen
 
-A fixed step along a direction of mere noise only bounces, which makes the agreement of a batch as often negative as
-positive long before the radii matter, so its average has to be negative by more than three standard errors. The stop is
-seen `m` to `2 m` steps late, and the step back undoes the growth of those steps: both follow `1 / (1 - b)`. On a
-plateau, and where weights swing around a minimum, the agreement has no sign; there a loss whose average (of the same
-kind) rises 8 standard errors above its lowest ends the ramp in the same way, counted in the geometric mean of the
-errors now and at the lowest. No stop is believed before `s` has grown fourfold.
+The sums are over the matrices that the LMO steps: what AdamW steps beside them, at a small ratio of its own, goes on
+agreeing long after they do not. A fixed step along a direction of mere noise only bounces, which makes the agreement of
+a batch as often negative as positive long before the radii matter, so its average has to be negative by more than three
+standard errors. The average over `m` steps sees a clear turn soon, that over `2 m` a faint one. The stop is seen `m` to
+`2 m` steps late, and the step back undoes the growth of those steps: all follow `1 / (1 - b)`. On a plateau, and where
+weights swing around a minimum, the agreement has no sign; there a loss whose average (over 10 steps) rises 8 standard
+errors above its lowest ends the ramp in the same way, counted in the geometric mean of the errors now and at the
+lowest. No stop is believed before `s` has grown fourfold.
+
+In a network without normalisation, steps may pay off at first that are twenty times too long for the whole training: no
+look at the last step tells. `largest` ends the ramp there at the latest; `lr="auto"` sets it.
 
 A method that takes the second gradient has the curvature along its last step from one and the same sample, and stops
-when the best step along `D` is within three of the last one, that is when the same test finds `a_old < 3 (a_old - a)`,
+when the best step along `T` is within three of the last one, that is when the same test finds `a_old < 3 (a_old - a)`,
 with `a_old` the agreement of `c_old`. There is nothing to step back from then.
 
-Where the constants come from: the average and the step back at `P < 0` are from a study on a byte-level GPT and a ViT
-at equal vector and hidden radii. At this library's ratios, ramps of three small tasks (`benchmarks/self_tuning.py`)
-stopped by chance at up to a hundredth of the best radius under that rule; hence the errors.
+Where the constants come from: growth and step back are from a study on a byte-level GPT and a ViT at equal vector and
+hidden radii, which stopped at the first `P < 0`. At this library's ratios that rule stopped ramps of three small tasks
+(`benchmarks/self_tuning.py`) by chance at up to a hundredth of the best radius; hence the errors.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from copy import deepcopy
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 __all__ = ["Calibrate", "Observation"]
 
-KEEP = 0.9  # weight on the old average of the agreement
+KEEP = 0.9  # weight on the old average of the loss
+AVERAGED = (1, 2)  # memories that the agreement is averaged over: one shows a clear turn soon, two show a faint one
 # Standard errors that count, for the agreement and for the loss: picked on twelve recorded ramps of the benchmark's
-# tasks, eleven of which then stopped between 0.8 and 2.4 times the best fixed radius; 2.5 for the agreement stopped two
-# below a tenth of it, and 6 for the loss two below a half.
+# tasks; 2.5 for the agreement stopped two below a tenth of the best fixed radius, and 6 for the loss two below a half.
 ERRORS = 3.2
 LOSS_ERRORS = 8.0
 SETTLED = 20  # steps after which the average loss is judged
@@ -54,9 +60,9 @@ class Observation:
         step: Steps taken so far.
         total_steps: Steps in all; `None` if nobody knows.
         momentum: Weight on the old momentum.
-        agreement: `sum_i u_i <g_i^k, D_i^{k-1}>` over the matrices: loss per unit of `s` that the last step still
-            promises on a fresh sample; `None` before the second step.
-        reference_agreement: The same with `c_old`, this sample's gradient before the last step; `None` without one.
+        agreement: Agreement of this sample's gradient with the last step, in [-1, 1]; `None` before the second step.
+        reference_agreement: The same with `c_old`, this sample's gradient before the last step, over the same norms;
+            `None` without one.
         loss: Training loss of this step's sample.
         layers: Readings by group or layer name, for rules that need `smoothness` (see `lightning_gluon.readings`).
         variance_reduced: Whether the method takes the second gradient.
@@ -80,8 +86,8 @@ class _State:
 
     scale: float
     start: float
-    average: float = 0.0
-    square: float = 0.0
+    averages: list[float] = field(default_factory=lambda: [0.0] * len(AVERAGED))
+    squares: list[float] = field(default_factory=lambda: [0.0] * len(AVERAGED))
     loss: float | None = None
     spread: float = 0.0
     lowest: float = math.inf
@@ -94,8 +100,8 @@ class _State:
 class Calibrate:
     """The rule `calibrate`: one factor on all radii, found in the first steps and then kept.
 
-    The ramp takes 60 to 120 steps at a momentum of .9, in proportion to `m` at others; a training of fewer than some
-    300 steps has no room for it.
+    The ramp takes 45 to 115 steps at a momentum of .9, 110 to 190 at .95 and 180 to 270 at .97; a training of fewer
+    than three times as many has no room for it.
 
     Args:
         start: First factor; at most 1/30 of anything plausible.
@@ -105,6 +111,7 @@ class Calibrate:
         line_search: Before the second step, look along the first direction for the loss's minimum on a second batch and
             start at 1/256 of it: for a start that may be too large.
         share: Largest share of the training to calibrate over; the factor reached then is kept.
+        largest: Factor at which the ramp ends, with a step back, if nothing has ended it before.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -127,16 +134,19 @@ class Calibrate:
         two_point: bool = True,
         line_search: bool = False,
         share: float = 1 / 3,
+        largest: float | None = None,
     ) -> None:
         _check("start", start, 0, math.inf)
         _check("growth", growth, 1, math.inf)
         _check("shrink", shrink, 0, math.inf)
         _check("share", share, 0, 1)
+        _check("largest", largest, 0, math.inf)
         self.growth = growth
         self.shrink = shrink
         self.two_point = two_point
         self.line_search = line_search
         self.share = share
+        self.largest = math.inf if largest is None else largest
         self.state = _State(start, start)
 
     @property
@@ -152,25 +162,32 @@ class Calibrate:
         two = self.two_point and seen.reference_agreement is not None
         memory = max(MEMORY, 1 / (1 - seen.momentum))
         growth = self.growth or 1 + 1 / (2 * memory)
-        sign, rising = self._sign(_slack(seen) if two else seen.agreement), self._rising(seen.loss)
-        if (sign < 0 or rising) and state.scale >= BELIEVED * state.start:
-            shrink = 1.0 if two and not rising else growth ** (-LATE * memory)
+        sign = self._sign(_slack(seen) if two else seen.agreement, memory)
+        rising = self._rising(seen.loss)
+        believed = state.scale >= BELIEVED * state.start
+        if state.scale * seen.warming_up >= self.largest or (believed and (sign < 0 or rising)):
+            reason = "loss" if rising else "largest" if sign >= 0 else "curvature" if two else "agreement"
+            shrink = 1.0 if reason == "curvature" else growth ** (-LATE * memory)
             state.scale *= (self.shrink or shrink) * seen.warming_up
-            state.frozen, state.reason = True, "loss" if rising else "curvature" if two else "agreement"
+            state.frozen, state.reason = True, reason
         elif seen.total_steps is not None and seen.step >= self.share * seen.total_steps:
             state.frozen, state.reason = True, "share"
         else:
             state.scale *= growth if sign <= 0 or self.growth else 1 + 1 / memory
         return state.scale
 
-    def _sign(self, value: float) -> int:
+    def _sign(self, value: float, memory: float) -> int:
         """Add an agreement to the averages, and return its sign where that is beyond chance, else 0."""
-        state = self.state
+        state, signs = self.state, []
         state.seen += 1
-        state.average = KEEP * state.average + (1 - KEEP) * value
-        state.square = KEEP * state.square + (1 - KEEP) * value**2
-        error = math.sqrt(state.square * (1 - KEEP) / (1 + KEEP))
-        return 0 if abs(state.average) <= ERRORS * error else 1 if state.average > 0 else -1
+        for index, memories in enumerate(AVERAGED):
+            keep = 1 - 1 / (memories * memory)
+            average = keep * state.averages[index] + (1 - keep) * value
+            square = keep * state.squares[index] + (1 - keep) * value**2
+            state.averages[index], state.squares[index] = average, square
+            beyond = abs(average) > ERRORS * math.sqrt(square * (1 - keep) / (1 + keep))
+            signs.append(int(math.copysign(beyond, average)))
+        return -1 if -1 in signs else signs[0]
 
     def _rising(self, loss: float | None) -> bool:
         """Add a loss to the averages, and return whether it has risen beyond chance."""
@@ -196,7 +213,7 @@ class Calibrate:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
-        self.state = _State(**state)
+        self.state = _State(**deepcopy(state))
 
 
 def _slack(seen: Observation) -> float:

@@ -24,6 +24,8 @@ MIXED_NOISE_FLOOR = {"bf16-mixed": NOISE_FLOOR[torch.bfloat16], "16-mixed": NOIS
 
 # The nominal radius of `lr="auto"`; calibration starts at 1/64 of it, far below the .018 to .05 that tuning finds.
 AUTO_LR = 0.02
+# Calibration steps back from five times that at the latest, to 0.05.
+AUTO_LARGEST = 5.0
 
 
 def configure_optimizers(
@@ -120,7 +122,7 @@ def _calibrated(lr: str, module: nn.Module, trainer: Any) -> float:
         )
     from lightning_gluon.callbacks import RadiusScheduler
 
-    RadiusScheduler.attach(trainer)
+    RadiusScheduler.attach(trainer, options={"largest": AUTO_LARGEST})
     return AUTO_LR
 
 

@@ -160,10 +160,14 @@ def _depth_figure(samples: Samples) -> Any:
     labels = [*map(str, range(deepest + 1)), *(name for name, _ in outside)]
     axis.set_xticks(ticks, labels)
     for text in axis.get_xticklabels()[deepest + 1 :]:
-        text.set(rotation=35, ha="right", fontsize=8)
+        text.set(rotation=20, ha="right", rotation_mode="anchor", fontsize=8)
     axis.set(xlabel="block, then layers outside blocks", ylabel=r"$L_1$  [1 / norm]")
     if any(sample["L1"] > 0 for sample in last.values()):
+        from matplotlib.ticker import LogFormatter
+
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(LogFormatter())  # 60, not 6 x 10^1
+        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
     if blocks:
         axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.suptitle("Smoothness constant by depth (latest fit)", x=0.01, ha="left", fontweight="bold")
@@ -181,7 +185,7 @@ def _by_kind(last: Mapping[str, dict[str, Any]]) -> tuple[dict[str, list[tuple[i
         if found:
             blocks.setdefault(name[found.end() :].removesuffix(".weight"), []).append((int(found[1]), sample["L1"]))
         else:
-            outside.append((name.removesuffix(".weight"), sample))
+            outside.append((".".join(name.removesuffix(".weight").split(".")[-2:]), sample))
     return blocks, outside
 
 

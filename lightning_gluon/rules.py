@@ -5,9 +5,9 @@ mapping from group names or layer names to radii, or `None` to leave everything 
 what has to be measured for it: `"agreement"`, `"smoothness"` or `None`. A plain function is a rule; it may carry that
 attribute too.
 
-    theory       radius_k = radius_0 (k + 1)^-p                          p = 3/4 (Gluon), 2/3 (with the second gradient)
-    smoothness   t = kappa ||g||_* / (L0 + L1 ||g||_*)                   per role or layer, from the live same-sample
-    fit calibrate    grow from tiny, stop, step back, freeze                 `lightning_gluon.calibrate`
+    theory       radius_k = radius_0 (k + 1)^-p                  p = 3/4 (Gluon), 2/3 (with the second gradient)
+    smoothness   t = kappa ||g||_* / (L0 + L1 ||g||_*)           per role or layer, from the live same-sample fit
+    calibrate    grow from tiny, stop, step back, freeze         `lightning_gluon.calibrate`
 """
 
 from __future__ import annotations

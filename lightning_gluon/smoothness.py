@@ -3,8 +3,7 @@
     ||grad_i f(X) - grad_i f(Y)||_* <= (L0 + L1 ||grad_i f(X)||_*) ||X_i - Y_i||              the assumption, layer i
 
     L_hat[k] = ||c_new - c_old||_* / ||X^k - X^{k-1}||           same sample: what this library measures
-    L_hat[k] = ||g^k - g^{k-1}||_* / ||X^k - X^{k-1}||           trajectory: the Gluon paper's, on two different
-    minibatches
+    L_hat[k] = ||g^k - g^{k-1}||_* / ||X^k - X^{k-1}||           trajectory: the Gluon paper's, on two minibatches
 
 The difference of two minibatch gradients holds the noise of both, about `sqrt(2) ||g||_*` once noise dominates, so the
 trajectory estimate is then `sqrt(2) ||g||_* / t` whatever the smoothness is. That value is the `noise_floor`.

@@ -1,258 +1,26 @@
+"""RadiusScheduler in the Trainer."""
+
 from __future__ import annotations
 
-import math
-from itertools import pairwise
-from pathlib import Path
-
-import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from slope import Slope, run
 from torch import nn
 from torch.utils.data import DataLoader
-from two_point import FLAT, Loader, Memory, Net, data, differing, fit, gluon, state
+from two_point import Loader, Memory, Net, data, fit, gluon
 
-from lightning_gluon import Gluon, configure_optimizers
-from lightning_gluon.calibrate import Calibrate, Observation
+from lightning_gluon import configure_optimizers
+from lightning_gluon.calibrate import Observation
 from lightning_gluon.callbacks import RadiusScheduler
-from lightning_gluon.configure import AUTO_LR
-from lightning_gluon.radii import Limits, peak_lr, set_radii_
-from lightning_gluon.rules import RULES, Smoothness, Theory, make_rule
-
-# ---------------------------------------------------------------- the arithmetic of calibrate
-
-
-def ramp(rule: Calibrate, agreements, **given) -> list[float]:
-    return [rule(Observation(step=k, agreement=a, **given)) for k, a in enumerate(agreements)]
-
-
-@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.95, 0.97])
-def test_growth_and_step_back_follow_the_memory(momentum):
-    memory = max(10, 1 / (1 - momentum))
-    rule = Calibrate(start=1.0)
-    factors = ramp(rule, [None, *[1.0] * 30, *[-1.0] * 200], momentum=momentum)
-    assert factors[0] == 1.0
-    assert factors[30] / factors[29] == pytest.approx(1 + 1 / memory)  # agreement beyond chance: fast
-    steps = [after / before for before, after in pairwise(factors)]
-    assert any(step == pytest.approx(1 + 1 / (2 * memory)) for step in steps)  # in between: slow
-    assert min(steps) == pytest.approx((1 + 1 / (2 * memory)) ** (-1.5 * memory))
-    assert min(steps) == pytest.approx(math.exp(-0.75), rel=0.03)  # the same step back at every momentum
-    assert rule.done
-    assert factors[-1] == factors[-2]
-
-
-def test_noise_alone_does_not_stop_the_ramp_early():
-    # Agreement of pure noise: under the rule "stop at the first negative average" the median ramp ends after 8 steps.
-    lengths, naive = [], []
-    for seed in range(40):
-        values = torch.randn(400, generator=torch.Generator().manual_seed(seed)).tolist()
-        rule, average = Calibrate(start=1e-9), 0.0
-        ramp(rule, [None, *values])
-        lengths.append(rule.state.seen)
-        for k, value in enumerate(values):
-            average = 0.8 * average + 0.2 * value
-            if k >= 4 and average <= 0:
-                naive.append(k)
-                break
-    assert sorted(naive)[20] < 10
-    assert sorted(lengths)[4] > 60
-
-
-def test_overshoot_is_seen_at_once_on_a_quadratic():
-    # f = x^2 / 2 from x = 1 with step s: agreement x_k, negative once the step has jumped over the minimum.
-    x, rule, last = 1.0, Calibrate(start=1e-3), None
-    for step in range(500):
-        agreement = None if last is None else x * last
-        scale = rule(Observation(step=step, agreement=agreement))
-        last = math.copysign(1.0, x)
-        x -= scale * last
-    assert rule.done
-    assert abs(x) <= rule.state.scale
-
-
-def test_two_points_stop_before_the_bottom_and_step_nowhere_back():
-    rule = Calibrate(start=1.0)
-    factors = [rule(Observation(step=0))]
-    while not rule.done:  # c_old agrees by 1, curvature 0.01 per unit of s: the best step is at s = 100
-        s = factors[-1]
-        factors.append(rule(Observation(step=len(factors), agreement=1 - 0.01 * s, reference_agreement=1.0)))
-    assert rule.state.reason == "curvature"
-    assert factors[-1] == factors[-2]
-    assert 100 / 3 < factors[-1] < 100
-    single = Calibrate(start=1.0, two_point=False)
-    ramp(single, [None, *[1.0] * 50, *[-1.0] * 100], variance_reduced=True)
-    assert single.state.reason == "agreement"
-
-
-def test_a_rising_loss_ends_the_ramp():
-    rule = Calibrate(start=1.0)
-    for step in range(400):
-        noise = 0.01 * math.sin(7 * step)
-        loss = 2.3 + noise if step < 100 else 2.3 + noise + 0.02 * (step - 100)
-        rule(Observation(step=step, agreement=math.sin(step), loss=loss))
-    assert (rule.done, rule.state.reason) == (True, "loss")
-    assert 100 < rule.state.seen < 125
-
-
-def test_share_ends_the_ramp_where_it_stands():
-    rule = Calibrate(start=1.0, share=0.1)
-    factors = ramp(rule, [None, *[1.0] * 99], total_steps=100)
-    assert (rule.done, rule.state.reason) == (True, "share")
-    assert factors[-1] == factors[9] < factors[8] * 1.2
-
-
-def test_overflow_and_standstill_are_no_evidence():
-    rule = Calibrate(start=1.0)
-    before = ramp(rule, [None, 1.0, math.nan, math.inf])
-    assert before[1:] == [before[1]] * 3
-    still = Calibrate(start=1.0)  # half-precision weights that do not move yet: it goes on growing
-    assert ramp(still, [0.0] * 50)[-1] == pytest.approx(1.05**50)
-
-
-def test_calibrate_resumes():
-    one, other = Calibrate(start=0.1), Calibrate()
-    ramp(one, [None, *[1.0] * 20, -0.1])
-    other.load_state_dict(one.state_dict())
-    assert ramp(one, [-1.0] * 60) == ramp(other, [-1.0] * 60)
-
-
-@pytest.mark.parametrize("option", [{"start": 0}, {"growth": 1.0}, {"shrink": 0.0}, {"share": 1.5}])
-def test_calibrate_refuses(option):
-    name = next(iter(option))
-    with pytest.raises(ValueError, match=rf"Expected `{name}` to satisfy .* but got {option[name]}"):
-        Calibrate(**option)
-
-
-# ---------------------------------------------------------------- other rules, limits
-
-
-def test_theory_decays_as_the_papers_do():
-    assert [Theory()(Observation(step=k)) for k in (0, 15)] == [1.0, 1 / 8]
-    assert Theory()(Observation(step=7, variance_reduced=True)) == pytest.approx(1 / 4)
-    assert Theory(power=1.0)(Observation(step=3)) == 0.25
-    with pytest.raises(ValueError, match="power > 0, but got 0"):
-        Theory(power=0)
-
-
-def test_smoothness_rule_is_theorem_one_on_the_fit():
-    rule = Smoothness(kappa=0.5, samples=2)
-    seen = [{"L_hat": 1 + 20 * g, "grad_dual_norm": g, "lr": 0.5} for g in (1.0, 3.0)]
-    assert rule(Observation(step=0)) is None
-    assert rule(Observation(step=0, layers={"hidden": seen[0]})) == {}
-    found = rule(Observation(step=1, layers={"hidden": seen[1]}))
-    assert found == pytest.approx({"hidden": 0.5 * 3 / 61 / 0.5})
-    other = Smoothness(kappa=0.5, samples=2)
-    other.load_state_dict(rule.state_dict())
-    third = Observation(step=2, layers={"hidden": seen[0]})
-    assert other(third) == rule(third)
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ({"kappa": 0}, "kappa > 0, but got 0"),
-        ({"per": "block"}, "'role' or 'layer', but got 'block'"),
-        ({"samples": 0}, "samples >= 1, but got 0"),
-    ],
-)
-def test_smoothness_rule_refuses(option, message):
-    with pytest.raises(ValueError, match=message):
-        Smoothness(**option)
-
-
-def test_limits_by_hand():
-    limits = Limits(bounds=(0.1, 10.0), max_growth=2.0, smoothing=0.5)
-    assert limits(16.0, current=4.0, base=1.0) == 8.0  # sqrt(4 * 16)
-    assert limits(400.0, current=4.0, base=1.0) == 8.0  # sqrt(4 * 400) = 40, at most twice 4
-    assert limits(1e-6, current=1e-3, base=1.0) == 0.1
-    assert limits(1e6, current=9.0, base=1.0) == 10.0
-    assert Limits()(0.0, current=1.0, base=1.0) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
-        ({"bounds": (1.0, 0.5)}, r"0 <= low < high, but got \(1.0, 0.5\)"),
-        ({"max_growth": 1.0}, "max_growth > 1, but got 1.0"),
-        ({"smoothing": 1.0}, "0 <= smoothing < 1, but got 1.0"),
-        ({"every_n_steps": 0}, "every_n_steps >= 1, but got 0"),
-        ({"freeze_step": 0}, "freeze_step > 0, but got 0"),
-        ({"rule": "secant"}, "`rule` to be one of theory, smoothness, calibrate, or a function, but got 'secant'"),
-        ({"rule": lambda seen: 1.0, "options": {"start": 1}}, "`options` are for rules given by name"),
-    ],
-)
-def test_constructor_refuses(option, message):
-    with pytest.raises(ValueError, match=message):
-        RadiusScheduler(**option)
-
-
-def test_rules_by_name_or_as_they_are():
-    assert all(callable(make_rule(name)) for name in RULES)
-    with pytest.raises(TypeError, match="a name, a rule or a function, but got float"):
-        RadiusScheduler(0.5)
-
-
-def test_set_radii_by_factor_group_and_layer():
-    optimizer = Gluon(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)), lr=0.1, method="muon")
-    groups = {group["name"]: group for group in optimizer.param_groups}
-    base = {name: group["radius"] for name, group in groups.items()}
-    set_radii_(optimizer.param_groups, 0.5, base=base, limits=Limits())
-    assert {name: group["radius"] for name, group in groups.items()} == {name: r / 2 for name, r in base.items()}
-    names = groups["hidden"]["param_names"]
-    set_radii_(optimizer.param_groups, {names[0]: 0.25}, base=base, limits=Limits())
-    assert groups["hidden"]["radius"] == [0.25, *[0.5] * (len(names) - 1)]
-    set_radii_(optimizer.param_groups, {"hidden": 0.125}, base=base, limits=Limits())
-    assert groups["hidden"]["radius"] == 0.125
-    with pytest.raises(ValueError, match=r"got one of 'heads'\. There are groups hidden"):
-        set_radii_(optimizer.param_groups, {"heads": 1.0}, base=base, limits=Limits())
-    with pytest.raises(ValueError, match=r"finite radii >= 0, but got -1\.0"):
-        set_radii_(optimizer.param_groups, -1.0, base=dict.fromkeys(base, 1.0), limits=Limits())
-    with pytest.raises(ValueError, match="Group 'bias' is stepped by AdamW and takes one radius"):
-        set_radii_(optimizer.param_groups, {groups["bias"]["param_names"][0]: 1.0}, base=base, limits=Limits())
-
-
-def test_peak_of_a_schedule():
-    assert peak_lr({"lr": 0.1}) == 0.1
-    assert peak_lr({"lr": 0.1, "initial_lr": 0.4}) == 0.4
-    assert peak_lr({"lr": 0.1, "initial_lr": 0.04, "max_lr": 1.0}) == 1.0
-
-
-# ---------------------------------------------------------------- in the Trainer
-
-
-class Slope(pl.LightningModule):
-    """mean (W x - A x)^2 / 2, without noise: the loss falls until the step is longer than what is left."""
-
-    def __init__(self, method: str = "gluon", schedule: str = "constant", **options) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 4, bias=False)
-        self.target = torch.eye(4)
-        self.options = {"method": method, "schedule": schedule, "lr": 0.1, **FLAT, **options}
-        self.steps: list[tuple[float, float]] = []
-
-    def training_step(self, batch, batch_idx):
-        return (self.layer(batch[0]) - batch[0] @ self.target).square().mean()
-
-    def on_before_zero_grad(self, optimizer):
-        group = self.trainer.optimizers[0].param_groups[0]
-        self.steps.append((group["lr"], group["radius"]))
-
-    def configure_optimizers(self):
-        return configure_optimizers(self, **self.options)
-
-
-def run(model, scheduler=None, *, batches: int = 120, **options):
-    torch.manual_seed(0)
-    callbacks = [scheduler] if scheduler else []
-    return fit(model, loader=Loader(data(batches=batches, size=32), 32), callbacks=callbacks, **options)
+from lightning_gluon.configure import AUTO_LARGEST, AUTO_LR
+from lightning_gluon.radii import peak_lr
 
 
 @pytest.mark.parametrize("method", ["gluon", "muon", "gluon-mvr1", "limuon"])
-def test_lr_auto_calibrates_every_method(method):
+def test_every_method_is_calibrated(method):
     torch.manual_seed(0)
-    model = Slope(method, lr="auto")
-    runner = run(model, batches=400)
-    scheduler = next(callback for callback in runner.callbacks if isinstance(callback, RadiusScheduler))
+    model, scheduler = Slope(method, lr=AUTO_LR), RadiusScheduler("calibrate")
+    run(model, scheduler, batches=400)
     lrs, radii = zip(*model.steps, strict=True)
     assert set(lrs) == {AUTO_LR}  # the radius is written, never lr
     assert scheduler.rule.done
@@ -261,6 +29,19 @@ def test_lr_auto_calibrates_every_method(method):
     assert radii[1] < radii[20] < radii[40]
     assert len(set(radii[-100:])) == 1
     assert scheduler._last is None  # nothing is kept after the run
+
+
+def test_lr_auto_ends_the_ramp_at_the_largest_radius():
+    # A least-squares problem bears far longer steps: nothing else ends the ramp.
+    torch.manual_seed(0)
+    model = Slope(lr="auto")
+    runner = run(model, batches=400)
+    scheduler = next(callback for callback in runner.callbacks if isinstance(callback, RadiusScheduler))
+    lrs, radii = zip(*model.steps, strict=True)
+    assert set(lrs) == {AUTO_LR}
+    assert scheduler.rule.state.reason == "largest"
+    assert AUTO_LARGEST <= max(radii) < 1.1 * AUTO_LARGEST
+    assert radii[-1] == pytest.approx(max(radii) * 1.05**-15)
 
 
 def test_lr_auto_finds_a_radius_that_trains():
@@ -279,9 +60,8 @@ def test_any_schedule_works_on_top_and_warm_up_is_made_up_for():
     found = {}
     for name, options in schedules.items():
         torch.manual_seed(0)
-        model = Slope(lr="auto", **options)
-        runner = run(model, batches=300)
-        scheduler = next(callback for callback in runner.callbacks if isinstance(callback, RadiusScheduler))
+        model, scheduler = Slope(lr=AUTO_LR, **options), RadiusScheduler("calibrate")
+        runner = run(model, scheduler, batches=300)
         found[name] = peak_lr(gluon(runner).param_groups[0]) * scheduler.radii["hidden"]
         assert len({lr for lr, _ in model.steps}) > (1 if options else 0)
     # Without making up for it, the run with a warm-up of 60 of 300 steps would end at a radius several times larger.
@@ -343,6 +123,45 @@ def test_freeze_as_a_share_of_the_training():
     assert seen == [0, 1, 2, 3]  # of 7
 
 
+def test_limits_hold_in_training():
+    model = Slope()
+    scheduler = RadiusScheduler(lambda seen: 1e6, bounds=(0.1, 10.0), max_growth=2.0, smoothing=0.5)
+    run(model, scheduler, batches=8)
+    assert [radius for _, radius in model.steps] == [1.0, 2.0, 4.0, 8.0, *[10.0] * 4]  # each before its step
+    model = Slope()
+    run(model, RadiusScheduler(lambda seen: 0.0, bounds=(0.1, 10.0)), batches=2)
+    assert [radius for _, radius in model.steps] == [1.0, 0.1]
+
+
+@pytest.mark.parametrize("rule", ["calibrate", "smoothness"])
+@pytest.mark.parametrize("method", ["gluon", "gluon-mvr1"])
+def test_accumulated_micro_batches_are_one_batch(method, rule):
+    def radii(size, **options):
+        torch.manual_seed(0)
+        model = Slope(method)
+        scheduler = RadiusScheduler(rule, every_n_steps=5)
+        loader = Loader(data(batches=100, size=32), size)
+        fit(model, loader=loader, callbacks=[scheduler], **options)
+        return [radius for _, radius in model.steps], scheduler
+
+    whole, scheduler = radii(32)
+    parts, _ = radii(8, accumulate_grad_batches=4)
+    assert len(set(whole)) > 3
+    assert parts[:70] == pytest.approx(whole[:70], rel=1e-3)  # later nothing but rounding is left of the gradients
+    assert scheduler.steps == 100
+
+
+def test_calibrate_under_mixed_precision():
+    found = {}
+    for precision in ("32-true", "bf16-mixed"):
+        torch.manual_seed(0)
+        scheduler = RadiusScheduler("calibrate")
+        run(Slope(lr=0.1), scheduler, batches=300, precision=precision)
+        assert scheduler.rule.state.reason in ("agreement", "loss")
+        found[precision] = scheduler.rule.state.scale
+    assert 1 / 2 < found["bf16-mixed"] / found["32-true"] < 2
+
+
 def test_layers_are_logged_by_name():
     memory = Memory()
     rule = lambda seen: {"inner.linear.weight": 0.5}  # noqa: E731
@@ -350,79 +169,6 @@ def test_layers_are_logged_by_name():
     keys = {key for _, row in memory.rows for key in row if key.startswith("radius/")}
     assert {"radius/inner.linear.weight", "radius/head"} <= keys
     assert "radius/hidden" not in keys
-
-
-# ---------------------------------------------------------------- resuming
-
-
-@pytest.mark.parametrize(
-    ("method", "rule", "at"),
-    [
-        ("gluon", "calibrate", 12),
-        ("gluon-mvr1", "calibrate", 12),
-        ("gluon-mvr1", "calibrate", 60),
-        ("gluon", "smoothness", 11),
-        ("gluon", "theory", 12),
-    ],
-)
-def test_resumed_run_equals_the_whole_one(tmp_path: Path, method, rule, at):
-    def train(folder, path=None):
-        torch.manual_seed(0)
-        options = {"options": {"start": 0.01}} if rule == "calibrate" else {"every_n_steps": 4}
-        scheduler = RadiusScheduler(rule, **options)
-        saver = ModelCheckpoint(tmp_path / folder, every_n_train_steps=at, save_top_k=-1, filename="{step}")
-        model = Slope(method)
-        loader, callbacks = Loader(data(batches=90)), [scheduler, saver]
-        runner = fit(model, loader=loader, callbacks=callbacks, enable_checkpointing=True, ckpt_path=path)
-        return state(model, gluon(runner)), scheduler
-
-    whole, first = train("whole")
-    saved = tmp_path / "whole" / f"step={at}.ckpt"
-    again, second = train("again", saved)
-    assert not differing(whole, again)
-    assert first.radii == second.radii
-    assert first.steps == second.steps == 90
-    torch.load(saved, weights_only=True)
-
-
-def test_state_survives_an_exception():
-    class Broken(Slope):
-        def training_step(self, batch, batch_idx):
-            if batch_idx == 20:
-                raise ZeroDivisionError
-            return super().training_step(batch, batch_idx)
-
-    scheduler = RadiusScheduler("calibrate")
-    with pytest.raises(ZeroDivisionError):
-        run(Broken(), scheduler)
-    saved = scheduler.state_dict()
-    assert saved["steps"] == 20
-    assert set(saved["last"]["before"]) == {"layer.weight"}
-    other = RadiusScheduler("calibrate")
-    other.load_state_dict(saved)
-    run(Slope(), other, max_steps=2)
-    assert other.steps == 22
-
-
-def test_lr_auto_resumes(tmp_path: Path):
-    def train(folder, path=None):
-        torch.manual_seed(0)
-        saver = ModelCheckpoint(tmp_path / folder, every_n_train_steps=20, save_top_k=-1, filename="{step}")
-        model = Slope(lr="auto")
-        loader = Loader(data(batches=60))
-        runner = fit(model, loader=loader, callbacks=[saver], enable_checkpointing=True, ckpt_path=path)
-        return state(model, gluon(runner))
-
-    whole = train("whole")
-    assert not differing(whole, train("again", tmp_path / "whole" / "step=20.ckpt"))
-
-
-def test_second_fit_of_the_same_callback_keeps_the_radii():
-    scheduler = RadiusScheduler("calibrate")
-    run(Slope(), scheduler, batches=300)
-    model = Slope()
-    run(model, scheduler, batches=5)
-    assert {radius for _, radius in model.steps} == {scheduler.radii["hidden"]}
 
 
 # ---------------------------------------------------------------- where it cannot work

@@ -15,8 +15,8 @@ from lightning_gluon.readings import inner, whole
 
 __all__ = ["LastStep"]
 
-# Vectors have few entries per unit of norm: theirs turn negative by noise first. They count where there is nothing
-# else.
+# Vectors have few entries per unit of norm: theirs turn negative by noise first. What AdamW steps beside an LMO, at a
+# ratio of its own, may go on agreeing long after the LMO's matrices do not. Both count where there is nothing else.
 MATRICES = ("hidden", "embedding", "head")
 
 
@@ -46,7 +46,7 @@ class LastStep:
 
         Args:
             base: Initial radii by group name.
-            copy: Copy the weights even where the method keeps them.
+            copy: Copy all weights, also those that the method keeps or that `agreement` does not count.
         """
         groups = self.optimizer.param_groups
         pairs = [(first_radius(group["radius"]), first_radius(base[group["name"]])) for group in groups]
@@ -59,7 +59,8 @@ class LastStep:
         if kept and not copy:
             self.before = {}
             return
-        for parameter in (parameter for group in groups for parameter in group["params"]):
+        chosen = groups if copy else [group for group, _ in self._counted()]
+        for parameter in (parameter for group in chosen for parameter in group["params"]):
             if parameter in self.before:
                 self.before[parameter].copy_(parameter)
             else:
@@ -70,29 +71,33 @@ class LastStep:
         return {p: (before - p.detach()).div_(self.factor) for p, before in self.before.items()}
 
     @torch.no_grad()
-    def agreement(self, gradients: Mapping[Tensor, Tensor | None]) -> float:
-        """Return `sum_i u_i <g_i, D_i>` over the matrices, the decay left out: loss per unit of the factor.
+    def agreement(self, gradients: Mapping[Tensor, Tensor | None]) -> tuple[float, float]:
+        """Return `sum_i <g_i, T_i>` and its largest possible value `sum_i ||g_i|| ||T_i||`, the decay left out.
 
         Args:
             gradients: Gradients by parameter.
 
         Returns:
-            The sum; 0 where nothing has moved.
+            Both sums, over the matrices that the LMO steps, as far as there are any.
         """
-        terms = []
-        groups = self.optimizer.param_groups
-        matrices = [group["role"] in MATRICES for group in groups]
-        for group, decay, counts in zip(groups, self.decay, matrices, strict=False):
-            for parameter in group["params"] if counts or not any(matrices) else ():
+        terms, largest = [], []
+        for group, decay in self._counted():
+            for parameter in group["params"]:
                 gradient, before = gradients.get(parameter), self._before(parameter)
                 if gradient is not None and before is not None:
-                    origin = (1 - decay) * whole(before) if decay else whole(before)
-                    terms.append(inner(origin - whole(parameter), whole(gradient)).float())
-        return (
-            math.fsum(torch.stack([term.to(terms[0].device) for term in terms]).tolist()) / self.factor
-            if terms
-            else 0.0
-        )
+                    step = ((1 - decay) * whole(before) if decay else whole(before)) - whole(parameter)
+                    gradient = whole(gradient)
+                    terms.append(inner(step, gradient).float())
+                    largest.append((step.norm() * gradient.norm()).float())
+        if not terms:
+            return 0.0, 0.0
+        total = [torch.stack([value.to(values[0].device) for value in values]).sum() for values in (terms, largest)]
+        return tuple(torch.stack(total).tolist())
+
+    def _counted(self) -> list[tuple[dict[str, Any], float]]:
+        pairs = list(zip(self.optimizer.param_groups, self.decay, strict=False))
+        matrices = [(group, decay) for group, decay in pairs if group["role"] in MATRICES]
+        return [(group, decay) for group, decay in matrices if group["estimator"] != "adamw"] or matrices or pairs
 
     def _before(self, parameter: Tensor) -> Tensor | None:
         if parameter in self.before:

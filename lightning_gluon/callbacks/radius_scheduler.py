@@ -8,14 +8,14 @@ from copy import deepcopy
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from lightning_gluon.calibrate import Calibrate, Observation
 from lightning_gluon.callbacks.last_step import LastStep
 from lightning_gluon.callbacks.line_search import search_along
 from lightning_gluon.callbacks.logs import check_log, log_values, should_log
-from lightning_gluon.callbacks.probe import Probe, listen, own_optimizer, unwrapped
+from lightning_gluon.callbacks.probe import Probe, own_optimizer, unwrapped
+from lightning_gluon.callbacks.probing import Probing, loss_scale
 from lightning_gluon.callbacks.second_pass import Replay
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radii import Limits, Radius, first_radius, peak_lr, set_radii_
@@ -28,7 +28,7 @@ SEARCHED = 1 / 256  # a ramp starts at this share of what a line search found
 FIRST = 1 / 256  # factor of the one step that shows the line search its direction
 
 
-class RadiusScheduler(Callback):
+class RadiusScheduler(Probing):
     """Set per-group or per-layer radii during training by a rule; any learning-rate schedule works on top.
 
         t_i = lr * radius_i,        radius_i by the rule, lr by the schedule
@@ -38,7 +38,7 @@ class RadiusScheduler(Callback):
     `lightning_gluon.calibrate.Observation` and returns one factor on all initial radii, or radii by group or layer
     name, or `None`. See `lightning_gluon.rules`.
 
-    While `calibrate` runs it keeps one copy of the weights, unless the method keeps the previous iterate anyway, and
+    While `calibrate` runs it keeps one copy of the matrices, unless the method keeps the previous iterate anyway, and
     waits for the device once per step; both end when it freezes. A learning-rate warm-up may run at the same time: the
     radius is then frozen so that the calibrated step length is reached at the schedule's peak. Radii are logged as
     `radius/<group>`, or `radius/<layer>` where they differ within a group.
@@ -56,8 +56,7 @@ class RadiusScheduler(Callback):
 
     Raises:
         ValueError: If an argument is out of range, the bounds are crossed, or a name is unknown; at the start of
-        training
-            if the rule needs a second pass that cannot be taken, or logging is asked for without a logger.
+            training if the rule needs a second pass that cannot be taken, or logging is asked for without a logger.
         TypeError: If the rule is none of the three kinds; at the start of training if the optimizer is not one of this
             library.
 
@@ -82,28 +81,22 @@ class RadiusScheduler(Callback):
         freeze_step: int | float | None = None,
         log: bool | None = None,
     ) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"Expected `every_n_steps` to satisfy every_n_steps >= 1, but got {every_n_steps!r}.")
+        super().__init__(every_n_steps)
         if freeze_step is not None and not freeze_step > 0:
             raise ValueError(f"Expected `freeze_step` to satisfy freeze_step > 0, but got {freeze_step!r}.")
         self.name = rule if isinstance(rule, str) else getattr(rule, "__name__", type(rule).__name__)
         self.rule = make_rule(rule, options)
         self.needs = getattr(self.rule, "needs", None)
-        self.every_n_steps = every_n_steps
         self.limits = Limits(None if bounds is None else (bounds[0], bounds[1]), max_growth, smoothing)
         self.freeze_step = freeze_step
         self.logging = log  # Lightning sets `log` on callbacks
-        self.steps = 0
         self.loss: Any = 0.0  # of the window so far; a tensor, so that nobody waits for it
         self.base: dict[str, Radius] = {}
         self.radii: dict[str, Radius] = {}
         self._loaded: dict[str, Any] | None = None
-        self._trainer: Any = None
         self._total: int | None = None
         self._logs = False
-        self._end: Callable[[], None] | None = None
         self._last: LastStep | None = None
-        self._probe: Probe | None = None
         self._replay: Replay | None = None
 
     @property
@@ -151,11 +144,7 @@ class RadiusScheduler(Callback):
             self._probe = Probe(optimizer, optimizer.layers(), same_sample=True)
         self._load()
         if searching or (self._probe is not None and self._probe.probing):
-            self._end = listen(trainer.strategy, self._entry)
-
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave the Trainer as it was."""
-        self._release()
+            self._listen()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the Trainer as it was, but keep the state: a checkpoint may be saved after this."""
@@ -163,16 +152,13 @@ class RadiusScheduler(Callback):
         self._release()
 
     def _release(self) -> None:
-        if self._end is not None:
-            self._end()
-        self._end = self._trainer = self._last = self._probe = self._replay = None
+        super()._release()
+        self._last = self._replay = None
 
     # ------------------------------------------------------------------ one micro-batch
 
     def _entry(self, training_step: Callable, args: tuple, kwargs: dict) -> None:
-        """Keep what the coming micro-batch needs to be repeated."""
-        if self._probe is not None and self._due(self.steps):
-            self._probe.arm(self._trainer, training_step, args, kwargs)
+        super()._entry(training_step, args, kwargs)
         if self._looks(1) and self._replay is None:
             self._replay = Replay(self._trainer, training_step, args, kwargs)
 
@@ -183,20 +169,7 @@ class RadiusScheduler(Callback):
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Add up the loss of the window."""
         if self.needs == "agreement" and self._last is not None and not self._frozen:
-            self.loss = self.loss + loss.detach().float() / _loss_scale(trainer)
-
-    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        """Repeat the micro-batch at the last iterate, where smoothness is due."""
-        if self._probe is not None:
-            self._probe.run()
-
-    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Begin a window."""
-        if self._probe is not None:
-            self._probe.begin()
-
-    def _due(self, steps: int) -> bool:
-        return (steps + 1) % self.every_n_steps == 0
+            self.loss = self.loss + loss.detach().float() / loss_scale(trainer)
 
     # ------------------------------------------------------------------ one step
 
@@ -246,8 +219,9 @@ class RadiusScheduler(Callback):
         if self.needs == "agreement" and self.steps > 0:
             gradients = {p: p.grad for group in optimizer.param_groups for p in group["params"]}
             references = optimizer.reference_gradients if two else {}
-            values = [float(self.loss), last.agreement(gradients)]
-            values += [last.agreement(references)] if references else []
+            agreement, largest = last.agreement(gradients)
+            values = [float(self.loss), agreement / (largest or 1.0)]
+            values += [last.agreement(references)[0] / (largest or 1.0)] if references else []
             loss, new, old = [*_agreed(trainer, values), None][:3]
         return Observation(
             step=self.steps,
@@ -266,7 +240,7 @@ class RadiusScheduler(Callback):
         probe = self._probe
         if probe is None or not (self._due(self.steps) and probe.ready):
             return {}
-        pairs = probe.pairs(_loss_scale(trainer))
+        pairs = probe.pairs(loss_scale(trainer))
         per_layer = getattr(self.rule, "per", "role") == "layer"
         members: dict[str, list[tuple[Any, dict[str, float]]]] = {}
         for pair, raw in zip(pairs, measure(pairs), strict=True):
@@ -349,11 +323,6 @@ def _named(optimizer: Gluon) -> dict[str, float]:
         else:
             values[f"radius/{group['name']}"] = group["radius"]
     return values
-
-
-def _loss_scale(trainer: Any) -> float:
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return 1.0 if scaler is None else scaler.get_scale()
 
 
 def _agreed(trainer: Any, values: list[float]) -> list[float]:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_gluon.callbacks.logs import check_log, log_values, should_log
-from lightning_gluon.callbacks.probe import Probe, listen, own_optimizer, unwrapped
+from lightning_gluon.callbacks.probe import Probe, own_optimizer, unwrapped
+from lightning_gluon.callbacks.probing import Probing, loss_scale
 from lightning_gluon.layers import Layer
 from lightning_gluon.readings import FIT_KEYS, combine, derive, measure
 from lightning_gluon.smoothness import PENALTY, RunningFit
@@ -50,7 +50,7 @@ def choose_layers(layers: Sequence[Layer], patterns: str | Sequence[str] | None)
     return [layer for layer in layers if any(layer is other for other in chosen)]
 
 
-class SmoothnessMonitor(Callback):
+class SmoothnessMonitor(Probing):
     """Measure layer-wise smoothness every so many steps; the run itself stays the same, bit for bit.
 
         L_hat[k] = ||c_new - c_old||_* / ||X^k - X^{k-1}||,     fitted by L0 + L1 ||g^k||_*      per layer and per role
@@ -80,8 +80,7 @@ class SmoothnessMonitor(Callback):
 
     Raises:
         ValueError: If an argument is out of range; at the start of training if a pattern matches no layer, or if
-        logging
-            is asked for without a logger.
+            logging is asked for without a logger.
         TypeError: At the start of training, if the optimizer is not one of this library.
 
     References:
@@ -107,10 +106,8 @@ class SmoothnessMonitor(Callback):
         save: bool = True,
         figures: bool = False,
     ) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"Expected `every_n_steps` to satisfy every_n_steps >= 1, but got {every_n_steps!r}.")
+        super().__init__(every_n_steps)
         RunningFit(window, penalty)  # checks both
-        self.every_n_steps = every_n_steps
         self.layers = layers
         self.per_layer = per_layer
         self.same_sample = same_sample
@@ -121,13 +118,9 @@ class SmoothnessMonitor(Callback):
         self.save = save
         self.figures = figures
         self.path: Path | None = None
-        self.steps = 0
         self.fits: dict[str, RunningFit] = {}
         self._pending: dict[str, float] = {}
-        self._probe: Probe | None = None
-        self._end: Callable[[], None] | None = None
         self._loaded: dict[str, Any] | None = None
-        self._trainer: Any = None
 
     @property
     def state_key(self) -> str:
@@ -153,7 +146,7 @@ class SmoothnessMonitor(Callback):
             self._probe.load_state_dict(self._loaded)
             self._loaded = None
         if self._probe.probing:
-            self._end = listen(trainer.strategy, self._entry)
+            self._listen()
         if self.save:
             self._open(trainer)
 
@@ -162,19 +155,10 @@ class SmoothnessMonitor(Callback):
         if self.figures and trainer.is_global_zero:
             self.plot()
 
-    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave the Trainer as it was."""
-        self._release()
-
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the Trainer as it was, but keep the state: a checkpoint may be saved after this."""
         self._loaded = self._probe.state_dict() if self._probe is not None else self._loaded
         self._release()
-
-    def _release(self) -> None:
-        if self._end is not None:
-            self._end()
-        self._end = self._probe = None
 
     def _open(self, trainer: Any) -> None:
         """Continue the file of a resumed run behind its last sample, or begin one."""
@@ -196,31 +180,13 @@ class SmoothnessMonitor(Callback):
 
     # ------------------------------------------------------------------ one step
 
-    def _due(self, steps: int) -> bool:
-        return (steps + 1) % self.every_n_steps == 0
-
-    def _entry(self, training_step: Callable, args: tuple, kwargs: dict) -> None:
-        if self._probe is not None and self._due(self.steps):
-            self._probe.arm(self._trainer, training_step, args, kwargs)
-
-    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        """Repeat the micro-batch at the last iterate, where a sample is due."""
-        if self._probe is not None:
-            self._probe.run()
-
-    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Begin a window."""
-        if self._probe is not None:
-            self._probe.begin()
-
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Take the sample that is due, and copy the weights if the next step's sample will need them."""
         probe = self._probe
         if probe is None or unwrapped(optimizer) is not probe.optimizer:
             return
         if self._due(self.steps) and probe.ready:
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
-            self._sample(probe, 1.0 if scaler is None else scaler.get_scale())
+            self._sample(probe, loss_scale(trainer))
         self.steps += 1
         if self._due(self.steps):
             # The copy is of this step's own weights: they are X^{k-1} when the next step's gradients are there.

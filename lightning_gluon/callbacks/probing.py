@@ -1,0 +1,70 @@
+"""What callbacks with a `Probe` share: when a sample is due, when its passes are run, and that nothing is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lightning.pytorch import Callback
+
+from lightning_gluon.callbacks.probe import Probe, listen
+
+__all__ = ["Probing", "loss_scale"]
+
+
+class Probing(Callback):
+    """Look at two neighbouring iterates every so many optimizer steps.
+
+    A subclass sets `_trainer` and `_probe` at the start of training, calls `_listen`, and counts `steps`.
+
+    Args:
+        every_n_steps: Optimizer steps between two samples.
+
+    Raises:
+        ValueError: If `every_n_steps` is below 1.
+    """
+
+    def __init__(self, every_n_steps: int) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"Expected `every_n_steps` to satisfy every_n_steps >= 1, but got {every_n_steps!r}.")
+        self.every_n_steps = every_n_steps
+        self.steps = 0
+        self._probe: Probe | None = None
+        self._trainer: Any = None
+        self._end: Callable[[], None] | None = None
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the Trainer as it was."""
+        self._release()
+
+    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+        """Repeat the micro-batch at the last iterate, where a sample is due."""
+        if self._probe is not None:
+            self._probe.run()
+
+    def on_before_zero_grad(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Begin a window."""
+        if self._probe is not None:
+            self._probe.begin()
+
+    def _listen(self) -> None:
+        self._end = listen(self._trainer.strategy, self._entry)
+
+    def _entry(self, training_step: Callable, args: tuple, kwargs: dict) -> None:
+        """Keep what the coming micro-batch needs to be repeated."""
+        if self._probe is not None and self._due(self.steps):
+            self._probe.arm(self._trainer, training_step, args, kwargs)
+
+    def _due(self, steps: int) -> bool:
+        return (steps + 1) % self.every_n_steps == 0
+
+    def _release(self) -> None:
+        if self._end is not None:
+            self._end()
+        self._end = self._probe = None
+
+
+def loss_scale(trainer: Any) -> float:
+    """Return the factor that gradients carry under fp16, else 1."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return 1.0 if scaler is None else scaler.get_scale()

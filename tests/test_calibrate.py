@@ -1,0 +1,134 @@
+"""The arithmetic of the rule `calibrate`, without a Trainer."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from lightning_gluon.calibrate import Calibrate, Observation
+
+
+def ramp(rule: Calibrate, agreements, **given) -> list[float]:
+    return [rule(Observation(step=k, agreement=a, **given)) for k, a in enumerate(agreements)]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9, 0.95, 0.97])
+def test_growth_and_step_back_follow_the_memory(momentum):
+    memory = max(10, 1 / (1 - momentum))
+    rule = Calibrate(start=1.0)
+    factors = ramp(rule, [None, *[1.0] * 30, *[-1.0] * 200], momentum=momentum)
+    assert factors[0] == 1.0
+    assert factors[30] / factors[29] == pytest.approx(1 + 1 / memory)  # agreement beyond chance: fast
+    steps = [after / before for before, after in pairwise(factors)]
+    assert any(step == pytest.approx(1 + 1 / (2 * memory)) for step in steps)  # in between: slow
+    assert min(steps) == pytest.approx((1 + 1 / (2 * memory)) ** (-1.5 * memory))
+    assert min(steps) == pytest.approx(math.exp(-0.75), rel=0.03)  # the same step back at every momentum
+    assert rule.done
+    assert factors[-1] == factors[-2]
+
+
+def test_noise_alone_does_not_stop_the_ramp_early():
+    # Agreement of pure noise: under the rule "stop at the first negative average" the median ramp ends after 8 steps.
+    lengths, naive = [], []
+    for seed in range(40):
+        values = torch.randn(400, generator=torch.Generator().manual_seed(seed)).tolist()
+        rule, average = Calibrate(start=1e-9), 0.0
+        ramp(rule, [None, *values])
+        lengths.append(rule.state.seen)
+        for k, value in enumerate(values):
+            average = 0.8 * average + 0.2 * value
+            if k >= 4 and average <= 0:
+                naive.append(k)
+                break
+    assert sorted(naive)[20] < 10
+    assert sorted(lengths)[4] > 60
+
+
+def test_a_faint_turn_is_seen_by_the_longer_average(monkeypatch):
+    # Mean -0.6 at a root mean square of 1: 3.2 errors are 0.73 over ten steps and 0.51 over twenty.
+    faint = [None, *[1.0] * 30, *[0.2, -1.4] * 60]
+    rule = Calibrate(start=1e-6)
+    ramp(rule, faint)
+    assert rule.state.reason == "agreement"
+    monkeypatch.setattr("lightning_gluon.calibrate.AVERAGED", (1,))
+    single = Calibrate(start=1e-6)
+    ramp(single, faint)
+    assert not single.done
+
+
+def test_overshoot_is_seen_at_once_on_a_quadratic():
+    # f = x^2 / 2 from x = 1 with step s: agreement x_k, negative once the step has jumped over the minimum.
+    x, rule, last = 1.0, Calibrate(start=1e-3), None
+    for step in range(500):
+        agreement = None if last is None else x * last
+        scale = rule(Observation(step=step, agreement=agreement))
+        last = math.copysign(1.0, x)
+        x -= scale * last
+    assert rule.done
+    assert abs(x) <= rule.state.scale
+
+
+def test_two_points_stop_before_the_bottom_and_step_nowhere_back():
+    rule = Calibrate(start=1.0)
+    factors = [rule(Observation(step=0))]
+    while not rule.done:  # c_old agrees by 1, curvature 0.01 per unit of s: the best step is at s = 100
+        s = factors[-1]
+        factors.append(rule(Observation(step=len(factors), agreement=1 - 0.01 * s, reference_agreement=1.0)))
+    assert rule.state.reason == "curvature"
+    assert factors[-1] == factors[-2]
+    assert 100 / 3 < factors[-1] < 100
+    single = Calibrate(start=1.0, two_point=False)
+    ramp(single, [None, *[1.0] * 50, *[-1.0] * 100], variance_reduced=True)
+    assert single.state.reason == "agreement"
+
+
+def test_a_rising_loss_ends_the_ramp():
+    rule = Calibrate(start=1.0)
+    for step in range(400):
+        noise = 0.01 * math.sin(7 * step)
+        loss = 2.3 + noise if step < 100 else 2.3 + noise + 0.02 * (step - 100)
+        rule(Observation(step=step, agreement=math.sin(step), loss=loss))
+    assert (rule.done, rule.state.reason) == (True, "loss")
+    assert 100 < rule.state.seen < 125
+
+
+def test_share_ends_the_ramp_where_it_stands():
+    rule = Calibrate(start=1.0, share=0.1)
+    factors = ramp(rule, [None, *[1.0] * 99], total_steps=100)
+    assert (rule.done, rule.state.reason) == (True, "share")
+    assert factors[-1] == factors[9] < factors[8] * 1.2
+
+
+def test_the_largest_factor_ends_the_ramp_with_a_step_back():
+    rule = Calibrate(start=1.0, largest=8.0)
+    factors = ramp(rule, [None, *[1.0] * 40])
+    assert (rule.done, rule.state.reason) == (True, "largest")
+    assert 8 <= max(factors) < 8 * 1.1
+    assert factors[-1] == pytest.approx(max(factors) * 1.05**-15)
+    warming = Calibrate(start=1.0, largest=8.0)  # half the peak of a warm-up: steps are half as long
+    assert 16 <= max(ramp(warming, [None, *[1.0] * 60], warming_up=0.5)) < 16 * 1.1
+
+
+def test_overflow_and_standstill_are_no_evidence():
+    rule = Calibrate(start=1.0)
+    before = ramp(rule, [None, 1.0, math.nan, math.inf])
+    assert before[1:] == [before[1]] * 3
+    still = Calibrate(start=1.0)  # half-precision weights that do not move yet: it goes on growing
+    assert ramp(still, [0.0] * 50)[-1] == pytest.approx(1.05**50)
+
+
+def test_calibrate_resumes():
+    one, other = Calibrate(start=0.1), Calibrate()
+    ramp(one, [None, *[1.0] * 20, -0.1])
+    other.load_state_dict(one.state_dict())
+    assert ramp(one, [-1.0] * 60) == ramp(other, [-1.0] * 60)
+
+
+@pytest.mark.parametrize("option", [{"start": 0}, {"growth": 1.0}, {"shrink": 0.0}, {"share": 1.5}, {"largest": 0.0}])
+def test_calibrate_refuses(option):
+    name = next(iter(option))
+    with pytest.raises(ValueError, match=rf"Expected `{name}` to satisfy .* but got {option[name]}"):
+        Calibrate(**option)

@@ -1,0 +1,85 @@
+"""A run with a RadiusScheduler that stops and goes on is the run that never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from slope import Slope, run
+from two_point import Loader, data, differing, fit, gluon, state
+
+from lightning_gluon.callbacks import RadiusScheduler
+
+
+@pytest.mark.parametrize(
+    ("method", "rule", "at"),
+    [
+        ("gluon", "calibrate", 12),
+        ("gluon", "search", 1),  # between the step that shows the direction and the look along it
+        ("gluon-mvr1", "calibrate", 12),
+        ("gluon-mvr1", "calibrate", 60),
+        ("gluon", "smoothness", 11),
+        ("gluon", "theory", 12),
+    ],
+)
+def test_resumed_run_equals_the_whole_one(tmp_path: Path, method, rule, at):
+    def train(folder, path=None):
+        torch.manual_seed(0)
+        options = {"calibrate": {"start": 0.01}, "search": {"line_search": True}}.get(rule)
+        name = "calibrate" if rule == "search" else rule
+        scheduler = RadiusScheduler(name, options=options, every_n_steps=4)
+        saver = ModelCheckpoint(tmp_path / folder, every_n_train_steps=at, save_top_k=-1, filename="{step}")
+        model = Slope(method)
+        loader, callbacks = Loader(data(batches=90)), [scheduler, saver]
+        runner = fit(model, loader=loader, callbacks=callbacks, enable_checkpointing=True, ckpt_path=path)
+        return state(model, gluon(runner)), scheduler
+
+    whole, first = train("whole")
+    saved = tmp_path / "whole" / f"step={at}.ckpt"
+    again, second = train("again", saved)
+    assert not differing(whole, again)
+    assert first.radii == second.radii
+    assert first.steps == second.steps == 90
+    torch.load(saved, weights_only=True)
+
+
+def test_state_survives_an_exception():
+    class Broken(Slope):
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 20:
+                raise ZeroDivisionError
+            return super().training_step(batch, batch_idx)
+
+    scheduler = RadiusScheduler("calibrate")
+    with pytest.raises(ZeroDivisionError):
+        run(Broken(), scheduler)
+    saved = scheduler.state_dict()
+    assert saved["steps"] == 20
+    assert set(saved["last"]["before"]) == {"layer.weight"}
+    other = RadiusScheduler("calibrate")
+    other.load_state_dict(saved)
+    run(Slope(), other, max_steps=2)
+    assert other.steps == 22
+
+
+def test_lr_auto_resumes(tmp_path: Path):
+    def train(folder, path=None):
+        torch.manual_seed(0)
+        saver = ModelCheckpoint(tmp_path / folder, every_n_train_steps=20, save_top_k=-1, filename="{step}")
+        model = Slope(lr="auto")
+        loader = Loader(data(batches=60))
+        runner = fit(model, loader=loader, callbacks=[saver], enable_checkpointing=True, ckpt_path=path)
+        return state(model, gluon(runner))
+
+    whole = train("whole")
+    assert not differing(whole, train("again", tmp_path / "whole" / "step=20.ckpt"))
+
+
+def test_second_fit_of_the_same_callback_keeps_the_radii():
+    scheduler = RadiusScheduler("calibrate")
+    run(Slope(), scheduler, batches=300)
+    model = Slope()
+    run(model, scheduler, batches=5)
+    assert {radius for _, radius in model.steps} == {scheduler.radii["hidden"]}
