@@ -218,6 +218,14 @@ def test_lr_auto_needs_a_trainer():
         configure_optimizers(nn.Linear(2, 2), lr="big")
 
 
+def test_lr_auto_beside_another_scheduler():
+    with pytest.raises(ValueError, match=r"by the rule 'calibrate', but the Trainer has a .* with the rule 'theory'"):
+        run(Slope(lr="auto"), RadiusScheduler("theory"), batches=2)
+    own = RadiusScheduler("calibrate", bounds=(1e-3, 10.0))
+    runner = run(Slope(lr="auto"), own, batches=2)
+    assert [callback for callback in runner.callbacks if isinstance(callback, RadiusScheduler)] == [own]
+
+
 def test_what_was_found_is_said(monkeypatch):
     said = []
     monkeypatch.setattr("lightning_gluon.callbacks.radius_scheduler.rank_zero_info", said.append)

@@ -112,10 +112,18 @@ class RadiusScheduler(Probing):
             trainer: The Trainer.
             rule: The rule.
             **arguments: Further arguments of the scheduler.
+
+        Raises:
+            ValueError: If the Trainer has a scheduler with another rule.
         """
-        if any(isinstance(callback, RadiusScheduler) for callback in trainer.callbacks):
-            return
         scheduler = RadiusScheduler(rule, **arguments)
+        for present in (callback for callback in trainer.callbacks if isinstance(callback, RadiusScheduler)):
+            if isinstance(present.rule, type(scheduler.rule)):
+                return
+            raise ValueError(
+                f"`lr='auto'` sets the radii by the rule {rule!r}, but the Trainer has a RadiusScheduler with the rule "
+                f"{present.name!r} already. Pass a number as `lr`, or take that callback away."
+            )
         trainer.callbacks = [*trainer.callbacks, scheduler]
         # Callback states are restored before optimizers are configured; one that comes later looks for its own.
         loaded = getattr(trainer._checkpoint_connector, "_loaded_checkpoint", None) or {}
