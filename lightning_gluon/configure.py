@@ -61,7 +61,7 @@ def configure_optimizers(
         decay: Share of the steps that `wsd` decays over.
         total_steps: Optimizer steps in all; default: the Trainer's `estimated_stepping_batches`.
         partition: A partition to use instead of `lightning_gluon.partition(module)`.
-        **options: Options of the method, see `Gluon`.
+        **options: `compile` and the options of the method, see `Gluon`.
 
     Returns:
         The optimizer if `schedule` is constant without warmup, else Lightning's dict with a scheduler that is stepped

@@ -16,7 +16,7 @@ from lightning_gluon.partition import partition
 __all__ = ["GluonOptimizer"]
 
 _ANY_RANK = 1 << 20
-_NOT_GROUPED = ("method", "schedule", "warmup", "decay", "total_steps")
+_NOT_GROUPED = ("compile", "method", "schedule", "warmup", "decay", "total_steps")
 
 
 class GluonOptimizer(Callback):
@@ -39,6 +39,7 @@ class GluonOptimizer(Callback):
         total_steps: Optimizer steps in all; None asks the Trainer.
         rules: Roles by glob over parameter names, for `lightning_gluon.partition`.
         strict: Whether a parameter that no rule fits is an error.
+        compile: Whether `torch.compile` makes one graph of the optimizer's step; a string is its mode.
         orthogonalizer: How the spectral LMO is computed, such as `polar_express` or `svd`.
         orthogonalizer_steps: Its iterations.
         orthogonalizer_dtype: Its dtype by name.
@@ -84,6 +85,7 @@ class GluonOptimizer(Callback):
         total_steps: int | None = None,
         rules: dict[str, str] | None = None,
         strict: bool = True,
+        compile: bool | str | None = None,
         orthogonalizer: str | None = None,
         orthogonalizer_steps: int | None = None,
         orthogonalizer_dtype: str | None = None,
