@@ -13,6 +13,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import lightning_gluon
+from lightning_gluon.callbacks import GluonOptimizer
 
 compile_ = torch.compile
 
@@ -112,6 +113,11 @@ def test_a_pickle_remembers_and_holds_no_graph() -> None:
     again = pickle.loads(pickle.dumps(optimizer))
     assert again.compile == copy.deepcopy(optimizer).compile == "max-autotune"
     assert "_advance_all" not in again.__dict__
+
+
+def test_compile_from_yaml() -> None:
+    assert GluonOptimizer("gluon", lr=0.02, compile=True).configure(model()).compile is True
+    assert GluonOptimizer("gluon", lr=0.02).configure(model()).compile is False
 
 
 def test_bad_mode() -> None:
