@@ -11,16 +11,12 @@ written after every run, and a second call continues where the first ended.
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.environment import environment, write_json
-from benchmarks.small_tasks import Task, chosen, train
+from benchmarks.environment import write_json
+from benchmarks.small_tasks import Task, chosen, continued, train
 
 RESULTS = Path(__file__).parent / "results" / "role_ratios.json"
 # The defaults 25, 25, 0.3 and 0.1 are among the values; a run at them is shared by all roles.
@@ -37,22 +33,10 @@ HIDDEN = 0.02  # within 1 % of the best of the sweep on every task (benchmarks/s
 
 
 def main() -> None:
-    """Run the sweep, or print its table."""
+    """Run what is missing, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cifar10", type=Path)
-    parser.add_argument("--text", type=Path)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
-    parser.add_argument("--minutes", type=float, default=math.inf)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true")
-    given = parser.parse_args()
-    report = (
-        json.loads(given.results.read_text()) if given.results.exists() else {"environment": environment(), "runs": {}}
-    )
-    if not given.table:
-        torch.set_num_threads(1)
-        _run(given, report)
-    print(table(report["runs"]))
+    continued(parser, RESULTS, _run, table)
 
 
 def _run(given: argparse.Namespace, report: dict[str, Any]) -> None:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import statistics
 import time
@@ -29,10 +28,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.environment import environment, write_json
-from benchmarks.small_tasks import Task, chosen, train
+from benchmarks.environment import write_json
+from benchmarks.small_tasks import Task, chosen, continued, train
 
 RESULTS = Path(__file__).parent / "results" / "self_tuning.json"
 CENTRE = 0.02
@@ -46,10 +43,8 @@ NAMES = ("task", "method", "momentum", "batch", "steps")
 
 
 def main() -> None:
-    """Run the grid, or print its table."""
+    """Run what is missing, or print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cifar10", type=Path, help="folder with train.parquet and test.parquet")
-    parser.add_argument("--text", type=Path, help="folder with valid.txt and test.txt")
     parser.add_argument("--tasks", nargs="*", default=["digits", "cifar10", "text"])
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--momenta", nargs="*", type=float, default=MOMENTA)
@@ -57,17 +52,7 @@ def main() -> None:
     parser.add_argument("--away", type=int, default=1, help="how many of the three may differ from the centre")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--rules", nargs="*", choices=RULES, default=RULES)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this long")
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--table", action="store_true", help="print the table of what was run")
-    given = parser.parse_args()
-    report = (
-        json.loads(given.results.read_text()) if given.results.exists() else {"environment": environment(), "runs": {}}
-    )
-    if not given.table:
-        torch.set_num_threads(1)
-        _run(given, report)
-    print(table(report["runs"]))
+    continued(parser, RESULTS, _run, table)
 
 
 def _run(given: argparse.Namespace, report: dict[str, Any]) -> None:

@@ -1,14 +1,18 @@
 """Tasks that train in seconds on one CPU thread: digits and CIFAR-10 with a ViT, text with a causal LM.
 
-`digits-mlp` and `text-wide` have other models: nothing in the library was picked on them.
+`digits-mlp` and `text-wide` have other models: nothing in the library was picked on them, but for the upper end of the
+ramp of `lr="auto"`, on the first.
 
 Random streams are seeded per run: initialisation, order of the data and augmentation depend on the seed alone.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
+import json
 import logging
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -23,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lightning_gluon
+from benchmarks.environment import environment
 
 
 @dataclass
@@ -210,6 +215,35 @@ def chosen(names: Iterable[str], cifar10_folder: Path | None, text_folder: Path 
         makers["text"] = lambda: text(text_folder)
         makers["text-wide"] = lambda: replace(makers["text"](), name="text-wide", model=partial(_language_model, 96, 3))
     return [makers[name]() for name in names if name in makers]
+
+
+def continued(
+    parser: argparse.ArgumentParser,
+    results: Path,
+    run: Callable[[argparse.Namespace, dict[str, Any]], None],
+    table: Callable[[dict[str, Any]], str],
+) -> None:
+    """Run what a results file lacks, and print its table: the main function of the benchmarks on these tasks.
+
+    Args:
+        parser: The benchmark's own options.
+        results: Where its results lie by default.
+        run: Fills a report, which holds `runs`, and writes it as it goes.
+        table: Renders the runs.
+    """
+    parser.add_argument("--cifar10", type=Path, help="folder with train.parquet and test.parquet")
+    parser.add_argument("--text", type=Path, help="folder with valid.txt and test.txt")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this long")
+    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--table", action="store_true", help="print the table of what was run")
+    given = parser.parse_args()
+    report: dict[str, Any] = {"environment": environment(), "runs": {}}
+    if given.results.exists():
+        report = json.loads(given.results.read_text())
+    if not given.table:
+        torch.set_num_threads(1)
+        run(given, report)
+    print(table(report["runs"]))
 
 
 def _quiet() -> None:

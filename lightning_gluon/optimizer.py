@@ -298,14 +298,16 @@ class Gluon(Optimizer):
                 part = slice(start, start + len(chunk.indices))
                 start = part.stop
                 old, heard = references[part] if references else None, signal[part] if signal is not None else None
-                with ExitStack() as here:
-                    (tracked if self.compile else here).enter_context(self._reference.tracking(chunk.params))
-                    job = prepare(self.state, chunk, gradients[part], old, heard)
-                    if job is not None and self.compile:
-                        jobs.append(job)
-                    elif job is not None:
-                        advance_(*job.arguments(tensors=False), workspace=self._workspace)
-                        job.finish()
+                tracked.enter_context(self._reference.tracking(chunk.params))
+                job = prepare(self.state, chunk, gradients[part], old, heard)
+                if job is not None and self.compile:
+                    jobs.append(job)
+                    continue
+                if job is not None:
+                    advance_(*job.arguments(tensors=False), workspace=self._workspace)
+                    job.finish()
+                if not self.compile:
+                    tracked.close()
             if jobs:
                 self._advance_all([job.arguments(tensors=True) for job in jobs])
             for job in jobs:

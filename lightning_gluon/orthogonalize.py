@@ -71,7 +71,8 @@ SYMMETRIC_BANDS = 4
 
 # Steps that the Gram form takes between two touches of X. The product of their slopes at zero is the dynamic range of
 # what is rounded: 34 after two Polar Express steps, 134 after three. Largest LMO gap over 16 matrices: bf16 1.5 % with
-# two, 7 % with three; fp16 1.3 % with three, 15 % with four; fp32 1.2 % with all six.
+# two, 7 % with a three at the end and divergence with one at the start; fp16 1.3 % with three, 15 % with four; fp32
+# 1.2 % with all six.
 GRAM_STEPS = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 3, torch.float64: 3}
 # k steps cost (2a + 1) k one by one and 2a + 4k - 3 in Gram form (a: aspect ratio; unit: one product of the smaller
 # side). Six steps: 12a + 6 plain, 6a + 15 in pairs, 4a + 18 in threes.
