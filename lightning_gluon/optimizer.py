@@ -62,8 +62,9 @@ class Gluon(Optimizer):
         weight_decay: Decoupled decay in units of 1 / lr, one value or one per role; default: the method's.
         radius: Radii relative to the hidden one, by role, instead of the method's.
         momentum: Weight on the OLD momentum, in [0, 1); default: the method's.
-        compile: Let `torch.compile` make one graph of the step (a string: its mode): the first step takes up to a
-            minute, later ones launch fewer kernels. Learning rates and radii may change, momenta may not.
+        compile: Let `torch.compile` make one graph of the step (a string: its mode; `reduce-overhead` also captures a
+            CUDA graph): the first step takes up to a minute, later ones launch fewer kernels. Learning rates and radii
+            may change, momenta may not.
         **options: `orthogonalizer` (`polar_express`, `newton_schulz`, `you`, `svd`), `orthogonalizer_steps`,
             `orthogonalizer_dtype`, `momentum_dtype`, `on_nonfinite` (`raise`, `skip`, `ignore`), `noise_floor`, and
             those of the method's estimators: `q`, `gamma`, `clip`, `rank`, `oversampling`, `power_iterations`,
@@ -304,12 +305,12 @@ class Gluon(Optimizer):
                     jobs.append(job)
                     continue
                 if job is not None:
-                    advance_(*job.arguments(tensors=False), workspace=self._workspace)
+                    advance_(*job.arguments(compiled=False), workspace=self._workspace)
                     job.finish()
                 if not self.compile:
                     tracked.close()
             if jobs:
-                self._advance_all([job.arguments(tensors=True) for job in jobs])
+                self._advance_all([job.arguments(compiled=True) for job in jobs])
             for job in jobs:
                 job.finish()
 

@@ -7,6 +7,7 @@ The only place that moves parameters.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,15 +40,22 @@ class Job:
     buffers: dict[str, list[Tensor]]
     members: list[Carry]
 
-    def arguments(self, *, tensors: bool) -> tuple:
-        """Return what `advance_` takes; what schedules change as tensors: a compiler makes a graph of every number."""
+    def arguments(self, *, compiled: bool) -> tuple:
+        """Return what `advance_` takes.
+
+        Compiled, what schedules change are tensors, since every number would make a graph of its own, and what the step
+        writes is marked as staying where it is: torch captures a CUDA graph only of what it may write in place.
+        """
         group = self.chunk.group
         lengths: Any = [group["lr"] * radius for radius in self.chunk.radii]
         keep: Any = 1 - group["lr"] * group["weight_decay"]
-        if tensors:
+        if compiled:
             kind: dict[str, Any] = {"dtype": self.new[0].dtype, "device": self.params[0].device}
-            lengths = torch.tensor(lengths, **kind)
+            # Non-blocking, or the host would wait for the device.
+            lengths = torch.tensor(lengths, dtype=kind["dtype"]).to(kind["device"], non_blocking=True)
             keep = torch.full((), keep, **kind) if group["weight_decay"] else 1
+            for tensor in itertools.chain(self.params, *self.buffers.values()):
+                torch._dynamo.mark_static_address(tensor, guard=False)
         signs = group.get("every", 1) > 1 and group["steps"] % group["every"] > 0  # LionMuon between spectral steps
         return self.chunk, self.params, self.new, self.old, self.buffers, lengths, keep, signs
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -75,6 +76,54 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Counter:
 def test_one_graph_equals_eager(graphs: Counter, method: str, options: dict[str, Any], expected: int) -> None:
     compare(method, 5, **options)
     assert graphs["unique_graphs"] == expected  # two: with and without signs; the first step has no second gradient
+
+
+def test_what_is_written_stays_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CUDA graph is captured only where every tensor that is written keeps its address."""
+    torch._dynamo.reset()
+    marks: list[Counter] = []
+
+    def look(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+        static = ["_dynamo_static_input_type" in node.meta.get("tensor_dict", {}) for node in places]
+
+        def run(*arguments: torch.Tensor) -> Any:
+            before = [argument._version for argument in arguments]
+            result = graph.forward(*arguments)
+            written = [argument._version > version for argument, version in zip(arguments, before, strict=True)]
+            marks.append(Counter(zip(written, static, strict=True)))
+            return result
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", lambda function, **_: compile_(function, backend=look, fullgraph=True))
+    module = model()
+    optimizer = lightning_gluon.Gluon(module, compile="reduce-overhead")
+    for seed in range(2):
+        give_gradients(module, seed=seed)
+        optimizer.step()
+    parameters = len(list(module.parameters()))
+    for seen in marks:
+        assert seen[True, False] == 0 and seen[True, True] == 2 * parameters, seen  # weights and momenta
+        assert seen[False, False] >= parameters  # gradients move
+    assert len(marks) == 2
+
+
+def test_marks_do_not_trouble_a_checkpoint(tmp_path: Path, graphs: Counter) -> None:
+    module, again = model(), model()
+    optimizer = lightning_gluon.Gluon(module, compile=True)
+    give_gradients(module, again, seed=0)
+    optimizer.step()
+    torch.save((module.state_dict(), optimizer.state_dict()), tmp_path / "saved.pt")
+    weights, state = torch.load(tmp_path / "saved.pt", weights_only=True)
+    again.load_state_dict(weights)
+    resumed = lightning_gluon.Gluon(again, compile=True)
+    resumed.load_state_dict(state)
+    give_gradients(module, again, seed=1)
+    optimizer.step()
+    resumed.step()
+    for a, b in zip(module.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.slow
