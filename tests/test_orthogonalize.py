@@ -256,7 +256,7 @@ def test_stack_entry_reuses_its_workspace():
 def test_compiled_equals_eager():
     stack = matrix((12, 40), "gaussian").float()[None]
     compiled = torch.compile(ortho.orthogonalize_, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(stack.clone()), ortho.orthogonalize_(stack.clone()), rtol=0, atol=1e-6)
+    torch.testing.assert_close(compiled(stack.clone()), ortho.orthogonalize_(stack.clone()), rtol=0, atol=2e-5)
 
 
 def test_default_dtype():
