@@ -90,8 +90,8 @@ def measure(pairs: Iterable[Pair], *, exact: bool | None = None) -> list[Raw]:
     tensors = [_raw(pair, exact) for pair in pairs]
     if not tensors:
         return []
-    flat = torch.stack([value.float().cpu() for raw in tensors for value in raw.values()]).tolist()
-    values = iter(flat)
+    flat = [value.float() for raw in tensors for value in raw.values()]
+    values = iter(torch.stack([value.to(flat[0].device) for value in flat]).tolist())
     return [{key: next(values) for key in raw} for raw in tensors]
 
 
@@ -104,7 +104,7 @@ def _raw(pair: Pair, exact: bool | None) -> dict[str, Tensor]:
         "weight": layer.norm(weight, exact=exact),
         "step": layer.norm(step, exact=exact),
         "square": step.square().sum(),
-        "count": torch.tensor(float(step.numel())),
+        "count": torch.full((), step.numel(), device=step.device),
         "grad_step": inner(grad, step),
     }
     if pair.grad_before is not None:

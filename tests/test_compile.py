@@ -12,9 +12,11 @@ import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightning_gluon
 from lightning_gluon.callbacks import GluonOptimizer
+from lightning_gluon.readings import Pair, measure
 
 compile_ = torch.compile
 
@@ -132,11 +134,14 @@ def test_inductor_equals_eager(method: str) -> None:
     compare(method, 3)
 
 
-def step_without_values(method: str, on_nonfinite: str) -> None:
-    """Take two steps on tensors that have no values: reading one, as the host would from a device, is an error."""
-    with FakeTensorMode():
+def step_without_values(method: str, on_nonfinite: str, device: str = "cpu", **options: Any) -> lightning_gluon.Gluon:
+    """Take two steps on tensors that have no values: reading one, as the host would from a device, is an error.
+
+    Such tensors also claim any device, and complain where two are mixed.
+    """
+    with FakeTensorMode(), torch.device(device):
         module = model()
-        optimizer = lightning_gluon.Gluon(module, method=method, on_nonfinite=on_nonfinite)
+        optimizer = lightning_gluon.Gluon(module, method=method, on_nonfinite=on_nonfinite, **options)
         optimizer.two_point = "callback"
         for _ in range(2):
             for parameter in module.parameters():
@@ -144,16 +149,68 @@ def step_without_values(method: str, on_nonfinite: str) -> None:
             if optimizer.needs_reference:
                 optimizer.reference_gradients = {p: torch.randn_like(p) for p in module.parameters()}
             optimizer.step()
+    return optimizer
 
 
+@pytest.fixture
+def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (9, 0))
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("method", lightning_gluon.METHODS)
-def test_a_step_never_waits_for_the_device(method: str) -> None:
-    step_without_values(method, "ignore")
+def test_a_step_never_waits_for_the_device(method: str, device: str, tensor_cores: None) -> None:
+    optimizer = step_without_values(method, "ignore", device)
+    kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
+    assert {value.device.type for value in kept} <= {device}
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("gluon-mvr1", {"reference": "step"}),
+        ("gluon-mvr1", {"reference": "step8"}),
+        ("gluon", {"momentum_dtype": "bfloat16", "weight_decay": 0.1}),
+        ("gluon", {"orthogonalizer": "jordan", "orthogonalizer_dtype": "bfloat16"}),
+        ("gluon", {"orthogonalizer": "svd"}),
+    ],
+)
+def test_nor_with_options(method: str, options: dict[str, Any], tensor_cores: None) -> None:
+    step_without_values(method, "ignore", "cuda", **options)
 
 
 def test_only_the_check_of_gradients_waits() -> None:
     with pytest.raises(DataDependentOutputException):
         step_without_values("gluon", "raise")
+
+
+class Fetches(TorchDispatchMode):
+    """Count what brings a value from the device to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        first = args[0] if args else None
+        if isinstance(first, torch.Tensor) and isinstance(result, torch.Tensor):
+            self.count += first.device.type == "cuda" and result.device.type == "cpu"
+        return result
+
+
+def test_readings_wait_once(tensor_cores: None) -> None:
+    """All of a model's norms and products come over in one piece, here the first read of a value, which fails."""
+    optimizer = step_without_values("gluon", "ignore", "cuda")
+    with FakeTensorMode(), torch.device("cuda"):
+        pairs = []
+        for layer in optimizer.layers():
+            other = [torch.randn(layer.parameter.shape) for _ in range(4)]
+            layer.group["params"][layer.index] = torch.nn.Parameter(torch.randn(layer.parameter.shape))
+            pairs.append(Pair(layer, other[0], other[1], other[2], None, other[3]))
+        with Fetches() as fetches, pytest.raises(DataDependentOutputException):
+            measure(pairs)
+    assert fetches.count <= 1
 
 
 def test_a_pickle_remembers_and_holds_no_graph() -> None:
