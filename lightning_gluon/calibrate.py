@@ -118,7 +118,7 @@ class Calibrate:
         shrink: Factor where the loss or `largest` ends the ramp.
         two_point: Use the form with the second gradient where the method has one.
         line_search: Before the second step, look along the first direction for the loss's minimum on a second batch and
-            start at 1/64 of it: for a start that may be too large.
+            start at 1/256 of it: for a start that may be too large.
         share: Largest share of the training to calibrate over; the factor reached then is kept.
         largest: Factor at which the ramp ends, with a step back, if nothing has ended it before.
 

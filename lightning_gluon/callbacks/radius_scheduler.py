@@ -24,7 +24,7 @@ from lightning_gluon.rules import make_rule
 
 __all__ = ["RadiusScheduler"]
 
-SEARCHED = 1 / 64  # a ramp starts at this share of what a line search found
+SEARCHED = 1 / 256  # a ramp starts at this share of what a line search found
 FIRST = 1 / 256  # factor of the one step that shows the line search its direction
 
 
