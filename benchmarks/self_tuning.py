@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--away", type=int, default=1, help="how many of the three may differ from the centre")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--rules", nargs="*", choices=RULES, default=RULES)
+    parser.add_argument("--steps", type=int, help="of every training, in place of the task's own")
     continued(parser, RESULTS, _run, table)
 
 
@@ -63,7 +64,7 @@ def _run(given: argparse.Namespace, report: dict[str, Any]) -> None:
     ):
         if (method != "gluon") + (share != 1) + (momentum != MOMENTA[0]) > given.away:
             continue
-        cell = Cell(task, method, momentum, share, report["runs"])
+        cell = Cell(task, method, momentum, share, report["runs"], given.steps)
         for key, run in cell.missing(seed, given.rules):
             if time.monotonic() > end:
                 return
@@ -75,9 +76,11 @@ def _run(given: argparse.Namespace, report: dict[str, Any]) -> None:
 class Cell:
     """One cell of the grid."""
 
-    def __init__(self, task: Task, method: str, momentum: float, share: float, runs: dict[str, Any]) -> None:
+    def __init__(
+        self, task: Task, method: str, momentum: float, share: float, runs: dict[str, Any], steps: int | None = None
+    ) -> None:
         self.task, self.runs = task, runs
-        steps = max(task.steps, LONG_STEPS) if momentum == MOMENTA[-1] else task.steps
+        steps = steps or (max(task.steps, LONG_STEPS) if momentum == MOMENTA[-1] else task.steps)
         values = (task.name, method, momentum, max(1, round(share * task.batch)), steps)
         self.names: dict[str, Any] = dict(zip(NAMES, values, strict=True))
 

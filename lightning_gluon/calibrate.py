@@ -1,33 +1,36 @@
-"""The calibrating warm-up: grow all radii from tiny until the last step no longer pays off, step back, keep them.
+"""The calibrating warm-up: grow all radii from tiny, the slower the less the last step pays off, and keep them.
 
 With `s` the common factor on the radii, `b` the weight on the old momentum, `m = max(10, 1 / (1 - b))` the steps it
 remembers, `T_i` the last step of matrix i and `g_i` a fresh gradient,
 
     a = sum_i <g_i, T_i> / sum_i ||g_i|| ||T_i||             agreement of the gradient with the last step, in [-1, 1]
     P <- (1 - 1 / n) P + a / n,  Q <- (1 - 1 / n) Q + a^2 / n,  e = sqrt(Q / (2 n - 1))      for n = m and n = 2 m
-    s <- (1 + 1 / m) s                       while P > 3.2 e, n = m                           e: standard error of P
-    s <- (1 + 1 / (2 m)) s                   else
-    s <- (1 + 1 / (2 m))^(-3 m / 2) s        at the first P < -3.2 e, of either n: that is 0.48 s, and frozen
+    s <- (1 + r max(0, P) / max_k P_k) s     n = m, r = 1.5 / m, max_k over the ramp so far  e: standard error of P
+    s <- (1 + r / 3) s                       where that is more, until the loss has fallen beyond chance
+    s <- s                                   at the first P < -3.2 e, of either n, and frozen
 
 The sums are over the matrices that the LMO steps: what AdamW steps beside them, at a small ratio of its own, goes on
-agreeing long after they do not. A fixed step along a direction of mere noise only bounces, which makes the agreement of
-a batch as often negative as positive long before the radii matter, so its average has to be negative by more than three
-standard errors. The average over `m` steps sees a clear turn soon, that over `2 m` a faint one. The stop is seen `m` to
-`2 m` steps late, and the step back undoes the growth of those steps: all follow `1 / (1 - b)`. On a plateau, and where
-weights swing around a minimum, the agreement has no sign; there a loss whose average (over 10 steps) rises 8 standard
-errors above its lowest ends the ramp in the same way, counted in the geometric mean of the errors now and at the
-lowest. No stop is believed before `s` has grown fourfold.
+agreeing long after they do not. The agreement falls as `s` nears the radius from which steps jump over the minimum
+along them; growth falls with it, and there it ends. `P` is seen late, but a ramp that has slowed down does not
+overshoot meanwhile, and the steps it takes while it waits are ordinary ones: there is nothing to step back from.
+
+A fixed step along a direction of mere noise only bounces, which makes the agreement of a batch as often negative as
+positive long before the radii matter. On a plateau it has no sign, so `s` grows whatever `P` is until the loss has
+fallen: its average over 10 steps to 3.2 standard errors below that of the first 10, counted in the geometric mean of
+the two errors. To freeze, `P` has to be negative by as many: the average over `m` steps sees a clear turn soon, that
+over `2 m` a faint one. A loss whose average rises 8 standard errors above its lowest ends the ramp as well, and takes
+it back to 0.48 s. No stop is believed before `s` has grown fourfold.
 
 In a network without normalisation, steps may pay off at first that are twenty times too long for the whole training: no
-look at the last step tells. `largest` ends the ramp there at the latest; `lr="auto"` sets it.
+look at the last step tells. `largest` ends the ramp there at the latest, with the same step back; `lr="auto"` sets it.
 
-A method that takes the second gradient has the curvature along its last step from one and the same sample, and stops
+A method that takes the second gradient has the curvature along its last step from one and the same sample, and freezes
 when the best step along `T` is within three of the last one, that is when the same test finds `a_old < 3 (a_old - a)`,
-with `a_old` the agreement of `c_old`. There is nothing to step back from then.
+with `a_old` the agreement of `c_old`. It grows by `1 + 2 r / 3` while the test finds the opposite, and by `1 + r / 3`
+else: in proportion to `P`, or held where `P` is negative, ramps of this form came no nearer.
 
-Where the constants come from: growth and step back are from a study on a byte-level GPT and a ViT at equal vector and
-hidden radii, which stopped at the first `P < 0`. At this library's ratios that rule stopped ramps of three small tasks
-(`benchmarks/self_tuning.py`) by chance at up to a hundredth of the best radius; hence the errors.
+Where the constants come from: the step back is from a study on a byte-level GPT and a ViT at equal vector and hidden
+radii; the errors and the growth are from three small tasks (`benchmarks/self_tuning.py`).
 """
 
 from __future__ import annotations
@@ -45,10 +48,12 @@ AVERAGED = (1, 2)  # memories that the agreement is averaged over: one shows a c
 # tasks; 2.5 for the agreement stopped two below a tenth of the best fixed radius, and 6 for the loss two below a half.
 ERRORS = 3.2
 LOSS_ERRORS = 8.0
-SETTLED = 20  # steps after which the average loss is judged
+SETTLED = 20  # steps after which the average loss is judged; half as many are its beginning
 BELIEVED = 4.0  # growth before a stop is believed: a start far too small gives chance many steps to stop at
-LATE = 1.5  # the stop is seen this many memories late
-MEMORY = 10.0  # steps that a momentum of .9 remembers; growth faster than 1 + 1/20 was measured to overshoot
+BACK = 0.48  # factor where the ramp has gone too far
+MEMORY = 10.0  # steps that a momentum of .9 remembers
+GROWTH = 1.5  # growth over one memory at full agreement; 2 landed at 1.5 times the best radius on text
+UNSEEN = 1 / 3  # share of it while the agreement says nothing
 MARGIN = 3.0  # two-point form: stop when the best step along the last direction is less than this many steps long
 
 
@@ -88,8 +93,12 @@ class _State:
     start: float
     averages: list[float] = field(default_factory=lambda: [0.0] * len(AVERAGED))
     squares: list[float] = field(default_factory=lambda: [0.0] * len(AVERAGED))
+    peak: float = 0.0
     loss: float | None = None
     spread: float = 0.0
+    first: float | None = None
+    first_error: float = 0.0
+    fallen: bool = False
     lowest: float = math.inf
     lowest_error: float = 0.0
     seen: int = 0
@@ -100,13 +109,13 @@ class _State:
 class Calibrate:
     """The rule `calibrate`: one factor on all radii, found in the first steps and then kept.
 
-    The ramp takes 45 to 115 steps at a momentum of .9, 110 to 190 at .95 and 180 to 270 at .97; a training of fewer
-    than three times as many has no room for it.
+    80 % of the final factor were reached after 27 to 60 steps at a momentum of .9, 50 to 70 at .95, 80 to 110 at .97;
+    a training of fewer than four times as many has no room for it.
 
     Args:
         start: First factor; at most 1/30 of anything plausible.
-        growth: Factor per step; default as above.
-        shrink: Factor at the stop; default as above, and 1 for the form with two points.
+        growth: Factor per step at full agreement; default as above.
+        shrink: Factor where the loss or `largest` ends the ramp.
         two_point: Use the form with the second gradient where the method has one.
         line_search: Before the second step, look along the first direction for the loss's minimum on a second batch and
             start at 1/256 of it: for a start that may be too large.
@@ -118,9 +127,10 @@ class Calibrate:
 
     Example:
         >>> rule = Calibrate(start=0.01)
-        >>> factors = [rule(Observation(step=k, agreement=1.0 if k < 60 else -1.0)) for k in range(100)]
-        >>> round(factors[59], 4), round(max(factors), 4), round(factors[-1], 4)
-        (2.1986, 5.8202, 2.7996)
+        >>> seen = [Observation(step=k, agreement=1.0 if k < 30 else -1.0, loss=3 - 0.01 * k) for k in range(100)]
+        >>> factors = [rule(one) for one in seen]
+        >>> round(factors[29], 4), round(max(factors), 4), round(factors[-1], 4)
+        (0.6621, 0.9296, 0.9296)
     """
 
     needs = "agreement"
@@ -130,7 +140,7 @@ class Calibrate:
         *,
         start: float = 1 / 64,
         growth: float | None = None,
-        shrink: float | None = None,
+        shrink: float = BACK,
         two_point: bool = True,
         line_search: bool = False,
         share: float = 1 / 3,
@@ -161,19 +171,22 @@ class Calibrate:
             return state.scale
         two = self.two_point and seen.reference_agreement is not None
         memory = max(MEMORY, 1 / (1 - seen.momentum))
-        growth = self.growth or 1 + 1 / (2 * memory)
         sign = self._sign(_slack(seen) if two else seen.agreement, memory)
         rising = self._rising(seen.loss)
         believed = state.scale >= BELIEVED * state.start
         if state.scale * seen.warming_up >= self.largest or (believed and (sign < 0 or rising)):
             reason = "loss" if rising else "largest" if sign >= 0 else "curvature" if two else "agreement"
-            shrink = 1.0 if reason == "curvature" else growth ** (-LATE * memory)
-            state.scale *= (self.shrink or shrink) * seen.warming_up
+            state.scale *= (self.shrink if reason in ("loss", "largest") else 1.0) * seen.warming_up
             state.frozen, state.reason = True, reason
         elif seen.total_steps is not None and seen.step >= self.share * seen.total_steps:
-            state.frozen, state.reason = True, "share"
+            state.frozen, state.reason = True, "held" if state.fallen and sign <= 0 else "share"
         else:
-            state.scale *= growth if sign <= 0 or self.growth else 1 + 1 / memory
+            paid = max(0.0, state.averages[0]) / (state.peak or 1.0)
+            if two:
+                paid = UNSEEN if sign <= 0 else 2 * UNSEEN
+            elif not state.fallen:
+                paid = max(paid, UNSEEN)
+            state.scale *= 1 + paid * (self.growth - 1 if self.growth else GROWTH / memory)
         return state.scale
 
     def _sign(self, value: float, memory: float) -> int:
@@ -187,10 +200,11 @@ class Calibrate:
             state.averages[index], state.squares[index] = average, square
             beyond = abs(average) > ERRORS * math.sqrt(square * (1 - keep) / (1 + keep))
             signs.append(int(math.copysign(beyond, average)))
+        state.peak = max(state.peak, state.averages[0])
         return -1 if -1 in signs else signs[0]
 
     def _rising(self, loss: float | None) -> bool:
-        """Add a loss to the averages, and return whether it has risen beyond chance."""
+        """Add a loss to the averages, note whether it has fallen, and return whether it has risen beyond chance."""
         if loss is None or not math.isfinite(loss):
             return False
         state = self.state
@@ -198,7 +212,13 @@ class Calibrate:
         state.spread = KEEP * state.spread + (1 - KEEP) * (loss - state.loss) ** 2
         state.loss = KEEP * state.loss + (1 - KEEP) * loss
         error = math.sqrt(state.spread * (1 - KEEP) / (1 + KEEP))
-        if state.seen > SETTLED // 2 and state.loss < state.lowest:
+        if state.first is None:
+            if state.seen >= SETTLED // 2:
+                state.first, state.first_error = state.loss, error
+            return False
+        fall = state.first - state.loss
+        state.fallen = state.fallen or fall > ERRORS * math.sqrt(error * state.first_error)
+        if state.loss < state.lowest:
             state.lowest, state.lowest_error = state.loss, error
         rise = state.loss - state.lowest
         return state.seen > SETTLED and rise > LOSS_ERRORS * math.sqrt(error * state.lowest_error)

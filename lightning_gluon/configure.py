@@ -24,7 +24,7 @@ MIXED_NOISE_FLOOR = {"bf16-mixed": NOISE_FLOOR[torch.bfloat16], "16-mixed": NOIS
 
 # The nominal radius of `lr="auto"`; calibration starts at 1/64 of it, far below the .018 to .05 that tuning finds.
 AUTO_LR = 0.02
-# Calibration steps back from five times that at the latest, to 0.05.
+# Where nothing else ends the ramp it ends at five times that, and steps back to 0.05.
 AUTO_LARGEST = 5.0
 
 

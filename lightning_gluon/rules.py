@@ -7,7 +7,7 @@ attribute too.
 
     theory       radius_k = radius_0 (k + 1)^-p                  p = 3/4 (Gluon), 2/3 (with the second gradient)
     smoothness   t = kappa ||g||_* / (L0 + L1 ||g||_*)           per role or layer, from the live same-sample fit
-    calibrate    grow from tiny, stop, step back, freeze         `lightning_gluon.calibrate`
+    calibrate    grow from tiny, slow down, hold, freeze         `lightning_gluon.calibrate`
 """
 
 from __future__ import annotations

@@ -8,26 +8,51 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lightning_gluon.calibrate import Calibrate, Observation
+from lightning_gluon.calibrate import BACK, Calibrate, Observation
 
 
 def ramp(rule: Calibrate, agreements, **given) -> list[float]:
     return [rule(Observation(step=k, agreement=a, **given)) for k, a in enumerate(agreements)]
 
 
+def falling(step):
+    return 3.0 - 0.01 * step
+
+
+def learn(rule: Calibrate, agreements, **given) -> list[float]:
+    """A ramp on which the loss falls from the first step."""
+    return [rule(Observation(step=k, agreement=a, loss=falling(k), **given)) for k, a in enumerate(agreements)]
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9, 0.95, 0.97])
-def test_growth_and_step_back_follow_the_memory(momentum):
+def test_growth_follows_the_agreement_and_the_memory(momentum):
     memory = max(10, 1 / (1 - momentum))
     rule = Calibrate(start=1.0)
-    factors = ramp(rule, [None, *[1.0] * 30, *[-1.0] * 200], momentum=momentum)
+    factors = learn(rule, [None, *[1.0] * 60, *[-0.2] * 400], momentum=momentum)
     assert factors[0] == 1.0
-    assert factors[30] / factors[29] == pytest.approx(1 + 1 / memory)  # agreement beyond chance: fast
     steps = [after / before for before, after in pairwise(factors)]
-    assert any(step == pytest.approx(1 + 1 / (2 * memory)) for step in steps)  # in between: slow
-    assert min(steps) == pytest.approx((1 + 1 / (2 * memory)) ** (-1.5 * memory))
-    assert min(steps) == pytest.approx(math.exp(-0.75), rel=0.03)  # the same step back at every momentum
-    assert rule.done
-    assert factors[-1] == factors[-2]
+    assert steps[0] == steps[59] == pytest.approx(1 + 1.5 / memory)  # as large as ever: fast
+    slowing = [step for step in steps[60:] if step > 1]
+    assert slowing == sorted(slowing, reverse=True)
+    assert len(slowing) < 2.5 * memory
+    assert set(steps[60 + len(slowing) :]) == {1.0}  # held where the agreement turned, and frozen there
+    assert (rule.done, rule.state.reason) == (True, "agreement")
+
+
+def test_on_a_plateau_the_ramp_goes_on_whatever_the_agreement():
+    def steps(losses):
+        rule = Calibrate(start=1.0)
+        seen = [Observation(step=k, agreement=(-1) ** k * 0.1 - 0.01, loss=loss) for k, loss in enumerate(losses)]
+        return [after / before for before, after in pairwise([rule(one) for one in seen])], rule
+
+    plateau = [2.3 + 0.01 * math.sin(7 * step) for step in range(60)]
+    slow, rule = steps(plateau)
+    assert min(slow) == pytest.approx(1.05)
+    assert not rule.state.fallen
+    held, rule = steps([*plateau[:30], *[loss - 0.1 for loss in plateau[30:]]])
+    assert rule.state.fallen
+    assert held[:30] == slow[:30]
+    assert max(held[-20:]) < 1.05
 
 
 def test_noise_alone_does_not_stop_the_ramp_early():
@@ -100,16 +125,19 @@ def test_share_ends_the_ramp_where_it_stands():
     factors = ramp(rule, [None, *[1.0] * 99], total_steps=100)
     assert (rule.done, rule.state.reason) == (True, "share")
     assert factors[-1] == factors[9] < factors[8] * 1.2
+    held = Calibrate(start=1.0)  # larger radii would not have paid off, but not beyond chance
+    learn(held, [None, *[1.0] * 20, *[0.5, -0.5] * 200], total_steps=300)
+    assert (held.done, held.state.reason) == (True, "held")
 
 
 def test_the_largest_factor_ends_the_ramp_with_a_step_back():
     rule = Calibrate(start=1.0, largest=8.0)
     factors = ramp(rule, [None, *[1.0] * 40])
     assert (rule.done, rule.state.reason) == (True, "largest")
-    assert 8 <= max(factors) < 8 * 1.1
-    assert factors[-1] == pytest.approx(max(factors) * 1.05**-15)
+    assert 8 <= max(factors) < 8 * 1.15
+    assert factors[-1] == pytest.approx(max(factors) * BACK)
     warming = Calibrate(start=1.0, largest=8.0)  # half the peak of a warm-up: steps are half as long
-    assert 16 <= max(ramp(warming, [None, *[1.0] * 60], warming_up=0.5)) < 16 * 1.1
+    assert 16 <= max(ramp(warming, [None, *[1.0] * 60], warming_up=0.5)) < 16 * 1.15
 
 
 def test_overflow_and_standstill_are_no_evidence():

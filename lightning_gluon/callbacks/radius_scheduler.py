@@ -33,7 +33,7 @@ class RadiusScheduler(Probing):
 
         t_i = lr * radius_i,        radius_i by the rule, lr by the schedule
 
-    Rules: `calibrate` (grow from tiny until the last step stops paying off, step back, freeze), `smoothness` (the
+    Rules: `calibrate` (grow from tiny, the slower the less the last step pays off, then freeze), `smoothness` (the
     paper's Theorem 1 on the live fit), `theory` (the papers' decays), or a function that takes a
     `lightning_gluon.calibrate.Observation` and returns one factor on all initial radii, or radii by group or layer
     name, or `None`. See `lightning_gluon.rules`.
