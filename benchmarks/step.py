@@ -293,9 +293,7 @@ def floors(problem: Problem, rate: dict[str, float]) -> dict[str, float]:
             for out, fan_in in (shape for view in route.views for shape in view.shapes):
                 small, large = sorted((out, fan_in))
                 aspect = large / small
-                # in Gram form bf16 (CPU) runs its six steps in pairs, fp16 (GPU) in threes
-                gram = 6 * aspect + 15 if problem.device == "cpu" else 4 * aspect + 18
-                flops += 2 * small**3 * (gram if aspect > 1.5 else 6 * (2 * aspect + 1))
+                flops += 2 * small**3 * (6 * aspect + 15 if aspect > 1.5 else 6 * (2 * aspect + 1))
     tflop, gb = flops / 1e12, 24 * entries / 1e9
     return {
         "tflop": tflop, "traffic_gb": gb, "parameters": entries, "floor_s": tflop / rate["tflop_s"] + gb / rate["gb_s"]

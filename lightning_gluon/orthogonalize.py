@@ -58,9 +58,16 @@ COEFFICIENTS: dict[str, tuple[Step, ...]] = {
 DEFAULT_STEPS = {"polar_express": 6, "you": 5, "jordan": 5, "newton_schulz": 5}
 METHODS = (*COEFFICIENTS, "svd")
 
-# Polar Express steps are p(x / s): their slope is steep beyond the interval's end, which rounding may overstep. Largest
-# LMO gap over 14 spectra measured in bf16: 1.3 % at 1.05, divergence at 1.02; in fp32 1.005 is ample and loses less.
-SAFETY = {torch.float16: 1.05, torch.bfloat16: 1.05, torch.float32: 1.005, torch.float64: 1.005}
+# Steps are p(x / s): beyond the interval that they are made for, their slope is steep and they diverge. s covers what
+# rounding adds; more of it costs accuracy. For Polar Express; in fp32 1.005 is ample.
+SAFETY = {torch.float16: 1.03, torch.bfloat16: 1.03, torch.float32: 1.005, torch.float64: 1.005}
+# A run of steps is rounded as one polynomial, relative to its slope at zero (31 for the first two), while what it does
+# to large singular values is near 1. So the step that begins the next run has this times the unit roundoff times the
+# slope more in s: 0.17 in bf16 after the first two. Errors are largest where singular vectors have few entries: of such
+# matrices (51,200) 0.5 % diverged in bf16 with 0.02 more, 0.04 % with 0.05, none from 0.12 on. Jordan's steps, which are
+# to be Muon's own, get none and are taken one by one: 9 of 172,800 diverged in pairs.
+ROOM = 1.4
+ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 # Only half of a symmetric product need be computed. On CPUs, in four bands of rows, where the operands have this many
 # rows and entries (Zen 5, bf16, two threads, time against full products: X X^T 0.67 at 768 x 3072, 0.85 at 384 x 1536;
@@ -70,10 +77,10 @@ SYMMETRIC_ENTRIES = 2**19
 SYMMETRIC_BANDS = 4
 
 # Steps that the Gram form takes between two touches of X. The product of their slopes at zero is the dynamic range of
-# what is rounded: 34 after two Polar Express steps, 134 after three. Largest LMO gap over 16 matrices: bf16 1.5 % with
-# two, 7 % with a three at the end and divergence with one at the start; fp16 1.3 % with three, 15 % with four; fp32
-# 1.2 % with all six.
-GRAM_STEPS = {torch.bfloat16: 2, torch.float16: 3, torch.float32: 3, torch.float64: 3}
+# what is rounded: 31 after two Polar Express steps, 116 after three. bf16 has a gap of 7 % with a run of three at the
+# end and diverges with one at the start; in fp16 runs of three diverge on one in fifty matrices whose singular vectors
+# have few entries, and on three of 8,640 with a fifth more room; fp32 has a gap of 1.2 % with all six in one run.
+GRAM_STEPS = {torch.bfloat16: 2, torch.float16: 2, torch.float32: 3, torch.float64: 3}
 # k steps cost (2a + 1) k one by one and 2a + 4k - 3 in Gram form (a: aspect ratio; unit: one product of the smaller
 # side). Six steps: 12a + 6 plain, 6a + 15 in pairs, 4a + 18 in threes.
 GRAM_ASPECT = 1.5
@@ -157,7 +164,7 @@ def compute_dtype(
     return _half_type(device.type, device.index)
 
 
-def schedule(method: str = "polar_express", steps: int | None = None, *, safety: float = 1.0) -> tuple[Step, ...]:
+def schedule(method: str = "polar_express", steps: int | None = None) -> tuple[Step, ...]:
     """Return the coefficients (a, b, c) of every step.
 
     A list shorter than `steps` is continued with its last entry. Asking for fewer Polar Express steps keeps the leading
@@ -166,7 +173,6 @@ def schedule(method: str = "polar_express", steps: int | None = None, *, safety:
     Args:
         method: One of `COEFFICIENTS`.
         steps: Number of steps; default: 6 for `polar_express`, 5 for the others.
-        safety: Factor s of `p(x / s)`, for all steps but the last.
 
     Returns:
         One tuple (a, b, c) per step.
@@ -189,8 +195,7 @@ def schedule(method: str = "polar_express", steps: int | None = None, *, safety:
             f"{DEFAULT_STEPS[method]}."
         )
     listed = COEFFICIENTS[method]
-    *leading, last = (*listed, *(listed[-1:] * count))[:count]
-    return (*((a / safety, b / safety**3, c / safety**5) for a, b, c in leading), last)
+    return (*listed, *(listed[-1:] * count))[:count]
 
 
 def orthogonalize(
@@ -292,8 +297,8 @@ def orthogonalize_(
     if method == "svd":
         return _svd(stack)
     safety = SAFETY[stack.dtype] if method == "polar_express" else None
-    coefficients = schedule(method, steps, safety=safety or 1.0)
-    return _iterate(stack, coefficients, safety, workspace)
+    room = 0.0 if COEFFICIENTS[method] is JORDAN else ROOM * ROUNDOFF[stack.dtype]
+    return _iterate(stack, schedule(method, steps), safety, room, workspace)
 
 
 def _svd(stack: Tensor) -> Tensor:
@@ -304,20 +309,34 @@ def _svd(stack: Tensor) -> Tensor:
 
 
 def _segments(steps: int, dtype: torch.dtype, aspect: float) -> list[int]:
-    """Split the steps into runs that touch X once; a shorter one comes first."""
+    """Split the steps into runs that touch X once, a shorter one last: early, singular values reach 2 before a long one."""
     longest = GRAM_STEPS[dtype] if aspect > GRAM_ASPECT else 1
     rest = steps % longest
-    return [rest] * (rest > 0) + [longest] * (steps // longest)
+    return [longest] * (steps // longest) + [rest] * (rest > 0)
 
 
-def _iterate(x: Tensor, coefficients: Sequence[Step], safety: float | None, workspace: Workspace) -> Tensor:
+def _with_room(coefficients: Sequence[Step], segments: Sequence[int], safety: float, room: float) -> list[Step]:
+    """Return steps `p(x / s)`, with `s` as `SAFETY` and `ROOM` say; the last one, a fixed point, stays as it is."""
+    factors, start = [safety] * len(coefficients), 0
+    for length in segments[:-1]:
+        slope = math.prod([a for a, _, _ in coefficients[start : start + length]])
+        start += length
+        factors[start] += room * slope
+    factors[-1] = 1.0
+    return [(a / s, b / s**3, c / s**5) for (a, b, c), s in zip(coefficients, factors, strict=True)]
+
+
+def _iterate(
+    x: Tensor, coefficients: Sequence[Step], safety: float | None, room: float, workspace: Workspace
+) -> Tensor:
     """Run the iteration on (B, m, n), m <= n, with entries of at most 1; `safety` None: Frobenius normalisation."""
     batch, rows, columns = x.shape
     y = workspace.take("y", x.shape, x)
     gram, factor, matrix, work = (
         workspace.take(slot, (batch, rows, rows), x) for slot in ("gram", "factor", "matrix", "work")
     )
-    segments = _segments(len(coefficients), x.dtype, columns / rows)
+    segments = _segments(len(coefficients), x.dtype, columns / rows if room else 1.0)
+    coefficients = _with_room(coefficients, segments, safety or 1.0, room)
     index = 0
     for number, length in enumerate(segments):
         steps = coefficients[index : index + length]
