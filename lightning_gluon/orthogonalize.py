@@ -64,8 +64,8 @@ SAFETY = {torch.float16: 1.03, torch.bfloat16: 1.03, torch.float32: 1.005, torch
 # A run of steps is rounded as one polynomial, relative to its slope at zero (31 for the first two), while what it does
 # to large singular values is near 1. So the step that begins the next run has this times the unit roundoff times the
 # slope more in s: 0.17 in bf16 after the first two. Errors are largest where singular vectors have few entries: of such
-# matrices (51,200) 0.5 % diverged in bf16 with 0.02 more, 0.04 % with 0.05, none from 0.12 on. Jordan's steps, which are
-# to be Muon's own, get none and are taken one by one: 9 of 172,800 diverged in pairs.
+# matrices (51,200) 0.5 % diverged in bf16 with 0.02 more, 0.04 % with 0.05, none from 0.12 on. Jordan's steps are to be
+# Muon's own, so they get none and are taken one by one: 9 of 172,800 matrices diverged in pairs.
 ROOM = 1.4
 ROUNDOFF = {torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
@@ -309,7 +309,7 @@ def _svd(stack: Tensor) -> Tensor:
 
 
 def _segments(steps: int, dtype: torch.dtype, aspect: float) -> list[int]:
-    """Split the steps into runs that touch X once, a shorter one last: early, singular values reach 2 before a long one."""
+    """Split the steps into runs that touch X once, a shorter one last: after it singular values may be 2, not 1."""
     longest = GRAM_STEPS[dtype] if aspect > GRAM_ASPECT else 1
     rest = steps % longest
     return [longest] * (steps // longest) + [rest] * (rest > 0)
