@@ -62,7 +62,7 @@ METHODS = (*COEFFICIENTS, "svd")
 # rounding adds; more of it costs accuracy. For Polar Express; in fp32 1.005 is ample.
 SAFETY = {torch.float16: 1.03, torch.bfloat16: 1.03, torch.float32: 1.005, torch.float64: 1.005}
 # A run of steps is rounded as one polynomial, relative to its slope at zero (31 for the first two), while what it does
-# to large singular values is near 1. So s is larger where the next run begins, by this times the unit roundoff times the
+# to large singular values is near 1. So s is larger where the next run begins, by this times the unit roundoff and the
 # slope: by 0.17 in bf16 after the first two. Errors are largest where singular vectors have few entries: of such
 # matrices (51,200) 0.5 % diverged in bf16 with 0.02 more, 0.04 % with 0.05, none from 0.12 on. Jordan's steps are to be
 # Muon's own, so they get none and are taken one by one: 9 of 172,800 matrices diverged in pairs.
