@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lightning_gluon.calibrate import BACK, Calibrate, Observation
+from lightning_gluon.radius.calibrate import BACK, Calibrate, Observation
 
 
 def ramp(rule: Calibrate, agreements, **given) -> list[float]:
@@ -78,7 +78,7 @@ def test_a_faint_turn_is_seen_by_the_longer_average(monkeypatch):
     rule = Calibrate(start=1e-6)
     ramp(rule, faint)
     assert rule.state.reason == "agreement"
-    monkeypatch.setattr("lightning_gluon.calibrate.AVERAGED", (1,))
+    monkeypatch.setattr("lightning_gluon.radius.calibrate.AVERAGED", (1,))
     single = Calibrate(start=1e-6)
     ramp(single, faint)
     assert not single.done

@@ -6,10 +6,10 @@ import pytest
 from torch import nn
 
 from lightning_gluon import Gluon
-from lightning_gluon.calibrate import Observation
 from lightning_gluon.callbacks import RadiusScheduler
-from lightning_gluon.radii import Limits, peak_lr, set_radii_
-from lightning_gluon.rules import RULES, Smoothness, Theory, make_rule
+from lightning_gluon.radius.calibrate import Observation
+from lightning_gluon.radius.groups import Limits, peak_lr, set_radii_
+from lightning_gluon.radius.rules import RULES, Smoothness, Theory, make_rule
 
 
 def test_theory_decays_as_the_papers_do():

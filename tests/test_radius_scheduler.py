@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader
 from two_point import Loader, Memory, Net, data, fit, gluon
 
 from lightning_gluon import configure_optimizers
-from lightning_gluon.calibrate import BACK, Observation
 from lightning_gluon.callbacks import RadiusScheduler
 from lightning_gluon.configure import AUTO_LARGEST, AUTO_LR
-from lightning_gluon.radii import peak_lr
+from lightning_gluon.radius.calibrate import BACK, Observation
+from lightning_gluon.radius.groups import peak_lr
 
 
 @pytest.mark.parametrize("method", ["gluon", "muon", "gluon-mvr1", "limuon"])

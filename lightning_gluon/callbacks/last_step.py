@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.optimizer import Gluon
-from lightning_gluon.radii import first_radius, peak_lr
+from lightning_gluon.radius.groups import first_radius, peak_lr
 from lightning_gluon.readings import inner, whole
 
 __all__ = ["LastStep"]
@@ -71,14 +71,14 @@ class LastStep:
         return {p: (before - p.detach()).div_(self.factor) for p, before in self.before.items()}
 
     @torch.no_grad()
-    def agreement(self, gradients: Mapping[Tensor, Tensor | None]) -> tuple[float, float]:
+    def agreement(self, gradients: Mapping[Tensor, Tensor | None]) -> Tensor:
         """Return `sum_i <g_i, T_i>` and its largest possible value `sum_i ||g_i|| ||T_i||`, the decay left out.
 
         Args:
             gradients: Gradients by parameter.
 
         Returns:
-            Both sums, over the matrices that the LMO steps, as far as there are any.
+            Both sums, over the matrices that the LMO steps as far as there are any; nobody has waited for them.
         """
         terms, largest = [], []
         for group, decay in self._counted():
@@ -90,9 +90,9 @@ class LastStep:
                     terms.append(inner(step, gradient).float())
                     largest.append((step.norm() * gradient.norm()).float())
         if not terms:
-            return 0.0, 0.0
+            return torch.zeros(2)
         total = [torch.stack([value.to(values[0].device) for value in values]).sum() for values in (terms, largest)]
-        return tuple(torch.stack(total).tolist())
+        return torch.stack(total)
 
     def _counted(self) -> list[tuple[dict[str, Any], float]]:
         pairs = list(zip(self.optimizer.param_groups, self.decay, strict=False))

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
-from lightning_gluon.calibrate import Calibrate, Observation
 from lightning_gluon.callbacks.last_step import LastStep
 from lightning_gluon.callbacks.line_search import search_along
 from lightning_gluon.callbacks.logs import check_log, log_values, should_log
@@ -18,9 +18,10 @@ from lightning_gluon.callbacks.probe import Probe, own_optimizer, unwrapped
 from lightning_gluon.callbacks.probing import Probing, loss_scale
 from lightning_gluon.callbacks.second_pass import Replay
 from lightning_gluon.optimizer import Gluon
-from lightning_gluon.radii import Limits, Radius, first_radius, peak_lr, set_radii_
+from lightning_gluon.radius.calibrate import Calibrate, Observation
+from lightning_gluon.radius.groups import Limits, Radius, first_radius, peak_lr, set_radii_
+from lightning_gluon.radius.rules import make_rule
 from lightning_gluon.readings import combine, derive, measure
-from lightning_gluon.rules import make_rule
 
 __all__ = ["RadiusScheduler"]
 
@@ -35,8 +36,8 @@ class RadiusScheduler(Probing):
 
     Rules: `calibrate` (grow from tiny, the slower the less the last step pays off, then freeze), `smoothness` (the
     paper's Theorem 1 on the live fit), `theory` (the papers' decays), or a function that takes a
-    `lightning_gluon.calibrate.Observation` and returns one factor on all initial radii, or radii by group or layer
-    name, or `None`. See `lightning_gluon.rules`.
+    `lightning_gluon.radius.Observation` and returns one factor on all initial radii, or radii by group or layer
+    name, or `None`. See `lightning_gluon.radius.rules`.
 
     While `calibrate` runs it keeps one copy of the matrices, unless the method keeps the previous iterate anyway, and
     waits for the device once per step; both end when it freezes. A learning-rate warm-up may run at the same time: the
@@ -44,7 +45,7 @@ class RadiusScheduler(Probing):
     `radius/<group>`, or `radius/<layer>` where they differ within a group.
 
     Args:
-        rule: A name of `lightning_gluon.rules.RULES`, a rule, or a function.
+        rule: A name of `lightning_gluon.radius.RULES`, a rule, or a function.
         options: Arguments of a rule given by name, such as `{"line_search": True}`.
         every_n_steps: Steps between two samples of the smoothness, for rules that need it; the method's own second
             gradient is used where it has one, else a probe pass is run.
@@ -227,10 +228,10 @@ class RadiusScheduler(Probing):
         if self.needs == "agreement" and self.steps > 0:
             gradients = {p: p.grad for group in optimizer.param_groups for p in group["params"]}
             references = optimizer.reference_gradients if two else {}
-            agreement, largest = last.agreement(gradients)
-            values = [float(self.loss), agreement / (largest or 1.0)]
-            values += [last.agreement(references)[0] / (largest or 1.0)] if references else []
-            loss, new, old = [*_agreed(trainer, values), None][:3]
+            sums = [last.agreement(each) for each in (gradients, references) if each]
+            largest = sums[0][1].where(sums[0][1] > 0, 1.0)
+            values = [torch.as_tensor(self.loss).to(largest), *(agreement / largest for agreement, _ in sums)]
+            loss, new, old = [*_agreed(trainer, torch.stack(values)), None][:3]
         return Observation(
             step=self.steps,
             total_steps=self._total,
@@ -256,7 +257,8 @@ class RadiusScheduler(Probing):
         found = {}
         for name, rows in members.items():
             layer, raw = rows[0][0], combine(raw for _, raw in rows)
-            readings = derive(dict(zip(raw, _agreed(trainer, list(raw.values())), strict=True)))
+            agreed = _agreed(trainer, torch.tensor(list(raw.values()), dtype=torch.float64))
+            readings = derive(dict(zip(raw, agreed, strict=True)))
             found[name] = {**readings, "lr": peak_lr(layer.group), "radius": layer.radius}
         return found
 
@@ -333,9 +335,8 @@ def _named(optimizer: Gluon) -> dict[str, float]:
     return values
 
 
-def _agreed(trainer: Any, values: list[float]) -> list[float]:
-    """Return numbers that are the same on all ranks: their mean."""
-    if trainer.world_size == 1:
-        return values
-    present = torch.tensor(values, device=trainer.strategy.root_device)
-    return trainer.strategy.reduce(present, reduce_op="mean").tolist()
+def _agreed(trainer: Any, values: Tensor) -> list[float]:
+    """Wait for numbers, and return what is the same on all ranks: their mean."""
+    if trainer.world_size > 1:
+        values = trainer.strategy.reduce(values.to(trainer.strategy.root_device), reduce_op="mean")
+    return values.tolist()

@@ -7,7 +7,7 @@ attribute too.
 
     theory       radius_k = radius_0 (k + 1)^-p                  p = 3/4 (Gluon), 2/3 (with the second gradient)
     smoothness   t = kappa ||g||_* / (L0 + L1 ||g||_*)           per role or layer, from the live same-sample fit
-    calibrate    grow from tiny, slow down, hold, freeze         `lightning_gluon.calibrate`
+    calibrate    grow from tiny, slow down, hold, freeze         `lightning_gluon.radius.calibrate`
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lightning_gluon.calibrate import Calibrate, Observation
+from lightning_gluon.radius.calibrate import Calibrate, Observation
 from lightning_gluon.smoothness import RunningFit
 
 __all__ = ["RULES", "Smoothness", "Theory", "make_rule"]
