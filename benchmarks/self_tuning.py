@@ -12,6 +12,8 @@ With the best of the means these are compared, at the same number of steps:
     small         calibrate, started 32 times below the best fixed radius of seed 0
     large         calibrate with its line search, started from 16 times it
     smoothness    the smoothness rule, started at it
+    warmup        the best fixed radius itself after a linear warm-up over four memories of the momentum: what a ramp
+                  costs that knows where it ends
 
 All runs share the schedule (constant, then linear to zero over the last 40 %) and the ratios between roles. Results are
 written after every run, and a second call continues where the first ended.
@@ -33,7 +35,8 @@ from benchmarks.small_tasks import Task, chosen, continued, train
 
 RESULTS = Path(__file__).parent / "results" / "self_tuning.json"
 CENTRE = 0.02
-RULES = ("auto", "small", "large", "smoothness")
+RULES = ("auto", "small", "large", "smoothness", "warmup")
+MEMORIES = 4  # of a warm-up
 GOAL = 0.03  # gap to the best fixed radius
 METHODS: dict[str, dict[str, Any]] = {"gluon": {}, "muon": {}, "gluon-mvr1": {}, "limuon": {"rank": 4}}
 MOMENTA = (0.9, 0.95, 0.97)
@@ -128,6 +131,8 @@ class Cell:
             return self._train(seed, {"lr": best}, [RadiusScheduler("calibrate", options={"start": 1 / 32})])
         if rule == "large":
             return self._train(seed, {"lr": 16 * best}, [RadiusScheduler("calibrate", options={"line_search": True})])
+        if rule == "warmup":
+            return self._train(seed, {"lr": best, "warmup": round(MEMORIES / (1 - self.names["momentum"]))})
         return self._train(seed, {"lr": best}, [RadiusScheduler("smoothness", every_n_steps=10)])
 
 
