@@ -4,8 +4,9 @@
     python -m benchmarks.role_ratios --table
 
 `head`, `table` (the token table of text), `input` (the patch embedding of images, whose input is pixels) and `vectors`
-(bias and elementwise together) are varied, the others keep the method's default. The hidden radius is 0.02. Results are
-written after every run, and a second call continues where the first ended.
+(bias and elementwise together) are varied under `gluon`, the others keep its default; `adamw` is all that AdamW steps
+beside `muon`. The hidden radius is 0.02. Results are written after every run, and a second call continues where the
+first ended.
 """
 
 from __future__ import annotations
@@ -19,15 +20,22 @@ from benchmarks.environment import write_json
 from benchmarks.small_tasks import Task, chosen, continued, train
 
 RESULTS = Path(__file__).parent / "results" / "role_ratios.json"
-# The defaults 25, 25, 0.3 and 0.1 are among the values; a run at them is shared by all roles.
+# The defaults are among the values; a run at them is shared by all roles of a method.
 VALUES = {
     "head": (1.0, 5.0, 25.0, 100.0),
     "table": (1.0, 5.0, 25.0, 100.0),
     "input": (0.03, 0.1, 0.3, 1.0, 3.0),
     "vectors": (0.01, 0.1, 1.0),
+    "adamw": (0.005, 0.015, 0.05, 0.15, 0.5),
 }
-DEFAULTS = {"head": 25.0, "table": 25.0, "input": 0.3, "vectors": 0.1}
-KEYS = {"head": ("head",), "table": ("embedding",), "input": ("embedding",), "vectors": ("bias", "elementwise")}
+DEFAULTS = {"head": 25.0, "table": 25.0, "input": 0.3, "vectors": 0.1, "adamw": 0.015}
+KEYS = {
+    "head": ("head",),
+    "table": ("embedding",),
+    "input": ("embedding",),
+    "vectors": ("bias", "elementwise"),
+    "adamw": ("embedding", "head", "bias", "elementwise"),
+}
 TASKS = ("digits", "cifar10", "text")
 HIDDEN = 0.02  # within 1 % of the best of the sweep on every task (benchmarks/self_tuning.py)
 
@@ -57,7 +65,11 @@ def _run(given: argparse.Namespace, report: dict[str, Any]) -> None:
 
 
 def _train(task: Task, role: str, value: float, seed: int) -> dict[str, Any]:
-    options = {"method": "gluon", "lr": HIDDEN, "radius": dict.fromkeys(KEYS[role], value)}
+    options = {
+        "method": "muon" if role == "adamw" else "gluon",
+        "lr": HIDDEN,
+        "radius": dict.fromkeys(KEYS[role], value),
+    }
     what = {"task": task.name, "role": role, "ratio": value, "seed": seed, "steps": task.steps}
     return {**what, **train(task, options, seed=seed, steps=task.steps, batch=task.batch)}
 
@@ -67,7 +79,8 @@ def _has(task: str, role: str) -> bool:
 
 
 def _key(task: str, role: str, value: float, seed: int) -> str:
-    return f"{task}/{'defaults' if value == DEFAULTS[role] else f'{role} {value:g}'}/{seed}"
+    shared = value == DEFAULTS[role] and role != "adamw"
+    return f"{task}/{'defaults' if shared else f'{role} {value:g}'}/{seed}"
 
 
 def table(runs: dict[str, Any]) -> str:

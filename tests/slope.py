@@ -31,6 +31,14 @@ class Slope(pl.LightningModule):
         return configure_optimizers(self, **self.options)
 
 
+class Deep(Slope):
+    """The same with three layers: under `muon` an LMO steps the middle one, and AdamW the others."""
+
+    def __init__(self, method: str = "muon", schedule: str = "constant", **options) -> None:
+        super().__init__(method, schedule, **options)
+        self.layer = nn.Sequential(*(nn.Linear(4, 4, bias=False) for _ in range(3)))
+
+
 def run(model, scheduler=None, *, batches: int = 120, **options):
     torch.manual_seed(0)
     callbacks = [scheduler] if scheduler else []

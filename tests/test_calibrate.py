@@ -105,6 +105,12 @@ def test_two_points_stop_before_the_bottom_and_step_nowhere_back():
     assert rule.state.reason == "curvature"
     assert factors[-1] == factors[-2]
     assert 100 / 3 < factors[-1] < 100
+    # Steps along a longer memory add up: the ramp ends at 1 / sqrt(3.33) of that.
+    longer = Calibrate(start=1.0)
+    s = longer(Observation(step=0))
+    while not longer.done:
+        s = longer(Observation(step=1, momentum=0.97, agreement=1 - 0.01 * s, reference_agreement=1.0))
+    assert 100 / 3 / (10 / 3) ** 0.5 < s < 0.75 * factors[-1]
     single = Calibrate(start=1.0, two_point=False)
     ramp(single, [None, *[1.0] * 50, *[-1.0] * 100], variance_reduced=True)
     assert single.state.reason == "agreement"
@@ -160,3 +166,26 @@ def test_calibrate_refuses(option):
     name = next(iter(option))
     with pytest.raises(ValueError, match=rf"Expected `{name}` to satisfy .* but got {option[name]}"):
         Calibrate(**option)
+
+
+def test_adamw_beside_an_lmo_has_a_ramp_of_its_own():
+    alone, rule = Calibrate(start=1.0), Calibrate(start=1.0, largest=1e6)
+    turned = [None, *[1.0] * 30, *[-1.0] * 60]
+    factors = learn(alone, turned)
+    both = [
+        rule(Observation(step=k, agreement=a, beside=None if a is None else 0.5, loss=falling(k)))
+        for k, a in enumerate(turned)
+    ]
+    assert both[0] == 1.0
+    assert [pair.lmo for pair in both[1:]] == factors[1:]
+    assert both[-1].adamw > 5 * both[-1].lmo
+    assert rule.state.frozen
+    assert not rule.done
+    again = Calibrate(start=1.0, largest=1e6)
+    again.load_state_dict(rule.state_dict())
+    for k in range(100, 200):
+        seen = Observation(step=k, agreement=1.0, beside=0.5, loss=falling(k))
+        assert rule(seen) == again(seen)
+    assert rule.done
+    assert rule.beside.reason == "largest"  # four times that of the LMO
+    assert rule.beside.scale == pytest.approx(4e6 * BACK, rel=0.15)

@@ -32,24 +32,26 @@ def by_hand(optimizer: Gluon, before: dict, names: list[str], decay: float = 0.0
     return agreement, sum(float(steps[name].norm() * weights[name].grad.norm()) for name in names)
 
 
-def agreement(optimizer: Gluon, last: LastStep) -> list[float]:
-    return last.agreement({p: p.grad for group in optimizer.param_groups for p in group["params"]}).tolist()
+def agreement(optimizer: Gluon, last: LastStep, family: int = 0) -> list[float]:
+    return last.agreement({p: p.grad for group in optimizer.param_groups for p in group["params"]}, family).tolist()
 
 
 @pytest.mark.parametrize(
-    ("method", "names"),
+    ("method", "names", "beside"),
     [
-        ("gluon", ["0.weight", "1.weight", "2.weight"]),  # no vectors
-        ("muon", ["0.weight", "1.weight"]),  # nor the head, which AdamW steps
-        ("adamw", ["0.weight", "1.weight", "2.weight"]),  # there is no LMO
+        ("gluon", ["0.weight", "1.weight", "2.weight"], []),  # no vectors
+        ("muon", ["0.weight", "1.weight"], ["2.weight"]),  # AdamW steps the head
+        ("adamw", ["0.weight", "1.weight", "2.weight"], []),  # there is no LMO
     ],
 )
-def test_agreement_by_hand(method, names):
+def test_agreement_by_hand(method, names, beside):
     optimizer, last, before = stepped(method, weight_decay=0.0)
-    expected = by_hand(optimizer, before, names)
-    assert agreement(optimizer, last) == pytest.approx(list(expected), rel=1e-5)
-    assert 0 < expected[0] <= expected[1]
-    assert set(last.state_dict()["before"]) == set(names)  # no more is copied
+    assert len(last.families()) == 1 + bool(beside)
+    for family, members in enumerate((names, beside)[: len(last.families())]):
+        expected = by_hand(optimizer, before, members)
+        assert agreement(optimizer, last, family) == pytest.approx(list(expected), rel=1e-5)
+        assert 0 < expected[0] <= expected[1]
+    assert set(last.state_dict()["before"]) == {*names, *beside}  # no more is copied
 
 
 def test_the_decay_of_the_weights_is_left_out():

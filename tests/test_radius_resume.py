@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from slope import Slope, run
+from slope import Deep, Slope, run
 from two_point import Loader, data, differing, fit, gluon, state
 
 from lightning_gluon.callbacks import RadiusScheduler
@@ -20,6 +20,8 @@ from lightning_gluon.callbacks import RadiusScheduler
         ("gluon", "search", 1),  # between the step that shows the direction and the look along it
         ("gluon-mvr1", "calibrate", 12),
         ("gluon-mvr1", "calibrate", 60),
+        ("muon", "calibrate", 12),  # two ramps
+        ("muon-mvr", "calibrate", 12),  # of which one needs copies
         ("gluon", "smoothness", 11),
         ("gluon", "theory", 12),
     ],
@@ -31,7 +33,7 @@ def test_resumed_run_equals_the_whole_one(tmp_path: Path, method, rule, at):
         name = "calibrate" if rule == "search" else rule
         scheduler = RadiusScheduler(name, options=options, every_n_steps=4)
         saver = ModelCheckpoint(tmp_path / folder, every_n_train_steps=at, save_top_k=-1, filename="{step}")
-        model = Slope(method)
+        model = Deep(method) if method.startswith("muon") else Slope(method)
         loader, callbacks = Loader(data(batches=90)), [scheduler, saver]
         runner = fit(model, loader=loader, callbacks=callbacks, enable_checkpointing=True, ckpt_path=path)
         return state(model, gluon(runner)), scheduler

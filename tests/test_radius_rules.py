@@ -8,7 +8,7 @@ from torch import nn
 from lightning_gluon import Gluon
 from lightning_gluon.callbacks import RadiusScheduler
 from lightning_gluon.radius.calibrate import Observation
-from lightning_gluon.radius.groups import Limits, peak_lr, set_radii_
+from lightning_gluon.radius.groups import Factors, Limits, peak_lr, set_radii_
 from lightning_gluon.radius.rules import RULES, Smoothness, Theory, make_rule
 
 
@@ -84,6 +84,9 @@ def test_set_radii_by_factor_group_and_layer():
     base = {name: group["radius"] for name, group in groups.items()}
     set_radii_(optimizer.param_groups, 0.5, base=base, limits=Limits())
     assert {name: group["radius"] for name, group in groups.items()} == {name: r / 2 for name, r in base.items()}
+    set_radii_(optimizer.param_groups, Factors(lmo=0.5, adamw=3.0), base=base, limits=Limits())
+    assert groups["hidden"]["radius"] == base["hidden"] / 2
+    assert groups["head"]["radius"] == 3 * base["head"]
     names = groups["hidden"]["param_names"]
     set_radii_(optimizer.param_groups, {names[0]: 0.25}, base=base, limits=Limits())
     assert groups["hidden"]["radius"] == [0.25, *[0.5] * (len(names) - 1)]

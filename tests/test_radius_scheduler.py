@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from slope import Slope, run
+from slope import Deep, Slope, run
 from torch import nn
 from torch.utils.data import DataLoader
 from two_point import Loader, Memory, Net, data, fit, gluon
@@ -29,6 +29,19 @@ def test_every_method_is_calibrated(method):
     assert radii[1] < radii[20] < radii[40]
     assert len(set(radii[-100:])) == 1
     assert scheduler._last is None  # nothing is kept after the run
+
+
+@pytest.mark.parametrize("method", ["muon", "muon-mvr"])
+def test_adamw_beside_an_lmo_is_calibrated_apart(method):
+    torch.manual_seed(0)
+    model, scheduler = Deep(method, lr=AUTO_LR), RadiusScheduler("calibrate")
+    runner = run(model, scheduler, batches=400)
+    assert scheduler.rule.done
+    found, base = ({group["name"]: group["radius"] for group in gluon(runner).param_groups}, scheduler.base)
+    assert found["hidden"] == scheduler.rule.state.scale * base["hidden"]
+    for name in found.keys() - {"hidden"}:
+        assert found[name] == scheduler.rule.beside.scale * base[name]
+    assert scheduler.rule.beside.scale != scheduler.rule.state.scale
 
 
 def test_lr_auto_ends_the_ramp_at_the_largest_radius():

@@ -15,8 +15,7 @@ from lightning_gluon.readings import inner, whole
 
 __all__ = ["LastStep"]
 
-# Vectors have few entries per unit of norm: theirs turn negative by noise first. What AdamW steps beside an LMO, at a
-# ratio of its own, may go on agreeing long after the LMO's matrices do not. Both count where there is nothing else.
+# Vectors, with few entries per unit of norm, turn negative by noise first. They count where there is nothing else.
 MATRICES = ("hidden", "embedding", "head")
 
 
@@ -56,10 +55,10 @@ class LastStep:
         self.lr = groups[0]["lr"]
         self.decay = [group["lr"] * group["weight_decay"] for group in groups]
         kept = self.optimizer.reference_point == "previous" and groups[0].get("reference", "copy") == "copy"
+        chosen = groups if copy else [group for family in self.families() for group, _ in family]
         if kept and not copy:
-            self.before = {}
-            return
-        chosen = groups if copy else [group for group, _ in self._counted()]
+            chosen = [group for group in chosen if group["estimator"] == "adamw"]  # nothing is kept of these
+            self.before = {p: self.before[p] for group in chosen for p in group["params"] if p in self.before}
         for parameter in (parameter for group in chosen for parameter in group["params"]):
             if parameter in self.before:
                 self.before[parameter].copy_(parameter)
@@ -71,17 +70,18 @@ class LastStep:
         return {p: (before - p.detach()).div_(self.factor) for p, before in self.before.items()}
 
     @torch.no_grad()
-    def agreement(self, gradients: Mapping[Tensor, Tensor | None]) -> Tensor:
+    def agreement(self, gradients: Mapping[Tensor, Tensor | None], family: int = 0) -> Tensor:
         """Return `sum_i <g_i, T_i>` and its largest possible value `sum_i ||g_i|| ||T_i||`, the decay left out.
 
         Args:
             gradients: Gradients by parameter.
+            family: Which of `families`.
 
         Returns:
-            Both sums, over the matrices that the LMO steps as far as there are any; nobody has waited for them.
+            Both sums; nobody has waited for them.
         """
         terms, largest = [], []
-        for group, decay in self._counted():
+        for group, decay in self.families()[family]:
             for parameter in group["params"]:
                 gradient, before = gradients.get(parameter), self._before(parameter)
                 if gradient is not None and before is not None:
@@ -94,10 +94,16 @@ class LastStep:
         total = [torch.stack([value.to(values[0].device) for value in values]).sum() for values in (terms, largest)]
         return torch.stack(total)
 
-    def _counted(self) -> list[tuple[dict[str, Any], float]]:
+    def families(self) -> list[list[tuple[dict[str, Any], float]]]:
+        """Return groups with their decay: the matrices that an LMO steps, and those that AdamW steps beside it.
+
+        Where there is only one kind of these it is alone, and where there are no matrices all groups are.
+        """
         pairs = list(zip(self.optimizer.param_groups, self.decay, strict=False))
         matrices = [(group, decay) for group, decay in pairs if group["role"] in MATRICES]
-        return [(group, decay) for group, decay in matrices if group["estimator"] != "adamw"] or matrices or pairs
+        lmo = [pair for pair in matrices if pair[0]["estimator"] != "adamw"]
+        adamw = [pair for pair in matrices if pair[0]["estimator"] == "adamw"]
+        return [lmo, adamw] if lmo and adamw else [matrices or pairs]
 
     def _before(self, parameter: Tensor) -> Tensor | None:
         if parameter in self.before:

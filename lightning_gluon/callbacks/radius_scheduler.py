@@ -224,21 +224,25 @@ class RadiusScheduler(Probing):
     def _observe(self, trainer: Any, last: LastStep) -> Observation:
         optimizer = last.optimizer
         two = optimizer.reference_point == "previous"
-        loss = new = old = None
+        found: dict[str, Tensor] = {}
         if self.needs == "agreement" and self.steps > 0:
             gradients = {p: p.grad for group in optimizer.param_groups for p in group["params"]}
-            references = optimizer.reference_gradients if two else {}
-            sums = [last.agreement(each) for each in (gradients, references) if each]
-            largest = sums[0][1].where(sums[0][1] > 0, 1.0)
-            values = [torch.as_tensor(self.loss).to(largest), *(agreement / largest for agreement, _ in sums)]
-            loss, new, old = [*_agreed(trainer, torch.stack(values)), None][:3]
+            sums = {"agreement": last.agreement(gradients)}
+            if two and optimizer.reference_gradients:
+                sums["reference_agreement"] = last.agreement(optimizer.reference_gradients)
+            if len(last.families()) > 1:
+                sums["beside"] = last.agreement(gradients, family=1)
+            largest = {name: both[1] for name, both in sums.items()}
+            largest["reference_agreement"] = largest["agreement"]
+            found = {name: both[0] / largest[name].where(largest[name] > 0, 1.0) for name, both in sums.items()}
+            found["loss"] = torch.as_tensor(self.loss).to(largest["agreement"])
+            found = {name: value.to(found["loss"].device) for name, value in found.items()}
+        measured = dict(zip(found, _agreed(trainer, torch.stack([*found.values()])), strict=True)) if found else {}
         return Observation(
             step=self.steps,
             total_steps=self._total,
             momentum=max(group["momentum"] for group in optimizer.param_groups),
-            agreement=new,
-            reference_agreement=old,
-            loss=loss,
+            **measured,
             layers=self._readings(trainer) if self.needs == "smoothness" else None,
             variance_reduced=two,
             warming_up=last.warming_up(),

@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["Limits", "first_radius", "peak_lr", "set_radii_"]
+__all__ = ["Factors", "Limits", "first_radius", "peak_lr", "set_radii_"]
 
 Radius = float | list[float]
+
+
+class Factors(NamedTuple):
+    """Factors on the initial radii: of what an LMO steps, and of what AdamW steps beside it."""
+
+    lmo: float
+    adamw: float
 
 
 @dataclass(frozen=True)
@@ -69,16 +76,16 @@ class Limits:
 
 def set_radii_(
     groups: Iterable[dict[str, Any]],
-    proposal: float | Mapping[str, float],
+    proposal: float | Factors | Mapping[str, float],
     *,
     base: Mapping[str, Radius],
     limits: Limits,
 ) -> None:
-    """Write radii into groups: one factor on all initial ones, or new ones by group or layer name.
+    """Write radii into groups: one factor on all initial ones or two, or new ones by group or layer name.
 
     Args:
         groups: Parameter groups of a `Gluon` optimizer.
-        proposal: A factor, or radii by name; groups and layers that are not named keep theirs.
+        proposal: A factor, two of them, or radii by name; groups and layers that are not named keep theirs.
         base: Initial radii by group name.
         limits: Limits on what is written.
 
@@ -101,8 +108,13 @@ def set_radii_(
 
 
 def _wanted(
-    proposal: float | Mapping[str, float], group: Mapping[str, Any], initial: list[float], current: list[float]
+    proposal: float | Factors | Mapping[str, float],
+    group: Mapping[str, Any],
+    initial: list[float],
+    current: list[float],
 ) -> list[float]:
+    if isinstance(proposal, Factors):
+        proposal = proposal.adamw if group["estimator"] == "adamw" else proposal.lmo
     if not isinstance(proposal, Mapping):
         return [proposal * radius for radius in initial]
     of_group = proposal.get(group["name"])
