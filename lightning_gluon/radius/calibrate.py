@@ -9,10 +9,11 @@ remembers, `T_i` the last step of matrix i and `g_i` a fresh gradient,
     s <- (1 + r / 3) s                       where that is more, until the loss has fallen beyond chance
     s <- s                                   at the first P < -3.2 e, of either n, and frozen
 
-The sums are over the matrices that the LMO steps: what AdamW steps beside them, at a small ratio of its own, goes on
-agreeing long after they do not. The agreement falls as `s` nears the radius from which steps jump over the minimum
-along them; growth falls with it, and there it ends. `P` is seen late, but a ramp that has slowed down does not
-overshoot meanwhile, and the steps it takes while it waits are ordinary ones: there is nothing to step back from.
+The sums are over the matrices that the LMO steps. What AdamW steps beside them goes on agreeing long after they do not,
+and has a ramp of its own, by the same rule over its own matrices, with four times `largest`. The agreement falls as `s`
+nears the radius from which steps jump over the minimum along them; growth falls with it, and there it ends. `P` is seen
+late, but a ramp that has slowed down does not overshoot meanwhile, and the steps it takes while it waits are ordinary
+ones: there is nothing to step back from.
 
 A fixed step along a direction of mere noise only bounces, which makes the agreement of a batch as often negative as
 positive long before the radii matter. On a plateau it has no sign, so `s` grows whatever `P` is until the loss has
@@ -25,8 +26,9 @@ In a network without normalisation, steps may pay off at first that are twenty t
 look at the last step tells. `largest` ends the ramp there at the latest, with the same step back; `lr="auto"` sets it.
 
 A method that takes the second gradient has the curvature along its last step from one and the same sample, and freezes
-when the best step along `T` is within three of the last one, that is when the same test finds `a_old < 3 (a_old - a)`,
-with `a_old` the agreement of `c_old`. It grows by `1 + 2 r / 3` while the test finds the opposite, and by `1 + r / 3`
+when the best step along `T` is within `M = 3 sqrt(m / 10)` of the last one, that is when the same test finds
+`a_old < M (a_old - a)`, with `a_old` the agreement of `c_old`: the longer the memory, the more steps like the last one
+follow it. It grows by `1 + 2 r / 3` while the test finds the opposite, and by `1 + r / 3`
 else: in proportion to `P`, or held where `P` is negative, ramps of this form came no nearer.
 
 Where the constants come from: the step back is from a study on a byte-level GPT and a ViT at equal vector and hidden
