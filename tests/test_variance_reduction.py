@@ -177,6 +177,15 @@ def test_dict_outputs_and_own_backward() -> None:
     assert pairs.unequal() == []
 
 
+def test_parameters_frozen_in_between_with_folded_gradients() -> None:
+    class Freezes(Bare):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.first.requires_grad_(batch_idx not in {3, 4})
+
+    model = Freezes(method="gluon-mvr1", fold=True)
+    assert gluon(fit(model)).gradient_evaluations == 13
+
+
 def test_clipping_applies_to_both_with_the_users_own_rule() -> None:
     class Clips(Net):
         norms: list[float]
