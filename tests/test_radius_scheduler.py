@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
 from slope import Slope, run
 from torch import nn
 from torch.utils.data import DataLoader
@@ -76,6 +77,25 @@ def test_line_search_saves_a_start_far_too_large():
     assert scheduler.rule.done
     assert float((model.layer.weight - torch.eye(4)).norm()) < 1
     assert max(lr * radius for lr, radius in model.steps[2:6]) < 0.1
+
+
+def test_groups_added_late_take_the_factor_that_was_found():
+    class Unfreezes(BaseFinetuning):
+        def freeze_before_training(self, module):
+            self.freeze(module.first, train_bn=False)
+
+        def finetune_function(self, module, epoch, optimizer):
+            if epoch in (1, 3):
+                self.unfreeze_and_add_param_group(module.first[0 if epoch == 1 else 1], optimizer)
+
+    scheduler = RadiusScheduler("calibrate", freeze_step=16)  # in the third epoch
+    model = Net(method="gluon-mvr1", schedule="linear", lr=0.02)
+    runner = fit(model, callbacks=[Unfreezes(), scheduler], max_epochs=4)
+    groups = gluon(runner).param_groups
+    assert [group["name"] for group in groups] == ["hidden", "head", "bias", "hidden_2", "bias_2", "bias_3"]
+    factors = [group["radius"] / scheduler.base[group["name"]] for group in groups]
+    assert factors == pytest.approx([factors[0]] * 6)
+    assert factors[0] < 0.5
 
 
 def test_line_search_leaves_no_trace():

@@ -187,12 +187,23 @@ class RadiusScheduler(Probing):
         last = self._last
         if last is None or unwrapped(optimizer) is not last.optimizer:
             return
+        self._admit(last.optimizer.param_groups)
         if not self._frozen:
             self._advance(trainer, last)
         self.steps += 1
         self.loss = 0.0
         if self._logs and should_log(trainer):
             log_values(trainer, _named(last.optimizer))
+
+    def _admit(self, groups: list[dict[str, Any]]) -> None:
+        """Take in groups that were added late; what is true of all others, a factor on the radius, holds for them."""
+        pairs = [(first_radius(radius), first_radius(self.base[name])) for name, radius in self.radii.items()]
+        factors = [radius / initial for radius, initial in pairs if initial]
+        for group in (group for group in groups if group["name"] not in self.base):
+            self.base[group["name"]] = deepcopy(group["radius"])
+            if factors and math.isclose(min(factors), max(factors)):
+                set_radii_([group], factors[0], base=self.base, limits=Limits())
+                self.radii[group["name"]] = deepcopy(group["radius"])
 
     @property
     def _frozen(self) -> bool:
