@@ -11,6 +11,7 @@ import pytorch_lightning
 import torch
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
 from two_point import (
     QUIET,
     Bare,
@@ -105,6 +106,28 @@ def test_leaves_the_trainer_and_the_module_as_they_were() -> None:
     assert "configure_gradient_clipping" not in vars(model)
     assert gluon(runner).two_point == "closure"
     assert not gluon(runner)._optimizer_step_pre_hooks
+
+
+def test_fit_after_validate() -> None:
+    """What a validation leaves in buffers and metrics are inference tensors, which nobody may write to in training."""
+
+    class Keeps(Net):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.register_buffer("kept", torch.zeros(3))
+            self.accuracy = MulticlassAccuracy(3)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            logits = self.last(self.first(batch[0]))
+            self.kept = logits.mean(0)
+            self.accuracy(logits, batch[1])
+            self.log("accuracy", self.accuracy)
+
+    model, runner = Keeps(method="gluon-mvr1"), trainer(num_sanity_val_steps=0)
+    runner.validate(model, Loader(data(batches=1)), verbose=False)
+    assert model.kept.is_inference()
+    runner.fit(model, Loader(data()))
+    assert gluon(runner).gradient_evaluations == 13
 
 
 def test_an_exception_in_the_second_pass_leaves_the_weights_alone() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback
+from torch import Tensor
 
 from lightning_gluon.callbacks.probe import Probe, listen
 
@@ -30,6 +31,7 @@ class Probing(Callback):
         self.every_n_steps = every_n_steps
         self.steps = 0
         self._probe: Probe | None = None
+        self._moving: set[Tensor] = set()  # frozen parameters that steps write to
         self._trainer: Any = None
         self._end: Callable[[], None] | None = None
 
@@ -53,7 +55,7 @@ class Probing(Callback):
     def _entry(self, training_step: Callable, args: tuple, kwargs: dict) -> None:
         """Keep what the coming micro-batch needs to be repeated."""
         if self._probe is not None and self._due(self.steps):
-            self._probe.arm(self._trainer, training_step, args, kwargs)
+            self._probe.arm(self._trainer, training_step, args, kwargs, self._moving)
 
     def _due(self, steps: int) -> bool:
         return (steps + 1) % self.every_n_steps == 0
@@ -62,6 +64,7 @@ class Probing(Callback):
         if self._end is not None:
             self._end()
         self._end = self._probe = None
+        self._moving.clear()
 
 
 def loss_scale(trainer: Any) -> float:

@@ -99,6 +99,7 @@ class RadiusScheduler(Probing):
         self._logs = False
         self._last: LastStep | None = None
         self._replay: Replay | None = None
+        self._searchable = False
 
     @property
     def state_key(self) -> str:
@@ -163,13 +164,14 @@ class RadiusScheduler(Probing):
     def _release(self) -> None:
         super()._release()
         self._last = self._replay = None
+        self._searchable = False
 
     # ------------------------------------------------------------------ one micro-batch
 
     def _entry(self, training_step: Callable, args: tuple, kwargs: dict) -> None:
         super()._entry(training_step, args, kwargs)
-        if self._looks(1) and self._replay is None:
-            self._replay = Replay(self._trainer, training_step, args, kwargs)
+        if self._looks(1) and not self._searchable:  # a step may skip its micro-batch: then the next one
+            self._replay = Replay(self._trainer, training_step, args, kwargs, self._moving)
 
     def _looks(self, step: int) -> bool:
         """Return whether this is that step of a run that begins with a line search."""
@@ -177,6 +179,7 @@ class RadiusScheduler(Probing):
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Add up the loss of the window."""
+        self._searchable = self._replay is not None
         if self.needs == "agreement" and self._last is not None and not self._frozen:
             self.loss = self.loss + loss.detach().float() / loss_scale(trainer)
 
@@ -217,9 +220,11 @@ class RadiusScheduler(Probing):
 
     def _advance(self, trainer: Any, last: LastStep) -> None:
         groups = last.optimizer.param_groups
-        if self._replay is not None:
-            replay, self._replay = self._replay, None
-            self.rule.restart(search_along(replay, last.before, last.unit_step()) * SEARCHED)
+        if self._replay is not None and self._searchable:
+            step = last.unit_step()
+            if any(bool(part.any()) for part in step.values()):  # not after an overflow, where no step was taken
+                self.rule.restart(search_along(self._replay, last.before, step) * SEARCHED)
+        self._replay, self._searchable = None, False
         proposal = self.rule(self._observe(trainer, last))
         if proposal is not None:
             set_radii_(groups, proposal, base=self.base, limits=self.limits)
