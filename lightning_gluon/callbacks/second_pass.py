@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import fields, is_dataclass
 from itertools import chain
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from lightning_gluon.callbacks.ranks import anywhere, averaged
 from lightning_gluon.callbacks.untouched import Moment, untouched
 from lightning_gluon.optimizer import Gluon
 
@@ -52,13 +53,42 @@ class Replay:
         params = list(dict.fromkeys(chain(module.parameters(), *(group["params"] for group in optimizer.param_groups))))
         # DDP may let gradients live in its buckets, which the next backward pass overwrites
         shared = getattr(self.trainer.strategy.model, "gradient_as_bucket_view", False)
+        apart = getattr(self.trainer.strategy.model, "find_unused_parameters", False) and so_far and not optimizer.folds
+        used: set[Tensor] = set()
         collect: Any = optimizer.folding() if optimizer.folds else exchanged_gradients(params, so_far, clone=shared)
-        with collect as exchanged:
+        with ExitStack() as hooks, collect as exchanged:
+            for parameter in params:
+                if apart and parameter.requires_grad:
+                    hooks.callback(parameter.register_post_accumulate_grad_hook(used.add).remove)
             with optimizer.at_reference():
                 taken = self._run(module, optimizer)
             if not taken:  # the step skips this micro-batch there: `c_old = c_new` is plain momentum
                 self._run(module, optimizer)
-        return {} if optimizer.folds else exchanged.taken
+        if optimizer.folds:
+            return {}
+        return self._complete(params, exchanged.taken, used) if apart else exchanged.taken
+
+    def _complete(
+        self, params: list[Tensor], gradients: dict[Tensor, Tensor], used: set[Tensor]
+    ) -> dict[Tensor, Tensor]:
+        """Average what DDP has left as it was, having no memory of the second passes of earlier micro-batches.
+
+        In the pass that ends a window DDP averages the gradients of the parameters used since it last did so, which was
+        in the first pass of the same micro-batch. Those of the others are still those of one rank.
+
+        Args:
+            params: All parameters.
+            gradients: Their gradients, summed over the window.
+            used: Those that this rank's last micro-batch used.
+
+        Returns:
+            The gradients, averaged at the end of a window.
+        """
+        if not self.trainer.strategy.model.require_backward_grad_sync:
+            return gradients
+        seen = anywhere(self.trainer, [parameter in used for parameter in params])
+        left = [parameter for parameter, here in zip(params, seen, strict=True) if not here]
+        return {**gradients, **averaged(self.trainer, left, gradients)}
 
     def loss(self) -> Tensor | None:
         """Return what the step returns as its loss; call it within `untouched`."""
