@@ -152,7 +152,8 @@ class VarianceReduction(Callback):
         def training_step(*args: Any, **kwargs: Any) -> Any:
             self._shift.close()
             self._replay = self._look = None
-            if self in trainer.callbacks and optimizer.needs_reference:
+            backward = not trainer.fit_loop._skip_backward  # False while batch-norm statistics are only renewed
+            if self in trainer.callbacks and optimizer.needs_reference and backward:
                 if optimizer.reference_point == "transported":
                     self._shift.enter_context(optimizer.at_reference())
                 else:
@@ -214,6 +215,8 @@ class VarianceReduction(Callback):
 
         def before_step(optimizer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
             optimizer.two_point = "callback" if self in trainer.callbacks else "none"
+            if trainer.fit_loop._skip_backward:  # after averaging weights: what gradients there are belong to others
+                optimizer.zero_grad()
             if optimizer.two_point == "none" and not self._warned:
                 self._warned = True
                 rank_zero_warn(
