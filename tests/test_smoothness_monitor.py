@@ -150,6 +150,21 @@ def test_manual_optimization_keeps_the_trajectory_estimate(tmp_path):
     assert all(sample["L_trajectory"] > 0 and sample["L_hat"] is None for sample in samples)
 
 
+def test_a_step_that_draws_its_batch_is_not_repeated(tmp_path):
+    class Draws(Linear):
+        seen = 0
+
+        def training_step(self, dataloader_iter):
+            self.seen += 1
+            return super().training_step(next(dataloader_iter)[0], 0)
+
+    model = Draws()
+    with pytest.warns(UserWarning, match="nor one that draws its own batch"):
+        fit(model, callbacks=[SmoothnessMonitor(every_n_steps=1)], default_root_dir=tmp_path)
+    assert model.seen == 7
+    assert all(sample["L_hat"] is None for sample in plots.read_samples(tmp_path))
+
+
 @pytest.mark.parametrize("method", ["gluon", "gluon-mvr1"])
 def test_overflowing_steps_are_passed_over(tmp_path, method):
     class Overflows(Linear):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from lightning_gluon.callbacks.probe import Probe, listen
 
-__all__ = ["Probing", "loss_scale"]
+__all__ = ["Probing", "loss_scale", "repeatable"]
 
 
 class Probing(Callback):
@@ -65,6 +66,12 @@ class Probing(Callback):
             self._end()
         self._end = self._probe = None
         self._moving.clear()
+
+
+def repeatable(pl_module: Any) -> bool:
+    """Return whether a training step can be run again: not under manual optimization, nor if it draws its own batch."""
+    draws = "dataloader_iter" in inspect.signature(pl_module.training_step).parameters
+    return pl_module.automatic_optimization and not draws
 
 
 def loss_scale(trainer: Any) -> float:

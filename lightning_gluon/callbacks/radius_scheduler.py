@@ -15,7 +15,7 @@ from lightning_gluon.callbacks.last_step import LastStep
 from lightning_gluon.callbacks.line_search import search_along
 from lightning_gluon.callbacks.logs import check_log, log_values, should_log
 from lightning_gluon.callbacks.probe import Probe, own_optimizer, unwrapped
-from lightning_gluon.callbacks.probing import Probing, loss_scale
+from lightning_gluon.callbacks.probing import Probing, loss_scale, repeatable
 from lightning_gluon.callbacks.second_pass import Replay
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius.calibrate import Calibrate, Observation
@@ -141,7 +141,7 @@ class RadiusScheduler(Probing):
         optimizer = own_optimizer(trainer)
         self._logs = check_log(trainer, self.logging, "RadiusScheduler")
         searching = isinstance(self.rule, Calibrate) and self.rule.line_search and self.steps < 2
-        _refuse(self.name, self.needs, searching, optimizer, repeatable=pl_module.automatic_optimization)
+        _refuse(self.name, self.needs, searching, optimizer, repeatable=repeatable(pl_module))
         self._trainer, self._last = trainer, LastStep(optimizer)
         total = trainer.estimated_stepping_batches
         self._total = int(total) if math.isfinite(total) else None
@@ -315,12 +315,14 @@ def _refuse(name: str, needs: str | None, searching: bool, optimizer: Gluon, *, 
     if needs == "smoothness" and not repeatable:
         raise ValueError(
             f"Rule {name!r} needs the gradient of the same sample at two points, but under manual optimization a "
-            "training step cannot be repeated. Use automatic optimization, or the rule 'calibrate'."
+            "training step cannot be repeated, nor one that draws its own batch. Use automatic optimization and "
+            "`training_step(batch, batch_idx)`, or the rule 'calibrate'."
         )
     if searching and not repeatable:
         raise ValueError(
             "`line_search` needs a second look at a batch, but under manual optimization a training step cannot be "
-            "repeated. Use automatic optimization, or leave `line_search` out and start small."
+            "repeated, nor one that draws its own batch. Use automatic optimization and "
+            "`training_step(batch, batch_idx)`, or leave `line_search` out and start small."
         )
     if searching and any(p.element_size() < 4 for group in optimizer.param_groups for p in group["params"]):
         raise ValueError(
