@@ -196,8 +196,9 @@ def _singular_values(matrices: Tensor) -> Tensor:
     if matrices.numel() == 0:
         return _wide(matrices).new_zeros((*matrices.shape[:-2], 1))
     wide = _wide(matrices)
-    top = _one_if_zero(_largest(wide, _MATRIX))
-    return torch.linalg.svdvals(wide / top) * top.squeeze(-1)
+    top = _largest(wide, _MATRIX)
+    # Of entries that are not finite the largest is not either, nor is then the product; the decomposition would raise.
+    return torch.linalg.svdvals((wide / _one_if_zero(top)).nan_to_num_()) * top.squeeze(-1)
 
 
 @dataclass(frozen=True)

@@ -203,7 +203,8 @@ class ReferencePoint:
             factor = -group["momentum"] if group.get("fold") else 0.0
             for parameter in group["params"]:
                 share = factor if parameter in optimizer.state else 0.0  # on its first step c_old is c_new
-                hooks.append(parameter.register_hook(lambda gradient, share=share: gradient * share))
+                if parameter.requires_grad:
+                    hooks.append(parameter.register_hook(lambda gradient, share=share: gradient * share))
                 if group.get("fold") == "bfloat16" and parameter.grad is not None:
                     waiting[parameter], parameter.grad = parameter.grad.to(torch.bfloat16), None
         try:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 
-__all__ = ["rng_state", "set_rng_state"]
+__all__ = ["own_stream", "rng_state", "set_rng_state"]
 
 
 def rng_state() -> dict[str, Any]:
@@ -36,3 +39,24 @@ def set_rng_state(state: dict[str, Any]) -> None:
         import numpy
 
         numpy.random.set_state(state["numpy"])
+
+
+def own_stream(value: Any) -> Callable[[], Any] | None:
+    """Return a function that winds a stream of its own back to where it is now; `None` for anything else.
+
+    Args:
+        value: A generator of torch, Python or NumPy, or not.
+
+    Returns:
+        The function.
+    """
+    if isinstance(value, torch.Generator):
+        return partial(value.set_state, value.get_state())
+    if isinstance(value, random.Random) and not isinstance(value, random.SystemRandom):
+        return partial(value.setstate, value.getstate())
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(value, numpy.random.RandomState):
+        return partial(value.set_state, value.get_state())
+    if numpy is not None and isinstance(value, numpy.random.Generator):
+        return partial(setattr, value.bit_generator, "state", value.bit_generator.state)
+    return None

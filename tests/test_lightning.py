@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import BaseFinetuning, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -121,6 +121,28 @@ def test_schedule_takes_its_length_from_the_trainer(tmp_path: Path) -> None:
     scheduler = trainer.lr_scheduler_configs[0].scheduler
     assert (scheduler.schedule.total_steps, scheduler.schedule.warmup) == (12, 3)
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_schedules_go_on_when_a_group_is_added(tmp_path: Path) -> None:
+    class Unfreezes(BaseFinetuning):
+        def freeze_before_training(self, module: L.LightningModule) -> None:
+            self.freeze(module.net[0])
+
+        def finetune_function(self, module: L.LightningModule, epoch: int, optimizer: object) -> None:
+            if epoch == 2:
+                self.unfreeze_and_add_param_group(module.net[0], optimizer, initial_denom_lr=10.0)
+
+    rates: list[list[float]] = []
+
+    class Watch(L.Callback):
+        def on_before_zero_grad(self, trainer: L.Trainer, module: L.LightningModule, optimizer: object) -> None:
+            rates.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    fit(tmp_path, options={"schedule": "linear"}, callbacks=[Unfreezes(), Watch()], max_epochs=4)
+    assert [len(row) for row in rates] == [3] * 24 + [5] * 24
+    for step, row in enumerate(rates):
+        share = (48 - step) / 48
+        assert row == pytest.approx([0.02 * share] * 3 + [0.002 * share] * (len(row) - 3)), step
 
 
 @pytest.mark.parametrize("method", ["gluon", "scion", "muon", "adamw", "mars-approximate"])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.plugins.precision import MixedPrecision
 from slope import Deep, Slope, run
 from torch import nn
 from torch.utils.data import DataLoader
@@ -11,6 +15,7 @@ from two_point import Loader, Memory, Net, data, fit, gluon
 
 from lightning_gluon import configure_optimizers
 from lightning_gluon.callbacks import RadiusScheduler
+from lightning_gluon.callbacks.radius_scheduler import FIRST
 from lightning_gluon.configure import AUTO_LARGEST, AUTO_LR
 from lightning_gluon.radius.calibrate import BACK, Observation
 from lightning_gluon.radius.groups import peak_lr
@@ -89,6 +94,65 @@ def test_line_search_saves_a_start_far_too_large():
     assert scheduler.rule.done
     assert float((model.layer.weight - torch.eye(4)).norm()) < 1
     assert max(lr * radius for lr, radius in model.steps[2:6]) < 0.1
+
+
+class Skips(Slope):
+    """Skips a micro-batch, or an optimizer step by an overflow, before the search or in it."""
+
+    def __init__(self, skipped=(), overflowing=(), rise=math.inf):
+        super().__init__()
+        self.skipped, self.overflowing, self.rise, self.first = skipped, overflowing, rise, None
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.first = loss.item() if self.first is None else self.first
+        if batch_idx in self.skipped or loss > self.rise * self.first:
+            return None
+        return loss * math.inf if batch_idx in self.overflowing else loss
+
+
+SKIPS = {
+    "the whole step": Skips(skipped=(1,)),
+    "where the loss is large": Skips(rise=2.0),
+    "no step to look along": Skips(overflowing=(0,)),
+}
+
+
+@pytest.mark.parametrize("name", SKIPS)
+def test_line_search_where_micro_batches_are_skipped(name):
+    torch.manual_seed(0)
+    scheduler = RadiusScheduler("calibrate", options={"line_search": True})
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0))
+    run(SKIPS[name], scheduler, batches=6, plugins=[plugin])
+    searched = name == "where the loss is large"
+    assert (scheduler.rule.state.start > FIRST) == searched
+    assert scheduler.rule.state.start < 0.1
+
+
+def test_line_search_takes_the_first_micro_batch_with_a_loss():
+    torch.manual_seed(0)
+    scheduler = RadiusScheduler("calibrate", options={"line_search": True})
+    run(Skips(skipped=(2,)), scheduler, batches=8, accumulate_grad_batches=2)
+    assert scheduler.rule.state.start > FIRST
+
+
+def test_groups_added_late_take_the_factor_that_was_found():
+    class Unfreezes(BaseFinetuning):
+        def freeze_before_training(self, module):
+            self.freeze(module.first, train_bn=False)
+
+        def finetune_function(self, module, epoch, optimizer):
+            if epoch in (1, 3):
+                self.unfreeze_and_add_param_group(module.first[0 if epoch == 1 else 1], optimizer)
+
+    scheduler = RadiusScheduler("calibrate", freeze_step=16)  # in the third epoch
+    model = Net(method="gluon-mvr1", schedule="linear", lr=0.02)
+    runner = fit(model, callbacks=[Unfreezes(), scheduler], max_epochs=4)
+    groups = gluon(runner).param_groups
+    assert [group["name"] for group in groups] == ["hidden", "head", "bias", "hidden_2", "bias_2", "bias_3"]
+    factors = [group["radius"] / scheduler.base[group["name"]] for group in groups]
+    assert factors == pytest.approx([factors[0]] * 6)
+    assert factors[0] < 0.5
 
 
 def test_line_search_leaves_no_trace():

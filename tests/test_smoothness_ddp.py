@@ -61,7 +61,8 @@ def train(folder: Path, name: str, rank: int) -> dict[str, Any]:
 
 
 def launch(folder: Path, port: int) -> None:
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
+    shared = {"PYTHONPATH": os.pathsep.join(sys.path)}  # this tree's package, whatever is installed
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
             [sys.executable, __file__, str(folder)],

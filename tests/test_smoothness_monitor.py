@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from two_point import FLAT, Memory, Net, data, differing, fit, gluon, state, trainer
 
@@ -147,6 +148,35 @@ def test_manual_optimization_keeps_the_trajectory_estimate(tmp_path):
         fit(Manual(), callbacks=[SmoothnessMonitor(every_n_steps=1)], default_root_dir=tmp_path)
     samples = plots.read_samples(tmp_path)
     assert all(sample["L_trajectory"] > 0 and sample["L_hat"] is None for sample in samples)
+
+
+def test_a_step_that_draws_its_batch_is_not_repeated(tmp_path):
+    class Draws(Linear):
+        seen = 0
+
+        def training_step(self, dataloader_iter):
+            self.seen += 1
+            return super().training_step(next(dataloader_iter)[0], 0)
+
+    model = Draws()
+    with pytest.warns(UserWarning, match="nor one that draws its own batch"):
+        fit(model, callbacks=[SmoothnessMonitor(every_n_steps=1)], default_root_dir=tmp_path)
+    assert model.seen == 7
+    assert all(sample["L_hat"] is None for sample in plots.read_samples(tmp_path))
+
+
+@pytest.mark.parametrize("method", ["gluon", "gluon-mvr1"])
+def test_overflowing_steps_are_passed_over(tmp_path, method):
+    class Overflows(Linear):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (math.inf if batch_idx in (0, 3) else 1)
+
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=64.0))
+    monitor = SmoothnessMonitor(every_n_steps=1)
+    fit(Overflows(method), callbacks=[monitor], default_root_dir=tmp_path, plugins=[plugin])
+    samples = plots.read_samples(tmp_path)
+    assert sorted({sample["step"] for sample in samples}) == [1, 2, 4, 5, 6]
+    assert all(sample["L_trajectory"] is None for sample in samples if sample["step"] in (1, 4))
 
 
 def test_pytorch_lightning_trainer(tmp_path):

@@ -17,7 +17,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
-from two_point import QUIET, data, gluon, state
+from two_point import QUIET, SaveAt, data, gluon, state
 
 from lightning_gluon import configure_optimizers
 
@@ -32,14 +32,16 @@ class Case:
     options: dict[str, Any] = field(default_factory=lambda: {"method": "gluon-mvr1"})
     accumulate: int = 2
     precision: str = "32-true"
-    spare: bool = False  # a part of the model that only every other batch uses
+    spare: str = ""  # when a second part of the model is used: in "odd" or "even" batches, or "apart" by the ranks
 
 
 UNUSED = {"find_unused_parameters": True}
 CASES = {
     "plain": Case(),
     "bucket view": Case({"gradient_as_bucket_view": True}),
-    "unused": Case(UNUSED, spare=True),
+    "unused": Case(UNUSED, spare="odd"),
+    "unused at the end": Case(UNUSED, spare="even"),
+    "unused on one rank": Case(UNUSED, spare="apart"),
     "igt": Case(options={"method": "gluon-igt"}),
     "mvr2 step": Case(UNUSED, {"method": "gluon-mvr2", "reference": "step"}),
     "static": Case({"static_graph": True}, accumulate=1, precision="64-true"),  # torch allows no accumulation there
@@ -53,19 +55,26 @@ class Small(pl.LightningModule):
         super().__init__()
         self.case = case
         self.net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
-        self.spare = nn.Linear(8, 3).requires_grad_(case.spare)
+        self.spare = nn.Linear(8, 3).requires_grad_(bool(case.spare))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
-        if self.case.spare and batch_idx % 2:
-            loss = loss + self.spare(self.net[:2](batch[0])).square().mean()
+        turn, size = batch_idx % 2, self.trainer.world_size
+        share, weight = slice(None), 1.0
+        if self.case.spare == "apart":  # one process has the samples of both ranks
+            share, weight = (slice(turn, None, 2), 0.5) if size == 1 else (share, float(self.global_rank == turn))
+        elif self.case.spare != ("odd" if turn else "even"):
+            weight = 0.0
+        if weight:
+            loss = loss + weight * self.spare(self.net[:2](batch[0][share])).square().mean()
         return loss
 
     def configure_optimizers(self) -> Any:
         return configure_optimizers(self, lr=0.05, orthogonalizer="svd", noise_floor=0.0, **self.case.options)
 
 
-def train(case: Case, ranks: int, rank: int = 0, **given: Any) -> dict[str, Tensor]:
+def train(case: Case, path: Path, ranks: int, rank: int = 0, **given: Any) -> dict[str, Tensor]:
+    """Return the state at the end, and the gradients of a window that a checkpoint was taken in."""
     torch.manual_seed(1)
     model, samples = Small(case), data(batches=5, size=4)
     options = {
@@ -73,11 +82,15 @@ def train(case: Case, ranks: int, rank: int = 0, **given: Any) -> dict[str, Tens
         "precision": case.precision,
         "gradient_clip_val": 0.5,
         "max_epochs": 2,
+        "callbacks": [SaveAt(path, 1, 2)],
     }
     runner = pl.Trainer(**{**QUIET, **options, **given}, use_distributed_sampler=False)
     share = DistributedSampler(samples, ranks, rank, shuffle=False)  # of two ranks, even and odd samples of a batch
     runner.fit(model, DataLoader(samples, batch_size=4 // ranks, sampler=share))
-    return state(model, gluon(runner))
+    runner.strategy.barrier()
+    window = torch.load(path, weights_only=True)["optimizer_states"][0].get("window", {})
+    sums = {f"{part}.{name}": value for part, some in window.items() for name, value in some.items()}
+    return {**state(model, gluon(runner)), **sums}
 
 
 def worker(folder: Path, names: list[str]) -> None:
@@ -86,7 +99,8 @@ def worker(folder: Path, names: list[str]) -> None:
     for name in names:
         plugins = {"process_group_backend": "gloo", "cluster_environment": LightningEnvironment()}
         strategy = DDPStrategy(**plugins, **CASES[name].strategy)
-        torch.save(train(CASES[name], 2, rank, strategy=strategy, devices=2), folder / f"{name}.{rank}.pt")
+        ends = train(CASES[name], folder / f"{name}.ckpt", 2, rank, strategy=strategy, devices=2)
+        torch.save(ends, folder / f"{name}.{rank}.pt")
 
 
 def free_port() -> int:
@@ -96,7 +110,8 @@ def free_port() -> int:
 
 
 def launch(folder: Path, names: list[str]) -> None:
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
+    shared = {"PYTHONPATH": os.pathsep.join(sys.path)}  # this tree's package, whatever is installed
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, __file__, str(folder), *names]
     ranks = [
         subprocess.Popen(command, env={**os.environ, **shared, "LOCAL_RANK": str(rank)}, stderr=subprocess.PIPE)
@@ -109,7 +124,8 @@ def launch(folder: Path, names: list[str]) -> None:
 def check(folder: Path, names: list[str]) -> None:
     launch(folder, names)
     for name in names:
-        one, ranks = train(CASES[name], 1), [torch.load(folder / f"{name}.{rank}.pt") for rank in range(2)]
+        ranks = [torch.load(folder / f"{name}.{rank}.pt") for rank in range(2)]
+        one = train(CASES[name], folder / "one.ckpt", 1)
         assert one.keys() == ranks[0].keys()
         for key, value in one.items():
             assert torch.equal(ranks[0][key], ranks[1][key]), (name, key)
@@ -117,7 +133,7 @@ def check(folder: Path, names: list[str]) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    check(tmp_path, ["plain", "bucket view", "unused", "igt"])
+    check(tmp_path, ["plain", "bucket view", "unused", "unused at the end", "unused on one rank", "igt"])
 
 
 @pytest.mark.slow

@@ -9,8 +9,9 @@ import lightning.pytorch as pl
 import pytest
 import pytorch_lightning
 import torch
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
 from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
 from two_point import (
     QUIET,
     Bare,
@@ -105,6 +106,46 @@ def test_leaves_the_trainer_and_the_module_as_they_were() -> None:
     assert "configure_gradient_clipping" not in vars(model)
     assert gluon(runner).two_point == "closure"
     assert not gluon(runner)._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize("method", ["gluon-mvr1", "gluon-igt"])
+def test_an_epoch_that_only_renews_batch_norm_moves_nothing(method: str) -> None:
+    """Weight averaging ends with one: no backward pass, but a step at its end, with the gradients of another epoch."""
+    seen = []
+
+    class Averaged(StochasticWeightAveraging):
+        def on_train_batch_end(self, runner: pl.Trainer, module: Any, *args: Any) -> None:
+            if runner.current_epoch == 2:
+                seen.append(module.last.weight.detach().clone())
+
+    callback = Averaged(swa_lrs=0.05, swa_epoch_start=1)
+    model = Net(method=method)
+    fit(model, callbacks=[callback], max_epochs=2)
+    assert len(seen) == 7
+    average = callback._average_model.last.weight
+    assert all(torch.equal(weight, average) for weight in [*seen, model.last.weight])
+
+
+def test_fit_after_validate() -> None:
+    """What a validation leaves in buffers and metrics are inference tensors, which nobody may write to in training."""
+
+    class Keeps(Net):
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.register_buffer("kept", torch.zeros(3))
+            self.accuracy = MulticlassAccuracy(3)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            logits = self.last(self.first(batch[0]))
+            self.kept = logits.mean(0)
+            self.accuracy(logits, batch[1])
+            self.log("accuracy", self.accuracy)
+
+    model, runner = Keeps(method="gluon-mvr1"), trainer(num_sanity_val_steps=0)
+    runner.validate(model, Loader(data(batches=1)), verbose=False)
+    assert model.kept.is_inference()
+    runner.fit(model, Loader(data()))
+    assert gluon(runner).gradient_evaluations == 13
 
 
 def test_an_exception_in_the_second_pass_leaves_the_weights_alone() -> None:

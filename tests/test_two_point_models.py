@@ -99,7 +99,7 @@ def test_reference_gradient_is_the_gradient(name: str, precision: str) -> None:
 @pytest.mark.parametrize("name", ["vit", "qwen2"])
 def test_the_models_are_random_enough_to_tell(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without winding the streams back, dropout alone makes the gradients differ."""
-    monkeypatch.setattr("lightning_gluon.callbacks.second_pass.set_rng_state", lambda state: None)
+    monkeypatch.setattr("lightning_gluon.callbacks.untouched.set_rng_state", lambda state: None)
     model, pairs = MODELS[name](), Pairs()
     model.train()
     fit(model, loader=batches(text=model.text), callbacks=[pairs])

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from two_point import Loader, Net, data, differing, fit, gluon, state
+from two_point import Loader, Net, SaveAt, data, differing, fit, gluon, state
 
 METHODS = {
     "copy": {"method": "gluon-mvr1", "reference": "copy"},
@@ -22,17 +22,6 @@ METHODS = {
     "igt": {"method": "gluon-igt"},
     "mvr3 and theory": {"method": "gluon-mvr3", "schedule": "theory", "lr": 0.2},
 }
-
-
-class SaveAt(pl.Callback):
-    """Save a checkpoint after one micro-batch."""
-
-    def __init__(self, path: Path, epoch: int, batch: int) -> None:
-        self.path, self.when = path, (epoch, batch)
-
-    def on_train_batch_end(self, runner: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (runner.current_epoch, batch_idx) == self.when:
-            runner.save_checkpoint(self.path)
 
 
 def run(options: dict[str, Any], **given: Any) -> tuple[dict[str, torch.Tensor], int]:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from two_point import (
     Inner,
@@ -11,7 +18,7 @@ from two_point import (
 )
 
 from lightning_gluon.callbacks.second_pass import copy_batch
-from lightning_gluon.callbacks.untouched import Buffers, untouched
+from lightning_gluon.callbacks.untouched import Buffers, Moment, untouched
 
 
 def test_buffers_written_to_and_replaced_come_back() -> None:
@@ -49,6 +56,92 @@ def test_attributes_lists_and_metrics_come_back() -> None:
     assert model.mean.compute() == 2.0
     assert logger.rows == []
     assert runner.loggers == [logger]
+
+
+def test_what_is_changed_in_place_comes_back() -> None:
+    model = Inner()
+    model.total, model.shadow, model.log_of = torch.zeros(()), {"a": torch.zeros(2)}, defaultdict(list)
+    model.streams = [torch.Generator(), random.Random(1), np.random.default_rng(1), np.random.RandomState(1)]
+    model.register_buffer("queue", None)
+
+    def draws() -> list[float]:
+        one, two, three, four = model.streams
+        return [torch.rand((), generator=one).item(), two.random(), three.random(), four.random_sample()]
+
+    with untouched(trainer(), model):
+        first = draws()
+        model.total += 1
+        model.shadow["a"].add_(1)
+        model.log_of["x"].append(1)
+        model.queue = torch.ones(2)
+    assert (model.total.item(), model.shadow["a"].tolist(), dict(model.log_of)) == (0.0, [0.0, 0.0], {})
+    assert model.queue is None
+    assert draws() == first
+
+
+def test_a_pass_can_start_from_an_earlier_moment() -> None:
+    model = Inner()
+    model.count, model.seen, model.teacher = 0, [], nn.Linear(2, 2).requires_grad_(False)
+    before = model.teacher.weight.clone()
+    moving: set[Tensor] = set()
+    for moved in (1, 2):  # the first time that a frozen parameter moves there is no copy of where it was
+        start = Moment(model, moving)
+        model.count += 1
+        model.seen.append(1)
+        model.teacher.weight.data.mul_(2)
+        with untouched(trainer(), model, start):
+            assert (model.count, len(model.seen)) == (moved - 1, moved - 1)
+            if moved == 2:
+                assert torch.equal(model.teacher.weight, 2 * before)
+            model.teacher.weight.data.mul_(2)
+        assert moving == {model.teacher.weight}
+        assert torch.equal(model.teacher.weight, 2**moved * before)
+        assert (model.count, len(model.seen)) == (moved, moved)
+
+
+def test_what_a_validation_left_behind_is_left_alone() -> None:
+    """Such tensors cannot be written to in training, neither by the step nor by us."""
+    model = Inner()
+    with torch.inference_mode():
+        model.register_buffer("cache", torch.ones(2) * 1)
+        model.other = torch.ones(2) * 1
+        model.mean.reset()
+    with untouched(trainer(), model):
+        model.cache, model.other = torch.zeros(2), torch.zeros(2)
+    assert (model.cache.tolist(), model.other.tolist()) == ([1.0, 1.0], [1.0, 1.0])
+
+
+def test_the_silent_logger_knows_its_folder(tmp_path: Path) -> None:
+    runner = trainer(logger=CSVLogger(tmp_path, name="run"))
+    wanted = [getattr(runner.logger, name) for name in ("name", "version", "save_dir", "log_dir", "root_dir")]
+    with untouched(runner, Inner()):
+        silent = runner.logger
+        assert [getattr(silent, name) for name in ("name", "version", "save_dir", "log_dir", "root_dir")] == wanted
+        assert isinstance(silent, CSVLogger)
+        assert runner.log_dir == wanted[3]
+        silent.log_metrics({"a": 1.0})
+        silent.experiment.add_scalar("a", 1.0)
+    assert not list(tmp_path.rglob("*.csv"))
+
+
+def test_batches_keep_their_types_and_what_is_one_object() -> None:
+    class Graph:
+        def __init__(self, x: Tensor) -> None:
+            self.x = x
+
+        def to(self, device: Any) -> Graph:
+            return self
+
+    class Images(list):
+        pass
+
+    x = torch.zeros(2)
+    batch = {"graph": Graph(x), "images": Images([x]), "size": torch.Size([2]), "again": x}
+    other = copy_batch(batch)
+    assert [type(item) for item in other.values()] == [Graph, Images, torch.Size, Tensor]
+    other["again"] += 1
+    assert (other["graph"].x.tolist(), other["images"][0].tolist()) == ([1.0, 1.0], [1.0, 1.0])
+    assert x.tolist() == [0.0, 0.0]
 
 
 def test_batches_are_copied_down_to_their_tensors() -> None:

@@ -72,7 +72,7 @@ def test_momentum_equals_a_replay(accumulate: int, clip: Any) -> None:
 
 
 def test_the_replay_notices_a_wrong_second_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_gluon.callbacks.second_pass.set_rng_state", lambda state: None)
+    monkeypatch.setattr("lightning_gluon.callbacks.untouched.set_rng_state", lambda state: None)
     model, recorder = Net(method="gluon-mvr1", momentum=0.8, **FLAT), Recorder()
     twin = deepcopy(model)
     optimizer = gluon(fit(model, callbacks=[recorder]))
@@ -175,6 +175,128 @@ def test_dict_outputs_and_own_backward() -> None:
     fit(Own(method="gluon-mvr1", lr=0.0), callbacks=[pairs])
     assert pairs.steps
     assert pairs.unequal() == []
+
+
+class Counts(Bare):
+    """The loss depends on how many steps there were."""
+
+    count = 0
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.count += 1
+        return super().training_step(batch, batch_idx) / self.count
+
+
+class Carries(Bare):
+    """A recurrent state, carried from batch to batch in a buffer that does not exist at first."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register_buffer("state", None)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = self.first(batch[0])
+        x = x if self.state is None else x + self.state
+        self.state = x.detach().tanh()
+        return nn.functional.cross_entropy(self.last(self.inner.linear(x)), batch[1])
+
+
+class Draws(Bare):
+    """Noise from a stream of the module's own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.stream = torch.Generator().manual_seed(1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        noise = torch.rand(batch[0].shape, generator=self.stream)
+        return super().training_step((batch[0] * (1 + noise), batch[1]), batch_idx)
+
+
+class Teaches(Bare):
+    """A momentum teacher, moved by the step itself, in the way of BYOL and DINO."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.teacher = nn.Linear(8, 3).requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        for own, other in zip(self.teacher.parameters(), self.last.parameters(), strict=True):
+            own.data.mul_(0.5).add_(other.data, alpha=0.5)
+        x = self.inner.linear(self.first(batch[0]))
+        loss = (self.last(x) - self.teacher(x)).square().mean()
+        return loss + nn.functional.cross_entropy(self.last(x), batch[1])
+
+
+@pytest.mark.parametrize("kind", [Counts, Carries, Draws, Teaches])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_same_function_is_seen_again(kind: type[Net], accumulate: int) -> None:
+    """Whatever a step carries over from the last one, the second pass starts from what the first one started from."""
+    pairs = Pairs()
+    fit(kind(method="gluon-mvr1", lr=0.0), callbacks=[pairs], accumulate_grad_batches=accumulate)
+    assert len(pairs.steps) == -(-7 // accumulate) - 1
+    assert pairs.unequal() == []
+
+
+@pytest.mark.parametrize("kind", [Counts, Carries, Draws, Teaches])
+def test_what_a_step_carries_is_carried_once(kind: type[Net]) -> None:
+    ends = []
+    for method in ("gluon", "gluon-mvr1"):
+        torch.manual_seed(1)
+        model = kind(method=method, momentum=0.0)
+        fit(model)
+        ends.append([value.tolist() for value in model.state_dict().values()])
+    assert ends[0] == ends[1]
+
+
+@pytest.mark.parametrize("fold", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_micro_batch_skipped_at_the_previous_iterate_only(accumulate: int, fold: bool) -> None:
+    """A guard in the step, against a loss that is not finite say, sees other weights there: plain momentum then."""
+    calls = SimpleNamespace(counts=[0] * 7)
+
+    class Guards(Bare):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+            calls.counts[batch_idx] += 1
+            skipped = batch_idx == 3 and calls.counts[3] == 2
+            return None if skipped else super().training_step(batch, batch_idx)
+
+    pairs = Pairs()
+    fit(Guards(method="gluon-mvr1", lr=0.0, fold=fold), callbacks=[pairs], accumulate_grad_batches=accumulate)
+    assert calls.counts[3] == 3
+    assert pairs.unequal() == []
+
+
+def test_parameters_frozen_in_between_with_folded_gradients() -> None:
+    class Freezes(Bare):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            self.first.requires_grad_(batch_idx not in {3, 4})
+
+    model = Freezes(method="gluon-mvr1", fold=True)
+    assert gluon(fit(model)).gradient_evaluations == 13
+
+
+def test_a_clipping_rule_that_learns_does_so_once() -> None:
+    clipped: list[Tensor] = []
+
+    class Learns(Bare):
+        norms: list[float]
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**options)
+            self.norms, self.rules = [], []
+
+        def configure_gradient_clipping(self, *args: Any, **kwargs: Any) -> None:
+            norm = nn.utils.get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+            self.norms.append(norm.item())
+            nn.utils.clip_grads_with_norm_(self.parameters(), sum(self.norms) / len(self.norms) / 2, norm)
+            clipped.append(self.last.weight.grad.clone())
+
+    model = Learns(method="gluon-mvr1", lr=0.0)
+    fit(model)
+    assert len(model.norms) == 7
+    assert len(clipped) == 13
+    assert all(torch.equal(one, other) for one, other in zip(clipped[1::2], clipped[2::2], strict=True))
 
 
 def test_clipping_applies_to_both_with_the_users_own_rule() -> None:

@@ -182,6 +182,17 @@ class Bare(Net):
         return loss
 
 
+class SaveAt(pl.Callback):
+    """Save a checkpoint after one micro-batch."""
+
+    def __init__(self, path: Path, epoch: int, batch: int) -> None:
+        self.path, self.when = path, (epoch, batch)
+
+    def on_train_batch_end(self, runner: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (runner.current_epoch, batch_idx) == self.when:
+            runner.save_checkpoint(self.path)
+
+
 class ByHand(Net):
     def configure_optimizers(self) -> Any:
         return Gluon(self, **{"lr": 0.05, **self.options})

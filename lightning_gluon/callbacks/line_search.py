@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_gluon.callbacks.second_pass import Replay, copy_batch
-from lightning_gluon.callbacks.untouched import Buffers, untouched
-from lightning_gluon.rng import rng_state, set_rng_state
+from lightning_gluon.callbacks.second_pass import Replay
+from lightning_gluon.callbacks.untouched import untouched
 
 __all__ = ["search_along"]
 
@@ -42,6 +40,8 @@ def search_along(replay: Replay, start: Mapping[Tensor, Tensor], step: Mapping[T
             for parameter, origin in start.items():
                 parameter.copy_(origin - factor * step[parameter])
             losses.append(_loss(replay))
+            if not math.isfinite(losses[0]):
+                return 1.0  # there is nothing to compare with: go on from where the first step was
             if losses[-1] > RISE * losses[0]:
                 break
     finally:
@@ -54,18 +54,13 @@ def search_along(replay: Replay, start: Mapping[Tensor, Tensor], step: Mapping[T
 
 
 def _loss(replay: Replay) -> float:
-    """Return the loss of a remembered micro-batch at the present weights, without a trace; infinite if not finite."""
-    trainer, module = replay.trainer, replay.trainer.lightning_module
-    rng, buffers = rng_state(), Buffers(module)
-    try:
-        set_rng_state(replay.rng)
-        replay.buffers.restore_()
-        with untouched(trainer, module):
-            output: Any = replay.training_step(*copy_batch(replay.args), **copy_batch(replay.kwargs))
-    finally:
-        set_rng_state(rng)
-        buffers.restore_()
-    loss = (output["loss"] if isinstance(output, Mapping) else output).detach().float()
+    """Return the loss of a remembered micro-batch at these weights, without a trace; infinite if there is none."""
+    trainer = replay.trainer
+    with untouched(trainer, trainer.lightning_module, replay.start):
+        found = replay.loss()
+    loss = (
+        found.detach().float() if found is not None else torch.full((), math.inf, device=trainer.strategy.root_device)
+    )
     if trainer.world_size > 1:
         loss = trainer.strategy.reduce(loss, reduce_op="mean")
     return float(loss) if bool(loss.isfinite()) else math.inf

@@ -160,9 +160,10 @@ class Probe:
         self.weights = {parameter: parameter.detach().clone() for parameter in moving}
         self.gradients = {p: p.grad.detach().clone() for p in chosen if p.grad is not None}
 
-    def arm(self, trainer: Any, training_step: Callable, args: tuple, kwargs: dict) -> None:
+    def arm(self, trainer: Any, training_step: Callable, args: tuple, kwargs: dict, moving: set[Tensor]) -> None:
         """Keep the arguments and the random state of a micro-batch."""
-        self.replay = Replay(trainer, training_step, args, kwargs) if self.probing and self.ready else None
+        due = self.probing and self.ready
+        self.replay = Replay(trainer, training_step, args, kwargs, moving) if due else None
 
     def run(self) -> None:
         """Take the micro-batch's gradient at the last iterate; with transported gradients, also at this one."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Callback
+from torch import Tensor
 
 from lightning_gluon.callbacks.probe import Probe, listen
 
-__all__ = ["Probing", "loss_scale"]
+__all__ = ["Probing", "loss_scale", "repeatable"]
 
 
 class Probing(Callback):
@@ -30,6 +32,7 @@ class Probing(Callback):
         self.every_n_steps = every_n_steps
         self.steps = 0
         self._probe: Probe | None = None
+        self._moving: set[Tensor] = set()  # frozen parameters that steps write to
         self._trainer: Any = None
         self._end: Callable[[], None] | None = None
 
@@ -53,7 +56,7 @@ class Probing(Callback):
     def _entry(self, training_step: Callable, args: tuple, kwargs: dict) -> None:
         """Keep what the coming micro-batch needs to be repeated."""
         if self._probe is not None and self._due(self.steps):
-            self._probe.arm(self._trainer, training_step, args, kwargs)
+            self._probe.arm(self._trainer, training_step, args, kwargs, self._moving)
 
     def _due(self, steps: int) -> bool:
         return (steps + 1) % self.every_n_steps == 0
@@ -62,6 +65,13 @@ class Probing(Callback):
         if self._end is not None:
             self._end()
         self._end = self._probe = None
+        self._moving.clear()
+
+
+def repeatable(pl_module: Any) -> bool:
+    """Return whether a training step can be run again: not under manual optimization, nor if it draws its own batch."""
+    draws = "dataloader_iter" in inspect.signature(pl_module.training_step).parameters
+    return pl_module.automatic_optimization and not draws
 
 
 def loss_scale(trainer: Any) -> float:

@@ -15,7 +15,7 @@ from lightning_gluon.callbacks.last_step import LastStep
 from lightning_gluon.callbacks.line_search import search_along
 from lightning_gluon.callbacks.logs import check_log, log_values, should_log
 from lightning_gluon.callbacks.probe import Probe, own_optimizer, unwrapped
-from lightning_gluon.callbacks.probing import Probing, loss_scale
+from lightning_gluon.callbacks.probing import Probing, loss_scale, repeatable
 from lightning_gluon.callbacks.second_pass import Replay
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius.calibrate import Calibrate, Observation
@@ -99,6 +99,7 @@ class RadiusScheduler(Probing):
         self._logs = False
         self._last: LastStep | None = None
         self._replay: Replay | None = None
+        self._searchable = False
 
     @property
     def state_key(self) -> str:
@@ -140,7 +141,7 @@ class RadiusScheduler(Probing):
         optimizer = own_optimizer(trainer)
         self._logs = check_log(trainer, self.logging, "RadiusScheduler")
         searching = isinstance(self.rule, Calibrate) and self.rule.line_search and self.steps < 2
-        _refuse(self.name, self.needs, searching, optimizer, repeatable=pl_module.automatic_optimization)
+        _refuse(self.name, self.needs, searching, optimizer, repeatable=repeatable(pl_module))
         self._trainer, self._last = trainer, LastStep(optimizer)
         total = trainer.estimated_stepping_batches
         self._total = int(total) if math.isfinite(total) else None
@@ -163,13 +164,14 @@ class RadiusScheduler(Probing):
     def _release(self) -> None:
         super()._release()
         self._last = self._replay = None
+        self._searchable = False
 
     # ------------------------------------------------------------------ one micro-batch
 
     def _entry(self, training_step: Callable, args: tuple, kwargs: dict) -> None:
         super()._entry(training_step, args, kwargs)
-        if self._looks(1) and self._replay is None:
-            self._replay = Replay(self._trainer, training_step, args, kwargs)
+        if self._looks(1) and not self._searchable:  # a step may skip its micro-batch: then the next one
+            self._replay = Replay(self._trainer, training_step, args, kwargs, self._moving)
 
     def _looks(self, step: int) -> bool:
         """Return whether this is that step of a run that begins with a line search."""
@@ -177,6 +179,7 @@ class RadiusScheduler(Probing):
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Add up the loss of the window."""
+        self._searchable = self._replay is not None
         if self.needs == "agreement" and self._last is not None and not self._frozen:
             self.loss = self.loss + loss.detach().float() / loss_scale(trainer)
 
@@ -187,12 +190,26 @@ class RadiusScheduler(Probing):
         last = self._last
         if last is None or unwrapped(optimizer) is not last.optimizer:
             return
+        self._admit(last.optimizer.param_groups)
         if not self._frozen:
             self._advance(trainer, last)
         self.steps += 1
         self.loss = 0.0
         if self._logs and should_log(trainer):
             log_values(trainer, _named(last.optimizer))
+
+    def _admit(self, groups: list[dict[str, Any]]) -> None:
+        """Take in groups that were added late: a factor on the radius that all others of their kind have is theirs."""
+        for group in (group for group in groups if group["name"] not in self.base):
+            self.base[group["name"]] = deepcopy(group["radius"])
+            alike = [other for other in groups if (other["estimator"] == "adamw") == (group["estimator"] == "adamw")]
+            pairs = [
+                (self.radii[other["name"]], self.base[other["name"]]) for other in alike if other["name"] in self.radii
+            ]
+            factors = [first_radius(radius) / first_radius(base) for radius, base in pairs if first_radius(base)]
+            if factors and math.isclose(min(factors), max(factors)):
+                set_radii_([group], factors[0], base=self.base, limits=Limits())
+                self.radii[group["name"]] = deepcopy(group["radius"])
 
     @property
     def _frozen(self) -> bool:
@@ -206,9 +223,11 @@ class RadiusScheduler(Probing):
 
     def _advance(self, trainer: Any, last: LastStep) -> None:
         groups = last.optimizer.param_groups
-        if self._replay is not None:
-            replay, self._replay = self._replay, None
-            self.rule.restart(search_along(replay, last.before, last.unit_step()) * SEARCHED)
+        if self._replay is not None and self._searchable:
+            step = last.unit_step()
+            if any(bool(part.any()) for part in step.values()):  # not after an overflow, where no step was taken
+                self.rule.restart(search_along(self._replay, last.before, step) * SEARCHED)
+        self._replay, self._searchable = None, False
         proposal = self.rule(self._observe(trainer, last))
         if proposal is not None:
             set_radii_(groups, proposal, base=self.base, limits=self.limits)
@@ -303,12 +322,14 @@ def _refuse(name: str, needs: str | None, searching: bool, optimizer: Gluon, *, 
     if needs == "smoothness" and not repeatable:
         raise ValueError(
             f"Rule {name!r} needs the gradient of the same sample at two points, but under manual optimization a "
-            "training step cannot be repeated. Use automatic optimization, or the rule 'calibrate'."
+            "training step cannot be repeated, nor one that draws its own batch. Use automatic optimization and "
+            "`training_step(batch, batch_idx)`, or the rule 'calibrate'."
         )
     if searching and not repeatable:
         raise ValueError(
             "`line_search` needs a second look at a batch, but under manual optimization a training step cannot be "
-            "repeated. Use automatic optimization, or leave `line_search` out and start small."
+            "repeated, nor one that draws its own batch. Use automatic optimization and "
+            "`training_step(batch, batch_idx)`, or leave `line_search` out and start small."
         )
     if searching and any(p.element_size() < 4 for group in optimizer.param_groups for p in group["params"]):
         raise ValueError(

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_gluon.callbacks.logs import check_log, log_values, should_log
 from lightning_gluon.callbacks.probe import Probe, own_optimizer, unwrapped
-from lightning_gluon.callbacks.probing import Probing, loss_scale
+from lightning_gluon.callbacks.probing import Probing, loss_scale, repeatable
 from lightning_gluon.layers import Layer
 from lightning_gluon.readings import FIT_KEYS, combine, derive, measure
 from lightning_gluon.smoothness import PENALTY, RunningFit
@@ -57,9 +57,9 @@ class SmoothnessMonitor(Probing):
 
     Both gradients belong to the same sample. Methods that take the second gradient give it for free, for all others one
     more forward and backward pass is run, every `every_n_steps`, as silently as the second pass of `VarianceReduction`.
-    Under manual optimization that pass cannot be repeated; only the trajectory estimate is left there. The cost is
-    one step and five decompositions of the chosen matrices, every `every_n_steps`; in the step before, the weights are
-    copied.
+    Under manual optimization, and with `training_step(dataloader_iter)`, a step cannot be repeated; only the trajectory
+    estimate is left there. The cost is one step and five decompositions of the chosen matrices, every `every_n_steps`;
+    in the step before, the weights are copied.
 
     Keys: `smoothness/<reading>/<role>`, and with `per_layer` also `smoothness/<reading>/<layer>`; the readings, their
     meaning and units are the table in `lightning_gluon.readings`. Every sample is a line of `smoothness.jsonl` in the
@@ -135,11 +135,11 @@ class SmoothnessMonitor(Probing):
         layers = choose_layers(optimizer.layers(), self.layers)
         self._logs = check_log(trainer, self.logging, "SmoothnessMonitor")
         self._trainer = trainer
-        probing = self.same_sample and pl_module.automatic_optimization
+        probing = self.same_sample and repeatable(pl_module)
         if self.same_sample and not probing and optimizer.reference_point != "previous":
             rank_zero_warn(
-                "`SmoothnessMonitor` cannot repeat a training step under manual optimization: only the trajectory "
-                "estimate, which holds the noise of two minibatches, is measured."
+                "`SmoothnessMonitor` cannot repeat a training step under manual optimization, nor one that draws its "
+                "own batch: only the trajectory estimate, which holds the noise of two minibatches, is measured."
             )
         self._probe = Probe(optimizer, layers, same_sample=probing)
         if self._loaded is not None:

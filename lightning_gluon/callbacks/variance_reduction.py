@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_gluon.callbacks.second_pass import Replay, exchanged_gradients
-from lightning_gluon.callbacks.untouched import untouched
+from lightning_gluon.callbacks.untouched import Moment, untouched
 from lightning_gluon.callbacks.window import Window, load_window_, save_window
 from lightning_gluon.optimizer import Gluon
 
@@ -49,10 +49,12 @@ class VarianceReduction(Callback):
     `on_after_backward` (sums so far) and `on_before_optimizer_step` (unscaled, not yet clipped). It logs
     `gluon/gradient_evaluations` after every step.
 
-    The second pass runs `training_step` itself, silently: `self.log`, `self.print`, loggers, metric states, buffers and
-    attributes of the module come out as if it had never run. What the step changes elsewhere - in objects that are not
-    modules, in files - happens twice. Changes made to gradients in `on_after_backward` or `on_before_optimizer_step`
-    reach the main gradient only: put them into `configure_gradient_clipping`, which is applied to both.
+    The second pass runs `training_step` itself, silently: `self.log`, `self.print`, loggers, metric states, buffers,
+    attributes, random streams and frozen parameters of the module come out as if it had never run. It starts from what
+    the first one started from, a recurrent state or a counter say. What the step changes elsewhere - in objects that
+    are not modules, in files - happens twice. If it returns `None` there only, that micro-batch has `c_old = c_new`.
+    Changes made to gradients in `on_after_backward` or `on_before_optimizer_step` reach the main gradient only: put
+    them into `configure_gradient_clipping`, which is applied to both.
 
     A checkpoint taken inside an accumulation window holds the gradients so far, so training resumes exactly there too.
 
@@ -72,8 +74,10 @@ class VarianceReduction(Callback):
     def __init__(self) -> None:
         self._optimizer: Gluon | None = None
         self._replay: Replay | None = None
+        self._look: Moment | None = None
         self._window: Window | None = None
         self._warned = False
+        self._moving: set[Tensor] = set()  # frozen parameters that steps write to
         self._shift = ExitStack()
         self._undo = ExitStack()
 
@@ -106,7 +110,7 @@ class VarianceReduction(Callback):
             _refuse_clipping(trainer, pl_module)
         optimizer.two_point = "callback"
         self._undo.callback(setattr, optimizer, "two_point", "closure")
-        self._patch(trainer.strategy, "training_step", self._training_step(trainer, optimizer))
+        self._patch(trainer.strategy, "training_step", self._training_step(trainer, pl_module, optimizer))
         self._patch(pl_module, "configure_gradient_clipping", self._clip(trainer, pl_module, optimizer))
         self._undo.callback(optimizer.register_step_pre_hook(self._supply(trainer)).remove)
         self._undo.callback(optimizer.register_load_state_dict_pre_hook(self._keep_window).remove)
@@ -128,7 +132,8 @@ class VarianceReduction(Callback):
     def _release(self) -> None:
         self._shift.close()
         self._undo.close()
-        self._replay = None
+        self._replay = self._look = None
+        self._moving.clear()
 
     def _patch(self, owner: Any, name: str, replacement: Callable) -> None:
         """Set an attribute of one instance, until `_release`."""
@@ -140,18 +145,21 @@ class VarianceReduction(Callback):
 
     # ------------------------------------------------------------------ one micro-batch
 
-    def _training_step(self, trainer: Any, optimizer: Gluon) -> Callable:
+    def _training_step(self, trainer: Any, pl_module: Any, optimizer: Gluon) -> Callable:
         """Wrap the strategy's `training_step`: remember what it is given, or run it at the transported point."""
         original = trainer.strategy.training_step
 
         def training_step(*args: Any, **kwargs: Any) -> Any:
             self._shift.close()
-            self._replay = None
-            if self in trainer.callbacks and optimizer.needs_reference:
+            self._replay = self._look = None
+            backward = not trainer.fit_loop._skip_backward  # False while batch-norm statistics are only renewed
+            if self in trainer.callbacks and optimizer.needs_reference and backward:
                 if optimizer.reference_point == "transported":
                     self._shift.enter_context(optimizer.at_reference())
                 else:
-                    self._replay = Replay(trainer, original, args, kwargs)
+                    self._replay = Replay(trainer, original, args, kwargs, self._moving)
+            elif self in trainer.callbacks and optimizer.reference_point == "previous":
+                self._look = Moment(pl_module, self._moving)
             output = original(*args, **kwargs)
             if output is None:  # Lightning skips the backward pass
                 self._shift.close()
@@ -162,6 +170,9 @@ class VarianceReduction(Callback):
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Run the same micro-batch at the previous iterate; or, with igt, go back to X."""
         self._shift.close()
+        look, self._look = self._look, None
+        if look is not None:
+            look.notice()  # so that the first second pass knows which frozen parameters the step writes to
         replay, self._replay = self._replay, None
         if replay is None or self._optimizer is None:
             return
@@ -188,11 +199,12 @@ class VarianceReduction(Callback):
         original = pl_module.configure_gradient_clipping
 
         def configure_gradient_clipping(*args: Any, **kwargs: Any) -> None:
+            references = optimizer.reference_gradients if self in trainer.callbacks else {}
+            start = Moment(pl_module) if references else None  # a rule may learn from the norms that it sees
             original(*args, **kwargs)
-            references = optimizer.reference_gradients
-            if self in trainer.callbacks and references:
+            if references:
                 params = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-                with exchanged_gradients(params, references) as exchanged, untouched(trainer, pl_module):
+                with exchanged_gradients(params, references) as exchanged, untouched(trainer, pl_module, start):
                     original(*args, **kwargs)
                 optimizer.reference_gradients = exchanged.taken
 
@@ -203,6 +215,8 @@ class VarianceReduction(Callback):
 
         def before_step(optimizer: Any, args: tuple, kwargs: dict[str, Any]) -> None:
             optimizer.two_point = "callback" if self in trainer.callbacks else "none"
+            if trainer.fit_loop._skip_backward:  # after averaging weights: what gradients there are belong to others
+                optimizer.zero_grad()
             if optimizer.two_point == "none" and not self._warned:
                 self._warned = True
                 rank_zero_warn(

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_gluon.callbacks.ranks import averaged
 from lightning_gluon.optimizer import Gluon
 
 __all__ = ["load_window_", "save_window"]
@@ -30,14 +31,12 @@ def save_window(trainer: Any, optimizer: Gluon) -> Window | None:
     inside_a_batch = progress.ready != progress.processed  # an exception: that micro-batch will be run again
     if inside_a_batch or not trainer.fit_loop._should_accumulate():
         return None
-    window: Window = {"gradients": {}, "references": {}}
-    for name, parameter in _named(optimizer):
-        reference = optimizer.reference_gradients.get(parameter)
-        for part, gradient in (("gradients", parameter.grad), ("references", reference)):
-            if gradient is not None:
-                copy = gradient.detach().clone()
-                window[part][name] = trainer.strategy.reduce(copy, reduce_op="mean") if trainer.world_size > 1 else copy
-    return window
+    names = {parameter: name for name, parameter in _named(optimizer)}
+    gradients = {parameter: parameter.grad for parameter in names if parameter.grad is not None}
+    return {
+        part: {names[p]: mean for p, mean in averaged(trainer, list(names), some).items()}
+        for part, some in (("gradients", gradients), ("references", optimizer.reference_gradients))
+    }
 
 
 def load_window_(optimizer: Gluon, window: Window) -> None:

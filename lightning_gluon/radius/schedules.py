@@ -134,6 +134,10 @@ class RadiusSchedule(LRScheduler):
             for group in self.optimizer.param_groups:
                 if group["estimator"] != "adamw":
                     group["momentum"] = momentum
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:  # added late, with the `lr` of that moment
+            begun = self.schedule.factor(self.last_epoch - 1)
+            group["initial_lr"] = group["lr"] / begun if begun else group["lr"]
+            self.base_lrs.append(group["initial_lr"])
         factor = self.schedule.factor(self.last_epoch)
         return [base * factor for base in self.base_lrs]
 
