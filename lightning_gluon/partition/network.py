@@ -45,6 +45,9 @@ def is_weight_layer(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     if isinstance(module, _LAYERS):
         return True
+    own = module._parameters.get("weight")
+    if own is not None and own.ndim > 1 and type(module).__name__.endswith("Linear"):  # not a subclass of torch's
+        return True
     return (isinstance(module, nn.Linear) or "Conv1D" in class_names(module)) and getattr(weight, "ndim", 0) > 1
 
 
