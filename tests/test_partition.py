@@ -200,6 +200,20 @@ def test_a_linear_class_of_its_own() -> None:
     assert p.role("lm_heads.weight") == "head" and p.views("lm_heads.weight") == [(9, 4)] * 3
 
 
+def test_a_configuration_that_refuses_to_answer() -> None:
+    """Transformers' configurations whose layers differ raise for an attribute of all layers."""
+
+    class Config:
+        @property
+        def num_attention_heads(self) -> int:
+            raise RuntimeError("ask the layers")
+
+    attention = Attributes(query_key_value=nn.Linear(4, 12))
+    attention.config = Config()
+    p = partition(Attributes(attention=attention, out=nn.Linear(4, 2)))
+    assert p.views("attention.query_key_value.weight") == [(4, 4)] * 3
+
+
 def test_heads_of_attention_are_no_output_heads() -> None:
     """Teaching code calls the heads of an attention `heads`."""
 

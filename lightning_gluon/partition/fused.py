@@ -207,13 +207,13 @@ def key_value(layer: Layer) -> Split | None:
 
 def gated_query(layer: Layer) -> Split | None:
     """Queries with the gate of the attention's output, head by head (Qwen3-Next): twice what the output reads."""
-    heads = _heads(layer)
     if layer.name == "q_gate_proj":
-        return layer.sized(("q", "gate"), layer.integer("qk_head_dim"), layer.integer("v_head_dim"), groups=heads)
-    size, reads = layer.integer("head_dim"), layer.inputs_of("o_proj", "out_proj")
-    if layer.name != "q_proj" or not heads or not size or reads != heads * size:
+        sizes = layer.integer("qk_head_dim"), layer.integer("v_head_dim")
+        return layer.sized(("q", "gate"), *sizes, groups=_heads(layer))
+    if layer.name != "q_proj" or layer.rows != 2 * (layer.inputs_of("o_proj", "out_proj") or 0):
         return None
-    return layer.sized(("q", "gate"), size, size, groups=heads)
+    size = layer.integer("head_dim")
+    return layer.sized(("q", "gate"), size, size, groups=_heads(layer))
 
 
 _GATED_NAMES = {"gate_up_proj", "gate_and_up_proj", "w12", "fc1_gate", "input_linear", "v_gate"}

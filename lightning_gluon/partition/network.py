@@ -61,7 +61,10 @@ def look_up(modules: tuple[nn.Module, ...], *names: str) -> Any:
     for module in modules:
         config = getattr(module, "config", None)
         for name in names:
-            value = getattr(config, name, None)
+            try:
+                value = getattr(config, name, None)
+            except Exception:  # a configuration whose layers differ answers no question about all of them
+                value = None
             if value is not None:
                 return value
     return None
