@@ -120,6 +120,100 @@ def test_a_stack_of_blocks_without_head_is_a_backbone() -> None:
     assert set(roles(nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2)).values()) == {"hidden", "bias"}
 
 
+def test_a_head_ends_with_the_part_that_is_named_so() -> None:
+    """Registered first, applied last: SAM's feed-forward and UPerNet's decode head."""
+    sam = Attributes(proj_in=nn.Linear(4, 4), proj_out=nn.Linear(4, 2), layers=nn.ModuleList([nn.Linear(4, 4)]))
+    upernet = Attributes(classifier=nn.Conv2d(8, 5, 1), bottleneck=nn.Conv2d(8, 8, 3))
+    named = nn.ModuleDict({"object": nn.Linear(4, 3), "attribute": nn.Linear(4, 6)})
+    net = Attributes(
+        body=nn.Linear(4, 4), iou_head=sam, decode_head=upernet, answer_head=Attributes(dense=nn.Linear(4, 4), to=named)
+    )
+    assert [name for name, role in roles(net).items() if role == "head"] == [
+        "iou_head.proj_out.weight", "decode_head.classifier.weight", "answer_head.to.object.weight",
+        "answer_head.to.attribute.weight",
+    ]  # fmt: skip
+
+
+def test_a_method_called_predictor_is_no_layer_after_the_head() -> None:
+    class OwlViT(Attributes):
+        def box_predictor(self) -> None:
+            pass
+
+    net = OwlViT(body=nn.Linear(4, 4), box_head=nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 4)))
+    assert [name for name, role in roles(net).items() if role == "head"] == ["box_head.2.weight"]
+
+
+def test_names_of_heads_on_the_input_side_do_not_count() -> None:
+    block = lambda: Attributes(hidden_layer=nn.Linear(4, 8), output_layer=nn.Linear(8, 4))  # noqa: E731
+    found = roles(Attributes(input_ff_layer=block(), body=nn.Linear(4, 4), horizon_ff_layer=block()))
+    assert found["input_ff_layer.output_layer.weight"] == "hidden"
+    assert found["horizon_ff_layer.output_layer.weight"] == "head"
+    stem = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)])
+    net = Attributes(backbone=Attributes(resnet_head=stem, down=nn.Conv2d(8, 8, 3)), head=nn.Conv2d(8, 2, 3))
+    assert [role for name, role in roles(net).items() if "bias" not in name] == [
+        "embedding",
+        "hidden",
+        "hidden",
+        "head",
+    ]
+
+
+def test_a_decoder_gives_raw_channels_last() -> None:
+    """An autoencoder and a vocoder beside a classifier; the encoder's code of two channels is no output."""
+    encoder = Attributes(conv_in=nn.Conv1d(1, 8, 3), conv_out=nn.Conv1d(8, 2, 3))
+    decoder = Attributes(conv1=nn.Conv1d(2, 8, 3), conv2=nn.Conv1d(8, 1, 3))
+    net = Attributes(encoder=encoder, decoder=decoder, classifier=nn.Linear(8, 3))
+    found = {name.removesuffix(".weight"): role for name, role in roles(net).items() if role != "bias"}
+    assert found == {
+        "encoder.conv_in": "embedding", "encoder.conv_out": "hidden", "decoder.conv1": "hidden",
+        "decoder.conv2": "head", "classifier": "head",
+    }  # fmt: skip
+
+
+def test_input_layers_that_are_not_registered_first() -> None:
+    net = Attributes(
+        body=nn.Linear(8, 8), embed_state=nn.Linear(5, 8), conv2d1=nn.Conv2d(1, 8, 3), conv2d2=nn.Conv2d(8, 8, 3),
+        attention=nn.Conv2d(3, 1, 7), out=nn.Linear(8, 2),
+    )  # fmt: skip
+    assert [name for name, role in roles(net).items() if role == "embedding"] == [
+        "embed_state.weight",
+        "conv2d1.weight",
+    ]
+
+
+def test_the_convolutions_after_a_spectrogram_do_not_read_it() -> None:
+    layers = nn.ModuleList([nn.Conv1d(80, 16, 5), nn.Conv1d(16, 80, 5)])
+    net = Attributes(body=nn.Linear(8, 8), mel_postnet=Attributes(feat_out=nn.Linear(8, 80), layers=layers))
+    net.config = type("Config", (), {"num_mel_bins": 80})
+    found = [role for name, role in roles(net).items() if "bias" not in name]
+    assert found == ["hidden", "head", "hidden", "head"]
+
+
+def test_a_linear_class_of_its_own() -> None:
+    class FlexibleLinear(nn.Module):
+        def __init__(self, *shape: int) -> None:
+            super().__init__()
+            self.weight = parameter(*shape)
+
+    p = partition(Attributes(proj=FlexibleLinear(3, 4, 8), body=nn.Linear(4, 4), lm_heads=FlexibleLinear(3, 9, 4)))
+    assert p.role("proj.weight") == "hidden" and p.views("proj.weight") == [(4, 8)] * 3
+    assert p.role("lm_heads.weight") == "head" and p.views("lm_heads.weight") == [(9, 4)] * 3
+
+
+def test_a_configuration_that_refuses_to_answer() -> None:
+    """Transformers' configurations whose layers differ raise for an attribute of all layers."""
+
+    class Config:
+        @property
+        def num_attention_heads(self) -> int:
+            raise RuntimeError("ask the layers")
+
+    attention = Attributes(query_key_value=nn.Linear(4, 12))
+    attention.config = Config()
+    p = partition(Attributes(attention=attention, out=nn.Linear(4, 2)))
+    assert p.views("attention.query_key_value.weight") == [(4, 4)] * 3
+
+
 def test_heads_of_attention_are_no_output_heads() -> None:
     """Teaching code calls the heads of an attention `heads`."""
 
@@ -170,6 +264,16 @@ def test_bare_arrays_go_by_name(name: str, shape: tuple[int, ...], role: str) ->
     assert p.role(name) == role and p.views(name) == []
     if role == "elementwise":
         assert name in p.reason(name)
+
+
+def test_relative_positions_under_a_plain_name() -> None:
+    """Inkling: a bank of profiles over distances, and gains that only lie in the same module."""
+    relative = type("RelativePositionBias", (Attributes,), {})
+    p = partition(relative(proj=parameter(4, 9), norm=Attributes(scale=parameter(2, 4)), linear=nn.Linear(8, 4)))
+    assert p.role("proj") == "elementwise" and p.role("norm.scale") == "bias"
+    rotary = type("RotaryEmbeddingMixed", (Attributes,), {})
+    net = Attributes(rope=rotary(freqs=parameter(2, 3, 4)), body=nn.Linear(4, 4))
+    assert partition(net).role("rope.freqs") == "elementwise"
 
 
 def test_parametrizations_keep_the_role_of_their_weight() -> None:

@@ -243,6 +243,52 @@ def test_timm_packed_gates_cover_both_halves() -> None:
     assert relative(module(x), 2 * before) < TOLERANCE
 
 
+def test_queries_beside_their_gate() -> None:
+    """Qwen3-Next: per head (query, gate). Its queries are normed, so scaling them changes nothing; the gate is not."""
+    config = dict(SMALL, num_key_value_heads=2, head_dim=4, intermediate_size=24, num_experts=2, num_experts_per_tok=1)
+    config |= {"moe_intermediate_size": 8, "shared_expert_intermediate_size": 8, "layer_types": ["full_attention"]}
+    model, tokens = language_model("Qwen3Next", **config), torch.tensor([[3, 1, 4, 1, 5]])
+    attention, outputs = model.layers[0].self_attn, []
+    attention.register_forward_hook(lambda _, __, out: outputs.append(out[0]))
+    nn.init.normal_(attention.q_proj.weight, std=2.0)  # above the norm's epsilon
+    p, name = partition(model), "layers.0.self_attn.q_proj.weight"
+    assert p.views(name) == [(16, 16)] * 2
+    with torch.no_grad():
+        model(tokens)
+        scale_(p, name, {0: 3.0})
+        model(tokens)
+        scale_(p, name, {1: 0.0})  # an open gate is one half
+        model(tokens)
+    assert relative(outputs[1], outputs[0]) < TOLERANCE and relative(outputs[2], outputs[0]) > 10 * TOLERANCE
+
+
+def test_value_and_gate_before_a_depthwise_convolution() -> None:
+    """Conformer: the output of its first convolution is linear in the value half."""
+    from transformers.models.wav2vec2_conformer.modeling_wav2vec2_conformer import Wav2Vec2ConformerConvolutionModule
+
+    config = transformers.Wav2Vec2ConformerConfig(hidden_size=8, conv_depthwise_kernel_size=3, hidden_act="relu")
+    module = no_biases_(Wav2Vec2ConformerConvolutionModule(config))
+    p, x = partition(module), torch.randn(1, 5, 8)
+    before = module(x)
+    scale_(p, "pointwise_conv1.weight", {0: 2.0})
+    assert p.views("pointwise_conv1.weight") == [(8, 8)] * 2 and relative(module(x), 2 * before) < TOLERANCE
+    scale_(p, "pointwise_conv1.weight", {1: 2.0})
+    assert relative(module(x), 4 * before) > 10 * TOLERANCE
+
+
+def test_an_adaptive_norm_gives_several_vectors() -> None:
+    block = nn.ModuleDict({"adaLN_modulation": nn.Sequential(nn.SiLU(), nn.Linear(4, 24)), "out": nn.Linear(4, 4)})
+    assert partition(block).views("adaLN_modulation.1.weight") == [(4, 4)] * 6
+
+
+def test_convolutions_mixed_from_experts() -> None:
+    layer = timm.layers.CondConv2d(4, 6, 3, num_experts=3)
+    (view,) = partition(layer).route("weight").views
+    kernels = view.gather(layer.weight.data)
+    torch.testing.assert_close(kernels[1], layer.weight.data[1].view(layer.weight_shape).flatten(1))
+    assert view.kernel == 9 and kernels.shape == (3, 6, 36)
+
+
 def clipped_swiglu(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     """Activation of gpt-oss."""
     gate = gate.clamp(max=7)

@@ -211,6 +211,19 @@ def test_lora() -> None:
     assert p.route(f"{layer}.base_layer.weight").frozen and p.views(f"{layer}.base_layer.weight") == [(12, 12)] * 3
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"), [("AdaLora", {"total_step": 9}), ("LoHa", {}), ("LoKr", {}), ("Hira", {})]
+)
+def test_low_rank_adapters_that_keep_bare_arrays(kind: str, options: dict) -> None:
+    peft = pytest.importorskip("peft")
+    if not hasattr(peft, f"{kind}Config"):
+        pytest.skip("an older peft")
+    model = transformers.ViTForImageClassification(transformers.ViTConfig(**VISION))
+    p = check(peft.get_peft_model(model, getattr(peft, f"{kind}Config")(target_modules=["q_proj"], **options)), {})
+    factors = [route for route, _ in p if "lora_E" not in route.name]
+    assert len(factors) >= 4 and {route.role for route in factors} == {"hidden"}
+
+
 def test_dora_magnitudes_are_vectors() -> None:
     peft = pytest.importorskip("peft")
     model = transformers.ViTForImageClassification(transformers.ViTConfig(**VISION))

@@ -11,8 +11,10 @@ no parameter here cannot be seen without a forward pass, and its map is a spectr
 
 A layer is an *output layer* when
   1. Hugging Face's `get_output_embeddings` or timm's `get_classifier` returns it, or
-  2. it is the last layer of a module named as an output (`classifier`, `lm_head`, `head`, `score`, ...), or
-  3. nothing else in the network is one, and it is the last layer of the whole network, outside any stack of repeated
+  2. it is the last layer of a module named as an output (`classifier`, `lm_head`, `head`, `score`, ...); of several
+     children the last one that is named as an output itself (`classifier`, `proj_out`), or
+  3. it is a convolution that ends a decoder or vocoder with raw channels, or
+  4. nothing else in the network is one, and it is the last layer of the whole network, outside any stack of repeated
      blocks, with nothing but an output activation after it. A network of one single layer has no such layer, and a
      backbone without head neither.
 """
@@ -24,13 +26,14 @@ from functools import cached_property
 
 from torch import nn
 
-from lightning_gluon.partition.network import Network, Site, class_names, is_lora, strip_wrappers
+from lightning_gluon.partition.network import Network, Site, class_names, is_lora, is_weight_layer, strip_wrappers
 
 __all__ = ["Evidence"]
 
 _Conv = nn.modules.conv._ConvNd
 _ConvTranspose = nn.modules.conv._ConvTransposeNd
 _RAW_CHANNELS = 4
+_IMAGE = {1, 3}  # channels of a grey or colour image
 _CHANNELS = (
     "num_channels",
     "in_channels",
@@ -48,15 +51,23 @@ _FIRST_LINEAR = re.compile(r"(embed(ding|der)?|input_(proj|projection|layer|net|
 _INPUT_CLASS = re.compile(r"(Patch_?Embed|Patchify|PatchEncoder|NaFlexEmbed)", re.IGNORECASE)
 
 _HEAD_PART = re.compile(
-    r"((.+_)?classifiers?|(.+_)?heads?|head_dist|score|qa_outputs|embed_out|to_logits|(.+_)?logits(_\w+)?|output_layer"
-    r"|output_projection|(.+_)?predictor|dense_prediction|class_embed|bbox_embed|seq_relationship|fc"
-    r"|parameter_projection|action_out_proj|cls_score|bbox_pred|kps_score\w*)$"
+    r"((.+_)?classifiers?(_dist\w*)?|(.+_)?heads?|head_dist|score|qa_outputs|embed_out|to_logits|(.+_)?logits(_\w+)?"
+    r"|output_layer|output_projection|(.+_)?predictor|predict_\w+|dense_prediction|(.+_)?(class|bbox)_embed"
+    r"|seq_relationship|fc|final_layer|parameter_projection|action_out_proj|cls_score|bbox_(pred|reg|ctrness)|kps_score\w*"
+    r"|(.+_)?postnet|answer_class|aux\d+|proj_out)$"
 )
 _NO_HEAD = re.compile(
-    r"(conv_head|pre_classifier|pre_head|pre_logits|multi_?head|.*attn_heads?|.*attention_heads?"
+    r"(conv_head|pre_classifier|pre_head|pre_logits|multi_?head|.*attn_heads?|.*attention_heads?|scale_heads"
     r"|.*(query_pos(ition)?|ref_point|ref_anchor|reference_points?)_head)$"
 )
-_NO_HEAD_CLASS = re.compile(r"Pool")  # a pooling head gives features
+_LAST_OF_HEAD = re.compile(
+    r"((proj|conv|fc|linear)_out|out(put)?_(proj|projection|conv|layer)|final_(conv|proj|projection))$"
+)
+_SIDE_OUTPUT = re.compile(r"(feat|prob)_out$")  # beside the postnet's last layer
+_LAST_OF_NETWORK = {"fc", "final_layer", "proj_out"}  # an output only if nothing of its network comes after it
+_INPUT_SIDE = re.compile(r"input_\w+$")
+_DECODER = re.compile(r"((.*_)?decoder|.*vocoder|hifi_?gan|.*vocos|.*bigvgan\w*|(.*_)?generator)$", re.IGNORECASE)
+_NO_HEAD_CLASS = re.compile(r"Pool(?!.*(Logits|Class))")  # a pooling head gives features
 _TRANSFORMS = {"head", "lm_head", "projection_head"}
 _OUTPUTS = {"classifier", "score", "qa_outputs", "lm_head"}
 _SHARED_SPACE = re.compile(r"(text|visual|vision|image|audio)_projection$")
@@ -76,6 +87,11 @@ def _entries(value: object) -> tuple[str, ...]:
     if isinstance(value, str):
         return (value,)
     return tuple(v for v in value if isinstance(v, str)) if isinstance(value, tuple | list) else ()
+
+
+def _is_head(name: str) -> bool:
+    """Tell whether a module of this name gives outputs."""
+    return bool(_HEAD_PART.match(name)) and not _NO_HEAD.match(name)
 
 
 class Evidence:
@@ -100,7 +116,7 @@ class Evidence:
         if not isinstance(owner, _Conv | nn.Linear):
             return None
         leads = self.network.leads(site)
-        if leads is None:
+        if leads is None or isinstance(self.network.modules[leads], nn.ModuleList):  # the list is no part by itself
             return self._lone_patch_embedding(site)
         raw = self._reads_raw(site)
         if self._called_input(site) and (raw or leads == "" or isinstance(owner, nn.Linear)):
@@ -115,14 +131,21 @@ class Evidence:
         return None
 
     def _lone_patch_embedding(self, site: Site) -> str | None:
-        """A further patch embedding of raw channels whose module holds nothing else (CrossViT)."""
-        called = self._called_input(site)
-        return f"input layer: {called}" if called and self._reads_raw(site) else None
+        """An input layer that comes not first: called so (CrossViT), or a convolution of a grey or colour image."""
+        owner, called = site.owner, self._called_input(site)
+        if called and (self._reads_raw(site) or isinstance(owner, nn.Linear)):
+            return f"input layer: {called}"
+        image = isinstance(owner, _Conv) and owner.in_channels in _IMAGE and owner.out_channels > _RAW_CHANNELS
+        if image and not self._in_stack(site):
+            return f"input layer: reads {owner.in_channels} raw channels"
+        return None
 
     def _reads_raw(self, site: Site) -> bool:
         owner = site.owner
         if not isinstance(owner, _Conv):
             return False
+        if owner.in_channels not in _IMAGE and any(_DECODER.match(part) for part in site.parts[:-1]):
+            return False  # a code of few channels
         configs = (getattr(module, "config", None) for _, module in site.ancestors())
         declared = [getattr(config, name, None) for config in configs for name in _CHANNELS]
         return owner.in_channels <= _RAW_CHANNELS or owner.in_channels in declared
@@ -170,9 +193,11 @@ class Evidence:
         for module in self.network.modules.values():
             for method in ("get_output_embeddings", "get_classifier"):
                 for layer in _call(module, method):
-                    last = self.network.last(paths[id(layer)]) if id(layer) in paths else None
-                    if last is not None:
-                        found.setdefault(strip_wrappers(last), f"{method}() of {type(module).__name__}")
+                    path = paths.get(id(layer))
+                    own = path if is_weight_layer(layer) else None  # and it may hold another one (IDEFICS)
+                    for last in (None if path is None else self.network.last(path), own):
+                        if last is not None:
+                            found.setdefault(strip_wrappers(last), f"{method}() of {type(module).__name__}")
         return found
 
     def _named_by_timm(self, site: Site, key: str) -> str | None:
@@ -195,24 +220,42 @@ class Evidence:
         """An output by its name: the last layer of a module called classifier, head, score, ..."""
         for index, (path, module) in enumerate(site.chain):
             name = path.split(".")[-1]
+            if _INPUT_SIDE.match(name):
+                return None
             if not path or self._in_stack(site, index - 1) or _NO_HEAD_CLASS.search(type(module).__name__):
                 continue
-            shared = _SHARED_SPACE.match(name) and self._contrasts(site.chain[index - 1][1])
-            if not shared and (not _HEAD_PART.match(name) or _NO_HEAD.match(name)):
-                continue
-            end = index
-            while end < len(site.chain) - 1 and isinstance(site.chain[end][1], nn.ModuleList | nn.ModuleDict):
-                end += 1
             parent, above = site.chain[index - 1]
-            if name.endswith("_head") and hasattr(above, f"{name[:-5]}_predictor"):
+            shared = _SHARED_SPACE.match(name) and self._contrasts(above)
+            if not shared and not (_is_head(name) or _SIDE_OUTPUT.match(name)):
+                continue
+            if name.endswith("_head") and isinstance(getattr(above, f"{name[:-5]}_predictor", None), nn.Module):
                 continue  # R-CNN: the box head gives features to the box predictor
             if name in _TRANSFORMS and self._precedes_output(parent, above, name):
                 continue
-            if name == "fc" and not (self.network.is_last(site, parent) and self.network.count(parent) > 1):
+            if name in _LAST_OF_NETWORK and not (self.network.is_last(site, parent) and self.network.count(parent) > 1):
                 continue
-            if self.network.is_last(site, site.chain[end][0]):
+            if name == "proj_out" and not any(isinstance(part, nn.ModuleList) for part in above.children()):
+                continue  # of a block; a transformer's own follows its blocks
+            if any(self.network.is_last(site, end) for end in self._ends_of(path)) and not self._starts(path, parent):
                 return "output layer: projects into the shared space" if shared else f"output layer: {name}"
         return None
+
+    def _ends_of(self, path: str) -> list[str]:
+        """Return the parts of a head that give its outputs: each of several branches, else its last named part."""
+        module = self.network.modules[path]
+        inside = [name for name, _ in module.named_children() if f"{path}.{name}" in self.network.spans]
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):
+            return [end for name in inside for end in self._ends_of(f"{path}.{name}")]
+        named = [name for name in inside if _LAST_OF_HEAD.match(name) or _is_head(name)]
+        branches = [name for name in inside[-1:] if isinstance(self.network.modules[f"{path}.{name}"], nn.ModuleDict)]
+        return [end for name in named[-1:] or branches for end in self._ends_of(f"{path}.{name}")] or [path]
+
+    def _starts(self, path: str, parent: str) -> bool:
+        """Tell whether a module called head reads raw channels first in a larger one: a stem (`resnet_head`)."""
+        first = self.network.modules[self.network.first(path) or ""]
+        leads = self.network.first(parent) == self.network.first(path)
+        raw = isinstance(first, _Conv) and first.in_channels <= _RAW_CHANNELS
+        return leads and raw and self.network.count(parent) > self.network.count(path)
 
     def _precedes_output(self, path: str, module: nn.Module, name: str) -> bool:
         """Tell whether an output layer follows beside a module called head (ModernBERT: `head`, then `decoder`)."""
@@ -243,6 +286,8 @@ class Evidence:
 
     def _last_layer(self, site: Site) -> str | None:
         """The last layer of a plain network, or of a sub-network that is named as one of its own."""
+        if reason := self._gives_raw(site):
+            return reason
         if not isinstance(site.owner, nn.Linear | _Conv) or self._in_stack(site):
             return None
         if self._is_backbone(site) or not self._ends(site):
@@ -253,6 +298,19 @@ class Evidence:
                 if self._has_head(site, path):
                     return None
                 return f"output layer: the last layer of {path or 'the network'}"
+        return None
+
+    def _gives_raw(self, site: Site) -> str | None:
+        """A convolution to raw channels at the end of a decoder (autoencoders, vocoders)."""
+        owner = site.owner
+        if not isinstance(owner, _Conv) or owner.out_channels > min(_RAW_CHANNELS, owner.in_channels - 1):
+            return None
+        if self._in_stack(site) or self._declares(site, "classifier"):
+            return None
+        for path, module in site.chain[:-1]:
+            called = _DECODER.match(path.split(".")[-1]) or _DECODER.match(type(module).__name__)
+            if called and self.network.is_last(site, path) and self.network.count(path) > 1:
+                return f"output layer: gives {owner.out_channels} raw channels last in {path or 'the network'}"
         return None
 
     def _has_head(self, site: Site, path: str) -> bool:
@@ -273,7 +331,7 @@ class Evidence:
             if isinstance(getattr(module, "pretrained_cfg", None), dict):
                 return True
             if "PreTrainedModel" in class_names(module):
-                return "For" not in type(module).__name__
+                return not re.search("For[A-Z]", type(module).__name__)
             if isinstance(module, _TORCH_BACKBONES):
                 return True
         return False

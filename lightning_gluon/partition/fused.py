@@ -7,12 +7,13 @@ is what BLOOM and GPT-NeoX do.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from lightning_gluon.partition.network import Site, class_names, look_up
+from lightning_gluon.partition.network import Site, class_names, is_weight_layer, look_up
 
 __all__ = ["Layer", "Split", "find_split"]
 
@@ -41,12 +42,14 @@ class Layer:
         holder: The module it belongs to (the attention).
         around: The holder and the modules around it, nearest first.
         rows: Size of its out dimension.
+        columns: Size of its in dimension.
     """
 
     name: str
     holder: nn.Module
     around: tuple[nn.Module, ...]
     rows: int
+    columns: int = 0
 
     def is_a(self, *fragments: str) -> bool:
         """Tell whether the holder's class, or one of its base classes, has one of the fragments in its name."""
@@ -58,6 +61,21 @@ class Layer:
         if not isinstance(value, int):
             value = look_up(self.around, *names)
         return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+    def inputs_of(self, *names: str) -> int | None:
+        """Return how many features the first of these layers of the holder reads."""
+        for module in (getattr(self.holder, name, None) for name in names):
+            for part in module.modules() if isinstance(module, nn.Module) else ():
+                if is_weight_layer(part):
+                    width = look_up((part,), "in_features", "in_channels") or look_up((part,), "weight").shape[-1]
+                    return int(width)
+        return None
+
+    def next_reads(self) -> int | None:
+        """Return how many features the layer after this one reads, in the order of the holder."""
+        names = [name for name, _ in self.holder.named_children()]
+        after = names[names.index(self.name) + 1 :] if self.name in names else []
+        return next((width for name in after if (width := self.inputs_of(name))), None)
 
     def equal(self, *parts: str, groups: int = 1) -> Split | None:
         """Split into equal parts, when the rows divide."""
@@ -75,13 +93,16 @@ class Layer:
 _QKV = ("q", "k", "v")
 _QKV_NAMES = {
     "qkv", "qkvs", "Wqkv", "wqkv", "qkv_proj", "qkv_linear", "query_key_value", "to_qkv", "in_proj_qkv", "c_attn",
-    "pwise",
+    "pwise", "att_proj", "queries_keys_values",
 }  # fmt: skip
 # Attention whose out dimension runs over the heads first: (heads, 3, head size).
 _PER_HEAD = (
     "BloomAttention", "GPTNeoXAttention", "GPTNeoXJapaneseAttention", "FalconAttention", "PersimmonAttention",
     "MiniMaxLightningAttention", "DisentangledSelfAttention", "GPTBigCodeAttention",
 )  # fmt: skip
+
+
+_KV_NAMES = {"kv", "to_kv", "keys_values"}
 
 
 def _heads(layer: Layer) -> int | None:
@@ -114,7 +135,10 @@ def _unequal_heads(layer: Layer) -> Split | None:
     """Attention with its own key and value sizes: LeViT, TinyViT, EfficientFormer (per head); EfficientViT, SHViT."""
     key = getattr(layer.holder, "key_dim", None)
     value = getattr(layer.holder, "val_dim", None)
-    parts, keys = (("k", "v"), (key,)) if layer.name == "kv" else (_QKV, (key, key))
+    ratio = getattr(layer.holder, "attention_ratio", None)
+    if value is None and isinstance(key, int) and isinstance(ratio, int):
+        value = ratio * key  # Hugging Face's LeViT
+    parts, keys = (("k", "v"), (key,)) if layer.name in _KV_NAMES else (_QKV, (key, key))
     if isinstance(key, int) and isinstance(value, int):
         return layer.sized(parts, *keys, value) or layer.sized(parts, *keys, value, groups=_heads(layer))
     if layer.is_a("SHSA"):
@@ -152,6 +176,9 @@ def _special_attention(layer: Layer) -> Split | None:
         return layer.equal("k", "v")
     if layer.is_a("LiteMLA") and (size := layer.integer("dim")):  # timm EfficientViT: (groups, 3, dim)
         return layer.equal(*_QKV, groups=layer.rows // (3 * size))
+    if layer.is_a("LambdaLayer"):  # timm: one key and one value for all heads
+        key = layer.integer("dim_qk")
+        return layer.sized(_QKV, key and key * (_heads(layer) or 1), key, layer.integer("dim_v"))
     if layer.name == "pwise":  # timm LowFormer and CPUBone: (heads, 3, head size)
         return layer.equal(*_QKV, groups=layer.integer("num_heads") or 1) if layer.integer("num_keys") == 3 else None
     if layer.is_a("LinearSelfAttention") and layer.rows % 2:  # MobileViT v2: one context score per position
@@ -161,8 +188,10 @@ def _special_attention(layer: Layer) -> Split | None:
 
 
 def key_value(layer: Layer) -> Split | None:
-    """Keys and values in one weight, and DeepSeek's compressed ones."""
-    if layer.name in {"kv", "to_kv"}:
+    """Keys and values in one weight, queries and keys in one, and DeepSeek's compressed ones."""
+    if layer.name == "qk":
+        return layer.equal("q", "k")
+    if layer.name in _KV_NAMES:
         return _unequal_heads(layer) or layer.equal("k", "v")
     if layer.name == "kv_proj":
         heads, size = layer.integer("num_key_value_heads", "num_kv_heads"), layer.integer("head_dim")
@@ -176,11 +205,28 @@ def key_value(layer: Layer) -> Split | None:
     return None
 
 
-_GATED_NAMES = {"gate_up_proj", "gate_and_up_proj", "w12", "fc1_gate", "input_linear"}
+def gated_query(layer: Layer) -> Split | None:
+    """Queries with the gate of the attention's output, head by head (Qwen3-Next): twice what the output reads."""
+    if layer.name == "q_gate_proj":
+        sizes = layer.integer("qk_head_dim"), layer.integer("v_head_dim")
+        return layer.sized(("q", "gate"), *sizes, groups=_heads(layer))
+    if layer.name != "q_proj" or layer.rows != 2 * (layer.inputs_of("o_proj", "out_proj") or 0):
+        return None
+    size = layer.integer("head_dim")
+    return layer.sized(("q", "gate"), size, size, groups=_heads(layer))
+
+
+_GATED_NAMES = {"gate_up_proj", "gate_and_up_proj", "w12", "fc1_gate", "input_linear", "v_gate"}
+# Layers that a gate may follow: it does where the next layer reads half of what they give.
+_HALVED = {"fc1", "linear_1", "linear1", "pointwise_conv1", "pointwise_lin1", "linear_start", "up_conv"}
 
 
 def gated(layer: Layer) -> Split | None:
     """Gate and value of a gated linear unit in one weight."""
+    if layer.name in _HALVED and layer.rows == 2 * (layer.next_reads() or 0):
+        return layer.equal("value", "gate")
+    if layer.is_a("GatedLinearUnit", "GluPointWiseConv") and len(list(layer.holder.children())) < 3:
+        return layer.equal("value", "gate")
     if layer.name in _GATED_NAMES:
         return layer.equal("gate", "up")
     if layer.name == "proj" and type(layer.holder).__name__ in {"GEGLU", "SwiGLU", "ReGLU"}:
@@ -198,6 +244,8 @@ def state_space(layer: Layer) -> Split | None:
         return layer.sized(("dt", "B", "C"), layer.integer("time_step_rank", "dt_rank"), state, state)
     if layer.name == "in_proj" and layer.is_a("ShortConv"):
         return layer.equal("B", "C", "x")
+    if layer.is_a("HSMSSD") and layer.name in {"hz_proj", "BCdt_proj"}:  # timm EfficientViM
+        return layer.equal("h", "z") if layer.name == "hz_proj" else layer.equal("B", "C", "dt")
     if layer.name != "in_proj" or not state or not hasattr(layer.holder, "A_log"):
         return None
     if hasattr(layer.holder, "x_proj"):
@@ -226,8 +274,24 @@ def delta_net(layer: Layer) -> Split | None:
     return None
 
 
+_MODULATION = re.compile(r".*(ada_?ln|modulation)", re.IGNORECASE)
+
+
+def modulation(layer: Layer) -> Split | None:
+    """Shifts, scales and gates of an adaptive norm, as many as it says or as the features go into the rows."""
+    if not _MODULATION.match(layer.name) and not layer.is_a("AdaLayerNorm", "AdaLN"):
+        return None
+    count = layer.integer("num_chunks") or (layer.rows // layer.columns if layer.columns else 0)
+    return layer.equal(*(f"part {index}" for index in range(count))) if 1 < count < 10 else None
+
+
 def declared(layer: Layer) -> Split | None:
     """A holder that writes its split down: timm's parallel blocks, MambaOut and FocalNet keep a list of sizes."""
+    if (
+        layer.name == "projection_in" and (levels := layer.integer("focal_level")) is not None
+    ):  # Hugging Face's FocalNet
+        width = (layer.rows - levels - 1) // 2
+        return layer.sized(("q", "context", "gates"), width, width, levels + 1)
     if layer.name not in {"in_proj", "fc1", "f"}:
         return None
     for attribute in ("in_split", "split_indices", "input_split"):
@@ -237,16 +301,16 @@ def declared(layer: Layer) -> Split | None:
     return None
 
 
-_RULES = (declared, delta_net, attention, key_value, gated, state_space)
+_RULES = (declared, delta_net, attention, gated_query, key_value, gated, state_space, modulation)
 _INNER = {"conv", "linear", "c", "fc"}  # a convolution or linear map with its norm: `qkv.conv`, `qkvs.0.conv`
 
 
-def find_split(site: Site, rows: int) -> Split | None:
-    """Return how the out dimension of a site's weight divides, or None when it is one map."""
+def find_split(site: Site, rows: int, columns: int) -> Split | None:
+    """Return how the out dimension of a site's weight `(rows, columns)` divides, or None when it is one map."""
     for name, holder in site.holders[:3]:
         if not name.isdigit():
             around = site.around[site.around.index(holder) :]
-            layer = Layer(name, holder, around, rows)
+            layer = Layer(name, holder, around, rows, columns)
             for rule in _RULES:
                 split = rule(layer)
                 if split is not None and len(split.sizes) > 1:

@@ -42,13 +42,14 @@ def layer_views(site: Site, shape: Shape) -> Read:
     """Read the weight of a linear layer, a convolution or a `Conv1D` of GPT-2."""
     owner = site.owner
     transposed = "Conv1D" in class_names(owner)
-    rows = shape[1] if transposed else shape[0]
+    stacked = not isinstance(owner, _Conv) and len(shape) > 2
+    rows, columns = shape[::-1] if transposed else shape[-2:] if stacked else shape[:2]
     lora_in = any(part.startswith(("lora_A", "lora_embedding")) for part in site.path.split("."))
     if isinstance(owner, _ConvTranspose):
         return (MatrixView.conv(shape, transposed=True, groups=owner.groups),), ""
     if isinstance(owner, _Conv) and owner.groups > 1:
         return (MatrixView.conv(shape, groups=owner.groups),), f", {owner.groups} groups"
-    split = None if lora_in else find_split(site, rows)
+    split = None if lora_in else find_split(site, rows, columns)
     if isinstance(owner, _Conv):
         if split is None:
             return (MatrixView.conv(shape),), ""

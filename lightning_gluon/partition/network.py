@@ -45,6 +45,9 @@ def is_weight_layer(module: nn.Module) -> bool:
     weight = getattr(module, "weight", None)
     if isinstance(module, _LAYERS):
         return True
+    own = module._parameters.get("weight")
+    if own is not None and own.ndim > 1 and type(module).__name__.endswith("Linear"):  # not a subclass of torch's
+        return True
     return (isinstance(module, nn.Linear) or "Conv1D" in class_names(module)) and getattr(weight, "ndim", 0) > 1
 
 
@@ -58,7 +61,10 @@ def look_up(modules: tuple[nn.Module, ...], *names: str) -> Any:
     for module in modules:
         config = getattr(module, "config", None)
         for name in names:
-            value = getattr(config, name, None)
+            try:
+                value = getattr(config, name, None)
+            except Exception:  # a configuration whose layers differ answers no question about all of them
+                value = None
             if value is not None:
                 return value
     return None

@@ -6,6 +6,7 @@ so that a class token of shape `(dim,)` is still a token.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -83,8 +84,9 @@ _SCALE = re.compile(r"(.*_)?(logit|reg|video|text)?_?logit_(scale|bias)\w*$|(.*_
 _DYNAMICS = re.compile(r"A(_log|_logs)?$|log_(A|dt|k|delta|state_decay)$|time_(decay|first|faaaa)$|A_\w+$")
 _BIAS = re.compile(r"(.*_)?bias(es|_\w+)?$")
 _GAIN = re.compile(r"(D|layer_?scale|ls|gamma|alpha|beta|scale|res_scale|skip_scale)(_?\w)?$")
+_FACTOR = re.compile(r"(((ada|de)?lora|hira)_[AB]|hada_w\d_[ab]|lokr_w\d(_[ab])?)$")
 _RELATIVE_CLASS = re.compile(r".*(Relative|RelPos).*")
-_POSITION_CLASS = re.compile(r"Position(al)?(Embed|Enc)|PosEmb|PosEnc|RelativeLogits")
+_POSITION_CLASS = re.compile(r"Position(al)?(Embed|Enc)|PosEmb|PosEnc|Relative(Logits|PositionBias)|RotaryEmb")
 
 
 def adapter_table(case: Case) -> Finding | None:
@@ -95,6 +97,13 @@ def adapter_table(case: Case) -> Finding | None:
     if part.endswith("A"):
         return Finding("embedding", "LoRA factor of a lookup table", (MatrixView.whole(case.shape, transposed=True),))
     return Finding("hidden", "LoRA factor", (MatrixView.whole(case.shape),))
+
+
+def adapter_factor(case: Case) -> Finding | None:
+    """Low-rank factors that an adapter (peft) keeps as bare arrays `(out, in)`: AdaLoRA, DeLoRA, HiRA, LoHa, LoKr."""
+    if len(case.shape) == 2 and _FACTOR.match(case.site.path.split(".")[-1]):
+        return Finding("hidden", "low-rank factor of an adapter", (MatrixView.whole(case.shape),))
+    return None
 
 
 def lookup_table(case: Case) -> Finding | None:
@@ -175,6 +184,18 @@ def experts(case: Case) -> Finding | None:
     return Finding("hidden", f"maps between features ({case.kind}){note}", views)
 
 
+def mixed_convolution(case: Case) -> Finding | None:
+    """Kernels of several experts in one row each, mixed by example before use (timm's `CondConv2d`)."""
+    kernel = getattr(case.owner, "weight_shape", None)
+    if case.site.local != "weight" or not isinstance(kernel, tuple) or case.shape[1:] != (math.prod(kernel),):
+        return None
+    if kernel[1] == 1 < kernel[0]:
+        return Finding("elementwise", f"depthwise filters ({case.kind}): each channel by itself, no map")
+    view = MatrixView.conv((case.shape[0] * kernel[0], *kernel[1:]), groups=case.shape[0])
+    views = (replace(view, stop=case.shape[0]),)
+    return Finding("hidden", f"convolution between features ({case.kind}), {case.shape[0]} experts", views)
+
+
 def router(case: Case) -> Finding | None:
     """Routers and other maps that are kept as a bare `weight`."""
     if case.site.local != "weight" or len(case.shape) != 2 or is_weight_layer(case.owner):
@@ -214,7 +235,7 @@ def raw_map(case: Case) -> Finding | None:
 
 def codebook(case: Case) -> Finding | None:
     """Code vectors that are looked up."""
-    if case.site.local in {"codevectors", "codebook"} and len(case.shape) >= 2:
+    if case.site.local in {"codevectors", "codebook", "label_embeddings_concat"} and len(case.shape) >= 2:
         return Finding("embedding", "lookup table of code vectors", (MatrixView.whole(case.shape),))
     return None
 
@@ -237,7 +258,8 @@ def no_map(case: Case) -> Finding | None:
     for pattern, reason in _NO_MAP:
         if pattern.match(local):
             return Finding("elementwise", f"{reason} ({local})")
-    if len(case.shape) > 1 and any(_POSITION_CLASS.search(type(module).__name__) for module in case.site.around[:2]):
+    gain = len(case.shape) < 2 or _GAIN.match(local)
+    if not gain and any(_POSITION_CLASS.search(type(module).__name__) for module in case.site.around[:2]):
         return Finding("elementwise", f"learned positions: added to the inputs, no map ({local} of {case.kind})")
     return None
 
@@ -263,7 +285,8 @@ def vector(case: Case) -> Finding | None:
 
 _RULES: tuple[Callable[[Case], Finding | None], ...] = (
     adapter_table, gain_of_weight_norm, lookup_table, norm_gain, weight_of_layer, attention_projection,
-    recurrent_weight, experts, router, bilinear, shared_space, raw_map, codebook, no_map, bias, scale, vector,
+    recurrent_weight, experts, mixed_convolution, router, bilinear, shared_space, raw_map, codebook, no_map, bias,
+    scale, adapter_factor, vector,
 )  # fmt: skip
 
 

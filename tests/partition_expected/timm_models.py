@@ -190,4 +190,13 @@ TIMM: Expected = {
     "tiny_vit_5m_224": {"stages.1.blocks.0.attn.qkv.weight": hidden(*[(128, 128)] * 3)},
     "sequencer2d_s": {"stages.0.blocks.0.rnn_tokens.rnn_v.weight_ih_l0": hidden(*[(48, 192)] * 4)},
     "fastvit_t8": {"stem.0.conv_scale.conv.weight": first((48, 3)), "stages.0.blocks.0.layer_scale.gamma": BIAS},
+    # convolutions mixed from experts, and maps fused under other names
+    "efficientnet_cc_b0_4e": {
+        "blocks.4.0.conv_pw.weight": hidden(*[(480, 80)] * 4),
+        "blocks.4.0.conv_dw.weight": FIXED,
+    },
+    "tnt_s_patch16_224": {"blocks.0.attn_in.qk.weight": hidden((24, 24), (24, 24))},
+    "lambda_resnet50ts": {"stages.2.1.self_attn.qkv.weight": hidden((64, 256), (16, 256), (64, 256))},
+    "efficientvim_m1": {"stages.0.blocks.0.mixer.hz_proj.conv.weight": hidden((128, 128), (128, 128))},
+    "vit_small_patch16_rope_mixed_224": {"rope.freqs": FIXED},
 }

@@ -412,4 +412,86 @@ MODELS: dict[str, Case] = {
             "transformer.mask_emb": FIXED,
         },
     ),
+    # heads that are registered out of order, beside each other or under a method's name
+    "sam": (
+        "SamModel",
+        {},
+        {
+            "mask_decoder.iou_prediction_head.proj_out.weight": head((4, 256)),
+            "mask_decoder.iou_prediction_head.layers.0.weight": hidden((256, 256)),
+        },
+    ),
+    "owlvit": (
+        "OwlViTForObjectDetection",
+        {},
+        {"box_head.dense2.weight": head((4, 768)), "box_head.dense1.weight": hidden((768, 768))},
+    ),
+    "upernet": (
+        "UperNetForSemanticSegmentation",
+        {},
+        {
+            "decode_head.classifier.weight": head((2, 512)),
+            "decode_head.fpn_bottleneck.conv.weight": hidden((512, 18432)),
+        },
+    ),
+    "lxmert": (
+        "LxmertForPreTraining",
+        dict(TEXT, intermediate_size=24, l_layers=1, x_layers=1, r_layers=1),
+        {"obj_predict_head.decoder_dict.attr.weight": head((400, 16))},
+    ),
+    "idefics": (
+        "IdeficsForVisionText2Text",
+        dict(TEXT, intermediate_size=24, additional_vocab_size=3),
+        {"lm_head.weight": head((40, 16)), "lm_head.additional_fc.weight": head((3, 16))},
+    ),
+    "perceiver": (
+        "PerceiverForSequenceClassification",
+        dict(vocab_size=40, d_latents=16, d_model=16, num_latents=4, num_blocks=1, num_self_attends_per_block=1),
+        {"perceiver.decoder.decoder.final_layer.weight": head((2, 16))},
+    ),
+    "decision transformer": (
+        "DecisionTransformerModel",
+        dict(hidden_size=16, n_layer=1, n_head=4),
+        {"embed_return.weight": first((16, 1)), "predict_action.0.weight": head((4, 16))},
+    ),
+    "dac": (
+        "DacModel",
+        dict(encoder_hidden_size=4, decoder_hidden_size=32, n_codebooks=1),
+        {"decoder.conv2.weight": head((1, 14)), "encoder.conv1.weight": first((4, 7))},
+    ),
+    "unispeech-sat": (
+        "UniSpeechSatForPreTraining",
+        dict(SPEECH, num_clusters=7, codevector_dim=6),
+        {"label_embeddings_concat": table(7, 6)},
+    ),
+    # maps that are fused under other names
+    "qwen3-next with gated attention": (
+        "Qwen3NextForCausalLM",
+        dict(
+            LLAMA, head_dim=4, num_experts=2, moe_intermediate_size=8, shared_expert_intermediate_size=8,
+            layer_types=["full_attention"] * 2,
+        ),
+        {"model.layers.0.self_attn.q_proj.weight": hidden((16, 16), (16, 16))},
+    ),
+    "wav2vec2-conformer": (
+        "Wav2Vec2ConformerForXVector",
+        dict(SPEECH, tdnn_dim=(8, 8), tdnn_kernel=(3, 1), tdnn_dilation=(1, 1), xvector_output_dim=6),
+        {
+            "wav2vec2_conformer.encoder.layers.0.conv_module.pointwise_conv1.weight": hidden((16, 16), (16, 16)),
+            "objective.weight": head((2, 6)),
+        },
+    ),
+    "levit": (
+        "LevitForImageClassificationWithTeacher",
+        {},
+        {
+            "levit.encoder.stages.0.layers.8.keys_values.linear.weight": hidden((128, 128), (512, 128)),
+            "classifier_distill.linear.weight": head((2, 384)),
+        },
+    ),
+    "focalnet": (
+        "FocalNetForImageClassification",
+        {},
+        {"focalnet.encoder.stages.0.layers.0.modulation.projection_in.weight": hidden((96, 96), (96, 96), (3, 96))},
+    ),
 }  # fmt: skip
