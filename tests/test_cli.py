@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+from rich.console import Console
 
-from lightning_gluon import METHODS, Gluon
+from lightning_gluon import METHODS, Gluon, tables
 from lightning_gluon.__main__ import main
 from lightning_gluon.callbacks import GluonOptimizer
 from lightning_gluon.cli import GluonCLI
@@ -204,6 +206,9 @@ def test_methods_prints_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     main(["methods"])
     table = capsys.readouterr().out
     assert all(f"│ {name} " in table for name in METHODS)
+    narrow = io.StringIO()
+    Console(file=narrow, width=80).print(tables._overview(narrow=True))
+    assert all(f"│ {name} " in narrow.getvalue() for name in METHODS)
     main(["methods", "limuon"])
     assert "rank=None" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"a method out of gluon, .* got 'limoun'"):
