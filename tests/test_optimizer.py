@@ -436,6 +436,22 @@ def test_mixed_groups_with_their_own_options() -> None:
     assert "exp_avg" in optimizer.state[net[0].bias] and "momentum" in optimizer.state[net[5].weight]
 
 
+def test_groups_without_a_role_are_routed_by_shape_and_named_apart() -> None:
+    net = network()
+    groups = [{"params": net[0].parameters(), "lr": 0.1, "name": "stem"}, {"params": net[2].parameters()}]
+    optimizer = Gluon([*groups, {"params": net[5].parameters()}], lr=0.02)
+    assert [(g["name"], g["role"], g["norm"], g["lr"]) for g in optimizer.param_groups] == [
+        ("stem-hidden", "hidden", "spectral", 0.1),
+        ("stem-bias", "bias", "rms", 0.1),
+        ("hidden", "hidden", "spectral", 0.02),
+        ("bias", "bias", "rms", 0.02),
+        ("hidden_2", "hidden", "spectral", 0.02),
+        ("bias_2", "bias", "rms", 0.02),
+    ]
+    names = [layer.name for layer in optimizer.layers()]
+    assert len(set(names)) == len(names)
+
+
 def test_one_radius_per_layer() -> None:
     net = network(torch.float64)
     optimizer = Gluon([{"params": [net[0].weight, net[2].weight], "role": "hidden", "radius": [1.0, 4.0]}], lr=0.1,
