@@ -109,6 +109,26 @@ def test_options_are_checked_before_the_module_is_routed() -> None:
         Gluon(net, lr=0.1, nesterov=True)
 
 
+def test_no_state_at_all() -> None:
+    net = network()
+    optimizer = Gluon(net, lr=0.1)
+    with pytest.raises(ValueError, match=r"with `state` and `param_groups`, but got \['0.weight', "):
+        optimizer.load_state_dict(net.state_dict())
+    with pytest.raises(ValueError, match=r"but got NoneType"):
+        optimizer.load_state_dict(None)  # type: ignore[arg-type]
+
+
+def test_state_of_a_model_with_other_frozen_parameters() -> None:
+    net = network()
+    whole = Gluon(net, lr=0.1).state_dict()
+    net[0].requires_grad_(False)
+    part = Gluon(net, lr=0.1)
+    with pytest.raises(ValueError, match=r"hidden \(1\), .* and no parameter '0.weight'. .*same parameters frozen"):
+        part.load_state_dict(whole)
+    with pytest.raises(ValueError, match=r"and a new parameter '0.weight'"):
+        Gluon(network(), lr=0.1).load_state_dict(part.state_dict())
+
+
 @pytest.mark.parametrize(
     ("method", "message"),
     [

@@ -394,6 +394,17 @@ def test_nonfinite_gradients() -> None:
             )
 
 
+def test_state_is_matched_without_the_names_of_wrappers() -> None:
+    net = network()
+    optimizer, wrapped = Gluon(net, lr=0.1), Gluon(torch.compile(net, backend="eager"), lr=0.2)
+    assert wrapped.param_groups[0]["param_names"][0] == "_orig_mod.0.weight"
+    backward(net, 0)
+    optimizer.step()
+    wrapped.load_state_dict(optimizer.state_dict())
+    assert wrapped.param_groups[0]["lr"] == 0.1
+    assert torch.equal(wrapped.state[net[0].weight]["momentum"], optimizer.state[net[0].weight]["momentum"])
+
+
 # ---------------------------------------------------------------- groups
 
 
