@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from lightning_gluon.checks import NOISE_FLOOR
-from lightning_gluon.groups import find_method
+from lightning_gluon.groups import check_options, find_method
 from lightning_gluon.optimizer import Gluon
+from lightning_gluon.partition import partition as route
 from lightning_gluon.radius import RadiusSchedule, Schedule
 
 if TYPE_CHECKING:
     from lightning_gluon.partition import Partition
+    from lightning_gluon.partition.overrides import Rules
 
 __all__ = ["configure_optimizers", "equivalent_learning_rates"]
 
@@ -41,6 +43,7 @@ def configure_optimizers(
     decay: float = 0.2,
     total_steps: int | None = None,
     partition: Partition | None = None,
+    rules: Rules | None = None,
     **options: Any,
 ) -> Any:
     """Partition a module, build the optimizer of a method, and schedule it: what `configure_optimizers` returns.
@@ -61,6 +64,7 @@ def configure_optimizers(
         decay: Share of the steps that `wsd` decays over.
         total_steps: Optimizer steps in all; default: the Trainer's `estimated_stepping_batches`.
         partition: A partition to use instead of `lightning_gluon.partition(module)`.
+        rules: Roles by name glob or module type, for `lightning_gluon.partition`, as in `{"stem.*": "hidden"}`.
         **options: `compile` and the options of the method, see `Gluon`.
 
     Returns:
@@ -83,9 +87,15 @@ def configure_optimizers(
     row = find_method(method)
     trainer = _trainer(module)
     length = total_steps
-    if length is None and trainer is not None and (schedule not in ("constant", "theory") or 0 < warmup < 1):
+    fraction = isinstance(warmup, float) and 0 < warmup < 1
+    if length is None and trainer is not None and (schedule not in ("constant", "theory") or fraction):
         length = _stepping_batches(trainer)
     plan = Schedule(schedule, length, _warmup_steps(warmup, length), decay, row.theory)
+    check_options(method, [option for option in options if option != "compile"])
+    if rules is not None:
+        if partition is not None:
+            raise ValueError("Expected `partition` or `rules`, but got both. Give the rules to the partition.")
+        partition = route(module, rules=rules)
     if isinstance(lr, str):
         lr = _calibrated(lr, module, trainer)
     if trainer is not None:
@@ -155,7 +165,7 @@ def _warmup_steps(warmup: int | float, total_steps: int | None) -> int:
                 f"`warmup`={warmup} is a share of all steps, but `total_steps` is unknown. Pass `total_steps=`."
             )
         return round(warmup * total_steps)
-    if warmup != int(warmup) or warmup < 0:
+    if not isinstance(warmup, (int, float)) or warmup != int(warmup) or warmup < 0:
         raise ValueError(f"Expected `warmup` to be a number of steps >= 0 or a share in (0, 1), but got {warmup!r}.")
     return int(warmup)
 
