@@ -260,6 +260,16 @@ def test_partition_of_a_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: 
     assert "GPU available" not in printed.err
 
 
+def test_partition_of_the_configuration_saved_with_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    saved = {"model": {"class_path": "BoringModel"}, "optimizer": {"lr": 0.1}, "ckpt_path": None, "weights_only": None}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    main(["partition", "-c", str(tmp_path / "config.yaml")])
+    assert "layer.weight" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
