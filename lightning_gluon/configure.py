@@ -90,7 +90,7 @@ def configure_optimizers(
     fraction = isinstance(warmup, float) and 0 < warmup < 1
     if length is None and trainer is not None and (schedule not in ("constant", "theory") or fraction):
         length = _stepping_batches(trainer)
-    plan = Schedule(schedule, length, _warmup_steps(warmup, length), decay, row.theory)
+    plan = Schedule(schedule, length, warmup_steps(warmup, length), decay, row.theory)
     check_options(method, [option for option in options if option != "compile"])
     if rules is not None:
         if partition is not None:
@@ -123,8 +123,7 @@ def configure_optimizers(
 
 def _calibrated(lr: str, module: nn.Module, trainer: Any) -> float:
     """Let a callback find the radius, and return the learning rate it works under."""
-    if lr != "auto":
-        raise ValueError(f"Expected `lr` to be a number or 'auto', but got {lr!r}.")
+    check_lr(lr)
     if trainer is None:
         raise ValueError(
             "`lr='auto'` adds a callback to the module's Trainer, but this module has none yet. Call this function "
@@ -158,7 +157,14 @@ def _stepping_batches(trainer: Any) -> int:
     return length
 
 
-def _warmup_steps(warmup: int | float, total_steps: int | None) -> int:
+def check_lr(lr: Any) -> None:
+    """Raise for a word that is no way to find the radius."""
+    if isinstance(lr, str) and lr != "auto":
+        raise ValueError(f"Expected `lr` to be a number or 'auto', but got {lr!r}.")
+
+
+def warmup_steps(warmup: int | float, total_steps: int | None) -> int:
+    """Return the steps of a warmup that may be given as a share of all steps."""
     if isinstance(warmup, float) and 0 < warmup < 1:
         if total_steps is None or not math.isfinite(total_steps):
             raise ValueError(
@@ -187,6 +193,9 @@ def equivalent_learning_rates(radius: float, shape: tuple[int, int]) -> dict[str
     Returns:
         Learning rates by optimizer, and the RMS of one update under `update_rms`.
 
+    Raises:
+        ValueError: If the shape is not that of a matrix.
+
     References:
         Moonlight, arXiv 2502.16982 (update RMS 0.2). Scion, arXiv 2502.07529 (radius 50).
 
@@ -194,6 +203,8 @@ def equivalent_learning_rates(radius: float, shape: tuple[int, int]) -> dict[str
         >>> {name: round(lr, 4) for name, lr in equivalent_learning_rates(0.02, (3072, 768)).items()}
         {'muon': 0.02, 'scion': 0.0004, 'moonlight': 0.0036, 'adamw': 0.0036, 'update_rms': 0.0007}
     """
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f"Expected `shape` to be (out, in) of a matrix, but got {tuple(shape)}.")
     m, n = shape
     spectral = radius * math.sqrt(m / n)
     update_rms = spectral * math.sqrt(min(m, n) / (m * n))

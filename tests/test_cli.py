@@ -89,6 +89,17 @@ def test_rules_reach_the_partition(tmp_path: Path) -> None:
     assert roles["layer.weight"] == "elementwise"
 
 
+def test_a_schedule_is_checked_before_any_model_is_built() -> None:
+    for options, message in (
+        ({"schedule": "cos"}, "`schedule`"),
+        ({"warmup": -1}, "`warmup`"),
+        ({"lr": "Auto"}, "`lr`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GluonOptimizer("gluon", **{"lr": 0.1, **options})
+    GluonOptimizer("gluon", lr="auto", schedule="cosine", warmup=0.1)  # a length is asked of the Trainer later
+
+
 def test_every_option_of_every_method_is_an_argument() -> None:
     accepted = set(inspect.signature(GluonOptimizer).parameters)
     options = {*COMMON, "start", "scaling"}.union(*(row.options for row in ESTIMATORS.values()))
@@ -157,6 +168,9 @@ def test_fast_dev_run(tmp_path: Path) -> None:
     [
         (["--optimizer.method=muom", "--optimizer.lr=0.1"], r"`method` to be one of gluon, .*adamw.* got 'muom'"),
         (["--optimizer.lr=0.1", "--optimizer.rank=4"], r"[Oo]ption `rank` for method 'gluon'.*orthogonalizer"),
+        (["--optimizer.lr=0.1", "--optimizer.schedule=cos"], r"`schedule` to be one of constant, .* got 'cos'"),
+        (["--optimizer.lr=0.1", "--optimizer.warmup=-1"], r"`warmup` to be a number of steps"),
+        (["--optimizer.lr=0.1", "--optimizer.decay=2"], r"`decay` to satisfy 0 < decay <= 1"),
         (["--optimizer.lr=-1"], r"`lr`.* 0 <= lr"),
         (["--optimizer.lr=0.1", "--optimizer.radius={hiden: 1}"], r"hidden, embedding, .* got 'hiden'"),
     ],

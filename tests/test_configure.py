@@ -109,6 +109,12 @@ def test_conversions_give_the_same_spectral_size() -> None:
         assert (ours * u @ vh).square().mean().sqrt().item() == pytest.approx(rms, rel=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(3,), (64, 3, 3, 3), (3, 0)])
+def test_conversions_are_of_matrices(shape: tuple) -> None:
+    with pytest.raises(ValueError, match=r"`shape` to be \(out, in\) of a matrix, but got \("):
+        equivalent_learning_rates(0.02, shape)
+
+
 def test_rules_and_partitions_are_taken() -> None:
     net = network()
     routes = lightning_gluon.partition(net, rules={"4.weight": "hidden"})
