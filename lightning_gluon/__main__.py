@@ -52,7 +52,7 @@ def _train(arguments: list[str] | None) -> None:
         raise SystemExit('Expected `jsonargparse` to be installed. Run: pip install "lightning-gluon[cli]"') from error
     from lightning_gluon.cli import GluonCLI
 
-    GluonCLI(args=arguments)
+    GluonCLI(args=arguments, parser_kwargs={"prog": "lightning-gluon"})
 
 
 if __name__ == "__main__":

@@ -117,7 +117,20 @@ class ModelCLI(GluonCLI):
     """
 
     def __init__(self, args: list[str]) -> None:
-        super().__init__(args=args, run=False, save_config_callback=None, seed_everything_default=False)
+        names = {"prog": "lightning-gluon partition"}
+        super().__init__(
+            args=args, run=False, save_config_callback=None, seed_everything_default=False, parser_kwargs=names
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the `optimizer` section, and what the configuration saved with a run holds beside it.
+
+        Args:
+            parser: The parser.
+        """
+        super().add_arguments_to_parser(parser)
+        for key in ("ckpt_path", "weights_only"):
+            parser.add_argument(f"--{key}", type=Any, default=None)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the arguments; the parent warns if the process has others.

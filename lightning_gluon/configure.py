@@ -10,12 +10,14 @@ import torch
 from torch import nn
 
 from lightning_gluon.checks import NOISE_FLOOR
-from lightning_gluon.groups import find_method
+from lightning_gluon.groups import check_options, find_method
 from lightning_gluon.optimizer import Gluon
+from lightning_gluon.partition import partition as route
 from lightning_gluon.radius import RadiusSchedule, Schedule
 
 if TYPE_CHECKING:
     from lightning_gluon.partition import Partition
+    from lightning_gluon.partition.overrides import Rules
 
 __all__ = ["configure_optimizers", "equivalent_learning_rates"]
 
@@ -41,6 +43,7 @@ def configure_optimizers(
     decay: float = 0.2,
     total_steps: int | None = None,
     partition: Partition | None = None,
+    rules: Rules | None = None,
     **options: Any,
 ) -> Any:
     """Partition a module, build the optimizer of a method, and schedule it: what `configure_optimizers` returns.
@@ -61,6 +64,7 @@ def configure_optimizers(
         decay: Share of the steps that `wsd` decays over.
         total_steps: Optimizer steps in all; default: the Trainer's `estimated_stepping_batches`.
         partition: A partition to use instead of `lightning_gluon.partition(module)`.
+        rules: Roles by name glob or module type, for `lightning_gluon.partition`, as in `{"stem.*": "hidden"}`.
         **options: `compile` and the options of the method, see `Gluon`.
 
     Returns:
@@ -83,9 +87,15 @@ def configure_optimizers(
     row = find_method(method)
     trainer = _trainer(module)
     length = total_steps
-    if length is None and trainer is not None and (schedule not in ("constant", "theory") or 0 < warmup < 1):
+    fraction = isinstance(warmup, float) and 0 < warmup < 1
+    if length is None and trainer is not None and (schedule not in ("constant", "theory") or fraction):
         length = _stepping_batches(trainer)
-    plan = Schedule(schedule, length, _warmup_steps(warmup, length), decay, row.theory)
+    plan = Schedule(schedule, length, warmup_steps(warmup, length), decay, row.theory)
+    check_options(method, [option for option in options if option != "compile"])
+    if rules is not None:
+        if partition is not None:
+            raise ValueError("Expected `partition` or `rules`, but got both. Give the rules to the partition.")
+        partition = route(module, rules=rules)
     if isinstance(lr, str):
         lr = _calibrated(lr, module, trainer)
     if trainer is not None:
@@ -113,8 +123,7 @@ def configure_optimizers(
 
 def _calibrated(lr: str, module: nn.Module, trainer: Any) -> float:
     """Let a callback find the radius, and return the learning rate it works under."""
-    if lr != "auto":
-        raise ValueError(f"Expected `lr` to be a number or 'auto', but got {lr!r}.")
+    check_lr(lr)
     if trainer is None:
         raise ValueError(
             "`lr='auto'` adds a callback to the module's Trainer, but this module has none yet. Call this function "
@@ -148,14 +157,21 @@ def _stepping_batches(trainer: Any) -> int:
     return length
 
 
-def _warmup_steps(warmup: int | float, total_steps: int | None) -> int:
+def check_lr(lr: Any) -> None:
+    """Raise for a word that is no way to find the radius."""
+    if isinstance(lr, str) and lr != "auto":
+        raise ValueError(f"Expected `lr` to be a number or 'auto', but got {lr!r}.")
+
+
+def warmup_steps(warmup: int | float, total_steps: int | None) -> int:
+    """Return the steps of a warmup that may be given as a share of all steps."""
     if isinstance(warmup, float) and 0 < warmup < 1:
         if total_steps is None or not math.isfinite(total_steps):
             raise ValueError(
                 f"`warmup`={warmup} is a share of all steps, but `total_steps` is unknown. Pass `total_steps=`."
             )
         return round(warmup * total_steps)
-    if warmup != int(warmup) or warmup < 0:
+    if not isinstance(warmup, (int, float)) or warmup != int(warmup) or warmup < 0:
         raise ValueError(f"Expected `warmup` to be a number of steps >= 0 or a share in (0, 1), but got {warmup!r}.")
     return int(warmup)
 
@@ -177,6 +193,9 @@ def equivalent_learning_rates(radius: float, shape: tuple[int, int]) -> dict[str
     Returns:
         Learning rates by optimizer, and the RMS of one update under `update_rms`.
 
+    Raises:
+        ValueError: If the shape is not that of a matrix.
+
     References:
         Moonlight, arXiv 2502.16982 (update RMS 0.2). Scion, arXiv 2502.07529 (radius 50).
 
@@ -184,6 +203,8 @@ def equivalent_learning_rates(radius: float, shape: tuple[int, int]) -> dict[str
         >>> {name: round(lr, 4) for name, lr in equivalent_learning_rates(0.02, (3072, 768)).items()}
         {'muon': 0.02, 'scion': 0.0004, 'moonlight': 0.0036, 'adamw': 0.0036, 'update_rms': 0.0007}
     """
+    if len(shape) != 2 or min(shape) < 1:
+        raise ValueError(f"Expected `shape` to be (out, in) of a matrix, but got {tuple(shape)}.")
     m, n = shape
     spectral = radius * math.sqrt(m / n)
     update_rms = spectral * math.sqrt(min(m, n) / (m * n))

@@ -18,7 +18,7 @@ from lightning_gluon.partition import Partition, partition
 from lightning_gluon.partition.route import Route, default_norm
 from lightning_gluon.plan import MATRIX_NORMS, factored_of, views_of
 
-__all__ = ["build_groups", "complete_group", "find_method"]
+__all__ = ["build_groups", "check_options", "complete_group", "find_method"]
 
 # Options of every group beside its estimator's, with their defaults.
 COMMON: dict[str, Any] = {
@@ -29,8 +29,10 @@ COMMON: dict[str, Any] = {
     "on_nonfinite": "raise",
     "noise_floor": None,  # gradients below this share of their layer's largest are rounding noise; None: by dtype
 }
+LISTED = ("params", "param_names", "views", "radius")  # one entry per parameter; the radius, if it is a list
 CHOICES = {
     "orthogonalizer": ORTHOGONALIZERS,
+    "orthogonalizer_dtype": ("bfloat16", "float16", "float32", "float64", None),
     "on_nonfinite": ("raise", "skip", "ignore"),
     "start": ("gradient", "zero"),
     "reference": ("copy", "step", "step8"),
@@ -53,12 +55,33 @@ RANGES = {
     "noise_floor": (0, 1),
 }
 
+# The least value, and what the error says of it.
+WHOLE_NUMBERS = {
+    "rank": (1, " >= 1, or None for the full carry"),
+    "orthogonalizer_steps": (1, " >= 1, or None for the default"),
+    "every": (1, " of steps >= 1"),
+    "oversampling": (0, " >= 0"),
+    "power_iterations": (0, " >= 0"),
+    "seed": (-(2**63), ""),
+}
+
 
 def find_method(name: str) -> Method:
     """Return a row of the method table, or raise naming the rows there are."""
     if name not in METHODS:
         raise ValueError(f"Expected `method` to be one of {', '.join(METHODS)}, but got {name!r}.")
     return METHODS[name]
+
+
+def check_options(method: str, options: Iterable[str]) -> None:
+    """Raise unless a method knows all of its options, before anything is made of them."""
+    row = find_method(method)
+    accepted = {*COMMON, "start", "scaling"}.union(*(ESTIMATORS[name].options for name in row.estimators))
+    for option in options:
+        if option not in accepted:
+            raise ValueError(
+                f"Unknown option `{option}` for method {method!r}. Expected one of: {', '.join(sorted(accepted))}."
+            )
 
 
 def build_groups(
@@ -89,13 +112,9 @@ def build_groups(
         ValueError: If a name, a value or a parameter is not what the method can take.
     """
     row = find_method(method)
+    check_options(method, options)
     radii = _radii(row, radius)
-    accepted = {*COMMON, "start", "scaling"}.union(*(ESTIMATORS[name].options for name in row.estimators))
-    for option in options:
-        if option not in accepted:
-            raise ValueError(
-                f"Unknown option `{option}` for method {method!r}. Expected one of: {', '.join(sorted(accepted))}."
-            )
+    _check_roles("weight_decay", weight_decay)
     partial = _from_source(source, row)
     lacking = set(radius or ()) - {group["role"] for group in partial}
     if lacking and partial:
@@ -121,11 +140,14 @@ def _radii(row: Method, radius: Mapping[str, float] | None) -> dict[str, float]:
     radii = {role: rule.radius for role, rule in row.rules.items()}
     if radius is not None and not isinstance(radius, Mapping):
         raise ValueError(f"Expected `radius` to map roles to radii, such as {{'bias': 0.1}}, but got {radius!r}.")
-    for role, value in (radius or {}).items():
+    _check_roles("radius", radius)
+    return {**radii, **(radius or {})}
+
+
+def _check_roles(key: str, by_role: Any) -> None:
+    for role in by_role if isinstance(by_role, Mapping) else ():
         if role not in ROLES:
-            raise ValueError(f"Expected the keys of `radius` to be among {', '.join(ROLES)}, but got {role!r}.")
-        radii[role] = value
-    return radii
+            raise ValueError(f"Expected the keys of `{key}` to be among {', '.join(ROLES)}, but got {role!r}.")
 
 
 def _from_source(source: Any, row: Method) -> list[dict[str, Any]]:
@@ -137,7 +159,7 @@ def _from_source(source: Any, row: Method) -> list[dict[str, Any]]:
         if not groups:
             raise ValueError("The module has no trainable parameter: every one has `requires_grad=False`.")
         return groups
-    if isinstance(source, (Tensor, Mapping)):
+    if isinstance(source, (Tensor, Mapping)) or not isinstance(source, Iterable):
         raise TypeError(
             f"Expected a module, a partition, named parameters or a list of groups, got {type(source).__name__}."
         )
@@ -145,7 +167,7 @@ def _from_source(source: Any, row: Method) -> list[dict[str, Any]]:
     if not items:
         raise ValueError("The optimizer got an empty list of parameters.")
     if all(isinstance(item, Mapping) for item in items):
-        return [_from_group(dict(item)) for item in items]
+        return [group for item in items for group in _from_group(dict(item))]
     return _by_shape(items)
 
 
@@ -195,7 +217,16 @@ def _by_shape(items: Iterable[Tensor | tuple[str, Tensor]]) -> list[dict[str, An
     return list(groups.values())
 
 
-def _from_group(group: dict[str, Any]) -> dict[str, Any]:
+def _from_group(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Complete a given group; without a role it becomes two where it holds matrices and vectors."""
+    if "params" not in group:
+        raise ValueError(f"Expected every group to have `params`, but one has only: {', '.join(map(str, group))}.")
+    if "use_muon" in group:
+        raise ValueError(
+            "Expected groups to say what they are by `role`, but got `use_muon`. Pass the model itself, which is "
+            "routed by what each layer is, or role='hidden' for True, and for False 'embedding', 'head' or 'bias', "
+            "with radius=1.0 where `lr` is to be AdamW's own."
+        )
     params = group["params"]
     params = [params] if isinstance(params, Tensor) else list(params)
     named = [item if isinstance(item, tuple) else (None, item) for item in params]
@@ -203,11 +234,26 @@ def _from_group(group: dict[str, Any]) -> dict[str, Any]:
     if "param_names" not in group:
         base = group.get("name", group.get("role", "param"))
         group["param_names"] = [name or f"{base}_{index}" for index, (name, _) in enumerate(named)]
-    if "role" not in group:
-        group["role"] = "hidden" if all(parameter.ndim >= 2 for parameter in group["params"]) else "bias"
-    group.setdefault("name", group["role"])
     group.setdefault("views", [None] * len(group["params"]))
-    return group
+    parts = [group] if "role" in group else _split_by_shape(group)
+    for part in parts:
+        part.setdefault("name", part["role"])
+    return parts
+
+
+def _split_by_shape(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return a group without a role as one of matrices and one of vectors, as far as it has both."""
+    roles = ["hidden" if parameter.ndim >= 2 else "bias" for parameter in group["params"]]
+    if len(set(roles)) < 2:
+        return [{**group, "role": roles[0] if roles else "hidden"}]
+    listed = [key for key in LISTED if isinstance(group.get(key), (list, tuple)) and len(group[key]) == len(roles)]
+    parts = []
+    for role in dict.fromkeys(roles):
+        part = {**group, "role": role, "name": f"{group['name']}-{role}" if "name" in group else role}
+        for key in listed:
+            part[key] = [value for value, own in zip(group[key], roles, strict=True) if own == role]
+        parts.append(part)
+    return parts
 
 
 def complete_group(group: dict[str, Any], row: Method) -> dict[str, Any]:
@@ -274,7 +320,7 @@ def check_number(key: str, value: Any, where: str = "") -> None:
     """Raise unless a number lies in the range of its option."""
     low, high = RANGES.get(key, (0, math.inf))
     try:
-        ok = low <= float(value) < high
+        ok = not isinstance(value, str) and low <= float(value) < high
     except (TypeError, ValueError):
         ok = False
     if not ok:
@@ -285,18 +331,38 @@ def _check_group(group: dict[str, Any]) -> None:
     where = f" of group {group['name']!r}"
     for key in CHOICES:
         _check_choice(group, key)
+    _check_lr(group, where)
+    for key in RANGES:
+        if key in group and not (group[key] is None and key in ("noise_floor", "clip")):
+            check_number(key, group[key], where)
+    if "q" in group and not (isinstance(group["q"], (int, float)) and 0 < group["q"] <= 1):
+        raise ValueError(f"Expected `q`{where} to satisfy 0 < q <= 1, but got {group['q']!r}.")
+    _check_betas(group, where)
+    _check_whole_numbers(group, where)
+    _check_radius(group, where)
+    _check_parameters(group, where)
+
+
+def _check_lr(group: dict[str, Any], where: str) -> None:
     if group["lr"] is None:
         raise ValueError(f"`lr`{where} is missing: it is the hidden radius, such as lr=0.02.")
-    for key in RANGES:
-        if group.get(key) is not None:
-            check_number(key, group[key], where)
-    if group.get("q") is not None and not 0 < group["q"] <= 1:
-        raise ValueError(f"Expected `q`{where} to satisfy 0 < q <= 1, but got {group['q']!r}.")
+    if group["lr"] == "auto":
+        raise ValueError(
+            f"Expected `lr`{where} to be a number, but got 'auto', which `lightning_gluon.configure_optimizers` knows: "
+            "it adds a callback to the module's Trainer."
+        )
+
+
+def _check_betas(group: dict[str, Any], where: str) -> None:
     if "betas" in group:
+        if not isinstance(group["betas"], (list, tuple)) or len(group["betas"]) != 2:
+            raise ValueError(f"Expected `betas`{where} to be two numbers, but got {group['betas']!r}.")
         group["betas"] = tuple(group["betas"])
         for beta in group["betas"]:
             check_number("momentum", beta, f" (betas){where}")
-    _check_radius(group, where)
+
+
+def _check_parameters(group: dict[str, Any], where: str) -> None:
     if len(group["param_names"]) != len(group["params"]) or len(group["views"]) != len(group["params"]):
         raise ValueError(f"`param_names` and `views`{where} must be as long as `params` ({len(group['params'])}).")
     for name, parameter in zip(group["param_names"], group["params"], strict=True):
@@ -307,7 +373,6 @@ def _check_group(group: dict[str, Any]) -> None:
                 f"Norm {group['norm']!r}{where} is a norm of matrices, but {name!r} has shape "
                 f"{tuple(parameter.shape)}. Give it the role 'bias', or the norm 'rms'."
             )
-    _check_low_rank(group, where)
 
 
 def _check_radius(group: dict[str, Any], where: str) -> None:
@@ -322,17 +387,12 @@ def _check_radius(group: dict[str, Any], where: str) -> None:
         check_number("radius", value, where)
 
 
-def _check_low_rank(group: dict[str, Any], where: str) -> None:
-    rank = group.get("rank")
-    if rank is not None and (not isinstance(rank, int) or rank < 1):
-        raise ValueError(
-            f"Expected `rank`{where} to be a whole number >= 1, or None for the full carry, but got {rank!r}."
-        )
-    if "every" in group and (not isinstance(group["every"], int) or group["every"] < 1):
-        raise ValueError(f"Expected `every`{where} to be a whole number of steps >= 1, but got {group['every']!r}.")
-    for key in ("oversampling", "power_iterations"):
-        if key in group and (not isinstance(group[key], int) or group[key] < 0):
-            raise ValueError(f"Expected `{key}`{where} to be a whole number >= 0, but got {group[key]!r}.")
+def _check_whole_numbers(group: dict[str, Any], where: str) -> None:
+    for key, (least, what) in WHOLE_NUMBERS.items():
+        value = group.get(key, least)
+        optional = key in ("rank", "orthogonalizer_steps") and value is None
+        if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise ValueError(f"Expected `{key}`{where} to be a whole number{what}, but got {value!r}.")
 
 
 def _check_ranks_fit(groups: list[dict[str, Any]]) -> None:

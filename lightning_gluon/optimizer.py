@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lightning_gluon.checks import GradientCheck
 from lightning_gluon.conditions import check_star_convex
 from lightning_gluon.estimators import ESTIMATORS
-from lightning_gluon.groups import build_groups, complete_group, find_method, groups_of_routes
+from lightning_gluon.groups import build_groups, check_options, complete_group, find_method, groups_of_routes
 from lightning_gluon.layers import Layer
 from lightning_gluon.orthogonalize import Workspace
 from lightning_gluon.partition import Partition, partition
@@ -55,8 +55,8 @@ class Gluon(Optimizer):
 
     Args:
         params: An `nn.Module` or a `Partition` (routed by what each layer is), `named_parameters()` or parameters
-            (routed by shape alone: matrices hidden, vectors bias), or groups: dicts with `params`, a `role`, and any
-            option.
+            (routed by shape alone: matrices hidden, vectors bias), or groups: dicts with `params`, a `role` (without
+            one they are routed by shape), and any option.
         lr: Hidden radius, in the layer's own norm; schedules act on it.
         method: A row of `lightning_gluon.METHODS`; it gives each role its norm, estimator and relative radius.
         weight_decay: Decoupled decay in units of 1 / lr, one value or one per role; default: the method's.
@@ -65,10 +65,11 @@ class Gluon(Optimizer):
         compile: Let `torch.compile` make one graph of the step (a string: its mode; `reduce-overhead` also captures a
             CUDA graph): the first step takes up to a minute, later ones launch fewer kernels. Learning rates and radii
             may change, momenta may not.
-        **options: `orthogonalizer` (`polar_express`, `newton_schulz`, `you`, `svd`), `orthogonalizer_steps`,
-            `orthogonalizer_dtype`, `momentum_dtype`, `on_nonfinite` (`raise`, `skip`, `ignore`), `noise_floor`, and
-            those of the method's estimators: `q`, `gamma`, `clip`, `rank`, `oversampling`, `power_iterations`,
-            `reference`, `betas`...
+        **options: `orthogonalizer` (`polar_express`, `you`, `jordan` or `newton_schulz`, `svd`) with its steps and
+            dtype as `orthogonalizer_steps` and `orthogonalizer_dtype`, `momentum_dtype`, `on_nonfinite` (`raise`,
+            `skip`, `ignore`), `noise_floor`, `start`, `scaling`, and those of the method's estimators, which
+            `lightning-gluon methods NAME` prints and `lightning_gluon.callbacks.GluonOptimizer` explains: `rank`,
+            `reference`, `fold`, `q`, `gamma`, `clip`, `betas`...
 
     Raises:
         ValueError: If an option is unknown or out of range, or a parameter does not fit its group's norm.
@@ -102,6 +103,7 @@ class Gluon(Optimizer):
         if not isinstance(compile, (bool, str)):
             raise ValueError(f"Expected `compile` to be a bool or a mode of torch.compile, but got {compile!r}.")
         self.compile = compile
+        check_options(method, options)
         if isinstance(params, nn.Module):
             params = partition(params)
         groups = build_groups(
@@ -120,7 +122,8 @@ class Gluon(Optimizer):
         self.reference_gradients: dict[Tensor, Tensor] = {}
         self.two_point = "closure"  # who takes the second gradient: step(closure) itself, a "callback", or "none"
         self._transient()
-        super().__init__(groups, {"lr": lr})
+        key = "betas" if all("betas" in group for group in groups) else "momentum"
+        super().__init__(groups, {"lr": lr, key: groups[0][key]})  # where `OneCycleLR`, `LearningRateMonitor` look
         if method == "muon-mvr":
             check_star_convex(self.layers())
 
@@ -160,12 +163,19 @@ class Gluon(Optimizer):
         Raises:
             ValueError: If a parameter is already in a group, or a value does not fit.
         """
+        if not isinstance(param_group, Mapping) or "params" not in param_group:
+            found = list(param_group) if isinstance(param_group, Mapping) else type(param_group).__name__
+            raise ValueError(f"Expected `param_group` to be a dict with `params`, but got {found}.")
         for group in self._complete(dict(param_group)):
             taken = {other["name"] for other in self.param_groups}
             base, count = group["name"], 2
             while group["name"] in taken:
                 group["name"], count = f"{base}_{count}", count + 1
             self._check_new(group)
+            names = {name for other in self.param_groups for name in other["param_names"]}
+            group["param_names"] = [
+                f"{name}_{group['name']}" if name in names else name for name in group["param_names"]
+            ]
             super().add_param_group(group)
         self._plans = {}
 
@@ -336,18 +346,18 @@ class Gluon(Optimizer):
         """Run the closure, a second time at the previous iterate where nobody else does."""
         if closure is None:
             return None
-        if self.reference_point is None or self.two_point != "closure" or not self.needs_reference:
-            with torch.enable_grad():
-                return closure()
         again = closure
-        if _is_lightning(closure):
+        if self.reference_point is not None and self.two_point == "closure" and _is_lightning(closure):
             module, _, again = closure.args  # again: the closure itself, without the hooks around it
-            if module.automatic_optimization:
+            if module.automatic_optimization:  # before the first step, which could still be taken
                 raise RuntimeError(
                     "This method takes a second gradient, which the closure alone cannot give exactly under Lightning. "
                     "Add `lightning_gluon.callbacks.VarianceReduction()` to the Trainer's callbacks, or build the "
                     "optimizer with `lightning_gluon.configure_optimizers`, which attaches it."
                 )
+        if self.reference_point is None or self.two_point != "closure" or not self.needs_reference:
+            with torch.enable_grad():
+                return closure()
         if self.reference_point == "transported":
             with self.at_reference(), torch.enable_grad():
                 return closure()

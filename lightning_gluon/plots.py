@@ -163,11 +163,9 @@ def _depth_figure(samples: Samples) -> Any:
         text.set(rotation=20, ha="right", rotation_mode="anchor", fontsize=8)
     axis.set(xlabel="block, then layers outside blocks", ylabel=r"$L_1$  [1 / norm]")
     if any(sample["L1"] > 0 for sample in last.values()):
-        from matplotlib.ticker import LogFormatter
-
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(LogFormatter())  # 60, not 6 x 10^1
-        axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(2, 0.4)))
+        axis.yaxis.set_major_formatter(_plain_numbers())
+        axis.yaxis.set_minor_formatter(_plain_numbers(minor_thresholds=(2, 0.4)))
     if blocks:
         axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
     figure.suptitle("Smoothness constant by depth (latest fit)", x=0.01, ha="left", fontweight="bold")
@@ -187,6 +185,17 @@ def _by_kind(last: Mapping[str, dict[str, Any]]) -> tuple[dict[str, list[tuple[i
         else:
             outside.append((".".join(name.removesuffix(".weight").split(".")[-2:]), sample))
     return blocks, outside
+
+
+def _plain_numbers(**options: Any) -> Any:
+    """A formatter of logarithmic axes that writes 60 and 0.6, not 6 x 10^1 and 6e-01."""
+    from matplotlib.ticker import LogFormatter
+
+    class Plain(LogFormatter):
+        def __call__(self, x: float, pos: int | None = None) -> str:
+            return f"{x:g}" if super().__call__(x, pos) else ""
+
+    return Plain(**options)
 
 
 def _shades(count: int) -> list[Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
@@ -31,16 +33,26 @@ def match_saved_state(
         The saved groups in the present order, and the state of every parameter on its device, dtypes kept.
 
     Raises:
-        ValueError: If a name is missing or unexpected, a group was stepped by another norm or estimator, or a buffer's
-            shape does not fit its parameter.
+        ValueError: If it is no optimizer's state, a name is missing or unexpected, a group was stepped by another norm
+            or estimator, or a buffer's shape does not fit its parameter.
     """
+    if not (isinstance(state_dict, Mapping) and {"state", "param_groups"} <= set(state_dict)):
+        raise ValueError(
+            "Expected what an optimizer's `state_dict()` returned, with `state` and `param_groups`, but got "
+            f"{list(state_dict)[:3] if isinstance(state_dict, Mapping) else type(state_dict).__name__}."
+        )
     saved = deepcopy(state_dict["param_groups"])
     by_name = {group.get("name"): group for group in saved}
     if len(by_name) == len(saved) and set(by_name) == {group["name"] for group in groups}:
         saved = [by_name[group["name"]] for group in groups]
     if [len(group["params"]) for group in saved] != [len(group["params"]) for group in groups]:
         present, other = (_sizes(some) for some in (groups, saved))
-        raise ValueError(f"The saved optimizer state has groups {other}, but this optimizer has {present}.")
+        present += _difference(groups, saved)
+        raise ValueError(
+            f"The saved optimizer state has groups {other}, but this optimizer has {present}. "
+            "Load it into the model it was saved from, with the same parameters frozen, or load only the model's "
+            "weights and let the optimizer start anew."
+        )
     state: dict[Tensor, dict[str, Any]] = {}
     for group, old in zip(groups, saved, strict=True):
         _check_same_method(group, old)
@@ -60,6 +72,16 @@ def _sizes(groups: list[dict[str, Any]]) -> str:
     return ", ".join(f"{group.get('name', '?')} ({len(group['params'])})" for group in groups)
 
 
+def _difference(groups: list[dict[str, Any]], saved: list[dict[str, Any]]) -> str:
+    """Name a parameter that only one side has."""
+    here, there = ({name: None for group in some for name in group.get("param_names", ())} for some in (groups, saved))
+    for some, other, what in ((here, there, "a new"), (there, here, "no")):
+        only = [name for name in some if name not in other]
+        if only and other:
+            return f" and {what} parameter {only[0]!r}"
+    return ""
+
+
 def _check_same_method(group: dict[str, Any], saved: dict[str, Any]) -> None:
     """Raise where loading would put another method, the saved one, in the place of the one that was asked for."""
     for key in ("norm", "estimator"):
@@ -77,6 +99,9 @@ def _positions(group: dict[str, Any], saved: dict[str, Any]) -> list[int]:
         return list(range(len(group["params"])))
     where = {name: index for index, name in enumerate(names)}
     missing = [name for name in group["param_names"] if name not in where]
+    unwrapped = {_unwrapped(name): index for name, index in where.items()}
+    if missing and len(unwrapped) == len(names) and all(_unwrapped(name) in unwrapped for name in group["param_names"]):
+        return [unwrapped[_unwrapped(name)] for name in group["param_names"]]
     if missing:
         extra = sorted(set(names) - set(group["param_names"]))
         raise ValueError(
@@ -84,6 +109,11 @@ def _positions(group: dict[str, Any], saved: dict[str, Any]) -> list[int]:
             f"{', '.join(map(repr, extra[:3]))} instead. Load it into the model it was saved from."
         )
     return [where[name] for name in group["param_names"]]
+
+
+def _unwrapped(name: str) -> str:
+    """Return a name as it is without `torch.compile`, Fabric or data parallelism around the module."""
+    return re.sub(r"(^|\.)((_orig_mod|_forward_module)\.)+", r"\1", name).removeprefix("module.")
 
 
 PARAMETER_SHAPED = ("momentum", "gradient_estimate", "last_gradient", "exp_avg", "exp_avg_sq", "previous")

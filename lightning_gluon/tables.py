@@ -20,6 +20,8 @@ from lightning_gluon.partition import partition as route
 
 __all__ = ["build_model", "methods", "partition"]
 
+WIDE = 160  # columns that the table of methods takes
+
 
 def methods(arguments: Sequence[str] = ()) -> None:
     """Print the method table, or the options of one method.
@@ -34,7 +36,8 @@ def methods(arguments: Sequence[str] = ()) -> None:
     parser.add_argument("name", nargs="?", help="print the rules and options of this method")
     name = parser.parse_args(list(arguments)).name
     if name is None:
-        _console().print(_overview())
+        console = _console()
+        console.print(_overview(narrow=console.width < WIDE))
     elif name in METHODS:
         _console().print(_detail(name))
     else:
@@ -47,14 +50,19 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=180)
 
 
-def _overview() -> Table:
+def _overview(*, narrow: bool = False) -> Table:
+    """The table of methods; a narrow one leaves out what `methods NAME` shows too."""
     table = Table(title="method = norm x estimator x radius, per role (`lightning-gluon methods NAME` for one)")
     for column in ("method", "hidden", "others", "gradients", "momentum", "decay", "what it is", "source"):
-        table.add_column(column)
+        if not (narrow and column in ("hidden", "others", "source")):
+            table.add_column(column, no_wrap=column not in ("others", "what it is", "source"))
     for name, row in METHODS.items():
         others = ", ".join(dict.fromkeys(_short(row, role) for role in ROLES if role != "hidden"))
-        cells = (_short(row, "hidden"), others, str(_gradients(row)), f"{row.momentum:g}", f"{row.weight_decay:g}")
-        table.add_row(name, *cells, row.summary, row.source)
+        numbers = (str(_gradients(row)), f"{row.momentum:g}", f"{row.weight_decay:g}")
+        if narrow:
+            table.add_row(name, *numbers, row.summary)
+        else:
+            table.add_row(name, _short(row, "hidden"), others, *numbers, row.summary, row.source)
     return table
 
 

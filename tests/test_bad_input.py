@@ -43,6 +43,19 @@ BAD_OPTIONS = [
     (dict(method="mars", gamma=-1), r"`gamma`"),
     (dict(momentum_dtype="int8"), r"`momentum_dtype` to be a floating-point dtype"),
     (dict(scaling="mup"), r"`scaling` of group 'hidden' to be one of rms"),
+    (dict(lr="0.02"), r"`lr` of group 'hidden' to satisfy 0 <= lr < inf, but got '0.02'"),
+    (dict(lr="auto"), r"`lr` of group 'hidden' to be a number, but got 'auto', which .*configure_optimizers` knows"),
+    (dict(momentum="0.9"), r"`momentum` of group .* but got '0.9'"),
+    (dict(weight_decay={"hiden": 0.1}), r"keys of `weight_decay` to be among hidden, .* got 'hiden'"),
+    (dict(orthogonalizer_steps=0), r"`orthogonalizer_steps` .* whole number >= 1, or None for the default, but got 0"),
+    (dict(orthogonalizer_steps=2.5), r"`orthogonalizer_steps` .* but got 2.5"),
+    (dict(orthogonalizer_dtype="float8_e4m3fn"), r"`orthogonalizer_dtype` .* one of bfloat16, .*'float8_e4m3fn'"),
+    (dict(method="limuon", rank=True), r"`rank` .* but got True"),
+    (dict(method="limuon", seed=1.5), r"`seed` of group 'hidden' to be a whole number, but got 1.5"),
+    (dict(method="gluon-mvr2", q="0.1"), r"`q` of group .* but got '0.1'"),
+    (dict(method="mars", gamma=None), r"`gamma` of group .* but got None"),
+    (dict(method="adamw", betas=0.9), r"`betas` of group 'hidden' to be two numbers, but got 0.9"),
+    (dict(method="adamw", betas=(0.9, 0.95, 0.99)), r"`betas` of group 'hidden' to be two numbers"),
 ]
 
 
@@ -66,12 +79,54 @@ def test_bad_parameters() -> None:
         Gluon([nn.Parameter(torch.zeros(3, 3, dtype=torch.complex64))], lr=0.1)
     with pytest.raises(TypeError, match="Expected a module, a partition"):
         Gluon(weight, lr=0.1)
+    with pytest.raises(TypeError, match=r"Expected a module, a partition, .* got NoneType"):
+        Gluon(None, lr=0.1)
+    with pytest.raises(ValueError, match="every group to have `params`, but one has only: role"):
+        Gluon([{"role": "hidden"}], lr=0.1)
+    with pytest.raises(ValueError, match=r"by `role`, but got `use_muon`.* role='hidden' for True"):
+        Gluon([{"params": [weight], "use_muon": False}], lr=0.1, method="muon")
     with pytest.raises(ValueError, match="`role` of group 'x' to be one of hidden"):
         Gluon([{"params": [weight], "role": "x"}], lr=0.1)
     with pytest.raises(ValueError, match="one number or 1, but got 2"):
         Gluon([{"params": [weight], "role": "hidden", "radius": [1.0, 2.0]}], lr=0.1)
     with pytest.warns(UserWarning, match="no trainable parameter has that role"):
         Gluon([weight], lr=0.1, radius={"head": 2.0})
+
+
+def test_bad_late_groups() -> None:
+    optimizer = Gluon(network(), lr=0.1)
+    with pytest.raises(ValueError, match=r"`param_group` to be a dict with `params`, but got list"):
+        optimizer.add_param_group([nn.Parameter(torch.zeros(3))])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"`param_group` to be a dict with `params`, but got \['lr'\]"):
+        optimizer.add_param_group({"lr": 0.1})
+    assert len(optimizer.param_groups) == 3
+
+
+def test_options_are_checked_before_the_module_is_routed() -> None:
+    net = nn.Module()
+    net.table = nn.Parameter(torch.zeros(3, 4))  # no rule fits
+    with pytest.raises(ValueError, match="Unknown option `nesterov`"):
+        Gluon(net, lr=0.1, nesterov=True)
+
+
+def test_no_state_at_all() -> None:
+    net = network()
+    optimizer = Gluon(net, lr=0.1)
+    with pytest.raises(ValueError, match=r"with `state` and `param_groups`, but got \['0.weight', "):
+        optimizer.load_state_dict(net.state_dict())
+    with pytest.raises(ValueError, match=r"but got NoneType"):
+        optimizer.load_state_dict(None)  # type: ignore[arg-type]
+
+
+def test_state_of_a_model_with_other_frozen_parameters() -> None:
+    net = network()
+    whole = Gluon(net, lr=0.1).state_dict()
+    net[0].requires_grad_(False)
+    part = Gluon(net, lr=0.1)
+    with pytest.raises(ValueError, match=r"hidden \(1\), .* and no parameter '0.weight'. .*same parameters frozen"):
+        part.load_state_dict(whole)
+    with pytest.raises(ValueError, match=r"and a new parameter '0.weight'"):
+        Gluon(network(), lr=0.1).load_state_dict(part.state_dict())
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import io
 import os
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+from rich.console import Console
 
-from lightning_gluon import METHODS, Gluon
+from lightning_gluon import METHODS, Gluon, tables
 from lightning_gluon.__main__ import main
 from lightning_gluon.callbacks import GluonOptimizer
 from lightning_gluon.cli import GluonCLI
@@ -85,6 +87,17 @@ def test_rules_reach_the_partition(tmp_path: Path) -> None:
     cli = boring(tmp_path, *fit_options(steps=1), "--optimizer.rules={'layer.weight': elementwise}")
     roles = {n: g["role"] for g in cli.trainer.optimizers[0].param_groups for n in g["param_names"]}
     assert roles["layer.weight"] == "elementwise"
+
+
+def test_a_schedule_is_checked_before_any_model_is_built() -> None:
+    for options, message in (
+        ({"schedule": "cos"}, "`schedule`"),
+        ({"warmup": -1}, "`warmup`"),
+        ({"lr": "Auto"}, "`lr`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            GluonOptimizer("gluon", **{"lr": 0.1, **options})
+    GluonOptimizer("gluon", lr="auto", schedule="cosine", warmup=0.1)  # a length is asked of the Trainer later
 
 
 def test_every_option_of_every_method_is_an_argument() -> None:
@@ -155,6 +168,9 @@ def test_fast_dev_run(tmp_path: Path) -> None:
     [
         (["--optimizer.method=muom", "--optimizer.lr=0.1"], r"`method` to be one of gluon, .*adamw.* got 'muom'"),
         (["--optimizer.lr=0.1", "--optimizer.rank=4"], r"[Oo]ption `rank` for method 'gluon'.*orthogonalizer"),
+        (["--optimizer.lr=0.1", "--optimizer.schedule=cos"], r"`schedule` to be one of constant, .* got 'cos'"),
+        (["--optimizer.lr=0.1", "--optimizer.warmup=-1"], r"`warmup` to be a number of steps"),
+        (["--optimizer.lr=0.1", "--optimizer.decay=2"], r"`decay` to satisfy 0 < decay <= 1"),
         (["--optimizer.lr=-1"], r"`lr`.* 0 <= lr"),
         (["--optimizer.lr=0.1", "--optimizer.radius={hiden: 1}"], r"hidden, embedding, .* got 'hiden'"),
     ],
@@ -204,6 +220,9 @@ def test_methods_prints_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     main(["methods"])
     table = capsys.readouterr().out
     assert all(f"│ {name} " in table for name in METHODS)
+    narrow = io.StringIO()
+    Console(file=narrow, width=80).print(tables._overview(narrow=True))
+    assert all(f"│ {name} " in narrow.getvalue() for name in METHODS)
     main(["methods", "limuon"])
     assert "rank=None" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"a method out of gluon, .* got 'limoun'"):
@@ -253,6 +272,16 @@ def test_partition_of_a_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: 
     printed = capsys.readouterr()
     assert "494,032,768" in printed.out
     assert "GPU available" not in printed.err
+
+
+def test_partition_of_the_configuration_saved_with_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    saved = {"model": {"class_path": "BoringModel"}, "optimizer": {"lr": 0.1}, "ckpt_path": None, "weights_only": None}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
+    main(["partition", "-c", str(tmp_path / "config.yaml")])
+    assert "layer.weight" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -109,11 +109,49 @@ def test_conversions_give_the_same_spectral_size() -> None:
         assert (ours * u @ vh).square().mean().sqrt().item() == pytest.approx(rms, rel=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(3,), (64, 3, 3, 3), (3, 0)])
+def test_conversions_are_of_matrices(shape: tuple) -> None:
+    with pytest.raises(ValueError, match=r"`shape` to be \(out, in\) of a matrix, but got \("):
+        equivalent_learning_rates(0.02, shape)
+
+
 def test_rules_and_partitions_are_taken() -> None:
     net = network()
     routes = lightning_gluon.partition(net, rules={"4.weight": "hidden"})
     optimizer = configure_optimizers(net, lr=0.02, partition=routes)
     assert {group["role"] for group in optimizer.param_groups} == {"hidden", "bias"}
+    optimizer = configure_optimizers(net, lr=0.02, rules={"4.weight": "hidden"})
+    assert {group["role"] for group in optimizer.param_groups} == {"hidden", "bias"}
+    with pytest.raises(ValueError, match="`partition` or `rules`, but got both"):
+        configure_optimizers(net, lr=0.02, partition=routes, rules={"4.weight": "hidden"})
+
+
+def test_groups_added_while_training_follow_the_schedule() -> None:
+    net = network()
+    net[0].requires_grad_(False)
+    configured = configure_optimizers(net, lr=0.1, schedule="linear", total_steps=10)
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    for _ in range(5):
+        optimizer.step()
+        scheduler.step()
+    net[0].requires_grad_(True)
+    optimizer.add_param_group({"params": list(net[0].parameters()), "lr": 0.02})  # as Lightning's BaseFinetuning does
+    optimizer.step()
+    scheduler.step()
+    late = [group for group in optimizer.param_groups if group["name"] in ("hidden_2", "bias_2")]
+    assert [group["lr"] for group in late] == pytest.approx([0.02 * 0.4 / 0.5] * 2)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * 0.4)
+    saved = scheduler.state_dict()
+    scheduler.load_state_dict(saved)
+    scheduler.step()
+    assert [group["lr"] for group in late] == pytest.approx([0.02 * 0.3 / 0.5] * 2)
+
+
+@pytest.mark.parametrize(("method", "key"), [("gluon", "momentum"), ("muon", "momentum"), ("adamw", "betas")])
+def test_schedulers_of_torch_cycle_the_momentum(method: str, key: str) -> None:
+    optimizer = Gluon(network(), lr=0.1, method=method)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10, max_momentum=0.8)
+    assert all(group[key] == (0.8 if key == "momentum" else (0.8, 0.999)) for group in optimizer.param_groups)
 
 
 BAD = [
@@ -122,6 +160,8 @@ BAD = [
     (dict(lr=0.1, schedule="cosine"), r"needs to know its length.*`total_steps=`"),
     (dict(lr=0.1, warmup=0.1), r"`total_steps` is unknown"),
     (dict(lr=0.1, warmup=-1), r"`warmup` to be a number of steps"),
+    (dict(lr=0.1, warmup="0.1"), r"`warmup` to be a number of steps .* got '0.1'"),
+    (dict(lr=0.1, schedule="wsd", total_steps="100"), r"`total_steps` is '100'"),
     (dict(lr=0.1, schedule="wsd", total_steps=5, decay=0.0), r"`decay` to satisfy 0 < decay <= 1"),
     (dict(method="muon", lr=0.1, schedule="theory"), r"needs a method whose theory has one"),
     (dict(lr=0.1, wieght_decay=0.1), r"Unknown option `wieght_decay` for method 'gluon'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import lightning as L
@@ -110,8 +111,10 @@ def test_clipping_runs_in_front_of_the_momentum(tmp_path: Path, algorithm: str) 
 
 def test_learning_rate_monitor_names_the_roles(tmp_path: Path) -> None:
     for options, prefix in (({}, "lr-Gluon"), ({"schedule": "cosine", "warmup": 0.25}, "gluon")):
-        trainer, _ = fit(tmp_path, options=options, logger=CSVLogger(tmp_path), callbacks=[LearningRateMonitor()],
-                         log_every_n_steps=1)  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", ".*optimizers do not have momentum")
+            trainer, _ = fit(tmp_path, options=options, logger=CSVLogger(tmp_path), log_every_n_steps=1,
+                             callbacks=[LearningRateMonitor(log_momentum=True)])  # fmt: skip
         names = set(trainer.callback_metrics)
         assert {f"{prefix}/hidden", f"{prefix}/head", f"{prefix}/bias"} <= names
 

@@ -394,6 +394,17 @@ def test_nonfinite_gradients() -> None:
             )
 
 
+def test_state_is_matched_without_the_names_of_wrappers() -> None:
+    net = network()
+    optimizer, wrapped = Gluon(net, lr=0.1), Gluon(torch.compile(net, backend="eager"), lr=0.2)
+    assert wrapped.param_groups[0]["param_names"][0] == "_orig_mod.0.weight"
+    backward(net, 0)
+    optimizer.step()
+    wrapped.load_state_dict(optimizer.state_dict())
+    assert wrapped.param_groups[0]["lr"] == 0.1
+    assert torch.equal(wrapped.state[net[0].weight]["momentum"], optimizer.state[net[0].weight]["momentum"])
+
+
 # ---------------------------------------------------------------- groups
 
 
@@ -434,6 +445,22 @@ def test_mixed_groups_with_their_own_options() -> None:
         optimizer.step()
     assert [group["momentum"] for group in optimizer.param_groups] == [0.5, 0.9, 0.9]
     assert "exp_avg" in optimizer.state[net[0].bias] and "momentum" in optimizer.state[net[5].weight]
+
+
+def test_groups_without_a_role_are_routed_by_shape_and_named_apart() -> None:
+    net = network()
+    groups = [{"params": net[0].parameters(), "lr": 0.1, "name": "stem"}, {"params": net[2].parameters()}]
+    optimizer = Gluon([*groups, {"params": net[5].parameters()}], lr=0.02)
+    assert [(g["name"], g["role"], g["norm"], g["lr"]) for g in optimizer.param_groups] == [
+        ("stem-hidden", "hidden", "spectral", 0.1),
+        ("stem-bias", "bias", "rms", 0.1),
+        ("hidden", "hidden", "spectral", 0.02),
+        ("bias", "bias", "rms", 0.02),
+        ("hidden_2", "hidden", "spectral", 0.02),
+        ("bias_2", "bias", "rms", 0.02),
+    ]
+    names = [layer.name for layer in optimizer.layers()]
+    assert len(set(names)) == len(names)
 
 
 def test_one_radius_per_layer() -> None:

@@ -294,6 +294,15 @@ def test_command_line_draws_a_run(tmp_path, capsys):
         plots.read_samples(tmp_path / "smoothness.jsonl")
 
 
+def test_small_constants_are_written_out():
+    row = dict.fromkeys((*READINGS, *FIT_KEYS), 2.0) | {"role": "hidden", "radius": 0.02, "step": 0}
+    samples = [{**row, "layer": f"blocks.{k}.fc.weight", "L1": 0.25 * (k + 1)} for k in range(3)]
+    figure = plots.smoothness_figures([*samples, {**row, "layer": None}])["smoothness_depth"]
+    figure.canvas.draw()
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels(which="both")]
+    assert "0.3" in labels and not any("e" in label or "10" in label for label in labels)
+
+
 def test_matplotlib_is_imported_late():
     code = "import sys, lightning_gluon.plots; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -53,8 +53,11 @@ def test_an_optimizer_built_by_hand() -> None:
 
 
 def test_without_the_callback_it_says_which_line_to_add() -> None:
+    model = ByHand(method="gluon-mvr1")
+    before = [parameter.detach().clone() for parameter in model.parameters()]
     with pytest.raises(RuntimeError, match=r"Add `lightning_gluon\.callbacks\.VarianceReduction\(\)`"):
-        fit(ByHand(method="gluon-mvr1"))
+        fit(model)
+    assert all(map(torch.equal, before, model.parameters())), "the first step would still be possible"
 
 
 @pytest.mark.parametrize("kind", ["gluon", "adamw"])

@@ -8,10 +8,11 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_gluon.configure import configure_optimizers
-from lightning_gluon.groups import build_groups
+from lightning_gluon.configure import check_lr, configure_optimizers, warmup_steps
+from lightning_gluon.groups import build_groups, find_method
 from lightning_gluon.methods import ROLES
 from lightning_gluon.partition import partition
+from lightning_gluon.radius import Schedule
 
 __all__ = ["GluonOptimizer"]
 
@@ -127,6 +128,10 @@ class GluonOptimizer(Callback):
         weights = [{"params": [torch.nn.Parameter(large)], "role": role} for role in ROLES]
         named = ("lr", "weight_decay", "radius", "momentum")
         lr = self.settings.get("lr")
+        check_lr(lr)
+        length = self.settings.get("total_steps", 1)  # of a schedule whose length is asked for later
+        warmup, decay = warmup_steps(self.settings["warmup"], length), self.settings.get("decay", 0.2)
+        Schedule(self.settings["schedule"], length, warmup, decay, find_method(self.settings["method"]).theory)
         options = {k: v for k, v in self.settings.items() if k not in (*named, *_NOT_GROUPED)}
         build_groups(
             weights,

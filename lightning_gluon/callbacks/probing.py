@@ -23,12 +23,14 @@ class Probing(Callback):
         every_n_steps: Optimizer steps between two samples.
 
     Raises:
-        ValueError: If `every_n_steps` is below 1.
+        ValueError: If `every_n_steps` is below 1 or not whole.
     """
 
     def __init__(self, every_n_steps: int) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"Expected `every_n_steps` to satisfy every_n_steps >= 1, but got {every_n_steps!r}.")
+        if not isinstance(every_n_steps, int) or every_n_steps < 1:
+            raise ValueError(
+                f"Expected `every_n_steps` to be a whole number, every_n_steps >= 1, but got {every_n_steps!r}."
+            )
         self.every_n_steps = every_n_steps
         self.steps = 0
         self._probe: Probe | None = None

@@ -83,12 +83,12 @@ class RadiusScheduler(Probing):
         log: bool | None = None,
     ) -> None:
         super().__init__(every_n_steps)
-        if freeze_step is not None and not freeze_step > 0:
+        if freeze_step is not None and not (isinstance(freeze_step, (int, float)) and freeze_step > 0):
             raise ValueError(f"Expected `freeze_step` to satisfy freeze_step > 0, but got {freeze_step!r}.")
         self.name = rule if isinstance(rule, str) else getattr(rule, "__name__", type(rule).__name__)
         self.rule = make_rule(rule, options)
         self.needs = getattr(self.rule, "needs", None)
-        self.limits = Limits(None if bounds is None else (bounds[0], bounds[1]), max_growth, smoothing)
+        self.limits = Limits(bounds, max_growth, smoothing)
         self.freeze_step = freeze_step
         self.logging = log  # Lightning sets `log` on callbacks
         self.loss: Any = 0.0  # of the window so far; a tensor, so that nobody waits for it

@@ -42,8 +42,9 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.bounds is not None and not 0 <= self.bounds[0] < self.bounds[1]:
-            raise ValueError(f"Expected `bounds` to satisfy 0 <= low < high, but got {self.bounds!r}.")
+        pair = isinstance(self.bounds, (list, tuple)) and len(self.bounds) == 2
+        if self.bounds is not None and not (pair and 0 <= self.bounds[0] < self.bounds[1]):
+            raise ValueError(f"Expected `bounds` (low, high) to satisfy 0 <= low < high, but got {self.bounds!r}.")
         if self.max_growth is not None and not self.max_growth > 1:
             raise ValueError(f"Expected `max_growth` to satisfy max_growth > 1, but got {self.max_growth!r}.")
         if not 0 <= self.smoothing < 1:

@@ -12,6 +12,7 @@ attribute too.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -136,7 +137,7 @@ def make_rule(rule: Any, options: Mapping[str, Any] | None = None) -> Any:
         The rule.
 
     Raises:
-        ValueError: If the name is unknown, or options are given for something that is not a name.
+        ValueError: If the name or an option is unknown, or options are given for something that is not a name.
         TypeError: If it is none of the three.
 
     Example:
@@ -146,6 +147,10 @@ def make_rule(rule: Any, options: Mapping[str, Any] | None = None) -> Any:
     if isinstance(rule, str):
         if rule not in RULES:
             raise ValueError(f"Expected `rule` to be one of {', '.join(RULES)}, or a function, but got {rule!r}.")
+        known = inspect.signature(RULES[rule]).parameters
+        for option in options or {}:
+            if option not in known:
+                raise ValueError(f"Unknown option {option!r} of rule {rule!r}. Expected one of: {', '.join(known)}.")
         return RULES[rule](**(options or {}))
     if options:
         raise ValueError("`options` are for rules given by name: give a rule or a function its own arguments instead.")

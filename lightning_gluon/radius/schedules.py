@@ -66,7 +66,7 @@ class Schedule:
             raise ValueError(
                 f"Schedule {self.name!r} needs a method whose theory has one, such as 'gluon' or 'gluon-mvr1'."
             )
-        known = self.total_steps is not None and math.isfinite(self.total_steps) and self.total_steps >= 1
+        known = isinstance(self.total_steps, (int, float)) and math.isfinite(self.total_steps) and self.total_steps >= 1
         if self.name not in ("constant", "theory") and not known:
             raise ValueError(
                 f"Schedule {self.name!r} needs to know its length, but `total_steps` is {self.total_steps!r}. "
@@ -134,12 +134,16 @@ class RadiusSchedule(LRScheduler):
             for group in self.optimizer.param_groups:
                 if group["estimator"] != "adamw":
                     group["momentum"] = momentum
-        for group in self.optimizer.param_groups[len(self.base_lrs) :]:  # added late, with the `lr` of that moment
-            begun = self.schedule.factor(self.last_epoch - 1)
-            group["initial_lr"] = group["lr"] / begun if begun else group["lr"]
-            self.base_lrs.append(group["initial_lr"])
         factor = self.schedule.factor(self.last_epoch)
+        self._admit_late_groups()
         return [base * factor for base in self.base_lrs]
+
+    def _admit_late_groups(self) -> None:
+        """Let groups that were added while training follow the schedule from the `lr` that they were given."""
+        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
+            past = self.schedule.factor(max(0, self.last_epoch - 1))
+            group["initial_lr"] = group["lr"] / past if past else group["lr"]
+            self.base_lrs.append(group["initial_lr"])
 
     def state_dict(self) -> dict:
         """Return plain values only, so that a checkpoint loads with `weights_only`."""
