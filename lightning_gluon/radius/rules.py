@@ -1,9 +1,9 @@
 """The rules that set radii during training. A new rule is one class and one row of `RULES`.
 
-A rule is called before every step with an `Observation` and returns either one factor on all initial radii, or a
-mapping from group names or layer names to radii, or `None` to leave everything as it is. Its attribute `needs` says
-what has to be measured for it: `"agreement"`, `"smoothness"` or `None`. A plain function is a rule; it may carry that
-attribute too.
+A rule is called before every step with an `Observation` and returns one factor on all initial radii, or `Factors` of
+what an LMO steps and what AdamW does, or a mapping from group names or layer names to radii, or `None` to leave
+everything as it is. Its attribute `needs` says what has to be measured for it: `"agreement"`, `"smoothness"` or
+`None`. A plain function is a rule; it may carry that attribute too.
 
     theory       radius_k = radius_0 (k + 1)^-p                  p = 3/4 (Gluon), 2/3 (with the second gradient)
     smoothness   t = kappa ||g||_* / (L0 + L1 ||g||_*)           per role or layer, from the live same-sample fit
