@@ -39,10 +39,11 @@ class RadiusScheduler(Probing):
     `lightning_gluon.radius.Observation` and returns one factor on all initial radii, or radii by group or layer
     name, or `None`. See `lightning_gluon.radius.rules`.
 
-    While `calibrate` runs it keeps one copy of the matrices, unless the method keeps the previous iterate anyway, and
-    waits for the device once per step; both end when it freezes. A learning-rate warm-up may run at the same time: the
-    radius is then frozen so that the calibrated step length is reached at the schedule's peak. Radii are logged as
-    `radius/<group>`, or `radius/<layer>` where they differ within a group.
+    While `calibrate` runs it keeps one copy of the matrices, but none of those whose previous iterate the method keeps
+    anyway, and waits for the device once per step; both end when it freezes. What AdamW steps beside an LMO gets a
+    factor of its own. A learning-rate warm-up may run at the same time: the radius is then frozen so that the
+    calibrated step length is reached at the schedule's peak. Radii are logged as `radius/<group>`, or `radius/<layer>`
+    where they differ within a group.
 
     Args:
         rule: A name of `lightning_gluon.radius.RULES`, a rule, or a function.
