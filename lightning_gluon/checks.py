@@ -43,7 +43,7 @@ class GradientCheck:
         self.modules = len(modules)
         sizes = Counter(owner)
         self.alone = torch.tensor([sizes[module] == 1 for module in range(self.modules)], device=self.device)
-        self.floor = torch.tensor(floors, device=self.device)
+        self.floor = torch.tensor(floors, dtype=torch.float32, device=self.device)
         self.root = torch.tensor([parameter.numel() for parameter in params], device=self.device).float().sqrt_()
 
     def norms(self, gradients: list[Tensor], references: list[Tensor], on_nonfinite: str) -> Tensor | None:
@@ -95,7 +95,7 @@ class GradientCheck:
         if not self.guarded:
             return None
         rms = norms / self.root
-        largest = torch.zeros(self.modules, device=self.device).scatter_reduce_(0, self.owner, rms, "amax")
+        largest = rms.new_zeros(self.modules).scatter_reduce_(0, self.owner, rms, "amax")
         largest = torch.where(self.alone, ALONE * rms.max(), largest)
         return list((rms >= largest[self.owner] * self.floor).to(rms.dtype).unbind())
 
