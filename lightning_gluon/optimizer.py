@@ -408,7 +408,7 @@ class Gluon(Optimizer):
     # ------------------------------------------------------------------ state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state, matching parameters by name and keeping every buffer's dtype.
+        """Load a state, matching parameters by name and keeping every buffer's dtype, AdamW's moments apart.
 
         Args:
             state_dict: What `state_dict()` returned.

@@ -30,7 +30,8 @@ def match_saved_state(
         state_dict: The saved state.
 
     Returns:
-        The saved groups in the present order, and the state of every parameter on its device, dtypes kept.
+        The saved groups in the present order, and the state of every parameter on its device, dtypes kept but for
+        AdamW's moments, which are in the parameter's.
 
     Raises:
         ValueError: If it is no optimizer's state, a name is missing or unexpected, a group was stepped by another norm
@@ -126,10 +127,14 @@ def _move(name: str, parameter: Tensor, saved: dict[str, Any]) -> dict[str, Any]
                 f"The saved `{key}` of {name!r} has shape {tuple(saved[key].shape)}, but the parameter has shape "
                 f"{tuple(parameter.shape)}."
             )
-    return {
-        key: value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
-        for key, value in saved.items()
-    }
+    return {key: _place(key, parameter, value) for key, value in saved.items()}
+
+
+def _place(key: str, parameter: Tensor, value: Any) -> Any:
+    """Return a copy on the parameter's device, in the parameter's dtype and layout where torch's kernel wants that."""
+    if key in ("exp_avg", "exp_avg_sq"):
+        return torch.empty_like(parameter).copy_(value)
+    return value.to(parameter.device, copy=True) if isinstance(value, Tensor) else value
 
 
 REFERENCE_KEYS = ("previous", "displacement", "displacement_scale")

@@ -197,7 +197,7 @@ def _compute_dtype(group: dict[str, Any], stack: Stack, like: Tensor) -> torch.d
 
 
 def _adamw_(state: Any, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
-    """Step parameters on torch's own AdamW kernel."""
+    """Step parameters on torch's own AdamW kernel, a fused one where the layouts are what it takes them for."""
     fused = params[0].device.type in FUSED_DEVICES
     for parameter in params:
         if "exp_avg" not in state[parameter]:
@@ -206,6 +206,9 @@ def _adamw_(state: Any, group: dict[str, Any], params: list[Tensor], gradients: 
             state[parameter]["exp_avg"] = torch.zeros_like(parameter)
             state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
     moments = {key: [state[parameter][key] for parameter in params] for key in ("exp_avg", "exp_avg_sq", "step")}
+    # It walks through memory; moments lie like the parameter, except where that has gaps.
+    lists = zip(params, gradients, moments["exp_avg"], strict=True)
+    fused = fused and all(one.stride() == new.stride() == moment.stride() for one, new, moment in lists)
     radius = group["radius"]
     if isinstance(radius, list):
         raise ValueError(f"Group {group['name']!r} runs AdamW, which has one learning rate: give it one radius.")
