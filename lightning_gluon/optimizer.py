@@ -416,9 +416,23 @@ class Gluon(Optimizer):
         Raises:
             ValueError: If names, groups or shapes do not match; nothing has changed then.
         """
-        matched, state = match_saved_state(self.param_groups, state_dict)
-        super().load_state_dict({**state_dict, "state": {}, "param_groups": matched})
-        self.state.update(state)
+        state: dict[Tensor, dict[str, Any]] = {}
+
+        def match(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+            matched, moved = match_saved_state(self.param_groups, saved)
+            state.update(moved)
+            return {**saved, "state": {}, "param_groups": matched}
+
+        # Between the hooks of users: theirs before loading see the saved state, theirs after it the loaded one.
+        hooks = (
+            self.register_load_state_dict_pre_hook(match),
+            self.register_load_state_dict_post_hook(lambda _: self.state.update(state), prepend=True),
+        )
+        try:
+            super().load_state_dict(dict(state_dict) if isinstance(state_dict, Mapping) else match(self, state_dict))
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def memory(self) -> dict[str, Any]:
         """Return the bytes the optimizer keeps, by role and by kind; see `lightning_gluon.state.memory`."""

@@ -1,0 +1,44 @@
+"""What a checkpoint holds and how it comes back: hooks, plain values, late groups."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lightning_gluon import Gluon
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 3))
+
+
+def train(net: nn.Module, optimizer: Gluon, steps: int = 1) -> None:
+    def closure() -> torch.Tensor:
+        net.zero_grad()
+        loss = net(torch.ones(2, 6)).square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(steps):
+        optimizer.step(closure)
+
+
+def test_hooks_see_what_is_loaded() -> None:
+    net = network()
+    optimizer = Gluon(net, lr=0.02)
+    train(net, optimizer)
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["name"] = "old"
+    resumed, seen = Gluon(net, lr=0.5), []
+
+    def rename(_: torch.optim.Optimizer, state: dict) -> dict:
+        seen.append(len(state["state"]))
+        return {**state, "param_groups": [{**state["param_groups"][0], "name": "hidden"}, *state["param_groups"][1:]]}
+
+    resumed.register_load_state_dict_pre_hook(rename)
+    resumed.register_load_state_dict_post_hook(lambda loaded: seen.append(len(loaded.state)))
+    for _ in range(2):
+        resumed.load_state_dict(saved)
+    assert seen == [len(optimizer.state)] * 4
+    assert resumed.param_groups[0]["name"] == "hidden" and resumed.param_groups[0]["lr"] == 0.02
