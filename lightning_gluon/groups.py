@@ -292,10 +292,19 @@ def complete_group(group: dict[str, Any], row: Method) -> dict[str, Any]:
     group.setdefault("start", row.start)
     group.setdefault("steps", 0)
     group.setdefault("gradient_evaluations", 0)
+    for key in set(group) - {"params", "param_names", "views"}:
+        group[key] = _plain(group[key])
     for key in ("orthogonalizer_dtype", "momentum_dtype"):
         group[key] = _dtype_name(key, group[key])
     _check_group(group)
     return group
+
+
+def _plain(value: Any) -> Any:
+    """Return NumPy's numbers as Python's own: a checkpoint with others is not loaded with `weights_only`."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(item) for item in value)
+    return value.item() if type(value).__module__ == "numpy" and not getattr(value, "shape", None) else value
 
 
 def _dtype_name(key: str, value: Any) -> str | None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -42,3 +46,26 @@ def test_hooks_see_what_is_loaded() -> None:
         resumed.load_state_dict(saved)
     assert seen == [len(optimizer.state)] * 4
     assert resumed.param_groups[0]["name"] == "hidden" and resumed.param_groups[0]["lr"] == 0.02
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("limuon", {"rank": np.int64(1), "seed": np.int32(3)}),
+        ("muon", {"betas": (np.float32(0.9), np.float64(0.99))}),
+        ("scion", {"radius": {"hidden": np.float32(2.0)}}),
+    ],
+)
+def test_numbers_of_numpy_are_saved_as_plain_ones(method: str, options: dict) -> None:
+    net = network()
+    lr, decay = np.geomspace(0.01, 0.1, 3)[1], {"hidden": np.float32(0.25)}
+    optimizer = Gluon(net, lr=lr, method=method, weight_decay=decay, momentum=np.float64(0.75), **options)
+    late = nn.Parameter(torch.ones(4, 4))
+    optimizer.add_param_group({"params": [late], "role": "hidden", "lr": np.float16(0.5), "radius": [np.float32(0.5)]})
+    train(net, optimizer, 2)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    first, *_, last = torch.load(file, weights_only=True)["param_groups"]
+    assert (first["lr"], first["momentum"], first["weight_decay"]) == (lr, 0.75, 0.25)
+    assert (last["lr"], last["radius"]) == (0.5, [0.5])
