@@ -18,7 +18,7 @@ from lightning_gluon.partition import Partition, partition
 from lightning_gluon.partition.route import Route, default_norm
 from lightning_gluon.plan import MATRIX_NORMS, factored_of, views_of
 
-__all__ = ["build_groups", "check_options", "complete_group", "find_method"]
+__all__ = ["build_groups", "check_options", "check_ranks_fit", "complete_group", "find_method"]
 
 # Options of every group beside its estimator's, with their defaults.
 COMMON: dict[str, Any] = {
@@ -131,9 +131,7 @@ def build_groups(
         given = {**shared, "weight_decay": row.weight_decay if decay is None else decay, "radius": length}
         for key, value in {**given, **options}.items():
             group.setdefault(key, value)
-    groups = [complete_group(group, row) for group in partial]
-    _check_ranks_fit([group for group in groups if group.get("rank") is not None and group["norm"] in MATRIX_NORMS])
-    return groups
+    return [complete_group(group, row) for group in partial]
 
 
 def _radii(row: Method, radius: Mapping[str, float] | None) -> dict[str, float]:
@@ -404,8 +402,9 @@ def _check_whole_numbers(group: dict[str, Any], where: str) -> None:
             raise ValueError(f"Expected `{key}`{where} to be a whole number{what}, but got {value!r}.")
 
 
-def _check_ranks_fit(groups: list[dict[str, Any]]) -> None:
+def check_ranks_fit(groups: list[dict[str, Any]]) -> None:
     """Raise if no matrix of the model can take the rank, and say once how many are carried dense instead."""
+    groups = [group for group in groups if group.get("rank") is not None and group["norm"] in MATRIX_NORMS]
     members = [(group, index) for group in groups for index in range(len(group["params"]))]
     if not members:
         return
@@ -425,5 +424,5 @@ def _check_ranks_fit(groups: list[dict[str, Any]]) -> None:
             f"rank={rank} would not be smaller than the matrix itself for {len(dense)} of {len(members)} matrices, "
             f"such as {group['param_names'][index]!r} with shape {tuple(group['params'][index].shape)}: their momentum "
             "is carried in full.",
-            stacklevel=5,
+            stacklevel=4,
         )

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lightning_gluon.checks import GradientCheck
 from lightning_gluon.conditions import check_star_convex
 from lightning_gluon.estimators import ESTIMATORS
-from lightning_gluon.groups import build_groups, check_options, complete_group, find_method, groups_of_routes
+from lightning_gluon.groups import build_groups, check_options, check_ranks_fit, find_method, groups_of_routes
 from lightning_gluon.layers import Layer
 from lightning_gluon.orthogonalize import Workspace
 from lightning_gluon.partition import Partition, partition
@@ -37,9 +37,9 @@ class _Given:
 
     method: str
     lr: float | None
-    weight_decay: float
-    momentum: float
-    radius_by_role: Mapping[str, float]
+    weight_decay: float | Mapping[str, float] | None
+    momentum: float | None
+    radius: Mapping[str, float]
     options: Mapping[str, Any]
 
 
@@ -109,14 +109,14 @@ class Gluon(Optimizer):
         groups = build_groups(
             params, method=method, lr=lr, weight_decay=weight_decay, radius=radius, momentum=momentum, options=options
         )
-        row = find_method(method)
+        check_ranks_fit(groups)
         self._partition = params if isinstance(params, Partition) else None
         self._defaults_for_groups = _Given(
             method=method,
             lr=lr,
-            weight_decay=weight_decay if isinstance(weight_decay, (int, float)) else row.weight_decay,
-            momentum=row.momentum if momentum is None else momentum,
-            radius_by_role={role: (radius or {}).get(role, rule.radius) for role, rule in row.rules.items()},
+            weight_decay=weight_decay,
+            momentum=momentum,
+            radius=dict(radius or {}),
             options=dict(options),
         )
         self.reference_gradients: dict[Tensor, Tensor] = {}
@@ -183,40 +183,32 @@ class Gluon(Optimizer):
         if "steps" in group:  # built by build_groups
             return [group]
         defaults = self._defaults_for_groups
-        given = {key: value for key, value in group.items() if key != "params"}
         params = group["params"]
-        source = [params] if isinstance(params, Tensor) else list(params)
-        if "role" not in given:
-            source = self._route(source)
-        else:
-            source = [{**given, "params": source}]
+        group["params"] = [params] if isinstance(params, Tensor) else list(params)
+        routed = [] if "role" in group else self._route(group["params"])
         groups = build_groups(
-            source,
+            [{**group, **part} for part in routed] or [group],
             method=defaults.method,
-            lr=given.get("lr", defaults.lr),
-            weight_decay=given.get("weight_decay", defaults.weight_decay),
-            momentum=given.get("momentum", defaults.momentum),
+            lr=defaults.lr,
+            weight_decay=defaults.weight_decay,
+            momentum=defaults.momentum,
             radius=None,
             options=defaults.options,
         )
-        row = find_method(defaults.method)
-        steps = max((other["steps"] for other in self.param_groups), default=0)
-        extra = {key: value for key, value in given.items() if key not in ("name", "role", "params")}
-        for group in groups:
-            if not group.get("input_layer"):
-                group["radius"] = defaults.radius_by_role[group["role"]]
-            group.update({**extra, "steps": steps})
-            complete_group(group, row)
+        for new in groups:
+            if "radius" not in group:
+                new["radius"] = defaults.radius.get(new["role"], new["radius"])
+            new["steps"] = max((other["steps"] for other in self.param_groups), default=0)
         return groups
 
-    def _route(self, params: list) -> list:
-        """Group late parameters as the partition routed them, where it knows them all."""
+    def _route(self, params: list) -> list[dict[str, Any]]:
+        """Return groups of late parameters as the partition routed them, or none where it does not know them all."""
         pairs = []
         for item in params:
             tensor = item[1] if isinstance(item, tuple) else item
             route = self._partition.find(tensor) if self._partition is not None else None
             if route is None:
-                return params
+                return []
             pairs.append((route, tensor))
         return groups_of_routes(pairs, find_method(self._defaults_for_groups.method))
 

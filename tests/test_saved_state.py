@@ -1,4 +1,4 @@
-"""What a checkpoint holds and how it comes back: hooks, plain values, late groups."""
+"""What groups hold and how they come back: late groups like first ones, hooks around loading, plain numbers."""
 
 from __future__ import annotations
 
@@ -69,3 +69,30 @@ def test_numbers_of_numpy_are_saved_as_plain_ones(method: str, options: dict) ->
     first, *_, last = torch.load(file, weights_only=True)["param_groups"]
     assert (first["lr"], first["momentum"], first["weight_decay"]) == (lr, 0.75, 0.25)
     assert (last["lr"], last["radius"]) == (0.5, [0.5])
+
+
+@pytest.mark.parametrize(
+    "group",
+    [
+        {},
+        {"name": "late"},
+        {"param_names": ["w", "b"]},
+        {"radius": [2.0, 0.5], "momentum": 0.5},
+        {"views": [None, None], "weight_decay": 0.7},
+    ],
+)
+def test_late_groups_are_read_like_first_ones(group: dict) -> None:
+    given = {"lr": 0.1, "weight_decay": {"hidden": 0.5, "bias": 0.25}, "radius": {"hidden": 3.0, "bias": 2.0}}
+    weight, bias = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))
+    first = Gluon([{"params": [weight, bias], **group}], **given)
+    late = Gluon([{"params": [nn.Parameter(torch.ones(3))], "role": "bias", "name": "other"}], **given)
+    late.add_param_group({"params": [weight, bias], **group})
+    assert late.param_groups[1:] == first.param_groups
+
+
+def test_a_late_matrix_too_small_for_the_rank_is_carried_in_full() -> None:
+    net = network()
+    optimizer = Gluon([net[0].weight, net[2].weight], lr=0.1, method="limuon", rank=2)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1, 4))]})
+    train(net, optimizer, 2)
+    assert optimizer.param_groups[1]["rank"] == 2
