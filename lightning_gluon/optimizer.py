@@ -30,6 +30,10 @@ from lightning_gluon.update import advance_, advance_all_, prepare
 
 __all__ = ["Gluon"]
 
+# Plans kept, one for every set of parameters with a gradient, the oldest forgotten first: where experts are idle by
+# chance, every step has a set of its own.
+PLANS = 16
+
 
 @dataclass(frozen=True)
 class _Given:
@@ -325,6 +329,8 @@ class Gluon(Optimizer):
         """Return the plan for the parameters that have a gradient now; `None` where none has."""
         present = tuple(parameter.grad is not None for group in self.param_groups for parameter in group["params"])
         if present not in self._plans:
+            if len(self._plans) == PLANS:
+                del self._plans[next(iter(self._plans))]
             chunks = build_plan(self.param_groups)
             self._plans[present] = (chunks, GradientCheck(chunks)) if chunks else None
         return self._plans[present]

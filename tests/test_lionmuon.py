@@ -78,3 +78,27 @@ def test_a_thousand_steps_allocate_nothing_more(method: str) -> None:
     for _ in range(1000):
         optimizer.step()
     assert tensors() == before and optimizer.memory() == kept
+
+
+def test_idle_experts_leave_nothing_behind() -> None:
+    """Every step another set of parameters has a gradient."""
+    torch.manual_seed(0)
+    net = nn.ModuleList([nn.Linear(4, 4) for _ in range(10)])
+    optimizer = Gluon(net, lr=1e-3)
+
+    def step(number: int) -> None:
+        for bit, expert in enumerate(net):
+            for p in expert.parameters():
+                p.grad = torch.randn_like(p) if number >> bit & 1 else None
+        optimizer.step()
+
+    def tensors() -> int:
+        gc.collect()
+        return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
+
+    for number in [1023, *range(1, 40), 1023]:
+        step(number)
+    before = tensors()
+    for number in [*range(40, 300), 1023]:
+        step(number)
+    assert tensors() == before
