@@ -275,7 +275,7 @@ class Gluon(Optimizer):
 
         Raises:
             FloatingPointError: If a gradient is not finite and `on_nonfinite` is `"raise"`; nothing has changed then.
-            RuntimeError: If a gradient is sparse, or the second gradient is missing.
+            RuntimeError: If a gradient is sparse, or the second gradient (of `igt`: the one at its point) is missing.
         """
         loss = self._evaluate(closure)
         plan = self._plan()
@@ -343,6 +343,14 @@ class Gluon(Optimizer):
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
         """Run the closure, a second time at the previous iterate where nobody else does."""
         if closure is None:
+            moved, self._reference.used = self._reference.used, False
+            missed = not moved and self.two_point == "closure" and self.needs_reference
+            if missed and self.reference_point == "transported":
+                raise RuntimeError(
+                    "The gradients were taken at the weights, not at the transported point: call `step(closure)`, or "
+                    "run forward and backward under `with optimizer.at_reference():`, or add "
+                    "`lightning_gluon.callbacks.VarianceReduction()` to the Trainer's callbacks."
+                )
             return None
         again = closure
         if self.reference_point is not None and self.two_point == "closure" and _is_lightning(closure):

@@ -112,6 +112,7 @@ class ReferencePoint:
 
     def __init__(self, optimizer: Gluon) -> None:
         self.optimizer = optimizer
+        self.used = False  # since the last step without a closure
         self._held: dict[Tensor, Tensor] = {}
 
     @property
@@ -136,6 +137,7 @@ class ReferencePoint:
                 "There is no reference point now: the method needs none, no step was taken, or it is in use."
             )
         moved: list[Tensor] = []
+        self.used = True
         try:
             with torch.no_grad():
                 for group in self.optimizer.param_groups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -165,3 +166,19 @@ def test_missing_second_gradient() -> None:
     backward(net, 1)
     with pytest.raises(RuntimeError, match=r"gradients at the previous iterate are missing: call `step\(closure\)`"):
         optimizer.step()
+
+
+def test_gradients_that_were_not_taken_at_the_transported_point() -> None:
+    net = network()
+    optimizer = Gluon(net, lr=0.1, method="gluon-igt")
+    for step in range(3):
+        with optimizer.at_reference() if optimizer.needs_reference else contextlib.nullcontext():
+            backward(net, step)
+        optimizer.step()
+    before = [p.detach().clone() for p in net.parameters()]
+    for step in range(2):
+        backward(net, step)
+        with pytest.raises(RuntimeError, match=r"at the weights, not at the transported point: call `step\(closure\)`"):
+            optimizer.step()
+    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+    optimizer.step(lambda: backward(net, 3))
