@@ -30,10 +30,12 @@ class Carry:
 
     def load(self, name: str, gradient: Tensor) -> Tensor:
         """Return a buffer in the dtype of the gradient; it starts at the first gradient, or at zero."""
-        if self.factored:
-            return self._expand(gradient) if "U0" in self.state else gradient.clone()
+        if self.factored and "U0" in self.state:
+            return self._expand(gradient)
         if name not in self.state:
             first = torch.zeros_like(gradient) if self.group["start"] == "zero" else gradient.clone()
+            if self.factored:
+                return first
             keep = self.group["momentum_dtype"]
             self.state[name] = first.to(getattr(torch, keep)) if keep else first
         return self.state[name].to(gradient.dtype)

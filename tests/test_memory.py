@@ -69,14 +69,17 @@ def test_full_rank_carry_is_gluon_mvr1() -> None:
     torch.testing.assert_close(results[0], results[2], rtol=0, atol=1e-12)
 
 
-def test_factors_hold_a_momentum_of_their_rank_exactly() -> None:
+@pytest.mark.parametrize("start", ["gradient", "zero"])
+def test_factors_hold_a_momentum_of_their_rank_exactly(start: str) -> None:
     """Gradients of one fixed row space of dimension 4: rank 4 carries them without loss: 6 steps as the dense run."""
     torch.manual_seed(0)
     basis = torch.randn(4, 40, dtype=torch.float64)
     weights = [nn.Parameter(torch.randn(60, 40, dtype=torch.float64)) for _ in range(2)]
     weights[1].data.copy_(weights[0].data)
     optimizers = [
-        Gluon([{"params": [w], "role": "hidden"}], lr=0.05, method="limuon", orthogonalizer="svd", rank=rank)
+        Gluon(
+            [{"params": [w], "role": "hidden"}], lr=0.05, method="limuon", orthogonalizer="svd", rank=rank, start=start
+        )
         for w, rank in zip(weights, (None, 4), strict=True)
     ]
     for k in range(6):
