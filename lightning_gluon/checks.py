@@ -32,6 +32,7 @@ class GradientCheck:
     """
 
     def __init__(self, chunks: list[Chunk]) -> None:
+        self.groups = [chunk.group for chunk in chunks for _ in chunk.indices]
         self.names = [name for chunk in chunks for name in chunk.names]
         params = [parameter for chunk in chunks for parameter in chunk.params]
         self.guarded = any(chunk.group["norm"] in GUARDED for chunk in chunks)
@@ -46,26 +47,26 @@ class GradientCheck:
         self.floor = torch.tensor(floors, dtype=torch.float32, device=self.device)
         self.root = torch.tensor([parameter.numel() for parameter in params], device=self.device).float().sqrt_()
 
-    def norms(self, gradients: list[Tensor], references: list[Tensor], on_nonfinite: str) -> Tensor | None:
+    def norms(self, gradients: list[Tensor], references: list[Tensor]) -> Tensor | None:
         """Return the 2-norm of every gradient, after checking that all are dense and finite.
 
         Args:
             gradients: Gradients in the order of the plan.
             references: Gradients at the previous iterate, or an empty list.
-            on_nonfinite: `raise`, `skip` or `ignore`; only `ignore` never waits for the device.
 
         Returns:
             One number per gradient, or `None` if the step is to be skipped.
 
         Raises:
             RuntimeError: If a gradient is sparse.
-            FloatingPointError: If a gradient is not finite and `on_nonfinite` is `raise`.
+            FloatingPointError: If a gradient is not finite and its group's `on_nonfinite` is `raise`.
         """
         for name, gradient in zip(self.names, gradients, strict=True):
             if gradient.layout != torch.strided:
                 raise RuntimeError(f"The gradient of {name!r} is sparse. Build its embedding with `sparse=False`.")
         norms = self._norms(gradients)
-        if on_nonfinite == "ignore":
+        policies = [group["on_nonfinite"] for group in self.groups]
+        if set(policies) == {"ignore"}:  # else the host waits for the device
             return norms
         total = norms.sum() + self._norms(references).sum() if references else norms.sum()
         if bool(total.isfinite()):
@@ -73,11 +74,13 @@ class GradientCheck:
         bad = [  # a norm may overflow where the entries do not
             index
             for index, gradient in enumerate(gradients)
-            if not (gradient.isfinite().all() and (not references or references[index].isfinite().all()))
+            if policies[index] != "ignore"
+            and not (gradient.isfinite().all() and (not references or references[index].isfinite().all()))
         ]
         if not bad:
             return norms
-        if on_nonfinite == "skip":
+        bad = [index for index in bad if policies[index] == "raise"]
+        if not bad:
             return None
         some = [f"{self.names[i]!r} {tuple(gradients[i].shape)}" for i in bad]
         listed = ", ".join(some[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")

@@ -285,7 +285,7 @@ class Gluon(Optimizer):
         gradients = [gradient for chunk in chunks for gradient in chunk.gradients]
         references = self._reference_list(chunks)
         self.reference_gradients, folded, self.folded = {}, self.folded, False
-        norms = check.norms(gradients, [] if folded else references, self.param_groups[0]["on_nonfinite"])
+        norms = check.norms(gradients, [] if folded else references)
         if norms is None:
             return loss
         self._update(chunks, gradients, references, check.signal(norms))

@@ -182,3 +182,20 @@ def test_gradients_that_were_not_taken_at_the_transported_point() -> None:
             optimizer.step()
     assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
     optimizer.step(lambda: backward(net, 3))
+
+
+@pytest.mark.parametrize(
+    ("policies", "moves"), [("ignore raise", None), ("raise ignore", True), ("ignore skip", False)]
+)
+def test_every_group_says_what_a_gradient_that_is_not_finite_does(policies: str, moves: bool | None) -> None:
+    first, second = (nn.Parameter(torch.eye(3)) for _ in range(2))
+    groups = [{"params": [p], "on_nonfinite": how} for p, how in zip((first, second), policies.split(), strict=True)]
+    optimizer = Gluon(groups, lr=0.1)
+    first.grad, second.grad = torch.eye(3), torch.full((3, 3), math.nan)
+    with (
+        contextlib.nullcontext()
+        if moves is not None
+        else pytest.raises(FloatingPointError, match="in 'param_0_hidden_2'")
+    ):
+        optimizer.step()
+    assert torch.equal(first, torch.eye(3)) != bool(moves)
