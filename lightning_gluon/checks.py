@@ -36,7 +36,8 @@ class GradientCheck:
         self.names = [name for chunk in chunks for name in chunk.names]
         params = [parameter for chunk in chunks for parameter in chunk.params]
         self.guarded = any(chunk.group["norm"] in GUARDED for chunk in chunks)
-        self.device = params[0].device
+        self.devices = [parameter.device for parameter in params]
+        self.device = self.devices[0]
         modules: dict[str, int] = {}
         owner = [modules.setdefault(name.rpartition(".")[0], len(modules)) for name in self.names]
         floors = [_floor(chunk) for chunk in chunks for _ in chunk.indices]
@@ -100,7 +101,11 @@ class GradientCheck:
         rms = norms / self.root
         largest = rms.new_zeros(self.modules).scatter_reduce_(0, self.owner, rms, "amax")
         largest = torch.where(self.alone, ALONE * rms.max(), largest)
-        return list((rms >= largest[self.owner] * self.floor).to(rms.dtype).unbind())
+        heard = (rms >= largest[self.owner] * self.floor).to(rms.dtype)
+        if len(set(self.devices)) == 1:
+            return list(heard.unbind())
+        parts = {device: heard.to(device).unbind() for device in set(self.devices)}
+        return [parts[device][index] for index, device in enumerate(self.devices)]
 
 
 def _floor(chunk: Chunk) -> float:

@@ -179,6 +179,21 @@ def test_nor_with_options(method: str, options: dict[str, Any], tensor_cores: No
     step_without_values(method, "ignore", "cuda", **options)
 
 
+@pytest.mark.parametrize("devices", [("cuda:0", "cuda:1"), ("cuda", "cpu")])
+@pytest.mark.parametrize("method", ["gluon", "limuon", "muon", "signsgd"])
+def test_a_model_on_two_devices(method: str, devices: tuple[str, str], tensor_cores: None) -> None:
+    with FakeTensorMode():
+        module = nn.ModuleList([nn.ModuleList([nn.Linear(8, 8, device=d), nn.LayerNorm(8, device=d)]) for d in devices])
+        optimizer = lightning_gluon.Gluon(module, method=method, on_nonfinite="ignore")
+        optimizer.two_point = "callback"
+        for _ in range(2):
+            for parameter in module.parameters():
+                parameter.grad = torch.randn_like(parameter)
+            if optimizer.needs_reference:
+                optimizer.reference_gradients = {p: torch.randn_like(p) for p in module.parameters()}
+            optimizer.step()
+
+
 def test_only_the_check_of_gradients_waits() -> None:
     with pytest.raises(DataDependentOutputException):
         step_without_values("gluon", "raise")
