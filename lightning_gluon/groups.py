@@ -389,6 +389,10 @@ def _check_radius(group: dict[str, Any], where: str) -> None:
             raise ValueError(
                 f"Expected `radius`{where} to be one number or {len(group['params'])}, but got {len(radius)}."
             )
+        if group["estimator"] == "adamw":
+            raise ValueError(
+                f"Expected one number as `radius`{where}: AdamW has one learning rate, but got {radius!r}."
+            )
         group["radius"] = list(radius)
     for value in group["radius"] if isinstance(radius, (list, tuple)) else [radius]:
         check_number("radius", value, where)

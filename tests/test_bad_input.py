@@ -90,6 +90,8 @@ def test_bad_parameters() -> None:
         Gluon([{"params": [weight], "role": "x"}], lr=0.1)
     with pytest.raises(ValueError, match="one number or 1, but got 2"):
         Gluon([{"params": [weight], "role": "hidden", "radius": [1.0, 2.0]}], lr=0.1)
+    with pytest.raises(ValueError, match=r"one number as `radius` of group 'bias': AdamW has one learning rate"):
+        Gluon([{"params": [weight], "role": "bias", "radius": [1.0]}], lr=0.1, method="muon")
     with pytest.warns(UserWarning, match="no trainable parameter has that role"):
         Gluon([weight], lr=0.1, radius={"head": 2.0})
 
