@@ -288,7 +288,8 @@ class Gluon(Optimizer):
         norms = check.norms(gradients, [] if folded else references)
         if norms is None:
             return loss
-        self._update(chunks, gradients, references, check.signal(norms))
+        with _full_precision(chunks):
+            self._update(chunks, gradients, references, check.signal(norms))
         self._reference.stay({parameter for chunk in chunks for parameter in chunk.params})
         self._count(chunks, bool(references))
         if self.reference_point is not None:  # the peak is in the second backward pass: keep nothing there to reuse
@@ -443,6 +444,15 @@ class Gluon(Optimizer):
     def memory(self) -> dict[str, Any]:
         """Return the bytes the optimizer keeps, by role and by kind; see `lightning_gluon.state.memory`."""
         return memory(self)
+
+
+def _full_precision(chunks: list[Chunk]) -> ExitStack:
+    """Return a context in which products keep their dtype, also where the step is taken under autocast."""
+    context = ExitStack()
+    for kind in {chunk.group["params"][chunk.indices[0]].device.type for chunk in chunks} - {"meta"}:
+        if torch.is_autocast_enabled(kind):
+            context.enter_context(torch.autocast(kind, enabled=False))
+    return context
 
 
 def _is_lightning(closure: Callable[[], Any]) -> TypeGuard[partial[Any]]:

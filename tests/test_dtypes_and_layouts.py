@@ -84,3 +84,17 @@ def test_a_state_is_loaded_into_another_layout_and_dtype(method: str) -> None:
     train(half)
     for layer, two in zip(half.layers(), optimizer.layers(), strict=True):
         torch.testing.assert_close(layer.parameter.float(), two.parameter, rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize(
+    ("method", "options"), [("limuon", {"rank": 1}), ("gluon", {"orthogonalizer": "svd"}), ("gluon", {}), ("muon", {})]
+)
+def test_a_step_under_autocast_is_the_same(method: str, options: dict) -> None:
+    results = []
+    for enabled in (False, True):
+        net = network()
+        optimizer = Gluon(net, lr=0.02, method=method, **options)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            train(optimizer)
+        results.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
+    assert torch.equal(*results)
