@@ -18,7 +18,7 @@ from lightning_gluon.partition import Partition, partition
 from lightning_gluon.partition.route import Route, default_norm
 from lightning_gluon.plan import MATRIX_NORMS, factored_of, views_of
 
-__all__ = ["build_groups", "check_options", "check_ranks_fit", "complete_group", "find_method"]
+__all__ = ["as_list", "build_groups", "check_options", "check_ranks_fit", "complete_group", "find_method"]
 
 # Options of every group beside its estimator's, with their defaults.
 COMMON: dict[str, Any] = {
@@ -161,12 +161,19 @@ def _from_source(source: Any, row: Method) -> list[dict[str, Any]]:
         raise TypeError(
             f"Expected a module, a partition, named parameters or a list of groups, got {type(source).__name__}."
         )
-    items = list(source)
+    items = as_list(source)
     if not items:
         raise ValueError("The optimizer got an empty list of parameters.")
     if all(isinstance(item, Mapping) for item in items):
         return [group for item in items for group in _from_group(dict(item))]
     return _by_shape(items)
+
+
+def as_list(params: Any) -> list:
+    """Return the parameters of a group, of which there may be one, in an order that a saved state can rely on."""
+    if isinstance(params, (set, frozenset)):
+        raise TypeError("Expected parameters in an order that is the same in every run, such as a list, but got a set.")
+    return [params] if isinstance(params, Tensor) else list(params)
 
 
 def groups_of_routes(pairs: Iterable[tuple[Route, Tensor]], row: Method) -> list[dict[str, Any]]:
@@ -225,9 +232,7 @@ def _from_group(group: dict[str, Any]) -> list[dict[str, Any]]:
             "routed by what each layer is, or role='hidden' for True, and for False 'embedding', 'head' or 'bias', "
             "with radius=1.0 where `lr` is to be AdamW's own."
         )
-    params = group["params"]
-    params = [params] if isinstance(params, Tensor) else list(params)
-    named = [item if isinstance(item, tuple) else (None, item) for item in params]
+    named = [item if isinstance(item, tuple) else (None, item) for item in as_list(group["params"])]
     group["params"] = [parameter for _, parameter in named]
     if "param_names" not in group:
         base = group.get("name", group.get("role", "param"))

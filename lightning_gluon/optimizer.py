@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lightning_gluon.checks import GradientCheck
 from lightning_gluon.conditions import check_star_convex
 from lightning_gluon.estimators import ESTIMATORS
-from lightning_gluon.groups import build_groups, check_options, check_ranks_fit, find_method, groups_of_routes
+from lightning_gluon.groups import as_list, build_groups, check_options, check_ranks_fit, find_method, groups_of_routes
 from lightning_gluon.layers import Layer
 from lightning_gluon.orthogonalize import Workspace
 from lightning_gluon.partition import Partition, partition
@@ -187,8 +187,7 @@ class Gluon(Optimizer):
         if "steps" in group:  # built by build_groups
             return [group]
         defaults = self._defaults_for_groups
-        params = group["params"]
-        group["params"] = [params] if isinstance(params, Tensor) else list(params)
+        group["params"] = as_list(group["params"])
         routed = [] if "role" in group else self._route(group["params"])
         groups = build_groups(
             [{**group, **part} for part in routed] or [group],

@@ -82,6 +82,9 @@ def test_bad_parameters() -> None:
         Gluon(weight, lr=0.1)
     with pytest.raises(TypeError, match=r"Expected a module, a partition, .* got NoneType"):
         Gluon(None, lr=0.1)
+    for unordered in ({weight}, [{"params": {weight}}]):
+        with pytest.raises(TypeError, match=r"in an order that is the same in every run, .* but got a set"):
+            Gluon(unordered, lr=0.1)
     with pytest.raises(ValueError, match="every group to have `params`, but one has only: role"):
         Gluon([{"role": "hidden"}], lr=0.1)
     with pytest.raises(ValueError, match=r"by `role`, but got `use_muon`.* role='hidden' for True"):
@@ -102,6 +105,8 @@ def test_bad_late_groups() -> None:
         optimizer.add_param_group([nn.Parameter(torch.zeros(3))])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"`param_group` to be a dict with `params`, but got \['lr'\]"):
         optimizer.add_param_group({"lr": 0.1})
+    with pytest.raises(TypeError, match="but got a set"):
+        optimizer.add_param_group({"params": {nn.Parameter(torch.zeros(3))}})
     assert len(optimizer.param_groups) == 3
 
 
