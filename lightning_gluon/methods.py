@@ -137,12 +137,15 @@ METHODS: dict[str, Method] = {
         _layerwise("limuon"),
         theory=STORM_RATE,
     ),
-    "mars": Method("Gluon on MARS' scaled correction", "MARS, arXiv 2411.10438", _layerwise("mars"), momentum=0.95),
+    "mars": Method(  # at zero: the first gradient is clipped like all others, and would else outweigh them
+        "Gluon on MARS' scaled correction", "MARS, arXiv 2411.10438", _layerwise("mars"), momentum=0.95, start="zero"
+    ),
     "mars-approximate": Method(
         "MARS with the last minibatch's gradient for c_old",
         "MARS, arXiv 2411.10438",
         _layerwise("mars_approximate"),
         momentum=0.95,
+        start="zero",
     ),
     "gluon-igt": Method("Gluon on gradients at the transported point", "LMO-IGT, arXiv 2605.05577", _layerwise("igt")),
     "lionmuon": Method(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import lightning_gluon
 from lightning_gluon.estimators import ESTIMATORS
 
 EXACT = 1e-12  # fp64; the largest gap measured over 50 steps of all identities is 2e-15
@@ -120,6 +121,19 @@ def test_mars_clips_the_corrected_gradient() -> None:
     one, two, old = torch.tensor([0.0, 0.0]), torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.0])
     second = run("mars", [(one, one), (two, old)], momentum=B, gamma=1.0, clip=1.0)[1]
     assert torch.allclose(second, 0.25 * torch.tensor([0.6, 0.8]))
+
+
+@pytest.mark.parametrize("method", ["mars", "mars-approximate"])
+def test_mars_clips_the_first_gradient_too(method: str) -> None:
+    weight = torch.nn.Parameter(torch.zeros(2, 2))
+    optimizer = lightning_gluon.Gluon([weight], method=method, momentum=B)
+
+    def closure() -> None:
+        weight.grad = torch.eye(2) * 1000
+
+    optimizer.step(closure)
+    assert torch.allclose(optimizer.state[weight]["momentum"].norm(), torch.tensor(1 - B))
+    assert torch.allclose(weight, torch.eye(2) * -0.02, atol=1e-4)
 
 
 # ---------------------------------------------------------------- variance
