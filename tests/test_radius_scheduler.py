@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.plugins.precision import MixedPrecision
 from slope import Deep, Slope, run
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from two_point import Loader, Memory, Net, data, fit, gluon
 
 from lightning_gluon import configure_optimizers
@@ -198,6 +198,33 @@ def test_freeze_as_a_share_of_the_training():
     seen = []
     fit(Net(method="gluon"), callbacks=[RadiusScheduler(lambda o: seen.append(o.step), freeze_step=0.5)])
     assert seen == [0, 1, 2, 3]  # of 7
+
+
+class Stream(IterableDataset):
+    """As many batches as the data has, but nobody is told how many."""
+
+    def __init__(self, batches: int) -> None:
+        self.data = data(batches=batches, size=32)
+
+    def __iter__(self):
+        return iter(self.data)
+
+
+def test_a_training_of_unknown_length_is_calibrated():
+    # Lightning estimates -1 steps for loaders without a length: the ramp must not take that for its end.
+    torch.manual_seed(0)
+    model, scheduler = Slope(lr="auto"), RadiusScheduler("calibrate")
+    fit(model, loader=DataLoader(Stream(40), batch_size=32), callbacks=[scheduler])
+    assert not scheduler.rule.done
+    assert model.steps[-1][1] > 4 * model.steps[1][1]
+
+
+def test_a_share_of_an_unknown_length_is_refused():
+    scheduler = RadiusScheduler(lambda seen: 1.0, freeze_step=0.5)
+    with pytest.raises(ValueError, match=r"`freeze_step`=0\.5 is a share of all steps, but the Trainer does not know"):
+        fit(Slope(), loader=DataLoader(Stream(4), batch_size=32), callbacks=[scheduler])
+    with pytest.raises(ValueError, match=r"`warmup`=0\.5 is a share of all steps, but `total_steps` is unknown"):
+        fit(Slope(warmup=0.5), loader=DataLoader(Stream(4), batch_size=32))
 
 
 def test_limits_hold_in_training():

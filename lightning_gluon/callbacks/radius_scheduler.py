@@ -58,7 +58,8 @@ class RadiusScheduler(Probing):
 
     Raises:
         ValueError: If an argument is out of range, the bounds are crossed, or a name is unknown; at the start of
-            training if the rule needs a second pass that cannot be taken, or logging is asked for without a logger.
+            training if the rule needs a second pass that cannot be taken, logging is asked for without a logger, or
+            `freeze_step` is a share of a length that nobody knows.
         TypeError: If the rule is none of the three kinds; at the start of training if the optimizer is not one of this
             library.
 
@@ -144,8 +145,13 @@ class RadiusScheduler(Probing):
         searching = isinstance(self.rule, Calibrate) and self.rule.line_search and self.steps < 2
         _refuse(self.name, self.needs, searching, optimizer, repeatable=repeatable(pl_module))
         self._trainer, self._last = trainer, LastStep(optimizer)
-        total = trainer.estimated_stepping_batches
-        self._total = int(total) if math.isfinite(total) else None
+        total = trainer.estimated_stepping_batches  # where nobody knows, infinite or -1
+        self._total = int(total) if 0 < total < math.inf else None
+        if self._total is None and self.freeze_step is not None and self.freeze_step < 1:
+            raise ValueError(
+                f"`freeze_step`={self.freeze_step} is a share of all steps, but the Trainer does not know how many "
+                "there will be. Give a number of steps, or set `max_steps`."
+            )
         for group in optimizer.param_groups:
             self.base.setdefault(group["name"], deepcopy(group["radius"]))
             group["radius"] = deepcopy(self.radii.get(group["name"], group["radius"]))
