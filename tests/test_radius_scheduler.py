@@ -194,6 +194,46 @@ def test_a_function_sets_radii_and_they_are_logged():
     assert any("radius/head" in row for _, row in memory.rows)
 
 
+@pytest.mark.parametrize("rule", ["calibrate", "smoothness"])
+def test_nothing_is_measured_once_the_radii_are_frozen(rule):
+    class Counting(Slope):
+        calls = 0
+
+        def training_step(self, batch, batch_idx):
+            Counting.calls += 1
+            return super().training_step(batch, batch_idx)
+
+    # A sample is due at step 3, for which the weights before are copied: it is not taken, now or ever.
+    scheduler = RadiusScheduler(rule, every_n_steps=4, freeze_step=3)
+    run(Counting(), scheduler, batches=20)
+    assert Counting.calls == 20
+    assert not scheduler._last.before
+    assert not scheduler.state_dict()["last"]["before"]
+    assert scheduler._probe is None
+
+
+def test_loss_of_a_short_window_is_its_mean():
+    class Constant(Slope):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * 0 + 2.0
+
+    def rule(seen):
+        losses.append(seen.loss)
+
+    losses: list[float] = []
+    rule.needs = "agreement"
+    fit(Constant(), callbacks=[RadiusScheduler(rule)], accumulate_grad_batches=3, max_epochs=2)  # 3, 3 and 1 of 7
+    assert losses == [None, *[2.0] * 5]
+
+
+def test_smoothing_does_not_lengthen_the_first_step_of_a_ramp():
+    model = Slope()
+    run(model, RadiusScheduler("calibrate", smoothing=0.9), batches=20)
+    radii = [radius for _, radius in model.steps]
+    assert radii[:2] == [1.0, 1 / 64]  # each before its step
+    assert radii[1:] == sorted(radii[1:])
+
+
 def test_freeze_as_a_share_of_the_training():
     seen = []
     fit(Net(method="gluon"), callbacks=[RadiusScheduler(lambda o: seen.append(o.step), freeze_step=0.5)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ class RadiusScheduler(Probing):
             gradient is used where it has one, else a probe pass is run.
         bounds: Smallest and largest radius, relative to the initial one.
         max_growth: Largest factor by which a radius may grow in one step.
-        smoothing: Weight on the old radius, in [0, 1), of a geometric average.
+        smoothing: Weight on the old radius, in [0, 1), of a geometric average; a ramp starts without.
         freeze_step: Step, or share of all steps if below 1, from which the radii stay.
         log: Whether to log; default: if the Trainer has a logger.
 
@@ -90,10 +91,15 @@ class RadiusScheduler(Probing):
         self.name = rule if isinstance(rule, str) else getattr(rule, "__name__", type(rule).__name__)
         self.rule = make_rule(rule, options)
         self.needs = getattr(self.rule, "needs", None)
+        if self.needs not in ("agreement", "smoothness", None):
+            raise ValueError(
+                f"Expected `needs` of the rule to be 'agreement', 'smoothness' or None, but got {self.needs!r}."
+            )
         self.limits = Limits(bounds, max_growth, smoothing)
         self.freeze_step = freeze_step
         self.logging = log  # Lightning sets `log` on callbacks
         self.loss: Any = 0.0  # of the window so far; a tensor, so that nobody waits for it
+        self.parts = 0  # micro-batches in it
         self.base: dict[str, Radius] = {}
         self.radii: dict[str, Radius] = {}
         self._loaded: dict[str, Any] | None = None
@@ -189,6 +195,7 @@ class RadiusScheduler(Probing):
         self._searchable = self._replay is not None
         if self.needs == "agreement" and self._last is not None and not self._frozen:
             self.loss = self.loss + loss.detach().float() / loss_scale(trainer)
+            self.parts += 1
 
     # ------------------------------------------------------------------ one step
 
@@ -201,7 +208,9 @@ class RadiusScheduler(Probing):
         if not self._frozen:
             self._advance(trainer, last)
         self.steps += 1
-        self.loss = 0.0
+        self.loss, self.parts = 0.0, 0
+        if self._frozen:  # nothing is measured any more
+            last.before, self._probe = {}, None
         if self._logs and should_log(trainer):
             log_values(trainer, _named(last.optimizer))
 
@@ -237,10 +246,12 @@ class RadiusScheduler(Probing):
         self._replay, self._searchable = None, False
         proposal = self.rule(self._observe(trainer, last))
         if proposal is not None:
-            set_radii_(groups, proposal, base=self.base, limits=self.limits)
+            # A ramp starts where it starts: no step has been taken with the radius before.
+            first = self.steps == 0 and isinstance(self.rule, Calibrate)
+            limits = replace(self.limits, smoothing=0.0) if first else self.limits
+            set_radii_(groups, proposal, base=self.base, limits=limits)
             self.radii = {group["name"]: deepcopy(group["radius"]) for group in groups}
         if getattr(self.rule, "done", False):
-            last.before = {}
             _report(self.rule, self.radii, self.steps)
         elif self.needs == "agreement":
             last.remember(self.base, copy=self._looks(0))
@@ -261,7 +272,7 @@ class RadiusScheduler(Probing):
             largest = {name: both[1] for name, both in sums.items()}
             largest["reference_agreement"] = largest["agreement"]
             found = {name: both[0] / largest[name].where(largest[name] > 0, 1.0) for name, both in sums.items()}
-            found["loss"] = torch.as_tensor(self.loss).to(largest["agreement"])
+            found["loss"] = torch.as_tensor(self._mean_loss(trainer)).to(largest["agreement"])
             found = {name: value.to(found["loss"].device) for name, value in found.items()}
         measured = dict(zip(found, _agreed(trainer, torch.stack([*found.values()])), strict=True)) if found else {}
         return Observation(
@@ -273,6 +284,12 @@ class RadiusScheduler(Probing):
             variance_reduced=two,
             warming_up=last.warming_up(),
         )
+
+    def _mean_loss(self, trainer: Any) -> Any:
+        """Return the loss of the window; Lightning divides by the length of a whole one, at an epoch's end as well."""
+        if not (self.parts and trainer.lightning_module.automatic_optimization):
+            return self.loss
+        return self.loss * (trainer.accumulate_grad_batches / self.parts)
 
     def _readings(self, trainer: Any) -> dict[str, dict[str, float]]:
         """Return readings by group or layer name, on the steps that have some."""
@@ -300,6 +317,7 @@ class RadiusScheduler(Probing):
         return {
             "steps": self.steps,
             "loss": float(self.loss),
+            "parts": self.parts,
             "base": deepcopy(self.base),
             "radii": deepcopy(self.radii),
             "rule": self.rule.state_dict() if hasattr(self.rule, "state_dict") else None,
@@ -309,7 +327,7 @@ class RadiusScheduler(Probing):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
-        self.steps, self.loss = state["steps"], state["loss"]
+        self.steps, self.loss, self.parts = state["steps"], state["loss"], state["parts"]
         self.base, self.radii = deepcopy(state["base"]), deepcopy(state["radii"])
         if state["rule"] is not None and hasattr(self.rule, "load_state_dict"):
             self.rule.load_state_dict(state["rule"])

@@ -77,7 +77,7 @@ class Observation:
         reference_agreement: The same with `c_old`, this sample's gradient before the last step, over the same norms;
             `None` without one.
         beside: Agreement over what AdamW steps beside an LMO; `None` where there is no such thing.
-        loss: Training loss of this step's sample.
+        loss: Training loss of this step's sample; like the agreements, for rules that need `agreement`.
         layers: Readings by group or layer name, for rules that need `smoothness` (see `lightning_gluon.readings`).
         variance_reduced: Whether the method takes the second gradient.
         warming_up: Share of its peak that a rising learning-rate schedule has reached; 1 when it is not rising.
