@@ -12,12 +12,21 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning_gluon.smoothness import fit
 
-__all__ = ["main", "read_samples", "save", "smoothness_figures", "to_tensorboard"]
+__all__ = [
+    "main",
+    "read_samples",
+    "require_matplotlib",
+    "samples_in",
+    "save",
+    "smoothness_figures",
+    "to_tensorboard",
+]
 
 Samples = list[dict[str, Any]]
 
@@ -53,10 +62,21 @@ def read_samples(path: str | Path) -> Samples:
         raise FileNotFoundError(
             f"Expected `smoothness.jsonl` in {str(path)!r}, but there is none. Train with `SmoothnessMonitor`."
         )
-    samples = [json.loads(line) for line in files[-1].read_text().splitlines()]
+    samples = samples_in(files[-1])
     if not samples:
         raise ValueError(f"{str(files[-1])!r} has no samples yet.")
     return sorted(samples, key=lambda sample: sample["step"])
+
+
+def samples_in(file: Path) -> Samples:
+    """Return the samples of a file in its own order; lines that a crash has cut off are passed over."""
+    samples = []
+    for line in file.read_text(errors="replace").splitlines():
+        with suppress(ValueError):
+            sample = json.loads(line)
+            if isinstance(sample, dict) and sample.keys() >= {"step", "role", "layer"}:
+                samples.append(sample)
+    return samples
 
 
 def smoothness_figures(samples: Samples) -> dict[str, Any]:
@@ -92,11 +112,18 @@ def to_tensorboard(figures: Mapping[str, Any], writer: Any, step: int) -> None:
         writer.add_figure(name.replace("_", "/", 1), figure, step, close=False)
 
 
-def _figure(columns: int = 1, width: float = 6.4, height: float = 4.0) -> tuple[Any, list[Any]]:
+def require_matplotlib() -> None:
+    """Raise an `ImportError` where matplotlib is not installed: better before a training than at its end."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ImportError('Drawing needs matplotlib: pip install "lightning-gluon[plots]"') from error
+
+
+def _figure(columns: int = 1, width: float = 6.4, height: float = 4.0) -> tuple[Any, list[Any]]:
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     for axis in axes:

@@ -73,8 +73,9 @@ def test_radius_without_curvature_is_infinite():
         (([1.0], [1.0, 2.0]), "one `grad_dual_norm` per `L_hat`, but got 2 and 1"),
         (([math.nan], [1.0]), "at least one finite sample"),
         (([], []), "at least one finite sample"),
-        (([1.0], [1.0], -1.0), "penalty >= 0, but got -1.0"),
-        (([1.0], [1.0], math.nan), "penalty >= 0, but got nan"),
+        (([1.0], [1.0], -1.0), "finite `penalty` >= 0, but got -1.0"),
+        (([1.0], [1.0], math.nan), "finite `penalty` >= 0, but got nan"),
+        (([1.0], [1.0], math.inf), "finite `penalty` >= 0, but got inf"),
     ],
 )
 def test_fit_refuses(arguments, message):

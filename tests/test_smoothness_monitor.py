@@ -10,14 +10,14 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from two_point import FLAT, Memory, Net, data, differing, fit, gluon, state, trainer
 
 from lightning_gluon import Gluon, configure_optimizers, plots
-from lightning_gluon.callbacks import SmoothnessMonitor
+from lightning_gluon.callbacks import RadiusScheduler, SmoothnessMonitor
 from lightning_gluon.callbacks.probe import listen
 from lightning_gluon.readings import FIT_KEYS, READINGS
 
@@ -134,6 +134,92 @@ def test_a_new_run_never_overwrites_samples(tmp_path):
     assert {file.name for file in tmp_path.glob("*.jsonl")} == {"smoothness.jsonl", "smoothness_2.jsonl"}
 
 
+def test_two_monitors_write_two_files_and_resume_in_them(tmp_path):
+    def run(epochs, path=None):
+        monitors = [SmoothnessMonitor(every_n_steps=2, layers=layers) for layers in ("hidden", "head")]
+        saver = ModelCheckpoint(tmp_path, every_n_train_steps=5, save_top_k=-1, filename="{step}")
+        options = {"callbacks": [*monitors, saver], "enable_checkpointing": True, "default_root_dir": tmp_path}
+        fit(Net(method="gluon"), max_epochs=epochs, ckpt_path=path, **options)
+        return [plots.read_samples(monitor.path) for monitor in monitors]
+
+    run(1)
+    samples = run(2, tmp_path / "step=5.ckpt")
+    assert {file.name for file in tmp_path.glob("*.jsonl")} == {"smoothness.jsonl", "smoothness_2.jsonl"}
+    assert [{sample["role"] for sample in some} for some in samples] == [{"hidden"}, {"head"}]
+    for some in samples:
+        assert [sample["step"] for sample in some if sample["layer"] is None] == [1, 3, 5, 7, 9, 11, 13]
+
+
+def test_a_line_that_a_crash_cut_off_is_passed_over(tmp_path):
+    saver = ModelCheckpoint(tmp_path, every_n_train_steps=5, filename="{step}")
+    train(SmoothnessMonitor(every_n_steps=2), default_root_dir=tmp_path)
+    whole = plots.read_samples(tmp_path)
+    (tmp_path / "smoothness.jsonl").unlink()
+    callbacks, options = [saver], {"enable_checkpointing": True, "default_root_dir": tmp_path}
+    torch.manual_seed(1)
+    fit(Net(method="gluon"), callbacks=[SmoothnessMonitor(every_n_steps=2), *callbacks], max_epochs=1, **options)
+    file = tmp_path / "smoothness.jsonl"
+    file.write_text(file.read_text() + '\n{"step": 7, "role": "hid')
+    assert [sample["step"] for sample in plots.read_samples(tmp_path) if sample["layer"] is None][-1] == 5
+    monitor = SmoothnessMonitor(every_n_steps=2)
+    fit(Net(method="gluon"), callbacks=[monitor], max_epochs=2, ckpt_path=tmp_path / "step=5.ckpt", **options)
+    key = lambda sample: (sample["step"], sample["role"], sample["layer"])  # noqa: E731
+    assert [key(sample) for sample in plots.read_samples(monitor.path)] == [key(sample) for sample in whole]
+    assert monitor.path == file
+
+
+def test_layers_that_are_unfrozen_later_are_measured(tmp_path):
+    class Unfreeze(BaseFinetuning):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.inner)
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(pl_module.inner, optimizer)
+
+    monitor, scheduler = SmoothnessMonitor(every_n_steps=2), RadiusScheduler("smoothness", every_n_steps=1)
+    options = {"default_root_dir": tmp_path, "max_epochs": 2}
+    runner = fit(Net(method="gluon"), callbacks=[Unfreeze(), monitor, scheduler], **options)
+    samples = [sample for sample in plots.read_samples(tmp_path) if sample["layer"] == "inner.linear.weight"]
+    assert [sample["step"] for sample in samples] == [9, 11, 13]  # of 14 steps, from the second after the 7th on
+    assert all(sample["L_hat"] > 0 for sample in samples)
+    added = [group for group in gluon(runner).param_groups if "inner.linear.weight" in group["param_names"]]
+    assert added[0]["radius"] != scheduler.base[added[0]["name"]]
+
+
+def test_other_callbacks_can_watch_the_readings(tmp_path):
+    stop = EarlyStopping("smoothness/L_hat/hidden", check_on_train_epoch_end=True)
+    best = ModelCheckpoint(tmp_path, monitor="smoothness/L1/head", filename="{smoothness/L1/head:.3f}")
+    options = {"logger": Memory(), "enable_checkpointing": True, "default_root_dir": tmp_path}
+    monitor = SmoothnessMonitor(every_n_steps=2)
+    fit(Net(method="gluon"), callbacks=[monitor, stop, best], max_epochs=2, **options)
+    assert stop.best_score > 0
+    assert best.best_model_score > 0
+
+
+def test_of_several_optimizers_the_first_is_measured(tmp_path):
+    class Two(Linear):
+        automatic_optimization = False
+
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Linear(4, 3)
+
+        def training_step(self, batch, batch_idx):
+            for optimizer, layer in zip(self.optimizers(), (self.layer, self.other), strict=True):
+                optimizer.zero_grad()
+                self.manual_backward(layer(batch[0]).square().mean())
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return [Gluon(layer, lr=0.1) for layer in (self.layer, self.other)]
+
+    monitor = SmoothnessMonitor(every_n_steps=2, same_sample=False)
+    with pytest.warns(UserWarning, match="has 2 optimizers of `lightning_gluon`: only the first is measured"):
+        fit(Two(), callbacks=[monitor], default_root_dir=tmp_path)
+    assert {sample["step"] for sample in plots.read_samples(tmp_path)} == {1, 3, 5}
+
+
 def test_manual_optimization_keeps_the_trajectory_estimate(tmp_path):
     class Manual(Linear):
         automatic_optimization = False
@@ -233,6 +319,7 @@ def test_listeners_come_and_go_in_any_order():
     ("arguments", "options", "error", "message"),
     [
         ({"layers": ["hidden", "block.*"]}, {}, ValueError, "'block.\\*' matches none. There are roles hidden, head"),
+        ({"layers": []}, {}, ValueError, "Expected `layers` to be names, shell patterns or roles"),
         ({"log": True}, {}, ValueError, r"`SmoothnessMonitor\(log=True\)` needs a logger, but the Trainer has none"),
     ],
 )
@@ -246,6 +333,12 @@ def test_constructor_and_optimizer_are_checked(tmp_path):
         SmoothnessMonitor(every_n_steps=0)
     with pytest.raises(ValueError, match="window >= 2, but got 1"):
         SmoothnessMonitor(window=1)
+    with pytest.raises(ValueError, match=r"a whole number, window >= 2, but got 2\.5"):
+        SmoothnessMonitor(window=2.5)
+    with pytest.raises(ValueError, match=r"finite `penalty` >= 0, but got -1\.0"):
+        SmoothnessMonitor(penalty=-1.0)
+    with pytest.raises(ValueError, match="`figures=True` draws the samples that `save=True` writes"):
+        SmoothnessMonitor(figures=True, save=False)
 
     class Foreign(Net):
         def configure_optimizers(self):
@@ -273,6 +366,13 @@ def test_pictures(tmp_path):
 
     events = EventAccumulator(str(folder)).Reload()
     assert {"smoothness/hidden", "smoothness/depth", "smoothness/radii"} <= set(events.Tags()["images"])
+
+
+def test_nothing_to_draw_is_no_error_at_the_end_of_a_training(tmp_path):
+    for options in ({}, {"fast_dev_run": True}):
+        with pytest.warns(UserWarning, match="nothing to draw: training ended before the first sample"):
+            train(SmoothnessMonitor(every_n_steps=50, figures=True), default_root_dir=tmp_path, **options)
+    assert not list(tmp_path.glob("smoothness*"))
 
 
 def test_command_line_draws_a_run(tmp_path, capsys):
@@ -308,8 +408,12 @@ def test_matplotlib_is_imported_late():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_drawing_without_matplotlib_names_the_extra(monkeypatch):
+def test_drawing_without_matplotlib_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     row = dict.fromkeys((*READINGS, *FIT_KEYS), math.nan) | {"role": "hidden", "radius": 1.0, "step": 0, "layer": None}
     with pytest.raises(ImportError, match=r'pip install "lightning-gluon\[plots\]"'), warnings.catch_warnings():
         plots.smoothness_figures([row])
+    model = Net(method="gluon")
+    with pytest.raises(ImportError, match="Drawing needs matplotlib"):  # not after the training
+        fit(model, callbacks=[SmoothnessMonitor(figures=True)], default_root_dir=tmp_path)
+    assert model.seen == 0

@@ -256,6 +256,7 @@ class RadiusScheduler(Probing):
         elif self.needs == "agreement":
             last.remember(self.base, copy=self._looks(0))
         if self._probe is not None and self._due(self.steps + 1):
+            self._probe.layers = last.optimizer.layers()  # some may have been added
             self._probe.remember()
 
     def _observe(self, trainer: Any, last: LastStep) -> Observation:
