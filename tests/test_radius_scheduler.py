@@ -179,6 +179,14 @@ def test_smoothness_rule_in_the_trainer_writes_radii_by_role_and_layer():
         assert isinstance(hidden, list) == (per == "layer")
 
 
+def test_smoothness_rule_sees_the_gradient_where_the_weights_are():
+    # With igt `.grad` belongs to a point many steps ahead: fed to the rule it made longer steps, without end.
+    torch.manual_seed(0)
+    model = Slope("gluon-igt")
+    run(model, RadiusScheduler("smoothness", every_n_steps=4), batches=60)
+    assert max(radius for _, radius in model.steps) < 20
+
+
 def test_a_function_sets_radii_and_they_are_logged():
     memory, seen = Memory(), []
 

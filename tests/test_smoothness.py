@@ -217,6 +217,20 @@ def test_readings_by_hand():
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+def test_transported_gradients_stand_for_minibatches_only():
+    layer = Gluon(nn.Linear(2, 2, bias=False), lr=0.1).layers()[0]
+    before = layer.parameter.detach() + torch.diag(torch.tensor([0.2, -0.1]))
+    there, last = torch.diag(torch.tensor([9.0, 1.0])), torch.diag(torch.tensor([4.0, 1.0]))
+    new, old = torch.diag(torch.tensor([2.0, 1.0])), torch.diag(torch.tensor([4.0, 0.0]))
+    found = derive(measure([Pair(layer, there, before, last, new=new, old=old)])[0])
+    plain = derive(measure([Pair(layer, new, before, last, old=old)])[0])
+    for key in ("grad_dual_norm", "L_hat", "agreement", "alignment", "curvature"):
+        assert found[key] == plain[key]
+    assert found["L_trajectory"] == pytest.approx(25.0, rel=1e-5)
+    assert found["noise_floor"] == pytest.approx(math.sqrt(2) * 50, rel=1e-5)
+    assert found["noise_ratio"] == pytest.approx(0.5, rel=1e-5)
+
+
 def test_role_is_the_product_of_its_layers():
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     groups = [{"params": list(model.parameters()), "role": "hidden"}]
