@@ -40,6 +40,7 @@ ROLE_COLOURS = {
     "elementwise": "#56B4E9",
 }
 DASHES = {"head": (0, (5, 2)), "bias": (0, (1, 1)), "elementwise": (0, (5, 1, 1, 1))}  # roles that often coincide
+VECTORS = ("bias", "elementwise")  # too many for the picture of depths
 MARKERS = "os^Dv<>PX*"
 
 
@@ -170,8 +171,10 @@ def _fit(values: Sequence[float], gradients: Sequence[float]) -> Any:
 
 
 def _depth_figure(samples: Samples) -> Any:
-    """L1 of the latest fit of every layer, by the block it stands in; layers outside blocks stand left and right."""
-    last = {sample["layer"]: sample for sample in samples if sample["layer"] is not None and sample["L1"]}
+    """L1 of the latest fit of every matrix, by the block it stands in; those outside blocks stand on the right."""
+    matrices = (sample for sample in samples if sample["role"] not in VECTORS and sample["layer"] is not None)
+    fits = {sample["layer"]: sample for sample in matrices if sample["L1"] is not None}
+    last = {name: sample for name, sample in fits.items() if sample["L1"] > 0}  # the axis has no zero
     blocks, outside = _by_kind(last)
     figure, (axis,) = _figure(1, 8.0, 4.4)
     for index, (kind, points) in enumerate(sorted(blocks.items())):
@@ -180,37 +183,40 @@ def _depth_figure(samples: Samples) -> Any:
         colour = _shades(len(blocks))[index]
         axis.plot(depths, values, marker=marker, ms=5, lw=1.2, color=colour, label=kind)
     deepest = max((depth for points in blocks.values() for depth, _ in points), default=-1)
-    for index, (_, sample) in enumerate(outside):
-        place = deepest + 1 + index
+    apart = 1 + max(0, deepest) // 12  # names are wider than numbers
+    places = [deepest + apart * (1 + index) for index in range(len(outside))]
+    for place, (_, sample) in zip(places, outside, strict=True):
         axis.plot([place], [sample["L1"]], marker="o", ms=6, color=ROLE_COLOURS.get(sample["role"], GREY))
-    ticks = [*range(deepest + 1), *(deepest + 1 + index for index in range(len(outside)))]
-    labels = [*map(str, range(deepest + 1)), *(name for name, _ in outside)]
-    axis.set_xticks(ticks, labels)
-    for text in axis.get_xticklabels()[deepest + 1 :]:
-        text.set(rotation=20, ha="right", rotation_mode="anchor", fontsize=8)
+    numbers = range(0, deepest + 1, 1 + max(0, deepest) // 24)
+    axis.set_xticks([*numbers, *places], [*map(str, numbers), *(name for name, _ in outside)])
+    for text in axis.get_xticklabels()[len(numbers) :]:
+        text.set(rotation=20 if len(outside) < 8 else 60, ha="right", rotation_mode="anchor", fontsize=8)
     axis.set(xlabel="block, then layers outside blocks", ylabel=r"$L_1$  [1 / norm]")
-    if any(sample["L1"] > 0 for sample in last.values()):
+    if last:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(_plain_numbers())
         axis.yaxis.set_minor_formatter(_plain_numbers(minor_thresholds=(2, 0.4)))
     if blocks:
         axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.suptitle("Smoothness constant by depth (latest fit)", x=0.01, ha="left", fontweight="bold")
+    zeros = f"; {len(fits) - len(last)} of {len(fits)} matrices are at 0" if len(last) < len(fits) else ""
+    figure.suptitle(f"Smoothness constant by depth (latest fit{zeros})", x=0.01, ha="left", fontweight="bold")
     return figure
 
 
 def _by_kind(last: Mapping[str, dict[str, Any]]) -> tuple[dict[str, list[tuple[int, float]]], list[tuple[str, Any]]]:
-    """Split layer names such as `blocks.3.mlp.fc1.weight` into a depth and a kind; matrices only, vectors crowd."""
-    blocks: dict[str, list[tuple[int, float]]] = {}
-    outside = []
+    """Split layer names such as `blocks.3.mlp.fc1.weight` into a depth and a kind, by place if there are several."""
+    found, outside = [], []
     for name, sample in last.items():
-        if sample["role"] in ("bias", "elementwise"):
-            continue
-        found = re.search(r"(?:^|\.)(\d+)\.", name)
-        if found:
-            blocks.setdefault(name[found.end() :].removesuffix(".weight"), []).append((int(found[1]), sample["L1"]))
+        parts = re.fullmatch(r"(?:(.+?)\.)?(\d+)\.(.+)", name)
+        if parts:
+            found.append((parts[1] or "", re.sub(r"(^|\.)weight$", "", parts[3]), int(parts[2]), sample["L1"]))
         else:
             outside.append((".".join(name.removesuffix(".weight").split(".")[-2:]), sample))
+    several = len({place for place, *_ in found}) > 1
+    blocks: dict[str, list[tuple[int, float]]] = {}
+    for place, kind, depth, value in found:
+        name = f"{place}.{kind}".strip(".") if several or not kind else kind
+        blocks.setdefault(name, []).append((depth, value))
     return blocks, outside
 
 
@@ -261,7 +267,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--tensorboard", action="store_true", help="add the figures to TensorBoard, in the same folder"
     )
     given = parser.parse_args(arguments)
-    samples = read_samples(given.run)
+    try:
+        samples = read_samples(given.run)
+    except (FileNotFoundError, ValueError) as error:
+        command.error(str(error))
     figures = smoothness_figures(samples)
     folder = given.out or (given.run if given.run.is_dir() else given.run.parent)
     for path in save(figures, folder):
