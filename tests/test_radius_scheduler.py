@@ -123,10 +123,25 @@ def test_line_search_where_micro_batches_are_skipped(name):
     torch.manual_seed(0)
     scheduler = RadiusScheduler("calibrate", options={"line_search": True})
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0))
-    run(SKIPS[name], scheduler, batches=6, plugins=[plugin])
-    searched = name == "where the loss is large"
-    assert (scheduler.rule.state.start > FIRST) == searched
-    assert scheduler.rule.state.start < 0.1
+    run(SKIPS[name], scheduler, batches=12, plugins=[plugin])
+    assert FIRST < scheduler.rule.state.start < 0.1
+
+
+def test_line_search_waits_for_a_step():
+    class Warm(Slope):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 4))  # none at first
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    starts = []
+    for kind in (Warm, Slope):
+        torch.manual_seed(0)
+        scheduler = RadiusScheduler("calibrate", options={"line_search": True})
+        run(kind(), scheduler, batches=6)
+        starts.append(scheduler.rule.state.start)
+    assert starts[0] > FIRST
+    assert 0.25 <= starts[0] / starts[1] <= 4
 
 
 def test_line_search_takes_the_first_micro_batch_with_a_loss():

@@ -108,6 +108,7 @@ class RadiusScheduler(Probing):
         self._last: LastStep | None = None
         self._replay: Replay | None = None
         self._searchable = False
+        self._searching = isinstance(self.rule, Calibrate) and self.rule.line_search  # a search is still to come
 
     @property
     def state_key(self) -> str:
@@ -148,8 +149,7 @@ class RadiusScheduler(Probing):
         self._release()
         optimizer = own_optimizer(trainer)
         self._logs = check_log(trainer, self.logging, "RadiusScheduler")
-        searching = isinstance(self.rule, Calibrate) and self.rule.line_search and self.steps < 2
-        _refuse(self.name, self.needs, searching, optimizer, repeatable=repeatable(pl_module))
+        _refuse(self.name, self.needs, self._searching, optimizer, repeatable=repeatable(pl_module))
         self._trainer, self._last = trainer, LastStep(optimizer)
         total = trainer.estimated_stepping_batches  # where nobody knows, infinite or -1
         self._total = int(total) if 0 < total < math.inf else None
@@ -161,12 +161,12 @@ class RadiusScheduler(Probing):
         for group in optimizer.param_groups:
             self.base.setdefault(group["name"], deepcopy(group["radius"]))
             group["radius"] = deepcopy(self.radii.get(group["name"], group["radius"]))
-        if searching and self.steps == 0:
+        if self._searching and self.steps == 0:
             self.rule.restart(FIRST)
         if self.needs == "smoothness":
             self._probe = Probe(optimizer, optimizer.layers(), same_sample=True)
         self._load()
-        if searching or (self._probe is not None and self._probe.probing):
+        if self._searching or (self._probe is not None and self._probe.probing):
             self._listen()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -183,12 +183,9 @@ class RadiusScheduler(Probing):
 
     def _entry(self, training_step: Callable, args: tuple, kwargs: dict) -> None:
         super()._entry(training_step, args, kwargs)
-        if self._looks(1) and not self._searchable:  # a step may skip its micro-batch: then the next one
+        # A step may skip its micro-batch: then the next one.
+        if self._searching and self.steps and not (self._searchable or self._frozen):
             self._replay = Replay(self._trainer, training_step, args, kwargs, self._moving)
-
-    def _looks(self, step: int) -> bool:
-        """Return whether this is that step of a run that begins with a line search."""
-        return isinstance(self.rule, Calibrate) and self.rule.line_search and self.steps == step
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Add up the loss of the window."""
@@ -241,8 +238,9 @@ class RadiusScheduler(Probing):
         groups = last.optimizer.param_groups
         if self._replay is not None and self._searchable:
             step = last.unit_step()
-            if any(bool(part.any()) for part in step.values()):  # not after an overflow, where no step was taken
+            if any(bool(part.any()) for part in step.values()):  # else none was taken: after an overflow, at lr = 0
                 self.rule.restart(search_along(self._replay, last.before, step) * SEARCHED)
+                self._searching = False
         self._replay, self._searchable = None, False
         proposal = self.rule(self._observe(trainer, last))
         if proposal is not None:
@@ -254,7 +252,7 @@ class RadiusScheduler(Probing):
         if getattr(self.rule, "done", False):
             _report(self.rule, self.radii, self.steps)
         elif self.needs == "agreement":
-            last.remember(self.base, copy=self._looks(0))
+            last.remember(self.base, copy=self._searching)
         if self._probe is not None and self._due(self.steps + 1):
             self._probe.layers = last.optimizer.layers()  # some may have been added
             self._probe.remember()
@@ -319,6 +317,7 @@ class RadiusScheduler(Probing):
             "steps": self.steps,
             "loss": float(self.loss),
             "parts": self.parts,
+            "searching": self._searching,
             "base": deepcopy(self.base),
             "radii": deepcopy(self.radii),
             "rule": self.rule.state_dict() if hasattr(self.rule, "state_dict") else None,
@@ -329,6 +328,7 @@ class RadiusScheduler(Probing):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
         self.steps, self.loss, self.parts = state["steps"], state["loss"], state["parts"]
+        self._searching = state["searching"]
         self.base, self.radii = deepcopy(state["base"]), deepcopy(state["radii"])
         if state["rule"] is not None and hasattr(self.rule, "load_state_dict"):
             self.rule.load_state_dict(state["rule"])

@@ -127,8 +127,8 @@ class Calibrate:
         growth: Factor per step at full agreement; default as above.
         shrink: Factor where the loss or `largest` ends the ramp.
         two_point: Use the form with the second gradient where the method has one.
-        line_search: Before the second step, look along the first direction for the loss's minimum on a second batch and
-            start at 1/256 of it: for a start that may be too large.
+        line_search: After the first step that moves anything, look along it for the loss's minimum on a second batch,
+            and start at 1/256 of that: for a start that may be too large.
         share: Largest share of the training to calibrate over; the factor reached then is kept.
         largest: Factor at which the ramp ends, with a step back, if nothing has ended it before.
 
