@@ -57,7 +57,7 @@ class Layer:
     @property
     def step_length(self) -> float:
         """Length of a step in the layer's own norm: `lr * radius`."""
-        return self.group["lr"] * self.radius
+        return float(self.group["lr"]) * self.radius  # `lr` may be a tensor
 
     def norm(self, x: Tensor, *, exact: bool = True) -> Tensor:
         """Return the norm of a parameter-shaped tensor as a 0-dim tensor.

@@ -287,6 +287,15 @@ def test_pytorch_lightning_trainer(tmp_path):
     assert {sample["step"] for sample in plots.read_samples(tmp_path)} == {1, 2, 3}
 
 
+def test_a_learning_rate_may_be_a_tensor(tmp_path):
+    class Compilable(Linear):
+        def configure_optimizers(self):
+            return Gluon(self, lr=torch.tensor(0.5))
+
+    fit(Compilable(), callbacks=[SmoothnessMonitor(every_n_steps=2)], default_root_dir=tmp_path)
+    assert {sample["radius"] for sample in plots.read_samples(tmp_path)} == {0.5}
+
+
 def test_nothing_is_left_behind(tmp_path):
     class Broken(Net):
         def training_step(self, batch, batch_idx):
@@ -370,9 +379,9 @@ def test_pictures(tmp_path):
 
 
 def test_nothing_to_draw_is_no_error_at_the_end_of_a_training(tmp_path):
-    for options in ({}, {"fast_dev_run": True}):
-        with pytest.warns(UserWarning, match="nothing to draw: training ended before the first sample"):
-            train(SmoothnessMonitor(every_n_steps=50, figures=True), default_root_dir=tmp_path, **options)
+    with pytest.warns(UserWarning, match="nothing to draw: training ended before the first sample"):
+        train(SmoothnessMonitor(every_n_steps=50, figures=True), default_root_dir=tmp_path)
+    train(SmoothnessMonitor(every_n_steps=1, figures=True), default_root_dir=tmp_path, fast_dev_run=3)
     assert not list(tmp_path.glob("smoothness*"))
 
 

@@ -156,7 +156,7 @@ class SmoothnessMonitor(Probing):
             self._loaded = None
         if self._probe.probing:
             self._listen()
-        if self.save:
+        if self.save and not trainer.fast_dev_run:  # which leaves no files
             self._open(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
