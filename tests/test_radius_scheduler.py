@@ -194,6 +194,15 @@ def test_smoothness_rule_in_the_trainer_writes_radii_by_role_and_layer():
         assert isinstance(hidden, list) == (per == "layer")
 
 
+def test_smoothness_rule_by_layer_leaves_adamw_its_one_radius():
+    scheduler = RadiusScheduler("smoothness", options={"per": "layer", "samples": 1}, every_n_steps=2)
+    runner = fit(Net(method="muon"), callbacks=[scheduler])
+    groups = {group["name"]: group["radius"] for group in gluon(runner).param_groups}
+    assert isinstance(groups["bias"], float)
+    assert groups["bias"] != scheduler.base["bias"]
+    assert groups["hidden"] != scheduler.base["hidden"]
+
+
 def test_smoothness_rule_sees_the_gradient_where_the_weights_are():
     # With igt `.grad` belongs to a point many steps ahead: fed to the rule it made longer steps, without end.
     torch.manual_seed(0)

@@ -299,7 +299,8 @@ class RadiusScheduler(Probing):
         per_layer = getattr(self.rule, "per", "role") == "layer"
         members: dict[str, list[tuple[Any, dict[str, float]]]] = {}
         for pair, raw in zip(pairs, measure(pairs), strict=True):
-            members.setdefault(pair.layer.name if per_layer else pair.layer.group["name"], []).append((pair.layer, raw))
+            apart = per_layer and pair.layer.group["estimator"] != "adamw"  # which takes one radius
+            members.setdefault(pair.layer.name if apart else pair.layer.group["name"], []).append((pair.layer, raw))
         found = {}
         for name, rows in members.items():
             layer, raw = rows[0][0], combine(raw for _, raw in rows)

@@ -129,7 +129,7 @@ class Calibrate:
         two_point: Use the form with the second gradient where the method has one.
         line_search: After the first step that moves anything, look along it for the loss's minimum on a second batch,
             and start at 1/256 of that: for a start that may be too large.
-        share: Largest share of the training to calibrate over; the factor reached then is kept.
+        share: Largest share of the training to calibrate over; the step length reached then is kept.
         largest: Factor at which the ramp ends, with a step back, if nothing has ended it before.
 
     Raises:
@@ -201,6 +201,7 @@ class Calibrate:
             state.scale *= (self.shrink if reason in ("loss", "largest") else 1.0) * seen.warming_up
             state.frozen, state.reason = True, reason
         elif seen.total_steps is not None and seen.step >= self.share * seen.total_steps:
+            state.scale *= seen.warming_up
             state.frozen, state.reason = True, "held" if state.fallen and sign <= 0 else "share"
         else:
             paid = max(0.0, state.averages[0]) / (state.peak or 1.0)

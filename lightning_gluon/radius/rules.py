@@ -64,7 +64,7 @@ class Smoothness:
 
     Args:
         kappa: Factor on the radius of the theorem.
-        per: `"role"` or `"layer"`.
+        per: `"role"` or `"layer"`; a group that AdamW steps has one radius either way.
         window: Samples that the fit is over: short, since the smoothness seen depends on the radius itself.
         samples: Samples before the first radius is set.
 
