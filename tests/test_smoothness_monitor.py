@@ -221,18 +221,22 @@ def test_of_several_optimizers_the_first_is_measured(tmp_path):
     assert {sample["step"] for sample in plots.read_samples(tmp_path)} == {1, 3, 5}
 
 
-def test_manual_optimization_keeps_the_trajectory_estimate(tmp_path):
+@pytest.mark.parametrize("method", ["gluon", "gluon-mvr1"])
+def test_manual_optimization_keeps_the_trajectory_estimate(tmp_path, method):
     class Manual(Linear):
         automatic_optimization = False
 
         def training_step(self, batch, batch_idx):
-            optimizer = self.optimizers()
-            optimizer.zero_grad()
-            self.manual_backward(super().training_step(batch, batch_idx))
-            optimizer.step()
+            optimizer, again = self.optimizers(), super().training_step
+
+            def closure():
+                optimizer.zero_grad()
+                self.manual_backward(again(batch, batch_idx))
+
+            optimizer.step(closure)
 
     with pytest.warns(UserWarning, match="cannot repeat a training step under manual optimization"):
-        fit(Manual(), callbacks=[SmoothnessMonitor(every_n_steps=1)], default_root_dir=tmp_path)
+        fit(Manual(method), callbacks=[SmoothnessMonitor(every_n_steps=1)], default_root_dir=tmp_path)
     samples = plots.read_samples(tmp_path)
     assert all(sample["L_trajectory"] > 0 and sample["L_hat"] is None for sample in samples)
 

@@ -60,9 +60,9 @@ class SmoothnessMonitor(Probing):
 
     Both gradients belong to the same sample. Methods that take the second gradient give it for free, for all others one
     more forward and backward pass is run, every `every_n_steps`, as silently as the second pass of `VarianceReduction`.
-    Under manual optimization, and with `training_step(dataloader_iter)`, a step cannot be repeated; only the trajectory
-    estimate is left there. The cost is one step and five decompositions of the chosen matrices, every `every_n_steps`;
-    in the step before, the weights are copied.
+    Under manual optimization, `step(closure)` included, and with `training_step(dataloader_iter)` a step cannot be
+    repeated; only the trajectory estimate is left there. The cost is one step and five decompositions of the chosen
+    matrices, every `every_n_steps`; in the step before, the weights are copied.
 
     Keys: `smoothness/<reading>/<role>`, and with `per_layer` also `smoothness/<reading>/<layer>`; the readings, their
     meaning and units are the table in `lightning_gluon.readings`. Every sample is a line of `smoothness.jsonl` in the
@@ -145,7 +145,7 @@ class SmoothnessMonitor(Probing):
             plots.require_matplotlib()
         self._trainer = trainer
         probing = self.same_sample and repeatable(pl_module)
-        if self.same_sample and not probing and optimizer.reference_point != "previous":
+        if self.same_sample and not probing:
             rank_zero_warn(
                 "`SmoothnessMonitor` cannot repeat a training step under manual optimization, nor one that draws its "
                 "own batch: only the trajectory estimate, which holds the noise of two minibatches, is measured."
