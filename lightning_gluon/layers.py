@@ -94,6 +94,7 @@ class Layer:
     def _blocks(self, tensor: Tensor) -> list[tuple[Norm, float, Tensor]]:
         """Return every view as `(norm, scale, matrices)`; only a spectral norm has a scale, which the view decides."""
         name = "euclidean" if self.group["norm"] == "identity" else self.group["norm"]
+        tensor = torch.atleast_1d(tensor)  # a scalar, such as a temperature
         blocks: list[tuple[Norm, float, Tensor]] = []
         for view in views_of(self.group, self.index):
             if name in ORIENTED:

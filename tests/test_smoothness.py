@@ -256,6 +256,14 @@ def test_nothing_moved_gives_nan_and_no_layers_give_nothing():
     assert measure([]) == []
 
 
+def test_a_scalar_parameter_has_a_norm():
+    groups = [{"params": [("temperature", nn.Parameter(torch.tensor(2.0)))], "role": "elementwise"}]
+    layer = Gluon(groups, lr=0.1).layers()[0]
+    found = derive(measure([Pair(layer, torch.tensor(-3.0), torch.tensor(2.5))])[0])
+    assert (found["weight_norm"], found["grad_dual_norm"], found["update_norm"]) == (2.0, 3.0, 0.5)
+    assert found["agreement"] == -3.0
+
+
 def test_quick_norms_are_close_to_the_exact_ones():
     layer = Gluon(nn.Linear(48, 32, bias=False), lr=0.1).layers()[0]
     for tensor in (torch.randn(32, 48), torch.randn(32, 2) @ torch.randn(2, 48), torch.zeros(32, 48)):
