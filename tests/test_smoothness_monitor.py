@@ -137,14 +137,16 @@ def test_a_new_run_never_overwrites_samples(tmp_path):
 
 def test_two_monitors_write_two_files_and_resume_in_them(tmp_path):
     def run(epochs, path=None):
-        monitors = [SmoothnessMonitor(every_n_steps=2, layers=layers) for layers in ("hidden", "head")]
+        monitors = [SmoothnessMonitor(every_n_steps=2, layers=role, figures=True) for role in ("hidden", "head")]
         saver = ModelCheckpoint(tmp_path, every_n_train_steps=5, save_top_k=-1, filename="{step}")
         options = {"callbacks": [*monitors, saver], "enable_checkpointing": True, "default_root_dir": tmp_path}
         fit(Net(method="gluon"), max_epochs=epochs, ckpt_path=path, **options)
         return [plots.read_samples(monitor.path) for monitor in monitors]
 
     run(1)
+    (tmp_path / "smoothness_radii.png").unlink()
     samples = run(2, tmp_path / "step=5.ckpt")
+    assert {file.name for file in tmp_path.glob("*radii.png")} == {"smoothness_radii.png", "smoothness_2_radii.png"}
     assert {file.name for file in tmp_path.glob("*.jsonl")} == {"smoothness.jsonl", "smoothness_2.jsonl"}
     assert [{sample["role"] for sample in some} for some in samples] == [{"hidden"}, {"head"}]
     for some in samples:

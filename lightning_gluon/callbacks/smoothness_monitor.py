@@ -254,7 +254,8 @@ class SmoothnessMonitor(Probing):
             raise ValueError(
                 "There is nothing to plot: no sample was written. Train with `save=True` for `every_n_steps` steps."
             )
-        figures = plots.smoothness_figures(plots.read_samples(self.path))
+        drawn = plots.smoothness_figures(plots.read_samples(self.path))
+        figures = {name.replace("smoothness", self.path.stem, 1): figure for name, figure in drawn.items()}
         for logger in getattr(self._trainer, "loggers", ()):
             if hasattr(getattr(logger, "experiment", None), "add_figure"):
                 plots.to_tensorboard(figures, logger.experiment, self.steps)
