@@ -40,7 +40,9 @@ def test_smoothness_rule_is_theorem_one_on_the_fit():
     [
         ({"kappa": 0}, "kappa > 0, but got 0"),
         ({"per": "block"}, "'role' or 'layer', but got 'block'"),
-        ({"samples": 0}, "samples >= 1, but got 0"),
+        ({"samples": 0}, "1 <= samples <= window, but got 0"),
+        ({"samples": 11}, "1 <= samples <= window, but got 11 with window=10"),  # it would never act
+        ({"window": 1}, "window >= 2, but got 1"),
     ],
 )
 def test_smoothness_rule_refuses(option, message):
