@@ -110,3 +110,12 @@ def test_second_fit_of_the_same_callback_keeps_the_radii():
     model = Slope()
     run(model, scheduler, batches=5)
     assert {radius for _, radius in model.steps} == {scheduler.radii["hidden"]}
+
+
+def test_radii_by_layer_of_another_model_are_refused():
+    scheduler = RadiusScheduler(lambda seen: {"layer.0.weight": 0.5})
+    run(Deep("gluon"), scheduler, batches=2)
+    other = Deep("gluon")
+    other.layer.append(torch.nn.Linear(4, 4, bias=False))
+    with pytest.raises(ValueError, match=r"holds 2 radii for group 'hidden', which has 3 parameters: they are another"):
+        run(other, scheduler, batches=2)

@@ -160,7 +160,13 @@ class RadiusScheduler(Probing):
             )
         for group in optimizer.param_groups:
             self.base.setdefault(group["name"], deepcopy(group["radius"]))
-            group["radius"] = deepcopy(self.radii.get(group["name"], group["radius"]))
+            radius = deepcopy(self.radii.get(group["name"], group["radius"]))
+            if isinstance(radius, list) and len(radius) != len(group["params"]):
+                raise ValueError(
+                    f"This RadiusScheduler holds {len(radius)} radii for group {group['name']!r}, which has "
+                    f"{len(group['params'])} parameters: they are another model's. Use a new one."
+                )
+            group["radius"] = radius
         if self._searching and self.steps == 0:
             self.rule.restart(FIRST)
         if self.needs == "smoothness":
