@@ -145,8 +145,10 @@ def _trainer(module: nn.Module) -> Any:
         return None
 
 
-def _stepping_batches(trainer: Any) -> int:
+def _stepping_batches(trainer: Any) -> int | None:
     """Return the optimizer steps of the whole fit, without costing a resumed run its place in the data.
+
+    Where nobody knows them Lightning says infinite, or -1 for loaders without a length; here it is `None`.
 
     To answer, Lightning (2.6.6) sets its loaders up, before it has read where in the epoch the checkpoint was; it then
     drops that state. Forgetting the loaders lets it set them up again at the right time.
@@ -154,7 +156,7 @@ def _stepping_batches(trainer: Any) -> int:
     length = trainer.estimated_stepping_batches
     if getattr(trainer, "ckpt_path", None) is not None:
         trainer.fit_loop._combined_loader = None
-    return length
+    return length if 0 <= length < math.inf else None
 
 
 def check_lr(lr: Any) -> None:

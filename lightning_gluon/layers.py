@@ -57,7 +57,7 @@ class Layer:
     @property
     def step_length(self) -> float:
         """Length of a step in the layer's own norm: `lr * radius`."""
-        return self.group["lr"] * self.radius
+        return float(self.group["lr"]) * self.radius  # `lr` may be a tensor
 
     def norm(self, x: Tensor, *, exact: bool = True) -> Tensor:
         """Return the norm of a parameter-shaped tensor as a 0-dim tensor.
@@ -94,6 +94,7 @@ class Layer:
     def _blocks(self, tensor: Tensor) -> list[tuple[Norm, float, Tensor]]:
         """Return every view as `(norm, scale, matrices)`; only a spectral norm has a scale, which the view decides."""
         name = "euclidean" if self.group["norm"] == "identity" else self.group["norm"]
+        tensor = torch.atleast_1d(tensor)  # a scalar, such as a temperature
         blocks: list[tuple[Norm, float, Tensor]] = []
         for view in views_of(self.group, self.index):
             if name in ORIENTED:

@@ -12,12 +12,21 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from lightning_gluon.smoothness import fit
 
-__all__ = ["main", "read_samples", "save", "smoothness_figures", "to_tensorboard"]
+__all__ = [
+    "main",
+    "read_samples",
+    "require_matplotlib",
+    "samples_in",
+    "save",
+    "smoothness_figures",
+    "to_tensorboard",
+]
 
 Samples = list[dict[str, Any]]
 
@@ -31,6 +40,7 @@ ROLE_COLOURS = {
     "elementwise": "#56B4E9",
 }
 DASHES = {"head": (0, (5, 2)), "bias": (0, (1, 1)), "elementwise": (0, (5, 1, 1, 1))}  # roles that often coincide
+VECTORS = ("bias", "elementwise")  # too many for the picture of depths
 MARKERS = "os^Dv<>PX*"
 
 
@@ -53,10 +63,21 @@ def read_samples(path: str | Path) -> Samples:
         raise FileNotFoundError(
             f"Expected `smoothness.jsonl` in {str(path)!r}, but there is none. Train with `SmoothnessMonitor`."
         )
-    samples = [json.loads(line) for line in files[-1].read_text().splitlines()]
+    samples = samples_in(files[-1])
     if not samples:
         raise ValueError(f"{str(files[-1])!r} has no samples yet.")
     return sorted(samples, key=lambda sample: sample["step"])
+
+
+def samples_in(file: Path) -> Samples:
+    """Return the samples of a file in its own order; lines that a crash has cut off are passed over."""
+    samples = []
+    for line in file.read_text(errors="replace").splitlines():
+        with suppress(ValueError):
+            sample = json.loads(line)
+            if isinstance(sample, dict) and sample.keys() >= {"step", "role", "layer"}:
+                samples.append(sample)
+    return samples
 
 
 def smoothness_figures(samples: Samples) -> dict[str, Any]:
@@ -92,11 +113,18 @@ def to_tensorboard(figures: Mapping[str, Any], writer: Any, step: int) -> None:
         writer.add_figure(name.replace("_", "/", 1), figure, step, close=False)
 
 
-def _figure(columns: int = 1, width: float = 6.4, height: float = 4.0) -> tuple[Any, list[Any]]:
+def require_matplotlib() -> None:
+    """Raise an `ImportError` where matplotlib is not installed: better before a training than at its end."""
     try:
-        from matplotlib.figure import Figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ImportError('Drawing needs matplotlib: pip install "lightning-gluon[plots]"') from error
+
+
+def _figure(columns: int = 1, width: float = 6.4, height: float = 4.0) -> tuple[Any, list[Any]]:
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     for axis in axes:
@@ -143,8 +171,10 @@ def _fit(values: Sequence[float], gradients: Sequence[float]) -> Any:
 
 
 def _depth_figure(samples: Samples) -> Any:
-    """L1 of the latest fit of every layer, by the block it stands in; layers outside blocks stand left and right."""
-    last = {sample["layer"]: sample for sample in samples if sample["layer"] is not None and sample["L1"]}
+    """L1 of the latest fit of every matrix, by the block it stands in; those outside blocks stand on the right."""
+    matrices = (sample for sample in samples if sample["role"] not in VECTORS and sample["layer"] is not None)
+    fits = {sample["layer"]: sample for sample in matrices if sample["L1"] is not None}
+    last = {name: sample for name, sample in fits.items() if sample["L1"] > 0}  # the axis has no zero
     blocks, outside = _by_kind(last)
     figure, (axis,) = _figure(1, 8.0, 4.4)
     for index, (kind, points) in enumerate(sorted(blocks.items())):
@@ -153,37 +183,40 @@ def _depth_figure(samples: Samples) -> Any:
         colour = _shades(len(blocks))[index]
         axis.plot(depths, values, marker=marker, ms=5, lw=1.2, color=colour, label=kind)
     deepest = max((depth for points in blocks.values() for depth, _ in points), default=-1)
-    for index, (_, sample) in enumerate(outside):
-        place = deepest + 1 + index
+    apart = 1 + max(0, deepest) // 12  # names are wider than numbers
+    places = [deepest + apart * (1 + index) for index in range(len(outside))]
+    for place, (_, sample) in zip(places, outside, strict=True):
         axis.plot([place], [sample["L1"]], marker="o", ms=6, color=ROLE_COLOURS.get(sample["role"], GREY))
-    ticks = [*range(deepest + 1), *(deepest + 1 + index for index in range(len(outside)))]
-    labels = [*map(str, range(deepest + 1)), *(name for name, _ in outside)]
-    axis.set_xticks(ticks, labels)
-    for text in axis.get_xticklabels()[deepest + 1 :]:
-        text.set(rotation=20, ha="right", rotation_mode="anchor", fontsize=8)
+    numbers = range(0, deepest + 1, 1 + max(0, deepest) // 24)
+    axis.set_xticks([*numbers, *places], [*map(str, numbers), *(name for name, _ in outside)])
+    for text in axis.get_xticklabels()[len(numbers) :]:
+        text.set(rotation=20 if len(outside) < 8 else 60, ha="right", rotation_mode="anchor", fontsize=8)
     axis.set(xlabel="block, then layers outside blocks", ylabel=r"$L_1$  [1 / norm]")
-    if any(sample["L1"] > 0 for sample in last.values()):
+    if last:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(_plain_numbers())
         axis.yaxis.set_minor_formatter(_plain_numbers(minor_thresholds=(2, 0.4)))
     if blocks:
         axis.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-    figure.suptitle("Smoothness constant by depth (latest fit)", x=0.01, ha="left", fontweight="bold")
+    zeros = f"; {len(fits) - len(last)} of {len(fits)} matrices are at 0" if len(last) < len(fits) else ""
+    figure.suptitle(f"Smoothness constant by depth (latest fit{zeros})", x=0.01, ha="left", fontweight="bold")
     return figure
 
 
 def _by_kind(last: Mapping[str, dict[str, Any]]) -> tuple[dict[str, list[tuple[int, float]]], list[tuple[str, Any]]]:
-    """Split layer names such as `blocks.3.mlp.fc1.weight` into a depth and a kind; matrices only, vectors crowd."""
-    blocks: dict[str, list[tuple[int, float]]] = {}
-    outside = []
+    """Split layer names such as `blocks.3.mlp.fc1.weight` into a depth and a kind, by place if there are several."""
+    found, outside = [], []
     for name, sample in last.items():
-        if sample["role"] in ("bias", "elementwise"):
-            continue
-        found = re.search(r"(?:^|\.)(\d+)\.", name)
-        if found:
-            blocks.setdefault(name[found.end() :].removesuffix(".weight"), []).append((int(found[1]), sample["L1"]))
+        parts = re.fullmatch(r"(?:(.+?)\.)?(\d+)\.(.+)", name)
+        if parts:
+            found.append((parts[1] or "", re.sub(r"(^|\.)weight$", "", parts[3]), int(parts[2]), sample["L1"]))
         else:
             outside.append((".".join(name.removesuffix(".weight").split(".")[-2:]), sample))
+    several = len({place for place, *_ in found}) > 1
+    blocks: dict[str, list[tuple[int, float]]] = {}
+    for place, kind, depth, value in found:
+        name = f"{place}.{kind}".strip(".") if several or not kind else kind
+        blocks.setdefault(name, []).append((depth, value))
     return blocks, outside
 
 
@@ -234,7 +267,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--tensorboard", action="store_true", help="add the figures to TensorBoard, in the same folder"
     )
     given = parser.parse_args(arguments)
-    samples = read_samples(given.run)
+    try:
+        samples = read_samples(given.run)
+    except (FileNotFoundError, ValueError) as error:
+        command.error(str(error))
     figures = smoothness_figures(samples)
     folder = given.out or (given.run if given.run.is_dir() else given.run.parent)
     for path in save(figures, folder):

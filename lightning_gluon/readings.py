@@ -19,6 +19,9 @@ With `T = X^{k-1} - X^k` the last step (decay included), `t = ||T||` its length 
     goodness            share of the variance of L_hat that the fit explains            1
 
 A role is the product of its layers: its norm is the largest layer norm, its dual norm the sum of theirs.
+
+Where steps use transported gradients (`gluon-igt`) the readings of two minibatches, `L_trajectory`, `noise_floor` and
+`noise_ratio`, are those at the transported points; all others are at `X^k` if a probe was taken, as the fit needs it.
 """
 
 from __future__ import annotations
@@ -99,20 +102,22 @@ def _raw(pair: Pair, exact: bool | None) -> dict[str, Tensor]:
     layer, grad, weight = pair.layer, whole(pair.grad), whole(pair.layer.parameter)
     exact = weight.device.type == "cpu" if exact is None else exact
     step = whole(pair.weight_before) - weight
+    new = grad if pair.new is None else whole(pair.new)
     raw = {
-        "grad": layer.dual_norm(grad, exact=exact),
+        "grad": layer.dual_norm(new, exact=exact),
         "weight": layer.norm(weight, exact=exact),
         "step": layer.norm(step, exact=exact),
         "square": step.square().sum(),
         "count": torch.full((), step.numel(), device=step.device),
-        "grad_step": inner(grad, step),
+        "grad_step": inner(new, step),
     }
+    if pair.new is not None:
+        raw["sample"] = layer.dual_norm(grad, exact=exact)
     if pair.grad_before is not None:
         raw["different"] = layer.dual_norm(grad - whole(pair.grad_before), exact=exact)
     if pair.old is not None:
-        new, old = grad if pair.new is None else whole(pair.new), whole(pair.old)
+        old = whole(pair.old)
         raw["same"] = layer.dual_norm(new - old, exact=exact)
-        raw["new_step"] = inner(new, step)
         raw["old_step"] = inner(old, step)
     return raw
 
@@ -157,8 +162,9 @@ def derive(raw: Mapping[str, float]) -> dict[str, float]:
     Returns:
         One value per entry of `READINGS`.
     """
-    get = {key: raw.get(key, math.nan) for key in ("different", "same", "new_step", "old_step")}
+    get = {key: raw.get(key, math.nan) for key in ("different", "same", "old_step")}
     step, grad = raw["step"], raw["grad"]
+    sample = raw.get("sample", grad)
     return {
         "grad_dual_norm": grad,
         "weight_norm": raw["weight"],
@@ -166,12 +172,12 @@ def derive(raw: Mapping[str, float]) -> dict[str, float]:
         "update_rms": math.sqrt(raw["square"] / raw["count"]),
         "L_trajectory": _over(get["different"], step),
         "L_hat": _over(get["same"], step),
-        "noise_floor": noise_floor(grad, step),
-        "noise_ratio": _over(get["different"], grad),
+        "noise_floor": noise_floor(sample, step),
+        "noise_ratio": _over(get["different"], sample),
         "same_to_different": _over(get["same"], get["different"]),
         "agreement": _over(raw["grad_step"], step),
         "alignment": _over(get["old_step"], step),
-        "curvature": _over(get["old_step"] - get["new_step"], step**2),
+        "curvature": _over(get["old_step"] - raw["grad_step"], step**2),
     }
 
 

@@ -72,13 +72,13 @@ def fit(
     Args:
         L_hat: Smoothness estimates, at least one finite.
         grad_dual_norm: Dual norms of the gradients they were taken at.
-        penalty: Extra weight of samples above the fit, >= 0 (`lambda`).
+        penalty: Extra weight of samples above the fit, >= 0 and finite (`lambda`).
 
     Returns:
         The constants and how well they fit.
 
     Raises:
-        ValueError: If the lengths differ, no sample is finite, or the penalty is negative.
+        ValueError: If the lengths differ, no sample is finite, or the penalty is negative or not finite.
 
     References:
         A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416 (penalty 5).
@@ -92,8 +92,7 @@ def fit(
     x = torch.as_tensor(grad_dual_norm, dtype=torch.float64).flatten().cpu()
     if len(x) != len(y):
         raise ValueError(f"Expected one `grad_dual_norm` per `L_hat`, but got {len(x)} and {len(y)}.")
-    if not penalty >= 0:
-        raise ValueError(f"Expected `penalty` to satisfy penalty >= 0, but got {penalty!r}.")
+    _check_penalty(penalty)
     good = x.isfinite() & y.isfinite()
     if not good.any():
         raise ValueError(f"Expected at least one finite sample in `L_hat`, but got {int(good.sum())} of {len(y)}.")
@@ -101,6 +100,11 @@ def fit(
     unit_x, unit_y = _unit(x), _unit(y)
     intercept, slope = _minimise(torch.stack([torch.ones_like(x), x / unit_x], 1), y / unit_y, penalty)
     return _describe(x, y, intercept * unit_y, slope * unit_y / unit_x)
+
+
+def _check_penalty(penalty: float) -> None:
+    if not 0 <= penalty < math.inf:
+        raise ValueError(f"Expected a finite `penalty` >= 0, but got {penalty!r}.")
 
 
 def _unit(values: Tensor) -> float:
@@ -190,7 +194,7 @@ class RunningFit:
         penalty: As in `fit`.
 
     Raises:
-        ValueError: If `window` is below 2.
+        ValueError: If `window` is below 2 or not whole, or the penalty is negative or not finite.
 
     Example:
         >>> running = RunningFit(window=10)
@@ -201,8 +205,9 @@ class RunningFit:
     """
 
     def __init__(self, window: int = 200, penalty: float = PENALTY) -> None:
-        if window < 2:
-            raise ValueError(f"Expected `window` to satisfy window >= 2, but got {window!r}.")
+        if not isinstance(window, int) or window < 2:
+            raise ValueError(f"Expected `window` to be a whole number, window >= 2, but got {window!r}.")
+        _check_penalty(penalty)
         self.window = window
         self.penalty = penalty
         self.samples: list[tuple[float, float]] = []

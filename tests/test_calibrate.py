@@ -136,6 +136,13 @@ def test_share_ends_the_ramp_where_it_stands():
     assert (held.done, held.state.reason) == (True, "held")
 
 
+def test_share_ends_the_ramp_at_the_step_length_of_a_warm_up():
+    rule = Calibrate(share=0.5)
+    seen = Observation(step=5, total_steps=10, agreement=1.0, loss=1.0, warming_up=0.25)
+    assert rule(seen) == 0.25 / 64  # the schedule goes on to four times the present rate
+    assert rule.done
+
+
 def test_the_largest_factor_ends_the_ramp_with_a_step_back():
     rule = Calibrate(start=1.0, largest=8.0)
     factors = ramp(rule, [None, *[1.0] * 40])

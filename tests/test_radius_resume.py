@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from slope import Deep, Slope, run
 from two_point import Loader, data, differing, fit, gluon, state
 
-from lightning_gluon.callbacks import RadiusScheduler
+from lightning_gluon.callbacks import RadiusScheduler, SmoothnessMonitor
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,31 @@ def test_resumed_run_equals_the_whole_one(tmp_path: Path, method, rule, at):
     assert first.radii == second.radii
     assert first.steps == second.steps == 90
     torch.load(saved, weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: RadiusScheduler("calibrate", options={"share": 0.99}),
+        lambda: RadiusScheduler("smoothness", every_n_steps=4),
+        lambda: SmoothnessMonitor(every_n_steps=4),
+    ],
+    ids=["calibrate", "smoothness", "monitor"],
+)
+def test_a_checkpoint_saved_after_the_fit_resumes_as_well(tmp_path: Path, build):
+    def train(folder, epochs, path=None):
+        torch.manual_seed(0)
+        model, callback = Slope(), build()
+        loader, options = Loader(data(batches=15)), {"max_epochs": epochs, "default_root_dir": tmp_path / folder}
+        runner = fit(model, loader=loader, callbacks=[callback], ckpt_path=path, **options)
+        return state(model, gluon(runner)), callback.state_dict(), runner
+
+    whole, first, _ = train("whole", 2)
+    train("part", 1)[2].save_checkpoint(tmp_path / "saved.ckpt")  # after `fit`; the next step's sample is under way
+    again, second, _ = train("part", 2, tmp_path / "saved.ckpt")
+    assert not differing(whole, again)
+    assert first.get("radii") == second.get("radii")
+    assert first.get("fits") == second.get("fits")
 
 
 def test_state_survives_an_exception():
@@ -85,3 +110,12 @@ def test_second_fit_of_the_same_callback_keeps_the_radii():
     model = Slope()
     run(model, scheduler, batches=5)
     assert {radius for _, radius in model.steps} == {scheduler.radii["hidden"]}
+
+
+def test_radii_by_layer_of_another_model_are_refused():
+    scheduler = RadiusScheduler(lambda seen: {"layer.0.weight": 0.5})
+    run(Deep("gluon"), scheduler, batches=2)
+    other = Deep("gluon")
+    other.layer.append(torch.nn.Linear(4, 4, bias=False))
+    with pytest.raises(ValueError, match=r"holds 2 radii for group 'hidden', which has 3 parameters: they are another"):
+        run(other, scheduler, batches=2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from lightning_gluon import Gluon
@@ -38,7 +40,9 @@ def test_smoothness_rule_is_theorem_one_on_the_fit():
     [
         ({"kappa": 0}, "kappa > 0, but got 0"),
         ({"per": "block"}, "'role' or 'layer', but got 'block'"),
-        ({"samples": 0}, "samples >= 1, but got 0"),
+        ({"samples": 0}, "1 <= samples <= window, but got 0"),
+        ({"samples": 11}, "1 <= samples <= window, but got 11 with window=10"),  # it would never act
+        ({"window": 1}, "window >= 2, but got 1"),
     ],
 )
 def test_smoothness_rule_refuses(option, message):
@@ -103,6 +107,32 @@ def test_set_radii_by_factor_group_and_layer():
         set_radii_(optimizer.param_groups, -1.0, base=dict.fromkeys(base, 1.0), limits=Limits())
     with pytest.raises(ValueError, match="Group 'bias' is stepped by AdamW and takes one radius"):
         set_radii_(optimizer.param_groups, {groups["bias"]["param_names"][0]: 1.0}, base=base, limits=Limits())
+
+
+@pytest.mark.parametrize("proposal", ["0.5", [0.5, 0.5], {"hidden": "0.5"}, {"hidden": [0.5]}, object()])
+def test_what_is_no_number_is_refused(proposal):
+    groups = Gluon(nn.Linear(4, 4), lr=0.1).param_groups
+    with pytest.raises(TypeError, match="Expected the rule to return a factor, radii by group or layer name, or None"):
+        set_radii_(groups, proposal, base={group["name"]: 1.0 for group in groups}, limits=Limits())
+
+
+def test_numbers_of_any_kind_are_written_as_floats():
+    groups = Gluon(nn.Linear(4, 4), lr=0.1, method="muon").param_groups
+    base = {group["name"]: 1.0 for group in groups}
+    for proposal in (torch.tensor(0.5), np.float32(0.5), {group["name"]: torch.tensor(0.5) for group in groups}):
+        set_radii_(groups, proposal, base=base, limits=Limits())
+        assert [(type(group["radius"]), group["radius"]) for group in groups] == [(float, 0.5)] * len(groups)
+
+
+def test_a_rule_says_what_it_needs():
+    def rule(seen):
+        return 1.0
+
+    rule.needs = "agreements"
+    with pytest.raises(
+        ValueError, match="`needs` of the rule to be 'agreement', 'smoothness' or None, but got 'agreem"
+    ):
+        RadiusScheduler(rule)
 
 
 def test_peak_of_a_schedule():

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.plugins.precision import MixedPrecision
 from slope import Deep, Slope, run
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from two_point import Loader, Memory, Net, data, fit, gluon
 
 from lightning_gluon import configure_optimizers
@@ -33,7 +33,7 @@ def test_every_method_is_calibrated(method):
     assert scheduler.rule.state.reason in reasons.get(method, ("curvature", "loss"))
     assert radii[1] < radii[20] < radii[40]
     assert len(set(radii[-100:])) == 1
-    assert scheduler._last is None  # nothing is kept after the run
+    assert not scheduler._last.before  # no copy is kept once the radii are frozen
 
 
 @pytest.mark.parametrize("method", ["muon", "muon-mvr"])
@@ -123,10 +123,25 @@ def test_line_search_where_micro_batches_are_skipped(name):
     torch.manual_seed(0)
     scheduler = RadiusScheduler("calibrate", options={"line_search": True})
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0))
-    run(SKIPS[name], scheduler, batches=6, plugins=[plugin])
-    searched = name == "where the loss is large"
-    assert (scheduler.rule.state.start > FIRST) == searched
-    assert scheduler.rule.state.start < 0.1
+    run(SKIPS[name], scheduler, batches=12, plugins=[plugin])
+    assert FIRST < scheduler.rule.state.start < 0.1
+
+
+def test_line_search_waits_for_a_step():
+    class Warm(Slope):
+        def configure_optimizers(self):
+            optimizer = super().configure_optimizers()
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 4))  # none at first
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    starts = []
+    for kind in (Warm, Slope):
+        torch.manual_seed(0)
+        scheduler = RadiusScheduler("calibrate", options={"line_search": True})
+        run(kind(), scheduler, batches=6)
+        starts.append(scheduler.rule.state.start)
+    assert starts[0] > FIRST
+    assert 0.25 <= starts[0] / starts[1] <= 4
 
 
 def test_line_search_takes_the_first_micro_batch_with_a_loss():
@@ -179,6 +194,23 @@ def test_smoothness_rule_in_the_trainer_writes_radii_by_role_and_layer():
         assert isinstance(hidden, list) == (per == "layer")
 
 
+def test_smoothness_rule_by_layer_leaves_adamw_its_one_radius():
+    scheduler = RadiusScheduler("smoothness", options={"per": "layer", "samples": 1}, every_n_steps=2)
+    runner = fit(Net(method="muon"), callbacks=[scheduler])
+    groups = {group["name"]: group["radius"] for group in gluon(runner).param_groups}
+    assert isinstance(groups["bias"], float)
+    assert groups["bias"] != scheduler.base["bias"]
+    assert groups["hidden"] != scheduler.base["hidden"]
+
+
+def test_smoothness_rule_sees_the_gradient_where_the_weights_are():
+    # With igt `.grad` belongs to a point many steps ahead: fed to the rule it made longer steps, without end.
+    torch.manual_seed(0)
+    model = Slope("gluon-igt")
+    run(model, RadiusScheduler("smoothness", every_n_steps=4), batches=60)
+    assert max(radius for _, radius in model.steps) < 20
+
+
 def test_a_function_sets_radii_and_they_are_logged():
     memory, seen = Memory(), []
 
@@ -194,10 +226,77 @@ def test_a_function_sets_radii_and_they_are_logged():
     assert any("radius/head" in row for _, row in memory.rows)
 
 
+@pytest.mark.parametrize("rule", ["calibrate", "smoothness"])
+def test_nothing_is_measured_once_the_radii_are_frozen(rule):
+    class Counting(Slope):
+        calls = 0
+
+        def training_step(self, batch, batch_idx):
+            Counting.calls += 1
+            return super().training_step(batch, batch_idx)
+
+    # A sample is due at step 3, for which the weights before are copied: it is not taken, now or ever.
+    scheduler = RadiusScheduler(rule, every_n_steps=4, freeze_step=3)
+    run(Counting(), scheduler, batches=20)
+    assert Counting.calls == 20
+    assert not scheduler._last.before
+    assert not scheduler.state_dict()["last"]["before"]
+    assert scheduler._probe is None
+
+
+def test_loss_of_a_short_window_is_its_mean():
+    class Constant(Slope):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * 0 + 2.0
+
+    def rule(seen):
+        losses.append(seen.loss)
+
+    losses: list[float] = []
+    rule.needs = "agreement"
+    fit(Constant(), callbacks=[RadiusScheduler(rule)], accumulate_grad_batches=3, max_epochs=2)  # 3, 3 and 1 of 7
+    assert losses == [None, *[2.0] * 5]
+
+
+def test_smoothing_does_not_lengthen_the_first_step_of_a_ramp():
+    model = Slope()
+    run(model, RadiusScheduler("calibrate", smoothing=0.9), batches=20)
+    radii = [radius for _, radius in model.steps]
+    assert radii[:2] == [1.0, 1 / 64]  # each before its step
+    assert radii[1:] == sorted(radii[1:])
+
+
 def test_freeze_as_a_share_of_the_training():
     seen = []
     fit(Net(method="gluon"), callbacks=[RadiusScheduler(lambda o: seen.append(o.step), freeze_step=0.5)])
     assert seen == [0, 1, 2, 3]  # of 7
+
+
+class Stream(IterableDataset):
+    """As many batches as the data has, but nobody is told how many."""
+
+    def __init__(self, batches: int) -> None:
+        self.data = data(batches=batches, size=32)
+
+    def __iter__(self):
+        return iter(self.data)
+
+
+def test_a_training_of_unknown_length_is_calibrated():
+    # Lightning estimates -1 steps for loaders without a length: the ramp must not take that for its end.
+    torch.manual_seed(0)
+    model, scheduler = Slope(lr="auto"), RadiusScheduler("calibrate")
+    fit(model, loader=DataLoader(Stream(40), batch_size=32), callbacks=[scheduler])
+    assert not scheduler.rule.done
+    assert model.steps[-1][1] > 4 * model.steps[1][1]
+
+
+def test_a_share_of_an_unknown_length_is_refused():
+    scheduler = RadiusScheduler(lambda seen: 1.0, freeze_step=0.5)
+    with pytest.raises(ValueError, match=r"`freeze_step`=0\.5 is a share of all steps, but the Trainer does not know"):
+        fit(Slope(), loader=DataLoader(Stream(4), batch_size=32), callbacks=[scheduler])
+    with pytest.raises(ValueError, match=r"`warmup`=0\.5 is a share of all steps, but `total_steps` is unknown"):
+        fit(Slope(warmup=0.5), loader=DataLoader(Stream(4), batch_size=32))
 
 
 def test_limits_hold_in_training():

@@ -73,8 +73,9 @@ def test_radius_without_curvature_is_infinite():
         (([1.0], [1.0, 2.0]), "one `grad_dual_norm` per `L_hat`, but got 2 and 1"),
         (([math.nan], [1.0]), "at least one finite sample"),
         (([], []), "at least one finite sample"),
-        (([1.0], [1.0], -1.0), "penalty >= 0, but got -1.0"),
-        (([1.0], [1.0], math.nan), "penalty >= 0, but got nan"),
+        (([1.0], [1.0], -1.0), "finite `penalty` >= 0, but got -1.0"),
+        (([1.0], [1.0], math.nan), "finite `penalty` >= 0, but got nan"),
+        (([1.0], [1.0], math.inf), "finite `penalty` >= 0, but got inf"),
     ],
 )
 def test_fit_refuses(arguments, message):
@@ -216,6 +217,20 @@ def test_readings_by_hand():
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+def test_transported_gradients_stand_for_minibatches_only():
+    layer = Gluon(nn.Linear(2, 2, bias=False), lr=0.1).layers()[0]
+    before = layer.parameter.detach() + torch.diag(torch.tensor([0.2, -0.1]))
+    there, last = torch.diag(torch.tensor([9.0, 1.0])), torch.diag(torch.tensor([4.0, 1.0]))
+    new, old = torch.diag(torch.tensor([2.0, 1.0])), torch.diag(torch.tensor([4.0, 0.0]))
+    found = derive(measure([Pair(layer, there, before, last, new=new, old=old)])[0])
+    plain = derive(measure([Pair(layer, new, before, last, old=old)])[0])
+    for key in ("grad_dual_norm", "L_hat", "agreement", "alignment", "curvature"):
+        assert found[key] == plain[key]
+    assert found["L_trajectory"] == pytest.approx(25.0, rel=1e-5)
+    assert found["noise_floor"] == pytest.approx(math.sqrt(2) * 50, rel=1e-5)
+    assert found["noise_ratio"] == pytest.approx(0.5, rel=1e-5)
+
+
 def test_role_is_the_product_of_its_layers():
     model = nn.Sequential(nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False))
     groups = [{"params": list(model.parameters()), "role": "hidden"}]
@@ -239,6 +254,14 @@ def test_nothing_moved_gives_nan_and_no_layers_give_nothing():
     assert math.isnan(found["agreement"])
     assert math.isnan(noise_floor(1.0, 0.0))
     assert measure([]) == []
+
+
+def test_a_scalar_parameter_has_a_norm():
+    groups = [{"params": [("temperature", nn.Parameter(torch.tensor(2.0)))], "role": "elementwise"}]
+    layer = Gluon(groups, lr=0.1).layers()[0]
+    found = derive(measure([Pair(layer, torch.tensor(-3.0), torch.tensor(2.5))])[0])
+    assert (found["weight_norm"], found["grad_dual_norm"], found["update_norm"]) == (2.0, 3.0, 0.5)
+    assert found["agreement"] == -3.0
 
 
 def test_quick_norms_are_close_to_the_exact_ones():

@@ -5,19 +5,20 @@ import math
 import subprocess
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
 from two_point import FLAT, Memory, Net, data, differing, fit, gluon, state, trainer
 
 from lightning_gluon import Gluon, configure_optimizers, plots
-from lightning_gluon.callbacks import SmoothnessMonitor
+from lightning_gluon.callbacks import RadiusScheduler, SmoothnessMonitor
 from lightning_gluon.callbacks.probe import listen
 from lightning_gluon.readings import FIT_KEYS, READINGS
 
@@ -134,18 +135,110 @@ def test_a_new_run_never_overwrites_samples(tmp_path):
     assert {file.name for file in tmp_path.glob("*.jsonl")} == {"smoothness.jsonl", "smoothness_2.jsonl"}
 
 
-def test_manual_optimization_keeps_the_trajectory_estimate(tmp_path):
+def test_two_monitors_write_two_files_and_resume_in_them(tmp_path):
+    def run(epochs, path=None):
+        monitors = [SmoothnessMonitor(every_n_steps=2, layers=role, figures=True) for role in ("hidden", "head")]
+        saver = ModelCheckpoint(tmp_path, every_n_train_steps=5, save_top_k=-1, filename="{step}")
+        options = {"callbacks": [*monitors, saver], "enable_checkpointing": True, "default_root_dir": tmp_path}
+        fit(Net(method="gluon"), max_epochs=epochs, ckpt_path=path, **options)
+        return [plots.read_samples(monitor.path) for monitor in monitors]
+
+    run(1)
+    (tmp_path / "smoothness_radii.png").unlink()
+    samples = run(2, tmp_path / "step=5.ckpt")
+    assert {file.name for file in tmp_path.glob("*radii.png")} == {"smoothness_radii.png", "smoothness_2_radii.png"}
+    assert {file.name for file in tmp_path.glob("*.jsonl")} == {"smoothness.jsonl", "smoothness_2.jsonl"}
+    assert [{sample["role"] for sample in some} for some in samples] == [{"hidden"}, {"head"}]
+    for some in samples:
+        assert [sample["step"] for sample in some if sample["layer"] is None] == [1, 3, 5, 7, 9, 11, 13]
+
+
+def test_a_line_that_a_crash_cut_off_is_passed_over(tmp_path):
+    saver = ModelCheckpoint(tmp_path, every_n_train_steps=5, filename="{step}")
+    train(SmoothnessMonitor(every_n_steps=2), default_root_dir=tmp_path)
+    whole = plots.read_samples(tmp_path)
+    (tmp_path / "smoothness.jsonl").unlink()
+    callbacks, options = [saver], {"enable_checkpointing": True, "default_root_dir": tmp_path}
+    torch.manual_seed(1)
+    fit(Net(method="gluon"), callbacks=[SmoothnessMonitor(every_n_steps=2), *callbacks], max_epochs=1, **options)
+    file = tmp_path / "smoothness.jsonl"
+    file.write_text(file.read_text() + '\n{"step": 7, "role": "hid')
+    assert [sample["step"] for sample in plots.read_samples(tmp_path) if sample["layer"] is None][-1] == 5
+    monitor = SmoothnessMonitor(every_n_steps=2)
+    fit(Net(method="gluon"), callbacks=[monitor], max_epochs=2, ckpt_path=tmp_path / "step=5.ckpt", **options)
+    key = lambda sample: (sample["step"], sample["role"], sample["layer"])  # noqa: E731
+    assert [key(sample) for sample in plots.read_samples(monitor.path)] == [key(sample) for sample in whole]
+    assert monitor.path == file
+
+
+def test_layers_that_are_unfrozen_later_are_measured(tmp_path):
+    class Unfreeze(BaseFinetuning):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.inner)
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            if epoch == 1:
+                self.unfreeze_and_add_param_group(pl_module.inner, optimizer)
+
+    monitor, scheduler = SmoothnessMonitor(every_n_steps=2), RadiusScheduler("smoothness", every_n_steps=1)
+    options = {"default_root_dir": tmp_path, "max_epochs": 2}
+    runner = fit(Net(method="gluon"), callbacks=[Unfreeze(), monitor, scheduler], **options)
+    samples = [sample for sample in plots.read_samples(tmp_path) if sample["layer"] == "inner.linear.weight"]
+    assert [sample["step"] for sample in samples] == [9, 11, 13]  # of 14 steps, from the second after the 7th on
+    assert all(sample["L_hat"] > 0 for sample in samples)
+    added = [group for group in gluon(runner).param_groups if "inner.linear.weight" in group["param_names"]]
+    assert added[0]["radius"] != scheduler.base[added[0]["name"]]
+
+
+def test_other_callbacks_can_watch_the_readings(tmp_path):
+    stop = EarlyStopping("smoothness/L_hat/hidden", check_on_train_epoch_end=True)
+    best = ModelCheckpoint(tmp_path, monitor="smoothness/L1/head", filename="{smoothness/L1/head:.3f}")
+    options = {"logger": Memory(), "enable_checkpointing": True, "default_root_dir": tmp_path}
+    monitor = SmoothnessMonitor(every_n_steps=2)
+    fit(Net(method="gluon"), callbacks=[monitor, stop, best], max_epochs=2, **options)
+    assert stop.best_score > 0
+    assert best.best_model_score > 0
+
+
+def test_of_several_optimizers_the_first_is_measured(tmp_path):
+    class Two(Linear):
+        automatic_optimization = False
+
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Linear(4, 3)
+
+        def training_step(self, batch, batch_idx):
+            for optimizer, layer in zip(self.optimizers(), (self.layer, self.other), strict=True):
+                optimizer.zero_grad()
+                self.manual_backward(layer(batch[0]).square().mean())
+                optimizer.step()
+
+        def configure_optimizers(self):
+            return [Gluon(layer, lr=0.1) for layer in (self.layer, self.other)]
+
+    monitor = SmoothnessMonitor(every_n_steps=2, same_sample=False)
+    with pytest.warns(UserWarning, match="has 2 optimizers of `lightning_gluon`: only the first is measured"):
+        fit(Two(), callbacks=[monitor], default_root_dir=tmp_path)
+    assert {sample["step"] for sample in plots.read_samples(tmp_path)} == {1, 3, 5}
+
+
+@pytest.mark.parametrize("method", ["gluon", "gluon-mvr1"])
+def test_manual_optimization_keeps_the_trajectory_estimate(tmp_path, method):
     class Manual(Linear):
         automatic_optimization = False
 
         def training_step(self, batch, batch_idx):
-            optimizer = self.optimizers()
-            optimizer.zero_grad()
-            self.manual_backward(super().training_step(batch, batch_idx))
-            optimizer.step()
+            optimizer, again = self.optimizers(), super().training_step
+
+            def closure():
+                optimizer.zero_grad()
+                self.manual_backward(again(batch, batch_idx))
+
+            optimizer.step(closure)
 
     with pytest.warns(UserWarning, match="cannot repeat a training step under manual optimization"):
-        fit(Manual(), callbacks=[SmoothnessMonitor(every_n_steps=1)], default_root_dir=tmp_path)
+        fit(Manual(method), callbacks=[SmoothnessMonitor(every_n_steps=1)], default_root_dir=tmp_path)
     samples = plots.read_samples(tmp_path)
     assert all(sample["L_trajectory"] > 0 and sample["L_hat"] is None for sample in samples)
 
@@ -200,6 +293,15 @@ def test_pytorch_lightning_trainer(tmp_path):
     assert {sample["step"] for sample in plots.read_samples(tmp_path)} == {1, 2, 3}
 
 
+def test_a_learning_rate_may_be_a_tensor(tmp_path):
+    class Compilable(Linear):
+        def configure_optimizers(self):
+            return Gluon(self, lr=torch.tensor(0.5))
+
+    fit(Compilable(), callbacks=[SmoothnessMonitor(every_n_steps=2)], default_root_dir=tmp_path)
+    assert {sample["radius"] for sample in plots.read_samples(tmp_path)} == {0.5}
+
+
 def test_nothing_is_left_behind(tmp_path):
     class Broken(Net):
         def training_step(self, batch, batch_idx):
@@ -233,6 +335,7 @@ def test_listeners_come_and_go_in_any_order():
     ("arguments", "options", "error", "message"),
     [
         ({"layers": ["hidden", "block.*"]}, {}, ValueError, "'block.\\*' matches none. There are roles hidden, head"),
+        ({"layers": []}, {}, ValueError, "Expected `layers` to be names, shell patterns or roles"),
         ({"log": True}, {}, ValueError, r"`SmoothnessMonitor\(log=True\)` needs a logger, but the Trainer has none"),
     ],
 )
@@ -246,6 +349,12 @@ def test_constructor_and_optimizer_are_checked(tmp_path):
         SmoothnessMonitor(every_n_steps=0)
     with pytest.raises(ValueError, match="window >= 2, but got 1"):
         SmoothnessMonitor(window=1)
+    with pytest.raises(ValueError, match=r"a whole number, window >= 2, but got 2\.5"):
+        SmoothnessMonitor(window=2.5)
+    with pytest.raises(ValueError, match=r"finite `penalty` >= 0, but got -1\.0"):
+        SmoothnessMonitor(penalty=-1.0)
+    with pytest.raises(ValueError, match="`figures=True` draws the samples that `save=True` writes"):
+        SmoothnessMonitor(figures=True, save=False)
 
     class Foreign(Net):
         def configure_optimizers(self):
@@ -273,6 +382,13 @@ def test_pictures(tmp_path):
 
     events = EventAccumulator(str(folder)).Reload()
     assert {"smoothness/hidden", "smoothness/depth", "smoothness/radii"} <= set(events.Tags()["images"])
+
+
+def test_nothing_to_draw_is_no_error_at_the_end_of_a_training(tmp_path):
+    with pytest.warns(UserWarning, match="nothing to draw: training ended before the first sample"):
+        train(SmoothnessMonitor(every_n_steps=50, figures=True), default_root_dir=tmp_path)
+    train(SmoothnessMonitor(every_n_steps=1, figures=True), default_root_dir=tmp_path, fast_dev_run=3)
+    assert not list(tmp_path.glob("smoothness*"))
 
 
 def test_command_line_draws_a_run(tmp_path, capsys):
@@ -303,13 +419,56 @@ def test_small_constants_are_written_out():
     assert "0.3" in labels and not any("e" in label or "10" in label for label in labels)
 
 
+def depth_axis(values: dict[str, float]):
+    """Draw L1 by layer name; the same for all steps, but 9 at the first."""
+    row = dict.fromkeys((*READINGS, *FIT_KEYS), 2.0) | {"role": "hidden", "radius": 0.02}
+    samples = [{**row, "step": step, "layer": name, "L1": value if step else 9.0}
+               for step in range(2) for name, value in values.items()]  # fmt: skip
+    figure = plots.smoothness_figures([*samples, {**row, "step": 1, "layer": None}])["smoothness_depth"]
+    figure.canvas.draw()
+    return figure.axes[0]
+
+
+def test_blocks_in_several_places_are_lines_of_their_own():
+    names = [f"layer{stage}.{block}.conv.weight" for stage in (1, 2) for block in (0, 1)]
+    axis = depth_axis({**dict.fromkeys(names, 1.0), "net.0.weight": 1.0, "fc.weight": 1.0})
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["layer1.conv", "layer2.conv", "net"]
+    assert [list(line.get_xdata()) for line in axis.lines] == [[0, 1], [0, 1], [0], [2]]
+
+
+def test_labels_of_deep_networks_do_not_overlap():
+    axis = depth_axis({**{f"blocks.{k}.fc.weight": 1.0 for k in range(64)}, "tok_embeddings.weight": 1.0, "head": 1.0})
+    boxes = [text.get_window_extent() for text in axis.get_xticklabels()]
+    numbers, names = boxes[:-2], axis.get_xticks()[-2:]
+    assert all(one.x1 < other.x0 for one, other in pairwise(numbers))
+    assert names[1] - names[0] > 4
+
+
+def test_a_constant_that_fell_to_zero_is_said_and_not_drawn():
+    axis = depth_axis({"blocks.0.fc.weight": 0.0, "blocks.1.fc.weight": 3.0})
+    assert [list(line.get_ydata()) for line in axis.lines] == [[3.0]]
+    assert "1 of 2 matrices are at 0" in axis.figure.get_suptitle()
+
+
+def test_command_line_names_what_is_missing(tmp_path, capsys):
+    (tmp_path / "smoothness.jsonl").write_text('\n{"step"')
+    for path, message in ((tmp_path, "has no samples yet"), (tmp_path / "nowhere", "there is none. Train with")):
+        with pytest.raises(SystemExit):
+            plots.main(["smoothness", str(path)])
+        assert message in capsys.readouterr().err
+
+
 def test_matplotlib_is_imported_late():
     code = "import sys, lightning_gluon.plots; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_drawing_without_matplotlib_names_the_extra(monkeypatch):
+def test_drawing_without_matplotlib_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     row = dict.fromkeys((*READINGS, *FIT_KEYS), math.nan) | {"role": "hidden", "radius": 1.0, "step": 0, "layer": None}
     with pytest.raises(ImportError, match=r'pip install "lightning-gluon\[plots\]"'), warnings.catch_warnings():
         plots.smoothness_figures([row])
+    model = Net(method="gluon")
+    with pytest.raises(ImportError, match="Drawing needs matplotlib"):  # not after the training
+        fit(model, callbacks=[SmoothnessMonitor(figures=True)], default_root_dir=tmp_path)
+    assert model.seen == 0

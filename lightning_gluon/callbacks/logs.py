@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 __all__ = ["check_log", "log_values", "should_log"]
 
 
@@ -47,4 +49,5 @@ def log_values(trainer: Any, values: Mapping[str, float]) -> None:
     step = trainer.fit_loop.epoch_loop._batches_that_stepped
     for logger in trainer.loggers:
         logger.log_metrics(finite, step=step)
-    trainer.callback_metrics.update(finite)
+    tensors = torch.tensor(list(finite.values()), device=trainer.strategy.root_device)  # what other callbacks expect
+    trainer.callback_metrics.update(zip(finite, tensors, strict=True))

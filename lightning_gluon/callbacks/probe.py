@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from lightning_gluon.callbacks.second_pass import Replay
@@ -26,13 +27,18 @@ Listener = Callable[[Callable, tuple, dict], None]
 
 def own_optimizer(trainer: Any) -> Gluon:
     """Return the `Gluon` optimizer of a Trainer, or raise where there is none or its gradients cannot be seen."""
-    for optimizer in map(unwrapped, trainer.optimizers):
-        if isinstance(optimizer, Gluon):
-            if optimizer.folds:
-                raise ValueError(
-                    "With `fold` both gradients lie mixed in `.grad` and cannot be measured. Set `fold=False`."
-                )
-            return optimizer
+    own = [optimizer for optimizer in map(unwrapped, trainer.optimizers) if isinstance(optimizer, Gluon)]
+    if len(own) > 1:
+        rank_zero_warn(
+            f"The Trainer has {len(own)} optimizers of `lightning_gluon`: only the first is measured, and only its "
+            "radii are set. The others keep theirs, `lr='auto'` or not."
+        )
+    if own:
+        if own[0].folds:
+            raise ValueError(
+                "With `fold` both gradients lie mixed in `.grad` and cannot be measured. Set `fold=False`."
+            )
+        return own[0]
     found = ", ".join(type(optimizer).__name__ for optimizer in trainer.optimizers) or "none"
     raise TypeError(
         f"Expected an optimizer of `lightning_gluon`, whose layers know their norm, but got {found}. Build it with "

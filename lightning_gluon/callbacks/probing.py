@@ -39,8 +39,8 @@ class Probing(Callback):
         self._end: Callable[[], None] | None = None
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Leave the Trainer as it was."""
-        self._release()
+        """Leave the Trainer as it was, and keep what a checkpoint of the finished run holds."""
+        self._unlisten()
 
     def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
         """Repeat the micro-batch at the last iterate, where a sample is due."""
@@ -63,11 +63,15 @@ class Probing(Callback):
     def _due(self, steps: int) -> bool:
         return (steps + 1) % self.every_n_steps == 0
 
-    def _release(self) -> None:
+    def _unlisten(self) -> None:
         if self._end is not None:
             self._end()
-        self._end = self._probe = None
+        self._end = None
         self._moving.clear()
+
+    def _release(self) -> None:
+        self._unlisten()
+        self._probe = None
 
 
 def repeatable(pl_module: Any) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -52,13 +53,14 @@ class RadiusScheduler(Probing):
             gradient is used where it has one, else a probe pass is run.
         bounds: Smallest and largest radius, relative to the initial one.
         max_growth: Largest factor by which a radius may grow in one step.
-        smoothing: Weight on the old radius, in [0, 1), of a geometric average.
+        smoothing: Weight on the old radius, in [0, 1), of a geometric average; a ramp starts without.
         freeze_step: Step, or share of all steps if below 1, from which the radii stay.
         log: Whether to log; default: if the Trainer has a logger.
 
     Raises:
         ValueError: If an argument is out of range, the bounds are crossed, or a name is unknown; at the start of
-            training if the rule needs a second pass that cannot be taken, or logging is asked for without a logger.
+            training if the rule needs a second pass that cannot be taken, logging is asked for without a logger, or
+            `freeze_step` is a share of a length that nobody knows.
         TypeError: If the rule is none of the three kinds; at the start of training if the optimizer is not one of this
             library.
 
@@ -89,10 +91,15 @@ class RadiusScheduler(Probing):
         self.name = rule if isinstance(rule, str) else getattr(rule, "__name__", type(rule).__name__)
         self.rule = make_rule(rule, options)
         self.needs = getattr(self.rule, "needs", None)
+        if self.needs not in ("agreement", "smoothness", None):
+            raise ValueError(
+                f"Expected `needs` of the rule to be 'agreement', 'smoothness' or None, but got {self.needs!r}."
+            )
         self.limits = Limits(bounds, max_growth, smoothing)
         self.freeze_step = freeze_step
         self.logging = log  # Lightning sets `log` on callbacks
         self.loss: Any = 0.0  # of the window so far; a tensor, so that nobody waits for it
+        self.parts = 0  # micro-batches in it
         self.base: dict[str, Radius] = {}
         self.radii: dict[str, Radius] = {}
         self._loaded: dict[str, Any] | None = None
@@ -101,6 +108,7 @@ class RadiusScheduler(Probing):
         self._last: LastStep | None = None
         self._replay: Replay | None = None
         self._searchable = False
+        self._searching = isinstance(self.rule, Calibrate) and self.rule.line_search  # a search is still to come
 
     @property
     def state_key(self) -> str:
@@ -141,20 +149,30 @@ class RadiusScheduler(Probing):
         self._release()
         optimizer = own_optimizer(trainer)
         self._logs = check_log(trainer, self.logging, "RadiusScheduler")
-        searching = isinstance(self.rule, Calibrate) and self.rule.line_search and self.steps < 2
-        _refuse(self.name, self.needs, searching, optimizer, repeatable=repeatable(pl_module))
+        _refuse(self.name, self.needs, self._searching, optimizer, repeatable=repeatable(pl_module))
         self._trainer, self._last = trainer, LastStep(optimizer)
-        total = trainer.estimated_stepping_batches
-        self._total = int(total) if math.isfinite(total) else None
+        total = trainer.estimated_stepping_batches  # where nobody knows, infinite or -1
+        self._total = int(total) if 0 < total < math.inf else None
+        if self._total is None and self.freeze_step is not None and self.freeze_step < 1:
+            raise ValueError(
+                f"`freeze_step`={self.freeze_step} is a share of all steps, but the Trainer does not know how many "
+                "there will be. Give a number of steps, or set `max_steps`."
+            )
         for group in optimizer.param_groups:
             self.base.setdefault(group["name"], deepcopy(group["radius"]))
-            group["radius"] = deepcopy(self.radii.get(group["name"], group["radius"]))
-        if searching and self.steps == 0:
+            radius = deepcopy(self.radii.get(group["name"], group["radius"]))
+            if isinstance(radius, list) and len(radius) != len(group["params"]):
+                raise ValueError(
+                    f"This RadiusScheduler holds {len(radius)} radii for group {group['name']!r}, which has "
+                    f"{len(group['params'])} parameters: they are another model's. Use a new one."
+                )
+            group["radius"] = radius
+        if self._searching and self.steps == 0:
             self.rule.restart(FIRST)
         if self.needs == "smoothness":
             self._probe = Probe(optimizer, optimizer.layers(), same_sample=True)
         self._load()
-        if searching or (self._probe is not None and self._probe.probing):
+        if self._searching or (self._probe is not None and self._probe.probing):
             self._listen()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
@@ -171,18 +189,16 @@ class RadiusScheduler(Probing):
 
     def _entry(self, training_step: Callable, args: tuple, kwargs: dict) -> None:
         super()._entry(training_step, args, kwargs)
-        if self._looks(1) and not self._searchable:  # a step may skip its micro-batch: then the next one
+        # A step may skip its micro-batch: then the next one.
+        if self._searching and self.steps and not (self._searchable or self._frozen):
             self._replay = Replay(self._trainer, training_step, args, kwargs, self._moving)
-
-    def _looks(self, step: int) -> bool:
-        """Return whether this is that step of a run that begins with a line search."""
-        return isinstance(self.rule, Calibrate) and self.rule.line_search and self.steps == step
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Add up the loss of the window."""
         self._searchable = self._replay is not None
         if self.needs == "agreement" and self._last is not None and not self._frozen:
             self.loss = self.loss + loss.detach().float() / loss_scale(trainer)
+            self.parts += 1
 
     # ------------------------------------------------------------------ one step
 
@@ -195,7 +211,9 @@ class RadiusScheduler(Probing):
         if not self._frozen:
             self._advance(trainer, last)
         self.steps += 1
-        self.loss = 0.0
+        self.loss, self.parts = 0.0, 0
+        if self._frozen:  # nothing is measured any more
+            last.before, self._probe = {}, None
         if self._logs and should_log(trainer):
             log_values(trainer, _named(last.optimizer))
 
@@ -226,19 +244,23 @@ class RadiusScheduler(Probing):
         groups = last.optimizer.param_groups
         if self._replay is not None and self._searchable:
             step = last.unit_step()
-            if any(bool(part.any()) for part in step.values()):  # not after an overflow, where no step was taken
+            if any(bool(part.any()) for part in step.values()):  # else none was taken: after an overflow, at lr = 0
                 self.rule.restart(search_along(self._replay, last.before, step) * SEARCHED)
+                self._searching = False
         self._replay, self._searchable = None, False
         proposal = self.rule(self._observe(trainer, last))
         if proposal is not None:
-            set_radii_(groups, proposal, base=self.base, limits=self.limits)
+            # A ramp starts where it starts: no step has been taken with the radius before.
+            first = self.steps == 0 and isinstance(self.rule, Calibrate)
+            limits = replace(self.limits, smoothing=0.0) if first else self.limits
+            set_radii_(groups, proposal, base=self.base, limits=limits)
             self.radii = {group["name"]: deepcopy(group["radius"]) for group in groups}
         if getattr(self.rule, "done", False):
-            last.before = {}
             _report(self.rule, self.radii, self.steps)
         elif self.needs == "agreement":
-            last.remember(self.base, copy=self._looks(0))
+            last.remember(self.base, copy=self._searching)
         if self._probe is not None and self._due(self.steps + 1):
+            self._probe.layers = last.optimizer.layers()  # some may have been added
             self._probe.remember()
 
     def _observe(self, trainer: Any, last: LastStep) -> Observation:
@@ -255,7 +277,7 @@ class RadiusScheduler(Probing):
             largest = {name: both[1] for name, both in sums.items()}
             largest["reference_agreement"] = largest["agreement"]
             found = {name: both[0] / largest[name].where(largest[name] > 0, 1.0) for name, both in sums.items()}
-            found["loss"] = torch.as_tensor(self.loss).to(largest["agreement"])
+            found["loss"] = torch.as_tensor(self._mean_loss(trainer)).to(largest["agreement"])
             found = {name: value.to(found["loss"].device) for name, value in found.items()}
         measured = dict(zip(found, _agreed(trainer, torch.stack([*found.values()])), strict=True)) if found else {}
         return Observation(
@@ -268,6 +290,12 @@ class RadiusScheduler(Probing):
             warming_up=last.warming_up(),
         )
 
+    def _mean_loss(self, trainer: Any) -> Any:
+        """Return the loss of the window; Lightning divides by the length of a whole one, at an epoch's end as well."""
+        if not (self.parts and trainer.lightning_module.automatic_optimization):
+            return self.loss
+        return self.loss * (trainer.accumulate_grad_batches / self.parts)
+
     def _readings(self, trainer: Any) -> dict[str, dict[str, float]]:
         """Return readings by group or layer name, on the steps that have some."""
         probe = self._probe
@@ -277,7 +305,8 @@ class RadiusScheduler(Probing):
         per_layer = getattr(self.rule, "per", "role") == "layer"
         members: dict[str, list[tuple[Any, dict[str, float]]]] = {}
         for pair, raw in zip(pairs, measure(pairs), strict=True):
-            members.setdefault(pair.layer.name if per_layer else pair.layer.group["name"], []).append((pair.layer, raw))
+            apart = per_layer and pair.layer.group["estimator"] != "adamw"  # which takes one radius
+            members.setdefault(pair.layer.name if apart else pair.layer.group["name"], []).append((pair.layer, raw))
         found = {}
         for name, rows in members.items():
             layer, raw = rows[0][0], combine(raw for _, raw in rows)
@@ -294,6 +323,8 @@ class RadiusScheduler(Probing):
         return {
             "steps": self.steps,
             "loss": float(self.loss),
+            "parts": self.parts,
+            "searching": self._searching,
             "base": deepcopy(self.base),
             "radii": deepcopy(self.radii),
             "rule": self.rule.state_dict() if hasattr(self.rule, "state_dict") else None,
@@ -303,7 +334,8 @@ class RadiusScheduler(Probing):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them."""
-        self.steps, self.loss = state["steps"], state["loss"]
+        self.steps, self.loss, self.parts = state["steps"], state["loss"], state["parts"]
+        self._searching = state["searching"]
         self.base, self.radii = deepcopy(state["base"]), deepcopy(state["radii"])
         if state["rule"] is not None and hasattr(self.rule, "load_state_dict"):
             self.rule.load_state_dict(state["rule"])

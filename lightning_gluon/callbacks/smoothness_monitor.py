@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from lightning_gluon import plots
 from lightning_gluon.callbacks.logs import check_log, log_values, should_log
 from lightning_gluon.callbacks.probe import Probe, own_optimizer, unwrapped
 from lightning_gluon.callbacks.probing import Probing, loss_scale, repeatable
@@ -32,11 +33,13 @@ def choose_layers(layers: Sequence[Layer], patterns: str | Sequence[str] | None)
         The chosen layers, in their order.
 
     Raises:
-        ValueError: If a pattern matches nothing.
+        ValueError: If a pattern matches nothing, or there is none.
     """
     if patterns is None:
         return list(layers)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns:
+        raise ValueError("Expected `layers` to be names, shell patterns or roles, or `None` for all, but got none.")
     chosen = []
     for pattern in patterns:
         found = [layer for layer in layers if layer.role == pattern or fnmatchcase(layer.name, pattern)]
@@ -57,9 +60,9 @@ class SmoothnessMonitor(Probing):
 
     Both gradients belong to the same sample. Methods that take the second gradient give it for free, for all others one
     more forward and backward pass is run, every `every_n_steps`, as silently as the second pass of `VarianceReduction`.
-    Under manual optimization, and with `training_step(dataloader_iter)`, a step cannot be repeated; only the trajectory
-    estimate is left there. The cost is one step and five decompositions of the chosen matrices, every `every_n_steps`;
-    in the step before, the weights are copied.
+    Under manual optimization, `step(closure)` included, and with `training_step(dataloader_iter)` a step cannot be
+    repeated; only the trajectory estimate is left there. The cost is one step and five decompositions of the chosen
+    matrices, every `every_n_steps`; in the step before, the weights are copied.
 
     Keys: `smoothness/<reading>/<role>`, and with `per_layer` also `smoothness/<reading>/<layer>`; the readings, their
     meaning and units are the table in `lightning_gluon.readings`. Every sample is a line of `smoothness.jsonl` in the
@@ -79,8 +82,9 @@ class SmoothnessMonitor(Probing):
         figures: Draw the pictures at the end of training: PNG files beside the samples, figures in TensorBoard.
 
     Raises:
-        ValueError: If an argument is out of range; at the start of training if a pattern matches no layer, or if
-            logging is asked for without a logger.
+        ValueError: If an argument is out of range, or `figures` are asked for without `save`; at the start of training
+            if a pattern matches no layer, or if logging is asked for without a logger.
+        ImportError: At the start of training, if `figures` are asked for without matplotlib.
         TypeError: At the start of training, if the optimizer is not one of this library.
 
     References:
@@ -108,6 +112,8 @@ class SmoothnessMonitor(Probing):
     ) -> None:
         super().__init__(every_n_steps)
         RunningFit(window, penalty)  # checks both
+        if figures and not save:
+            raise ValueError("`figures=True` draws the samples that `save=True` writes: leave one out, or keep both.")
         self.layers = layers
         self.per_layer = per_layer
         self.same_sample = same_sample
@@ -118,6 +124,7 @@ class SmoothnessMonitor(Probing):
         self.save = save
         self.figures = figures
         self.path: Path | None = None
+        self._file = "smoothness.jsonl"
         self.fits: dict[str, RunningFit] = {}
         self._pending: dict[str, float] = {}
         self._loaded: dict[str, Any] | None = None
@@ -134,9 +141,11 @@ class SmoothnessMonitor(Probing):
         optimizer = own_optimizer(trainer)
         layers = choose_layers(optimizer.layers(), self.layers)
         self._logs = check_log(trainer, self.logging, "SmoothnessMonitor")
+        if self.figures:
+            plots.require_matplotlib()
         self._trainer = trainer
         probing = self.same_sample and repeatable(pl_module)
-        if self.same_sample and not probing and optimizer.reference_point != "previous":
+        if self.same_sample and not probing:
             rank_zero_warn(
                 "`SmoothnessMonitor` cannot repeat a training step under manual optimization, nor one that draws its "
                 "own batch: only the trajectory estimate, which holds the noise of two minibatches, is measured."
@@ -147,13 +156,16 @@ class SmoothnessMonitor(Probing):
             self._loaded = None
         if self._probe.probing:
             self._listen()
-        if self.save:
+        if self.save and not trainer.fast_dev_run:  # which leaves no files
             self._open(trainer)
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Draw the pictures, if asked to."""
-        if self.figures and trainer.is_global_zero:
-            self.plot()
+        if self.figures and self.path is not None:  # on the first rank
+            if self.path.exists():
+                self.plot()
+            else:
+                rank_zero_warn("`SmoothnessMonitor` has nothing to draw: training ended before the first sample.")
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the Trainer as it was, but keep the state: a checkpoint may be saved after this."""
@@ -161,22 +173,21 @@ class SmoothnessMonitor(Probing):
         self._release()
 
     def _open(self, trainer: Any) -> None:
-        """Continue the file of a resumed run behind its last sample, or begin one."""
+        """Continue the file of a resumed run behind its last sample, or begin one that no other run or monitor has."""
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # the same on all ranks
         if not trainer.is_global_zero:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "smoothness.jsonl"
-        if not self.path.exists():
-            return
-        lines = self.path.read_text().splitlines() if self.steps else []
-        kept = [line for line in lines if json.loads(line)["step"] < self.steps]
-        if kept:
-            self.path.write_text("".join(f"{line}\n" for line in kept))
-            return
-        count = 2
-        while self.path.exists():
+        others = [other.path for other in trainer.callbacks if isinstance(other, SmoothnessMonitor) and other != self]
+        self.path, count = folder / self._file, 2
+        if self.steps and self.path.exists() and self.path not in others:
+            kept = [sample for sample in plots.samples_in(self.path) if sample["step"] < self.steps]
+            if kept:
+                self.path.write_text("".join(json.dumps(sample) + "\n" for sample in kept))
+                return
+        while self.path.exists() or self.path in others:
             self.path, count = folder / f"smoothness_{count}.jsonl", count + 1
+        self._file = self.path.name
 
     # ------------------------------------------------------------------ one step
 
@@ -189,6 +200,7 @@ class SmoothnessMonitor(Probing):
             self._sample(probe, loss_scale(trainer))
         self.steps += 1
         if self._due(self.steps):
+            probe.layers = choose_layers(probe.optimizer.layers(), self.layers)  # some may have been unfrozen
             # The copy is of this step's own weights: they are X^{k-1} when the next step's gradients are there.
             probe.remember()
         if self._logs and self._pending and should_log(trainer):
@@ -238,13 +250,12 @@ class SmoothnessMonitor(Probing):
         Raises:
             ValueError: If no sample was written.
         """
-        from lightning_gluon import plots
-
         if self.path is None or not self.path.exists():
             raise ValueError(
                 "There is nothing to plot: no sample was written. Train with `save=True` for `every_n_steps` steps."
             )
-        figures = plots.smoothness_figures(plots.read_samples(self.path))
+        drawn = plots.smoothness_figures(plots.read_samples(self.path))
+        figures = {name.replace("smoothness", self.path.stem, 1): figure for name, figure in drawn.items()}
         for logger in getattr(self._trainer, "loggers", ()):
             if hasattr(getattr(logger, "experiment", None), "add_figure"):
                 plots.to_tensorboard(figures, logger.experiment, self.steps)
@@ -258,6 +269,7 @@ class SmoothnessMonitor(Probing):
             "steps": self.steps,
             "fits": {name: running.state_dict() for name, running in self.fits.items()},
             "pending": dict(self._pending),
+            "file": self._file,
             "probe": self._probe.state_dict() if self._probe is not None else self._loaded,
         }
 
@@ -269,4 +281,5 @@ class SmoothnessMonitor(Probing):
             self.fits[name] = RunningFit(self.window, self.penalty)
             self.fits[name].load_state_dict(saved)
         self._pending = dict(state["pending"])
+        self._file = state["file"]
         self._loaded = state["probe"]

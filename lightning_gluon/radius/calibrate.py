@@ -77,7 +77,7 @@ class Observation:
         reference_agreement: The same with `c_old`, this sample's gradient before the last step, over the same norms;
             `None` without one.
         beside: Agreement over what AdamW steps beside an LMO; `None` where there is no such thing.
-        loss: Training loss of this step's sample.
+        loss: Training loss of this step's sample; like the agreements, for rules that need `agreement`.
         layers: Readings by group or layer name, for rules that need `smoothness` (see `lightning_gluon.readings`).
         variance_reduced: Whether the method takes the second gradient.
         warming_up: Share of its peak that a rising learning-rate schedule has reached; 1 when it is not rising.
@@ -127,9 +127,9 @@ class Calibrate:
         growth: Factor per step at full agreement; default as above.
         shrink: Factor where the loss or `largest` ends the ramp.
         two_point: Use the form with the second gradient where the method has one.
-        line_search: Before the second step, look along the first direction for the loss's minimum on a second batch and
-            start at 1/256 of it: for a start that may be too large.
-        share: Largest share of the training to calibrate over; the factor reached then is kept.
+        line_search: After the first step that moves anything, look along it for the loss's minimum on a second batch,
+            and start at 1/256 of that: for a start that may be too large.
+        share: Largest share of the training to calibrate over; the step length reached then is kept.
         largest: Factor at which the ramp ends, with a step back, if nothing has ended it before.
 
     Raises:
@@ -201,6 +201,7 @@ class Calibrate:
             state.scale *= (self.shrink if reason in ("loss", "largest") else 1.0) * seen.warming_up
             state.frozen, state.reason = True, reason
         elif seen.total_steps is not None and seen.step >= self.share * seen.total_steps:
+            state.scale *= seen.warming_up
             state.frozen, state.reason = True, "held" if state.fallen and sign <= 0 else "share"
         else:
             paid = max(0.0, state.averages[0]) / (state.peak or 1.0)

@@ -91,11 +91,12 @@ def set_radii_(
         limits: Limits on what is written.
 
     Raises:
-        ValueError: If a name is unknown, a radius is not a number, or a group of AdamW would get several radii.
+        ValueError: If a name is unknown, a radius is not finite, or a group of AdamW would get several radii.
+        TypeError: If the proposal is of another kind.
     """
     groups = list(groups)
     names = {name for group in groups for name in (group["name"], *group["param_names"])}
-    unknown = sorted(set(proposal) - names) if isinstance(proposal, Mapping) else []
+    unknown = sorted(map(str, set(proposal) - names)) if isinstance(proposal, Mapping) else []
     if unknown:
         raise ValueError(
             f"Expected the rule to return radii of groups or layers, but got one of {unknown[0]!r}. There are groups "
@@ -117,10 +118,22 @@ def _wanted(
     if isinstance(proposal, Factors):
         proposal = proposal.adamw if group["estimator"] == "adamw" else proposal.lmo
     if not isinstance(proposal, Mapping):
-        return [proposal * radius for radius in initial]
+        factor = _number(proposal)
+        return [factor * radius for radius in initial]
     of_group = proposal.get(group["name"])
-    of_layers = current if of_group is None else [of_group] * len(current)
-    return [proposal.get(name, radius) for name, radius in zip(group["param_names"], of_layers, strict=True)]
+    of_layers = current if of_group is None else [_number(of_group)] * len(current)
+    pairs = zip(group["param_names"], of_layers, strict=True)
+    return [_number(proposal[name]) if name in proposal else radius for name, radius in pairs]
+
+
+def _number(value: Any) -> float:
+    """Return what a rule answered as a plain float, for checkpoints and logs; it may be a tensor."""
+    try:
+        if not isinstance(value, str):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):
+        pass
+    raise TypeError(f"Expected the rule to return a factor, radii by group or layer name, or None, but got {value!r}.")
 
 
 def _joined(radii: list[float], group: Mapping[str, Any]) -> Radius:

@@ -64,9 +64,9 @@ class Smoothness:
 
     Args:
         kappa: Factor on the radius of the theorem.
-        per: `"role"` or `"layer"`.
+        per: `"role"` or `"layer"`; a group that AdamW steps has one radius either way.
         window: Samples that the fit is over: short, since the smoothness seen depends on the radius itself.
-        samples: Samples before the first radius is set.
+        samples: Samples before the first radius is set, at most `window`.
 
     Raises:
         ValueError: If an argument is out of range.
@@ -88,8 +88,11 @@ class Smoothness:
             raise ValueError(f"Expected `kappa` to satisfy kappa > 0, but got {kappa!r}.")
         if per not in ("role", "layer"):
             raise ValueError(f"Expected `per` to be 'role' or 'layer', but got {per!r}.")
-        if samples < 1:
-            raise ValueError(f"Expected `samples` to satisfy samples >= 1, but got {samples!r}.")
+        RunningFit(window)  # checks it
+        if not 1 <= samples <= window:
+            raise ValueError(
+                f"Expected `samples` to satisfy 1 <= samples <= window, but got {samples!r} with window={window}."
+            )
         self.kappa = kappa
         self.per = per
         self.window = window
