@@ -101,7 +101,7 @@ class ImageClassifier(LightningModule):
         logits = self(images)
         accuracy: Any = getattr(self, f"{split}_accuracy")
         accuracy(logits, labels)
-        loss = torch.nn.functional.cross_entropy(logits, labels)
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
         self.log(f"{split}/loss", loss, prog_bar=True, batch_size=len(images), sync_dist=True)
         self.log(f"{split}/accuracy", accuracy, prog_bar=True)
 

@@ -6,13 +6,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torchmetrics import Metric
 
 __all__ = ["Perplexity", "count_items", "count_samples"]
 
 
-class Perplexity(MeanMetric):
+class Perplexity(Metric):
     """`exp` of the mean cross-entropy over all tokens of an epoch (not the mean of the batches' perplexities).
+
+    The sums are float32 whatever the model is: in bfloat16 a count stops growing after a few hundred batches. A loss
+    that is not a number makes a perplexity that is not.
 
     Example:
         >>> metric = Perplexity()
@@ -22,9 +25,22 @@ class Perplexity(MeanMetric):
         2.0
     """
 
+    total: Tensor
+    tokens: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("total", "tokens"):
+            self.add_state(name, torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, weight: int) -> None:
+        """Add the mean loss of `weight` tokens."""
+        self.total = self.total.float() + weight * loss.detach().float()
+        self.tokens = self.tokens.float() + weight
+
     def compute(self) -> Tensor:
         """Return the perplexity of everything seen since the last reset."""
-        return torch.exp(super().compute())
+        return torch.exp(self.total / self.tokens)
 
 
 def count_samples(batch: Any) -> int:

@@ -231,6 +231,18 @@ def test_perplexity_weighs_tokens() -> None:
     assert metric.compute() == pytest.approx(torch.tensor(1.75).exp().item())
 
 
+def test_perplexity_keeps_its_precision_and_a_loss_that_is_not_a_number() -> None:
+    metric = torch.nn.ModuleList([Perplexity()]).to(torch.bfloat16)[0]  # what precision `bf16-true` does
+    for _ in range(2):
+        for _ in range(500):
+            metric.update(torch.tensor(1.2345), weight=777)
+        assert metric.compute().item() == pytest.approx(torch.tensor(1.2345).exp().item(), rel=1e-5)
+        metric.reset()
+    metric.update(torch.tensor(1.0), weight=1)
+    metric.update(torch.tensor(torch.nan), weight=1)
+    assert metric.compute().isnan()
+
+
 def test_counts() -> None:
     assert (count_samples(torch.zeros(3, 65)), count_items(torch.zeros(3, 65))) == (3, 192)
     pair = (torch.zeros(5, 1, 8, 8), torch.zeros(5))
