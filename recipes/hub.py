@@ -50,7 +50,8 @@ def build_causal_lm(name: str, config: dict[str, Any], *, pretrained: bool) -> A
         for key, value in _scan(loaded, config).items():
             setattr(loaded, key, value)
     if pretrained:
-        return _from_hub(transformers.AutoModelForCausalLM, name, config=loaded, dtype="float32")
+        # They come in evaluation mode, which Lightning leaves as it is: no dropout, no recomputation of activations.
+        return _from_hub(transformers.AutoModelForCausalLM, name, config=loaded, dtype="float32").train()
     return transformers.AutoModelForCausalLM.from_config(loaded, dtype="float32")
 
 

@@ -15,6 +15,12 @@ from recipes.metrics import Perplexity
 
 __all__ = ["CausalLM"]
 
+# Entries of configurations that scale or cap the logits behind the output layer.
+_BEHIND_THE_HEAD = (
+    "final_logit_softcapping", "logits_soft_cap", "logit_scale", "logits_scaling", "lm_head_multiplier",
+    "dim_model_base",
+)  # fmt: skip
+
 
 class CausalLM(LightningModule):
     """Next-token prediction on batches `(batch, length + 1)` of tokens.
@@ -25,12 +31,13 @@ class CausalLM(LightningModule):
         config: Entries of the configuration; with a hub id, those to override.
         pretrained: Whether to load the weights of the hub id or folder.
         lora: Arguments of `peft.LoraConfig`, such as `{r: 8, target_modules: all-linear}`; trains adapters only.
-        loss_chunk: Tokens whose logits are held at once; None holds all. Saves `vocabulary x tokens` floats.
+        loss_chunk: Tokens whose logits are held at once; None holds all. Saves `vocabulary x tokens` floats. Not for
+            models that scale or cap their logits, such as Gemma 2 or Granite.
         grad_checkpointing: Whether to recompute activations in the backward pass.
         compile: Whether to compile the network.
 
     Raises:
-        ValueError: If the model type or an entry of the configuration is unknown.
+        ValueError: If the model type or an entry of the configuration is unknown, or `loss_chunk` does not fit it.
         ConnectionError: If the hub cannot be reached.
 
     Example:
@@ -60,8 +67,10 @@ class CausalLM(LightningModule):
         if grad_checkpointing:
             new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # transformers 5 renamed it
             getattr(self.net, new if hasattr(self.net, new) else old)()
+        if loss_chunk is not None:
+            _check_chunked(self.net.config)
         if compile:
-            self.net.compile()
+            (self.net if loss_chunk is None else self._body).compile()
         self.loss_chunk = loss_chunk
         self.val_perplexity, self.test_perplexity = Perplexity(), Perplexity()
         self._shape = (0, 0)
@@ -95,10 +104,16 @@ class CausalLM(LightningModule):
         inputs, targets = batch[:, :-1], batch[:, 1:].flatten()
         if self.loss_chunk is None:
             return cross_entropy(self(inputs).flatten(0, 1).float(), targets)
-        hidden = self.net.base_model(input_ids=inputs, use_cache=False)[0].flatten(0, 1)
+        hidden = self._body(input_ids=inputs, use_cache=False)[0].flatten(0, 1)
         chunks = zip(hidden.split(self.loss_chunk), targets.split(self.loss_chunk), strict=True)
         losses = [checkpoint(self._chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]
         return torch.stack(losses).sum() / targets.numel()
+
+    @property
+    def _body(self) -> Any:
+        """The network without its output layer; the `base_model` of an adapted one is still the whole."""
+        whole = self.net.get_base_model() if hasattr(self.net, "get_base_model") else self.net
+        return whole.base_model
 
     def _chunk_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         return cross_entropy(self.net.get_output_embeddings()(hidden).float(), targets, reduction="sum")
@@ -143,3 +158,12 @@ class CausalLM(LightningModule):
         per_token = 6 * weights + 12 * config.num_hidden_layers * width * length
         share = 1.0 if self.training else 1 / 3  # a backward pass costs two forward passes
         return int(share * per_token * samples * length)
+
+
+def _check_chunked(config: Any) -> None:
+    found = [name for name in _BEHIND_THE_HEAD if getattr(config, name, None) not in (None, 1)]
+    if found:
+        raise ValueError(
+            f"Expected logits that are the output layer's own with `loss_chunk`, but {type(config).__name__} changes "
+            f"them by {', '.join(found)}. Set model.init_args.loss_chunk to null."
+        )

@@ -170,6 +170,33 @@ def test_chunked_loss_is_the_loss() -> None:
         torch.testing.assert_close(a.grad, b.grad)
 
 
+@pytest.mark.parametrize("lora", [None, {"r": 2, "target_modules": "all-linear"}], ids=["whole", "lora"])
+def test_chunked_loss_runs_the_compiled_network(monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: called.append(type(self).__name__))
+    config = yaml.safe_load((RECIPES / "qwen2_5" / "tiny.yaml").read_text())["model"]["init_args"]["config"]
+    whole = CausalLM("qwen2", config, lora=lora)
+    chunked = CausalLM("qwen2", config, lora=lora, loss_chunk=50, compile=True)
+    assert called == ["Qwen2Model"]  # what the chunked loss calls, not the whole that it goes around
+    chunked.load_state_dict(whole.state_dict())
+    batch = torch.randint(0, 512, (3, 65))
+    torch.testing.assert_close(whole.mean_loss(batch), chunked.mean_loss(batch))
+
+
+@pytest.mark.parametrize(("name", "entry"), [("granite", {"logits_scaling": 8.0}), ("gemma2", {}), ("cohere", {})])
+def test_chunked_loss_refuses_what_scales_its_logits(name: str, entry: dict[str, float]) -> None:
+    with torch.device("meta"), pytest.raises(ValueError, match=r"changes them by .* Set model.init_args.loss_chunk"):
+        CausalLM(name, {"num_hidden_layers": 1, **entry}, loss_chunk=8)
+
+
+def test_pretrained_weights_come_in_training_mode(tmp_path: Path) -> None:
+    config = yaml.safe_load((RECIPES / "qwen2_5" / "tiny.yaml").read_text())["model"]["init_args"]["config"]
+    CausalLM("qwen2", config).net.save_pretrained(tmp_path)
+    for lora in (None, {"r": 2, "lora_dropout": 0.5, "target_modules": "all-linear"}):
+        model = CausalLM(str(tmp_path), pretrained=True, lora=lora)
+        assert all(module.training for module in model.modules())
+
+
 # ------------------------------------------------------------------------------------------------- runs and their files
 
 
