@@ -162,6 +162,13 @@ def test_a_chain_of_resumes_sees_every_batch_once(tmp_path: Path, stop: dict) ->
     assert run(tmp_path, 0, ckpt_path=tmp_path / "step=10.ckpt", **stop) == expected[10:]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_overfit_batches_repeats_the_first(tmp_path: Path, workers: int) -> None:
+    assert run(tmp_path, workers, overfit_batches=2, max_epochs=2) == 2 * [[0, 1], [2, 3]]
+    persistent = ResumableLoader(range(4), batch_size=2, num_workers=workers, persistent_workers=workers > 0)
+    assert [len(list(persistent)) for _ in range(2)] == [2, 2]
+
+
 # --------------------------------------------------------------------------------------------------------------- images
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.data import ImageData
-from recipes.data.image_sources import read_folder
+from recipes.data import ImageData, TextData
+from recipes.data.image_sources import read_folder, read_hub_images
+from recipes.data.text_sources import read_files, read_hub_text
+from recipes.data.tokenizer import BPETokenizer, load_tokenizer, train_bpe
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -69,3 +72,124 @@ def test_images_of_sixteen_bits_are_scaled(tmp_path: Path, kind: str) -> None:
     (tmp_path / "ant" / "0.png").write_bytes(encoded(Image.fromarray(values.astype(np.float32)), "TIFF"))
     with pytest.raises(ValueError, match=r"0.png' cannot be decoded: .* floating-point numbers"):
         read_folder(tmp_path)["train"].images([0], None)
+
+
+# ----------------------------------------------------------------------------------------------------------------- text
+
+
+def test_one_long_line_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "text8.txt").write_text("word " * 200)
+    corpus = read_files(str(tmp_path / "text8.txt"), None, 0.1)
+    assert [len(corpus.train[0]), len(corpus.val[0])] == [900, 100]
+
+
+def test_a_copy_of_a_held_out_file_is_not_trained_on(tmp_path: Path) -> None:
+    for name, text in (("train/a", "same"), ("train/b", "other"), ("val/c", "same")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / f"{name}.txt").write_text(text)
+    corpus = read_files(str(tmp_path / "train"), None, 0.1, val_path=str(tmp_path / "val"))
+    assert (corpus.train, corpus.val) == (["other"], ["same"])
+
+
+def pretrained(folder: Path, words: str, **special: str) -> str:
+    """Write a tokenizer with one id per word, as a model's folder has it, and return the folder."""
+    tokenizers = pytest.importorskip("tokenizers")
+    vocabulary = {word: i for i, word in enumerate(words.split())}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="?"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    wrapped = pytest.importorskip("transformers").PreTrainedTokenizerFast(tokenizer_object=made, **special)
+    wrapped.save_pretrained(folder)
+    return str(folder)
+
+
+def test_tokens_of_a_tokenizer_that_has_changed_are_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("cat mat\n" * 200)
+
+    def decoded(words: str) -> str:
+        folder = pretrained(tmp_path / "model", words, eos_token="END")
+        data = TextData("files", str(tmp_path / "text.txt"), tokenizer=folder, seq_len=8, cache_dir=str(tmp_path / "c"))
+        data.setup("fit")
+        return data.tokenizer.decode(data.tokens["train"][:2].tolist())
+
+    assert decoded("? END cat mat") == decoded("? END mat cat") == "cat mat"
+
+
+def test_a_tokenizer_without_an_end(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"with an `eos_token`, which ends a document, but '.*model' has none"):
+        load_tokenizer(pretrained(tmp_path / "model", "? cat"))
+
+
+def test_the_vocabulary_holds_the_largest_id() -> None:
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel({"END": 0, "cat": 900}, unk_token="END"))
+    assert BPETokenizer(made, "END").vocab_size == 901
+
+
+def test_a_text_that_spells_the_end_of_a_document_goes_on(tmp_path: Path) -> None:
+    bpe = train_bpe(["some text"], 300, tmp_path / "bpe.json")
+    (tokens,) = bpe.encode(["a<|endoftext|>b"])
+    assert tokens.tolist().index(bpe.end) == len(tokens) - 1
+    assert bpe.decode(tokens[:-1].tolist()) == "a<|endoftext|>b"
+
+
+# ------------------------------------------------------------------------------------------------------------------ hub
+
+
+class Rows(list[Any]):
+    """Some rows of a hub dataset."""
+
+    @property
+    def column_names(self) -> list[str]:
+        return list(self[0])
+
+    def __getitem__(self, key: Any) -> Any:
+        return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
+
+    def select_columns(self, name: str) -> Rows:
+        return Rows({name: row[name]} for row in self)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Rows]:
+    """Return what the hub has, to be filled."""
+    found: dict[str, Rows] = {}
+
+    class Datasets:
+        """Stands in for the `datasets` package."""
+
+        @staticmethod
+        def load_dataset(*_: Any) -> dict[str, Rows]:
+            return found
+
+    monkeypatch.setitem(sys.modules, "datasets", Datasets)
+    return found
+
+
+def test_empty_rows_of_a_hub_dataset_are_no_documents(hub: dict[str, Rows]) -> None:
+    hub["train"] = Rows({"text": text} for text in ("", "one", None, "two", "three"))
+    hub["validation"] = Rows({"text": text} for text in ("four", ""))
+    corpus = read_hub_text("some/text", None, 7, 0.1)
+    assert (corpus.train, corpus.val) == (["one", "two", "t"], ["four"])
+    del hub["validation"]
+    hub["train"] = Rows({"text": str(i % 50) if i % 3 else ""} for i in range(400))
+    corpus = read_hub_text("some/text", None, None, 0.3)
+    assert sorted(corpus.train + corpus.val) == sorted(map(str, range(50)))
+    assert 5 < len(corpus.val) < 25
+
+
+def test_images_of_the_hub(hub: dict[str, Rows]) -> None:
+    hub["train"] = Rows({"image": Image.new("L", (6, 4), i), "label": i % 2} for i in range(10))
+    hub["valid"] = Rows({"image": Image.new("RGB", (6, 4), (i, 0, 0)), "label": 1} for i in range(4))
+    data = ImageData("hub", "some/images", batch_size=4, image_size=4, mean=[0.0] * 3, std=[1.0] * 3)
+    data.setup("fit")
+    assert {split: len(source) for split, source in data.splits.items()} == {"train": 10, "val": 4, "test": 4}
+    images, labels = next(iter(data.train_dataloader()))
+    assert images.shape == (4, 3, 4, 4)
+    assert ((255 * images[:, 0, 0, 0]).round().long() % 2).tolist() == labels.tolist()
+
+
+def test_hub_datasets_without_a_training_split(hub: dict[str, Rows]) -> None:
+    hub["test"] = Rows([{"text": "a", "image": None, "label": 0}])
+    for read in (lambda: read_hub_text("some/text", None, None, 0.1), lambda: read_hub_images("some/images")):
+        with pytest.raises(ValueError, match=r"a split `train` in 'some/.*', but it has \['test'\]"):
+            read()

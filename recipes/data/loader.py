@@ -19,6 +19,7 @@ __all__ = ["EpochSampler", "ResumableLoader", "default_seed"]
 _SEED_STRIDE = (
     1_000_003  # a prime: `DistributedSampler` adds the epoch to the seed, and neighbouring seeds must not meet
 )
+_OWN = ("sampler", "batch_sampler", "drop_last", "persistent_workers")  # workers start anew in every epoch
 
 
 def default_seed(seed: int | None) -> int:
@@ -64,7 +65,8 @@ class ResumableLoader(DataLoader):
         batch_size: Samples per batch and process.
         shuffle: Whether to permute the samples anew in every epoch.
         seed: Seed of the order.
-        **kwargs: Further arguments of `torch.utils.data.DataLoader`.
+        **kwargs: Further arguments of `torch.utils.data.DataLoader`. What the loader decides itself, such as
+            a sampler, is not heeded: Lightning's `overfit_batches` gives one when it turns `shuffle` off.
 
     Raises:
         ValueError: If the dataset cannot fill one batch.
@@ -86,6 +88,7 @@ class ResumableLoader(DataLoader):
                 f"Expected at least one full batch of training data per process, but got {len(sampler)} samples for "
                 f"batch_size={batch_size}. Lower `batch_size` or give more data."
             )
+        kwargs = {name: value for name, value in kwargs.items() if name not in _OWN}
         super().__init__(dataset, batch_size=batch_size, sampler=sampler, drop_last=True, **kwargs)
         self._batches = 0
         self._resume: dict[str, int] | None = None

@@ -61,7 +61,7 @@ class TextData(LightningDataModule):
         seq_len: Predictions per sequence.
         batch_size: Sequences per batch and process.
         val_fraction: Part that is held out where the source has no validation split.
-        max_bytes: Where to stop reading; None reads everything.
+        max_bytes: Where to stop reading, in characters; None reads everything.
         max_val_sequences: Sequences to validate on; None takes all.
         cache_dir: Where to keep tokens; None takes `$LIGHTNING_GLUON_CACHE` or the user's cache folder.
         num_workers: Processes that make batches; slicing an array needs none.
@@ -139,7 +139,7 @@ class TextData(LightningDataModule):
         corpus = self._read()
         text = digest(chain(corpus.train, ["held out"], corpus.val))
         tokenizer = self._tokenizer(corpus.train, digest(corpus.train))
-        name = digest([text, self.tokenizer_name, str(tokenizer.vocab_size)])
+        name = digest([text, tokenizer.key])
         files = {split: self.cache / f"tokens-{name}-{split}.npy" for split in ("train", "val")}
         for split, documents in (("train", corpus.train), ("val", corpus.val)):
             if not files[split].exists():

@@ -10,6 +10,7 @@ import sysconfig
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from recipes.extras import require
@@ -73,7 +74,7 @@ def read_files(path: str, max_bytes: int | None, val_fraction: float, *, val_pat
         path: A file or a folder.
         max_bytes: Where to stop reading; None reads everything.
         val_fraction: Part that is held out: of the files, or the end of the text where the files are too few.
-        val_path: A file or a folder to hold out instead.
+        val_path: A file or a folder to hold out instead. A training file with the same text is left out.
 
     Returns:
         The corpus.
@@ -87,7 +88,8 @@ def read_files(path: str, max_bytes: int | None, val_fraction: float, *, val_pat
         shared = {f.resolve() for f in files} & {f.resolve() for f in held_out}
         if shared:
             raise ValueError(f"Expected `path` and `val_path` to share no file, but both hold '{min(shared)}'.")
-        corpus = Corpus(_bounded(_read_all(files), max_bytes), list(_read_all(held_out)))
+        val = dict.fromkeys(_read_all(held_out))
+        corpus = Corpus(_bounded((text for text in _read_all(files) if text not in val), max_bytes), list(val))
     elif len(files) == 1:
         (text,) = _bounded(_read_all(files), max_bytes) or [""]
         corpus = _cut(text, val_fraction)
@@ -120,7 +122,7 @@ def read_hub_text(name: str, config: str | None, max_bytes: int | None, val_frac
 
     Raises:
         ConnectionError: If the hub cannot be reached or does not know the id.
-        ValueError: If there is no column `text`.
+        ValueError: If there is no split `train`, or no column `text`.
     """
     datasets = require("datasets", None)
     try:
@@ -130,14 +132,16 @@ def read_hub_text(name: str, config: str | None, max_bytes: int | None, val_frac
             f"Expected to load '{name}' from the hub, but: {type(error).__name__}: {error} Without a network use "
             "source='python' (embedded: the sources of this Python) or source='files' with the `path` of a local copy."
         ) from error
+    if "train" not in loaded:
+        raise ValueError(f"Expected a split `train` in '{name}', but it has {sorted(loaded)}.")
     columns = loaded["train"].column_names
     if "text" not in columns:
         raise ValueError(f"Expected a column `text` in '{name}', but it has {columns}.")
-    documents = (row["text"] for row in loaded["train"])
+    documents = (row["text"] for row in loaded["train"] if row["text"])  # a third of WikiText's rows are empty
     val = next((s for s in ("validation", "valid", "val") if s in loaded), None)
     if val is not None:
-        return Corpus(_bounded(documents, max_bytes), [row["text"] for row in loaded[val]])
-    return _split_documents(documents, map(str, range(len(loaded["train"]))), max_bytes, val_fraction)
+        return Corpus(_bounded(documents, max_bytes), [row["text"] for row in loaded[val] if row["text"]])
+    return _split_documents(documents, map(str, count()), max_bytes, val_fraction)
 
 
 def _checksum(name: str) -> int:
@@ -152,7 +156,7 @@ def _split_documents(
     val: list[str] = []
     seen: set[str] = set()
     size = 0
-    for document, name in zip(documents, names, strict=True):
+    for document, name in zip(documents, names, strict=False):
         if not document or document in seen:
             continue
         seen.add(document)
@@ -177,8 +181,9 @@ def _bounded(documents: Iterable[str], max_bytes: int | None) -> list[str]:
 
 
 def _cut(text: str, val_fraction: float) -> Corpus:
-    """Cut one text in two at a line's end."""
-    place = text.rfind("\n", 0, int(len(text) * (1 - val_fraction))) + 1
+    """Cut one text in two, at a line's end if it has one before the place."""
+    end = int(len(text) * (1 - val_fraction))
+    place = text.rfind("\n", 0, end) + 1 or end
     return Corpus([text[:place]], [text[place:]])
 
 

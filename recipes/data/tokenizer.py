@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from recipes.data.cache import atomic_write
+from recipes.data.cache import atomic_write, digest
 from recipes.extras import require
 
 __all__ = ["ByteTokenizer", "Tokenizer", "load_tokenizer", "train_bpe"]
@@ -19,9 +19,10 @@ _BATCH = 256  # documents that are encoded together
 
 
 class Tokenizer(Protocol):
-    """What the data module needs of a tokenizer."""
+    """What the data module needs of a tokenizer; `key` tells its tokens from those of any other."""
 
     vocab_size: int
+    key: str
 
     def encode(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
         """Yield one array of tokens per document, its end marked."""
@@ -38,7 +39,7 @@ class ByteTokenizer:
         [104, 105, 256]
     """
 
-    vocab_size = 257
+    vocab_size, key = 257, "bytes"
 
     def encode(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
         """Yield one array of tokens per document, its end marked."""
@@ -61,7 +62,8 @@ class BPETokenizer:
     def __init__(self, tokenizer: Any, end: str) -> None:
         self.tokenizer = tokenizer
         self.end = tokenizer.token_to_id(end)
-        self.vocab_size = tokenizer.get_vocab_size()
+        self.vocab_size = 1 + max(tokenizer.get_vocab().values())  # ids may have holes
+        self.key = digest([tokenizer.to_str(), end])
 
     def encode(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
         """Yield one array of tokens per document, its end marked."""
@@ -105,7 +107,9 @@ def train_bpe(documents: Iterable[str], vocab_size: int, cache: Path) -> BPEToke
         bpe.train_from_iterator(documents, trainer)
         with atomic_write(cache) as temporary:
             bpe.save(str(temporary))
-    return BPETokenizer(tokenizers.Tokenizer.from_file(str(cache)), _END)
+    trained = tokenizers.Tokenizer.from_file(str(cache))
+    trained.encode_special_tokens = True  # a source that spells the end of a document does not end there
+    return BPETokenizer(trained, _END)
 
 
 def load_tokenizer(name: str) -> BPETokenizer:
@@ -119,6 +123,7 @@ def load_tokenizer(name: str) -> BPETokenizer:
 
     Raises:
         ConnectionError: If it is not there and the hub cannot be reached.
+        ValueError: If it has no token for the end of a document.
     """
     transformers = require("transformers", "text")
     try:
@@ -128,4 +133,9 @@ def load_tokenizer(name: str) -> BPETokenizer:
             f"Expected to load the tokenizer '{name}', but: {error} Without a network use tokenizer='bpe' (trained on "
             "the spot) or 'bytes', or the folder of a local copy."
         ) from error
+    if loaded.eos_token is None:
+        raise ValueError(
+            f"Expected a tokenizer with an `eos_token`, which ends a document, but '{name}' has none. Set it in its "
+            "tokenizer_config.json, or use another `tokenizer`."
+        )
     return BPETokenizer(loaded.backend_tokenizer, loaded.eos_token)
