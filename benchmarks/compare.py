@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import hashlib
 import json
 import logging
 import math
@@ -89,6 +90,13 @@ def data(task: str, path: str | None) -> LightningDataModule:
     module.prepare_data()
     module.setup("fit")
     return module
+
+
+def fingerprint(task: str, path: str | None) -> str:
+    """Return a checksum of the tokens, or of the labels in their order."""
+    module: Any = data(task, path)
+    parts = module.tokens if task == "text" else {name: split.labels.numpy() for name, split in module.splits.items()}
+    return hashlib.sha256(b"".join(parts[name].tobytes() for name in sorted(parts))).hexdigest()[:16]
 
 
 def build(task: str, path: str | None, seed: int) -> tuple[LightningModule, LightningDataModule]:
@@ -212,6 +220,9 @@ class Comparison:
             if (run["method"], run["lr"], run["companion"], run["seed"]) == (name, lr, companion, seed):
                 return run
         arguments = self.arguments
+        mark = fingerprint(arguments.task, arguments.path)
+        if self.report.setdefault("data", mark) != mark:
+            raise SystemExit(f"'{self.file}' holds runs on other data. Give its --path or another --output.")
         done = train(arguments.task, arguments.path, name, lr, companion, seed, self.budget)
         self.report["runs"].append(done)
         write_json(self.file, self.report)
@@ -265,7 +276,7 @@ def _round(value: float) -> float:
 
 
 def _spread(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else math.nan
+    return statistics.stdev(values) if len(values) > 1 and all(map(math.isfinite, values)) else math.nan
 
 
 def _swept(tried: list[float]) -> str:

@@ -83,6 +83,8 @@ def main() -> None:
     torch.set_num_threads(1)
     report: dict[str, Any] = {"environment": environment(), "every_n_steps": 50, "runs": {}}
     for method in given.methods:
+        for monitored in (False, True):  # what the first calls of a process cost is neither's
+            seconds(method, argparse.Namespace(**{**vars(given), "steps": 2}), monitored)
         plain, watched = seconds(method, given, False), seconds(method, given, True)
         report["runs"][method] = {
             "width": given.width, "depth": given.depth, "batch": given.batch, "steps": given.steps,

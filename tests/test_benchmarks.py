@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compare, real_sizes
+from benchmarks import compare, monitor_overhead, real_sizes
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +105,9 @@ def test_compare_at_equal_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert file.with_suffix(".md").read_text().count("| muon |") == 1
     assert file.with_suffix(".png").exists()
 
+    monkeypatch.setattr(compare, "fingerprint", lambda *_: "others")
+    with pytest.raises(SystemExit, match="holds runs on other data"):
+        compare.main([*command, "--methods", "gluon"])
     monkeypatch.setattr(compare, "train", lambda *_: pytest.fail("trained twice"))
     compare.main([*command, "--methods", "gluon-mvr1", "muon"])
     assert json.loads(file.read_text()) == report
@@ -112,6 +115,33 @@ def test_compare_at_equal_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         compare.main(["--task", "text", "--output", str(file)])
     with pytest.raises(SystemExit, match=r"`--methods` out of adamw, .* got muom"):
         compare.main(["--methods", "muom", "--output", str(file)])
+
+
+def test_a_diverged_seed_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def train(task: str, path: str | None, name: str, lr: float, companion: float | None, seed: int, evaluations: int):
+        loss = math.inf if seed == 2 else lr + seed
+        metrics = {"val/loss": abs(lr - 0.02), "test/loss": loss}
+        run = {"method": name, "lr": lr, "companion": companion, "seed": seed, "steps": 1, "evaluations": 1}
+        return {**run, "seconds": 0, "metrics": metrics, "curve": [], "failure": "not finite" if seed == 2 else None}
+
+    monkeypatch.setattr(compare, "train", train)
+    file = tmp_path / "digits.json"
+    compare.main(["--task", "digits", "--methods", "gluon", "--seeds", "1", "2", "--output", str(file)])
+    assert "| gluon | inf ± nan | nan ± nan | 0.02 [0.01, 0.02, 0.04] |" in file.with_suffix(".md").read_text()
+
+
+def test_the_first_calls_are_not_the_monitors(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    called: list[tuple[bool, int]] = []
+
+    def seconds(method: str, given: Any, monitored: bool) -> float:
+        called.append((monitored, given.steps))
+        return 5.0 if len(called) == 1 else 1.5 if monitored else 1.0
+
+    monkeypatch.setattr(monitor_overhead, "seconds", seconds)
+    monkeypatch.setattr("sys.argv", ["monitor_overhead", "--results", str(tmp_path / "x.json"), "--steps", "60"])
+    monitor_overhead.main()
+    assert json.loads((tmp_path / "x.json").read_text())["runs"]["gluon"]["share"] == 0.5
+    assert called == [(False, 2), (True, 2), (False, 60), (True, 60)]
 
 
 def test_the_docs_show_the_committed_results() -> None:
