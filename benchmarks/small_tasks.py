@@ -237,11 +237,11 @@ def continued(
     parser.add_argument("--results", type=Path, default=results)
     parser.add_argument("--table", action="store_true", help="print the table of what was run")
     given = parser.parse_args()
+    torch.set_num_threads(1)
     report: dict[str, Any] = {"environment": environment(), "runs": {}}
     if given.results.exists():
         report = json.loads(given.results.read_text())
     if not given.table:
-        torch.set_num_threads(1)
         run(given, report)
     print(table(report["runs"]))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 import math
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compare, monitor_overhead, real_sizes
+from benchmarks import compare, monitor_overhead, real_sizes, small_tasks
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +143,19 @@ def test_the_first_calls_are_not_the_monitors(monkeypatch: pytest.MonkeyPatch, t
     monitor_overhead.main()
     assert json.loads((tmp_path / "x.json").read_text())["runs"]["gluon"]["share"] == 0.5
     assert called == [(False, 2), (True, 2), (False, 60), (True, 60)]
+
+
+def test_the_threads_on_record_are_those_of_the_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    threads: list[int] = []
+    monkeypatch.setattr(small_tasks, "environment", lambda: threads.append(torch.get_num_threads()))
+    monkeypatch.setattr("sys.argv", ["x"])
+    try:
+        torch.set_num_threads(2)
+        run = lambda *_: threads.append(torch.get_num_threads())  # noqa: E731
+        small_tasks.continued(argparse.ArgumentParser(), tmp_path / "none.json", run, str)
+    finally:
+        torch.set_num_threads(1)
+    assert threads == [1, 1]
 
 
 def test_the_docs_show_the_committed_results() -> None:

@@ -14,7 +14,7 @@ import torch
 
 from recipes.data import ImageData, TextData
 from recipes.data.image_sources import read_folder, read_hub_images
-from recipes.data.text_sources import read_files, read_hub_text
+from recipes.data.text_sources import Corpus, read_files, read_hub_text, read_python
 from recipes.data.tokenizer import BPETokenizer, load_tokenizer, train_bpe
 
 Image = pytest.importorskip("PIL.Image")
@@ -75,6 +75,25 @@ def test_images_of_sixteen_bits_are_scaled(tmp_path: Path, kind: str) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------------- text
+
+
+def test_installed_packages_are_the_same_text_in_another_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(environment: Path) -> Corpus:
+        packages = environment / "site-packages"
+        for i in range(40):
+            (packages / f"package{i}").mkdir(parents=True)
+            (packages / f"package{i}" / "module.py").write_text(f"x = {i}\n")
+        (packages / "folder.py").mkdir()
+        (packages / "gone.py").symlink_to(packages / "nowhere.py")
+        paths = {"stdlib": str(tmp_path / "python"), "purelib": str(packages)}
+        monkeypatch.setattr("sysconfig.get_paths", lambda: paths)
+        return read_python(None, 0.3, packages=True)
+
+    first = read(tmp_path / "here")
+    assert first == read(tmp_path / "a longer path")
+    assert len(first.train) + len(first.val) == 40
 
 
 def test_one_long_line_is_cut(tmp_path: Path) -> None:

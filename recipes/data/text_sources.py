@@ -53,18 +53,21 @@ def read_python(max_bytes: int | None, val_fraction: float, *, packages: bool = 
         FileNotFoundError: If this Python has no readable sources.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
-    names = [p.relative_to(root).as_posix() for p in root.rglob("*.py")]
-    names = [n for n in names if packages or not n.startswith(("site-packages/", "dist-packages/"))]
-    if packages and not Path(sysconfig.get_paths()["purelib"]).is_relative_to(root):
-        pure = Path(sysconfig.get_paths()["purelib"])
-        names += [str(p) for p in pure.rglob("*.py")]  # absolute: `root / name` is then `name`
-    ordered = sorted(names, key=lambda n: (_checksum(n), n))
-    corpus = _split_documents(_read_all(root / n for n in ordered), ordered, max_bytes, val_fraction)
+    files = _sources(root)
+    files = {n: p for n, p in files.items() if packages or not n.startswith(("site-packages/", "dist-packages/"))}
+    if packages:  # those of a virtual environment lie elsewhere
+        files |= _sources(Path(sysconfig.get_paths()["purelib"]), "site-packages/")
+    ordered = sorted(files, key=lambda n: (_checksum(n), n))
+    corpus = _split_documents(_read_all(files[n] for n in ordered), ordered, max_bytes, val_fraction)
     if not corpus.train:
         raise FileNotFoundError(
             f"Expected Python sources under '{root}', but found none to read. Use source='files' with `path`."
         )
     return corpus
+
+
+def _sources(root: Path, prefix: str = "") -> dict[str, Path]:
+    return {prefix + p.relative_to(root).as_posix(): p for p in root.rglob("*.py") if p.is_file()}
 
 
 def read_files(path: str, max_bytes: int | None, val_fraction: float, *, val_path: str | None = None) -> Corpus:
