@@ -28,7 +28,9 @@ class GluonOptimizer(Callback):
 
     The parameters are those of `lightning_gluon.configure_optimizers` and the options of all methods. An option that is
     None is the method's own default. Method, options and their ranges are checked at construction, before any model
-    is built. The optimizer itself is made late, so that it sees names, module types and sharded weights.
+    is built. The optimizer itself is made late, so that it sees names, module types and sharded weights. Lightning
+    wants a `configure_optimizers` before it asks any callback: under the stock `Trainer` a module that has none needs
+    one, if only to return None.
 
     Args:
         method: A row of `lightning_gluon.METHODS`.
