@@ -110,7 +110,9 @@ def partition(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: If the model cannot be built or routed.
     """
-    parser = argparse.ArgumentParser("lightning-gluon partition", description="Print the partition of a model.")
+    parser = argparse.ArgumentParser(
+        "lightning-gluon partition", description="Print the partition of a model, with the norms of method gluon."
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--model", help="timm/NAME, transformers/TYPE (or CONFIG CLASS), hub id or folder, or class path"
