@@ -185,7 +185,7 @@ class Gluon(Optimizer):
         defaults = self._defaults_for_groups
         given = {key: value for key, value in group.items() if key != "params"}
         params = group["params"]
-        source: list[Any] = [params] if isinstance(params, Tensor) else list(params)
+        source = [params] if isinstance(params, Tensor) else list(params)
         if "role" not in given:
             source = self._route(source)
         else:
