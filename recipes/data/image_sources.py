@@ -157,7 +157,7 @@ def _decode_bytes(blob: bytes) -> Tensor:
     try:
         with image.open(io.BytesIO(blob)) as opened:
             return _to_tensor(opened)
-    except (OSError, TypeError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"Expected an encoded image (PNG, JPEG), but the bytes cannot be decoded: {error}") from error
 
 
@@ -169,8 +169,19 @@ def _decode_file(path: str) -> Tensor:
 
 
 def _to_tensor(image: Any) -> Tensor:
+    if image.mode[0] in "IF":  # `convert` cuts off above 255
+        image = _eight_bits(image)
     pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
     return pixels.view(image.height, image.width, 3).permute(2, 0, 1)  # some sets mix grey and coloured images
+
+
+def _eight_bits(image: Any) -> Any:
+    """Scale a grey image of 16 bits to 8."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, whose scale is not known. Save it with 8 or 16 bits.")
+    grey = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32)
+    scaled = (grey.float() / 257).round().clamp(0, 255).to(torch.uint8)
+    return require("PIL.Image", "vision").frombytes("L", image.size, scaled.numpy().tobytes())
 
 
 def _decoded(items: Sequence[Any], labels: Tensor, decode: Callable[[Any], Tensor]) -> ImageSource:
@@ -190,6 +201,8 @@ def _decoded(items: Sequence[Any], labels: Tensor, decode: Callable[[Any], Tenso
 def read_folder(path: str | Path) -> dict[str, ImageSource]:
     """Read `path/train/<class>/*.png`, `path/val/<class>/...`, `path/test/...`; or `path/<class>/...` as `train`.
 
+    The classes are those of `train`, in alphabetical order; another split may lack some.
+
     Args:
         path: The folder.
 
@@ -198,21 +211,28 @@ def read_folder(path: str | Path) -> dict[str, ImageSource]:
 
     Raises:
         FileNotFoundError: If the folder is missing or holds no image.
+        ValueError: If `train` lacks a class that another split has.
     """
     folder = require("torchvision.datasets", "vision").ImageFolder
     root = Path(path).expanduser()
     roots = {split: root / split for split in ("train", "val", "test") if (root / split).is_dir()}
-    splits = {}
+    if roots and "train" not in roots:
+        raise FileNotFoundError(f"Expected a folder `train` in '{root}' beside {sorted(roots)}, but there is none.")
+    splits: dict[str, ImageSource] = {}
+    classes: dict[str, int] = {}
     for split, place in (roots or {"train": root}).items():
         try:
-            samples = folder(str(place)).samples
+            found = folder(str(place))
         except (FileNotFoundError, OSError) as error:
             raise FileNotFoundError(
                 f"Expected '{place}' to hold one folder of images per class, but: {error} "
                 "Give another `path`, or use source='digits', which needs no file."
             ) from error
-        labels = torch.tensor([label for _, label in samples])
-        splits[split] = ImageSource(labels, items=[file for file, _ in samples], decode=_decode_file)
+        classes = classes or found.class_to_idx  # a split that lacks a class would count from its own first one
+        if unknown := sorted(set(found.classes) - set(classes)):
+            raise ValueError(f"Expected the classes of `train` in '{place}', but it also has {unknown[:5]}.")
+        labels = torch.tensor([classes[found.classes[label]] for label in found.targets])
+        splits[split] = ImageSource(labels, items=[file for file, _ in found.samples], decode=_decode_file)
     return splits
 
 
@@ -227,6 +247,7 @@ def read_hub_images(name: str) -> dict[str, ImageSource]:
 
     Raises:
         ConnectionError: If the hub cannot be reached or does not know the id.
+        ValueError: If there is no split `train`, or no column with images or labels.
     """
     datasets = require("datasets", None)
     try:
@@ -236,6 +257,8 @@ def read_hub_images(name: str) -> dict[str, ImageSource]:
             f"Expected to load '{name}' from the hub, but: {type(error).__name__}: {error} Without a network use "
             "source='digits' (embedded) or source='parquet' with the `path` of a local copy."
         ) from error
+    if "train" not in loaded:
+        raise ValueError(f"Expected a split `train` in '{name}', but it has {sorted(loaded)}.")
     splits = {}
     for split, names in (("train", ("train",)), ("val", ("validation", "valid", "val")), ("test", ("test",))):
         found = next((n for n in names if n in loaded), None)

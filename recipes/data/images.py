@@ -114,7 +114,7 @@ class ImageData(LightningDataModule):
         seed: Seed of split, order and augmentation; None takes the one of `seed_everything`.
 
     Raises:
-        ValueError: If the source is unknown or lacks its `path`.
+        ValueError: If the source is unknown or lacks its `path`, or if nothing would be held out.
 
     Example:
         >>> data = ImageData(batch_size=4)
@@ -156,17 +156,22 @@ class ImageData(LightningDataModule):
 
         Args:
             stage: Lightning's name of what is about to run; all splits are made for any of them.
+
+        Raises:
+            ValueError: If nothing is held out.
         """
         if self.splits:
             return
         splits = dict(_READERS[self.source][0](self.path))
+        if len(splits) == 1 and self.val_fraction <= 0:
+            raise ValueError(f"Expected `val_fraction` > 0 since '{self.path}' has no other split than `train`.")
         order = torch.randperm(len(splits["train"]), generator=torch.Generator().manual_seed(self.seed))
         held_out = 0
         if "val" not in splits and self.val_fraction > 0:
             held_out = max(1, round(self.val_fraction * len(order)))
             splits["val"] = splits["train"].subset(order[:held_out].sort().values)
         splits["train"] = splits["train"].subset(order[held_out:][: self.limit])
-        splits.setdefault("test", splits.get("val", splits["train"]))
+        splits.setdefault("test", splits.get("val"))
         splits.setdefault("val", splits["test"])
         self.splits = splits
         self.num_classes = 1 + max(int(split.labels.max()) for split in splits.values())
