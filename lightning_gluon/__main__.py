@@ -28,6 +28,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: If the command is unknown or jsonargparse is missing.
     """
+    try:
+        _run(argv)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter flushes once more
+
+
+def _run(argv: Sequence[str] | None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if os.getcwd() not in sys.path:  # class paths of the project one stands in, as with `python -m`
         sys.path.insert(0, os.getcwd())

@@ -15,7 +15,9 @@ from lightning_gluon.callbacks.gluon_optimizer import GluonOptimizer
 
 __all__ = ["GluonCLI", "ModelCLI"]
 
-_UNKNOWN = re.compile(r"(?:does not accept option '|unrecognized arguments: --)(?:optimizer\.)?(\w+)")
+_UNKNOWN = re.compile(r"(?:does not accept option '|unrecognized arguments: --)(optimizer\.)?(\w+)")
+_NO_SECTION = re.compile(r'Parser key "optimizer".*Unable to load config', re.DOTALL)
+_SECTIONS = ("optimizer", "trainer", "model", "data")
 
 
 class GluonParser(LightningArgumentParser):
@@ -23,14 +25,26 @@ class GluonParser(LightningArgumentParser):
 
     def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
         """Exit with a message that names the options there are."""
-        found = _UNKNOWN.search(message) if "optimizer" in message else None
-        if found is not None:
-            valid = list(inspect.signature(GluonOptimizer).parameters)
-            near = difflib.get_close_matches(found[1], valid, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
-            message = f"{message}.{hint} Options of `optimizer` are: {', '.join(valid)}"
-        super().error(message, *args, **kwargs)
+        super().error(f"{message}{_hint(message)}", *args, **kwargs)
         raise SystemExit(2)
+
+
+def _hint(message: str) -> str:
+    """What an unknown option of the optimizer, or one outside its section, could have been."""
+    if _NO_SECTION.search(message):
+        return (
+            "\nExpected a section: `--optimizer.method NAME --optimizer.lr NUMBER`, in YAML {method: NAME, lr: NUMBER}."
+        )
+    found = _UNKNOWN.search(message)
+    if found is None:
+        return ""
+    valid = list(inspect.signature(GluonOptimizer).parameters)
+    section, name = found.groups()
+    if section is None and name in valid:
+        return f". Did you mean `optimizer.{name}`?"
+    near = difflib.get_close_matches(name, valid if section else _SECTIONS, n=1)
+    hint = f". Did you mean `{near[0]}`?" if near else "."
+    return f"{hint} Options of `optimizer` are: {', '.join(valid)}" if "optimizer" in message else hint if near else ""
 
 
 class GluonCLI(LightningCLI):
@@ -102,7 +116,9 @@ class GluonCLI(LightningCLI):
         optimizer: GluonOptimizer = self._get(self.config_init, "optimizer")
         if optimizer.active:
             optimizer.bind(self.model)
-        elif self.subcommand == "fit" and not is_overridden("configure_optimizers", self.model):
+        elif self.subcommand == "fit" and is_overridden("configure_optimizers", self.model):
+            optimizer.warn_if_idle()
+        elif self.subcommand == "fit":
             raise ValueError(
                 f"Expected `optimizer.lr`, since {type(self.model).__name__} has no `configure_optimizers`. Add a "
                 "method (`-c recipes/methods/gluon.yaml`) or `--optimizer.method gluon --optimizer.lr 0.02`."

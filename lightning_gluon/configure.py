@@ -12,11 +12,11 @@ from torch import nn
 from lightning_gluon.checks import NOISE_FLOOR
 from lightning_gluon.groups import check_options, find_method
 from lightning_gluon.optimizer import Gluon
+from lightning_gluon.partition import Partition
 from lightning_gluon.partition import partition as route
 from lightning_gluon.radius import RadiusSchedule, Schedule
 
 if TYPE_CHECKING:
-    from lightning_gluon.partition import Partition
     from lightning_gluon.partition.overrides import Rules
 
 __all__ = ["configure_optimizers", "equivalent_learning_rates"]
@@ -72,7 +72,9 @@ def configure_optimizers(
         every step.
 
     Raises:
-        ValueError: If a name is unknown, a value out of range, or a schedule needs a length nobody knows.
+        TypeError: If `rules` are no rules, or a parameter is not of a real floating-point type.
+        ValueError: If a name is unknown, a value out of range, a parameter is without a role, a partition is of another
+            module, or a schedule needs a length nobody knows.
 
     References:
         A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
@@ -96,6 +98,8 @@ def configure_optimizers(
         if partition is not None:
             raise ValueError("Expected `partition` or `rules`, but got both. Give the rules to the partition.")
         partition = route(module, rules=rules)
+    elif partition is not None:
+        _check_own(partition, module)
     if isinstance(lr, str):
         lr = _calibrated(lr, module, trainer)
     if trainer is not None:
@@ -119,6 +123,23 @@ def configure_optimizers(
         return optimizer
     scheduler = RadiusSchedule(optimizer, plan)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "gluon"}}
+
+
+def _check_own(partition: Any, module: nn.Module) -> None:
+    """Raise if a partition holds parameters that are not the module's: another model, or one that was rebuilt since."""
+    if not isinstance(partition, Partition):
+        raise ValueError(
+            "Expected `partition` to be what `lightning_gluon.partition` returns, but got "
+            f"{type(partition).__name__}. To say roles give `rules`."
+        )
+    own = {id(parameter) for parameter in module.parameters()}
+    foreign = [route.name for route, parameter in partition if id(parameter) not in own]
+    if foreign:
+        raise ValueError(
+            f"Expected `partition` to be one of this module or of a part of it, but {len(foreign)} of its "
+            f"{len(partition)} parameters are not the module's, such as {foreign[0]!r}. Make it from this "
+            "module, as it is now."
+        )
 
 
 def _calibrated(lr: str, module: nn.Module, trainer: Any) -> float:
@@ -173,7 +194,7 @@ def warmup_steps(warmup: int | float, total_steps: int | None) -> int:
                 f"`warmup`={warmup} is a share of all steps, but `total_steps` is unknown. Pass `total_steps=`."
             )
         return round(warmup * total_steps)
-    if not isinstance(warmup, (int, float)) or warmup != int(warmup) or warmup < 0:
+    if not isinstance(warmup, (int, float)) or not math.isfinite(warmup) or warmup != int(warmup) or warmup < 0:
         raise ValueError(f"Expected `warmup` to be a number of steps >= 0 or a share in (0, 1), but got {warmup!r}.")
     return int(warmup)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import warnings
 from collections.abc import Iterable, Mapping
@@ -29,6 +30,7 @@ COMMON: dict[str, Any] = {
     "on_nonfinite": "raise",
     "noise_floor": None,  # gradients below this share of their layer's largest are rounding noise; None: by dtype
 }
+NUMBERS = ("lr", "momentum", "weight_decay", "radius")  # what every method has beside its options
 LISTED = ("params", "param_names", "views", "radius")  # one entry per parameter; the radius, if it is a list
 CHOICES = {
     "orthogonalizer": ORTHOGONALIZERS,
@@ -68,9 +70,15 @@ WHOLE_NUMBERS = {
 
 def find_method(name: str) -> Method:
     """Return a row of the method table, or raise naming the rows there are."""
-    if name not in METHODS:
-        raise ValueError(f"Expected `method` to be one of {', '.join(METHODS)}, but got {name!r}.")
+    if not isinstance(name, str) or name not in METHODS:
+        near = _near(name, METHODS)
+        raise ValueError(f"Expected `method` to be one of {', '.join(METHODS)}, but got {name!r}.{near}")
     return METHODS[name]
+
+
+def _near(name: Any, known: Iterable[str]) -> str:
+    found = difflib.get_close_matches(str(name).lower(), list(known), n=1)
+    return f" Did you mean `{found[0]}`?" if found else ""
 
 
 def check_options(method: str, options: Iterable[str]) -> None:
@@ -79,8 +87,10 @@ def check_options(method: str, options: Iterable[str]) -> None:
     accepted = {*COMMON, "start", "scaling"}.union(*(ESTIMATORS[name].options for name in row.estimators))
     for option in options:
         if option not in accepted:
+            near = _near(option, accepted.union(NUMBERS))
             raise ValueError(
-                f"Unknown option `{option}` for method {method!r}. Expected one of: {', '.join(sorted(accepted))}."
+                f"Unknown option `{option}` for method {method!r}. Expected one of: {', '.join(sorted(accepted))}; or "
+                f"{', '.join(NUMBERS)}.{near}"
             )
 
 

@@ -13,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_gluon.orthogonalize import thin_svd
 from lightning_gluon.views import MatrixView
 
 __all__ = ["compress", "expand", "factored_views", "sketch_generator"]
@@ -62,7 +63,7 @@ def compress(
     basis = torch.linalg.qr(matrices @ sketch).Q
     for _ in range(power_iterations):
         basis = torch.linalg.qr(matrices @ torch.linalg.qr(matrices.mT @ basis).Q).Q
-    left, values, right = torch.linalg.svd(basis.mT @ matrices, full_matrices=False)
+    left, values, right = thin_svd(basis.mT @ matrices)
     return (
         (basis @ left[..., :rank]).contiguous(),
         values[..., :rank].contiguous(),

@@ -303,9 +303,16 @@ def orthogonalize_(
 
 def _svd(stack: Tensor) -> Tensor:
     """Return U V^T, without the directions whose singular value is rounding noise."""
-    left, values, right = torch.linalg.svd(stack, full_matrices=False)
+    left, values, right = thin_svd(stack)
     noise = 4 * torch.finfo(values.dtype).eps * max(stack.shape[-2:]) ** 0.5 * values[..., :1]
     return (left * (values > noise).to(values.dtype).unsqueeze(-2)) @ right
+
+
+def thin_svd(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return U, S and V^T of every matrix; U is NaN for one that is not finite, where torch would raise for all."""
+    finite = matrices.isfinite().all(-1).all(-1)[..., None, None]
+    left, values, right = torch.linalg.svd(matrices.where(finite, 0.0), full_matrices=False)
+    return left.where(finite, math.nan), values, right
 
 
 def _segments(steps: int, dtype: torch.dtype, aspect: float) -> list[int]:

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from rich.console import Console
+from rich.console import Console, Group
+from rich.padding import Padding
 from rich.table import Table
 from torch import nn
 
@@ -21,6 +22,7 @@ from lightning_gluon.partition import partition as route
 __all__ = ["build_model", "methods", "partition"]
 
 WIDE = 160  # columns that the table of methods takes
+NARROW = 80  # columns that it takes without what `methods NAME` shows too
 
 
 def methods(arguments: Sequence[str] = ()) -> None:
@@ -37,7 +39,7 @@ def methods(arguments: Sequence[str] = ()) -> None:
     name = parser.parse_args(list(arguments)).name
     if name is None:
         console = _console()
-        console.print(_overview(narrow=console.width < WIDE))
+        console.print(_overview(console.width))
     elif name in METHODS:
         _console().print(_detail(name))
     else:
@@ -50,16 +52,20 @@ def _console() -> Console:
     return console if console.is_terminal else Console(width=180)
 
 
-def _overview(*, narrow: bool = False) -> Table:
-    """The table of methods; a narrow one leaves out what `methods NAME` shows too."""
+def _overview(width: int) -> Table:
+    """The table of methods; a narrow one leaves out what `methods NAME` shows too, or says it below the name."""
+    narrow, below = width < WIDE, width <= NARROW
     table = Table(title="method = norm x estimator x radius, per role (`lightning-gluon methods NAME` for one)")
     for column in ("method", "hidden", "others", "gradients", "momentum", "decay", "what it is", "source"):
-        if not (narrow and column in ("hidden", "others", "source")):
-            table.add_column(column, no_wrap=column not in ("others", "what it is", "source"))
+        if not ((narrow and column in ("hidden", "others", "source")) or (below and column == "what it is")):
+            wrapped = ("others", "what it is", "source", "method" if below else "")
+            table.add_column(column, no_wrap=column not in wrapped)
     for name, row in METHODS.items():
         others = ", ".join(dict.fromkeys(_short(row, role) for role in ROLES if role != "hidden"))
         numbers = (str(_gradients(row)), f"{row.momentum:g}", f"{row.weight_decay:g}")
-        if narrow:
+        if below:
+            table.add_row(Group(name, Padding(row.summary, (0, 0, 0, 2))), *numbers)
+        elif narrow:
             table.add_row(name, *numbers, row.summary)
         else:
             table.add_row(name, _short(row, "hidden"), others, *numbers, row.summary, row.source)
@@ -77,14 +83,21 @@ def _gradients(row: Method) -> int:
 
 def _detail(name: str) -> Table:
     row = METHODS[name]
-    table = Table(title=f"{name}: {row.summary} ({row.source})")
-    for column in ("role", "norm", "scaling", "estimator", "radius", "options"):
-        table.add_column(column)
+    table = Table(title=f"{name}: {row.summary} ({row.source})", caption_justify="left", pad_edge=False)
+    for column in ("role", "norm", "scaling", "estimator", "radius"):
+        table.add_column(column, no_wrap=column in ("role", "norm"))
+    options: dict[str, dict[str, Any]] = {}
     for role in ROLES:
-        rule = row.rules[role]
-        options = {**ESTIMATORS[rule.estimator].options, **rule.options}
-        listed = ", ".join(f"{key}={value}" for key, value in options.items())
-        table.add_row(role, rule.norm, rule.scaling or "", rule.estimator, f"{rule.radius:g}", listed)
+        for label, rule in (
+            (role, row.rules[role]),
+            (f"{role}-input", row.rule(role, input_layer=role == "embedding")),
+        ):
+            if label == role or rule != row.rules[role]:
+                table.add_row(label, rule.norm, rule.scaling or "", rule.estimator, f"{rule.radius:g}")
+                options[rule.estimator] = {**ESTIMATORS[rule.estimator].options, **rule.options}
+    listed = {key: ", ".join(f"{option}={value}" for option, value in given.items()) for key, given in options.items()}
+    lines = [f"options of {estimator}: {text or 'none'}" for estimator, text in listed.items()]
+    table.caption = "\n".join([f"momentum={row.momentum:g}, weight_decay={row.weight_decay:g}", *lines])
     return table
 
 
@@ -97,22 +110,32 @@ def partition(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: If the model cannot be built or routed.
     """
-    parser = argparse.ArgumentParser("lightning-gluon partition", description="Print the partition of a model.")
+    parser = argparse.ArgumentParser(
+        "lightning-gluon partition", description="Print the partition of a model, with the norms of method gluon."
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--model", help="timm/NAME, transformers/TYPE (or CONFIG CLASS), hub id or folder, or class path"
     )
     source.add_argument("-c", "--config", action="append", help="YAML of `fit`; several merge; its model is built")
     parser.add_argument("--kwargs", default="{}", help="JSON: arguments of the model or entries of its configuration")
-    parser.add_argument("--rules", default="{}", help="JSON: roles by glob over parameter names")
+    parser.add_argument("--rules", default="{}", help="JSON: roles by glob over parameter names; ahead of the YAML's")
     parser.add_argument("--no-strict", action="store_true", help="elementwise, with a warning, where no rule fits")
     given = parser.parse_args(list(arguments))
     try:
         kwargs, rules = _entries("--kwargs", given.kwargs), _entries("--rules", given.rules)
-        model = _from_yaml(given.config) if given.config else build_model(given.model, kwargs)
-        print(route(model, rules=rules or None, strict=not given.no_strict))
+        strict = not given.no_strict
+        if given.config:
+            model, section = _from_yaml(given.config)
+            rules.update({key: value for key, value in (section.rules or {}).items() if key not in rules})
+            strict = strict and section.strict
+        else:
+            model = build_model(given.model, kwargs)
+        _late_layers(model)
+        table = route(model, rules=rules or None, strict=strict)
     except (ValueError, TypeError, OSError, ImportError, AttributeError, RuntimeError) as error:
         raise SystemExit(f"{type(error).__name__}: {error}") from error
+    print(table)
 
 
 def _entries(option: str, text: str) -> Any:
@@ -208,10 +231,21 @@ def _from_config(config: Any) -> nn.Module:
         return transformers.AutoModel.from_config(config)
 
 
-def _from_yaml(files: list[str]) -> nn.Module:
-    cli = _require("lightning_gluon.cli", "cli").ModelCLI
+def _from_yaml(files: list[str]) -> tuple[nn.Module, Any]:
+    """Return the model of a configuration and its `optimizer` section."""
+    _require("jsonargparse", "cli")
+    from lightning_gluon.cli import ModelCLI
+
     with torch.device("meta"):
-        return cli(args=[part for file in files for part in ("--config", file)]).model
+        cli = ModelCLI(args=[part for file in files for part in ("--config", file)])
+    return cli.model, cli.config.optimizer
+
+
+def _late_layers(model: Any) -> None:
+    """Build the layers that a LightningModule leaves to its Trainer."""
+    if hasattr(model, "configure_model"):
+        with torch.device("meta"):
+            model.configure_model()
 
 
 def _require(name: str, extra: str) -> Any:

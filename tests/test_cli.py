@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import io
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -87,6 +88,8 @@ def test_rules_reach_the_partition(tmp_path: Path) -> None:
     cli = boring(tmp_path, *fit_options(steps=1), "--optimizer.rules={'layer.weight': elementwise}")
     roles = {n: g["role"] for g in cli.trainer.optimizers[0].param_groups for n in g["param_names"]}
     assert roles["layer.weight"] == "elementwise"
+    cli = boring(tmp_path, *fit_options(steps=1), "--optimizer.rules={'layer.weight': {role: hidden, norm: row}}")
+    assert [g["norm"] for g in cli.trainer.optimizers[0].param_groups] == ["row", "rms"]
 
 
 def test_a_schedule_is_checked_before_any_model_is_built() -> None:
@@ -94,6 +97,7 @@ def test_a_schedule_is_checked_before_any_model_is_built() -> None:
         ({"schedule": "cos"}, "`schedule`"),
         ({"warmup": -1}, "`warmup`"),
         ({"lr": "Auto"}, "`lr`"),
+        ({"rules": {"stem.*": "hiden"}}, "the role of rule 'stem.\\*' to be one of hidden"),
     ):
         with pytest.raises(ValueError, match=message):
             GluonOptimizer("gluon", **{"lr": 0.1, **options})
@@ -191,6 +195,31 @@ def test_an_unknown_option_names_the_valid_ones(tmp_path: Path, capsys: pytest.C
     assert "method, lr, weight_decay" in message
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--optimizer=gluon", "Expected a section: `--optimizer.method NAME --optimizer.lr NUMBER`"),
+        ("--lr=0.1", "Did you mean `optimizer.lr`?"),
+        ("--optimzer.lr=0.1", "Did you mean `optimizer`?"),
+    ],
+)
+def test_an_option_in_the_wrong_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        boring(tmp_path, "fit", option)
+    assert message in capsys.readouterr().err
+
+
+def test_options_without_lr_are_not_dropped_in_silence(tmp_path: Path) -> None:
+    message = r"leaves the module's own optimizer alone.* got method, rank but no `lr`"
+    with pytest.warns(UserWarning, match=message):
+        options = ["--optimizer.method=limuon", "--optimizer.rank=4", "--trainer.max_steps=1"]
+        boring(tmp_path, "fit", *options, model=BoringModel)
+    with pytest.warns(UserWarning, match=message):
+        GluonOptimizer("limuon", rank=4).setup(Trainer(accelerator="cpu", logger=False), BoringModel(), "fit")
+
+
 def test_an_incompatible_checkpoint_is_refused(tmp_path: Path) -> None:
     boring(tmp_path, *fit_options(steps=1))
     checkpoint = {"state_dict": {"layer.weight": torch.zeros(3, 3)}, "pytorch-lightning_version": "2.6.6"}
@@ -220,11 +249,15 @@ def test_methods_prints_every_row(capsys: pytest.CaptureFixture[str]) -> None:
     main(["methods"])
     table = capsys.readouterr().out
     assert all(f"│ {name} " in table for name in METHODS)
-    narrow = io.StringIO()
-    Console(file=narrow, width=80).print(tables._overview(narrow=True))
-    assert all(f"│ {name} " in narrow.getvalue() for name in METHODS)
+    for width in (60, 80, 100):
+        narrow = io.StringIO()
+        Console(file=narrow, width=width).print(tables._overview(width), tables._detail("limuon"))
+        printed = narrow.getvalue()
+        assert all(f"│ {name} " in printed for name in METHODS) and "…" not in printed
+        assert all(word in printed for word in ("gradients", "orthogonalised", "power_iterations=1"))
     main(["methods", "limuon"])
-    assert "rank=None" in capsys.readouterr().out
+    assert "rank=None" in (printed := capsys.readouterr().out)
+    assert re.search(r"embedding-input +│ spectral .* 0.3 ", printed) and "momentum=0.9" in printed
     with pytest.raises(SystemExit, match=r"a method out of gluon, .* got 'limoun'"):
         main(["methods", "limoun"])
 
@@ -282,6 +315,36 @@ def test_partition_of_the_configuration_saved_with_a_run(
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(saved))
     main(["partition", "-c", str(tmp_path / "config.yaml")])
     assert "layer.weight" in capsys.readouterr().out
+
+
+class Late(LightningModule):
+    """A module that builds its layers when its Trainer asks for them."""
+
+    def configure_model(self) -> None:
+        self.layer = torch.nn.Linear(2, 3)
+
+
+def test_partition_has_the_rules_and_the_late_layers_of_a_configuration(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = {"model": {"class_path": f"{__name__}.Late"}, "optimizer": {"rules": {"layer.weight": "elementwise"}}}
+    (tmp_path / "late.yaml").write_text(yaml.safe_dump(config))
+    main(["partition", "-c", str(tmp_path / "late.yaml")])
+    assert "rule 'layer.weight' of the user" in capsys.readouterr().out
+    main(["partition", "-c", str(tmp_path / "late.yaml"), "--rules", '{"*.weight": "hidden"}'])
+    assert "rule '*.weight' of the user" in capsys.readouterr().out
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    command = f"{sys.executable} -m lightning_gluon methods | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert done.stderr == ""
+
+
+def test_partition_of_a_yaml_without_jsonargparse_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    with pytest.raises(SystemExit, match=r'pip install "lightning-gluon\[cli\]"'):
+        main(["partition", "-c", "recipes/vit/base.yaml"])
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,18 @@ BAD = [
     (dict(lr=0.1, schedule="wsd", total_steps="100"), r"`total_steps` is '100'"),
     (dict(lr=0.1, schedule="wsd", total_steps=5, decay=0.0), r"`decay` to satisfy 0 < decay <= 1"),
     (dict(method="muon", lr=0.1, schedule="theory"), r"needs a method whose theory has one"),
-    (dict(lr=0.1, wieght_decay=0.1), r"Unknown option `wieght_decay` for method 'gluon'"),
+    (
+        dict(lr=0.1, wieght_decay=0.1),
+        r"Unknown option `wieght_decay` for method 'gluon'.*Did you mean `weight_decay`\?",
+    ),
+    (dict(lr=0.1, momentm=0.9), r"Unknown option `momentm`.*momentum_dtype, .*; or lr, momentum.*mean `momentum`\?"),
+    (dict(method="Muon", lr=0.1), r"`method` to be one of gluon, .* got 'Muon'. Did you mean `muon`\?"),
+    (dict(method=["muon"], lr=0.1), r"`method` to be one of gluon, .* got \['muon'\]"),
+    (dict(lr=0.1, warmup=math.inf), r"`warmup` to be a number of steps .* got inf"),
+    (dict(lr=0.1, warmup=math.nan), r"`warmup` to be a number of steps .* got nan"),
+    (dict(lr=0.1, schedule="wsd", total_steps=5, decay="0.2"), r"`decay` to satisfy 0 < decay <= 1, but got '0.2'"),
+    (dict(lr=0.1, partition={"a": "b"}), r"`partition` to be what `lightning_gluon.partition` returns, but got dict"),
+    (dict(lr=0.1, partition=lightning_gluon.partition(network())), r"6 of its 6 parameters .* such as '0.weight'"),
 ]
 
 

@@ -274,6 +274,12 @@ def test_packed_windows_predict_every_token_once() -> None:
     assert targets.tolist() == list(range(1, 101))
 
 
+def test_the_end_of_a_single_file_is_held_out() -> None:
+    corpus = read_python(500, 0.2)  # of any Python, the first file alone
+    assert corpus == read_python(500, 0.2) and all(map(any, (corpus.train, corpus.val)))
+    assert 100 <= len("".join(corpus.val)) < 500 and len("".join(corpus.train + corpus.val)) <= 500
+
+
 def test_python_sources_are_stable_and_disjoint() -> None:
     small, large = read_python(200_000, 0.1), read_python(600_000, 0.1)
     assert small == read_python(200_000, 0.1)

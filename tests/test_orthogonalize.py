@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import math
 
 import pytest
 import torch
 from torch import Tensor
+
+from lightning_gluon import Gluon
 
 # The package exports the function under the module's name.
 ortho = importlib.import_module("lightning_gluon.orthogonalize")
@@ -311,3 +314,19 @@ def test_default_dtype():
 def test_errors(arguments, error, message):
     with pytest.raises(error, match=message):
         orthogonalize(*arguments)
+
+
+@pytest.mark.parametrize("options", [{"orthogonalizer": "svd"}, {"method": "limuon", "rank": 2}])
+def test_nonfinite_gradients_pass_through_decompositions(options: dict) -> None:
+    weights = [torch.nn.Parameter(torch.eye(6, 8)) for _ in range(2)]
+    optimizer = Gluon(weights, on_nonfinite="ignore", **options)
+
+    def closure() -> None:
+        for index, weight in enumerate(weights):
+            weight.grad = torch.randn(6, 8, generator=torch.Generator().manual_seed(index))
+        weights[0].grad[0, 0] = math.nan
+
+    for _ in range(2):
+        optimizer.step(closure)
+    assert weights[0].isnan().any()
+    assert weights[1].isfinite().all() and (weights[1] - torch.eye(6, 8)).norm() > 0.01

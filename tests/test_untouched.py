@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from two_point import (
 
 from lightning_gluon.callbacks.second_pass import copy_batch
 from lightning_gluon.callbacks.untouched import Buffers, Moment, untouched
+from lightning_gluon.rng import rng_state, set_rng_state
 
 
 def test_buffers_written_to_and_replaced_come_back() -> None:
@@ -162,3 +164,18 @@ def test_batches_are_copied_down_to_their_tensors() -> None:
     tensors = [other[0], other[1][0], other[2].x, other[3]["a"], other[4]["a"], other[5].x]
     assert all(tensor.tolist() == [0.0, 0.0] for tensor in tensors)
     assert other[5].label == "l"
+
+
+def test_streams_of_all_devices_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = [torch.Generator().manual_seed(1), torch.Generator().manual_seed(2)]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr("torch.cuda.random._lazy_init", lambda: None)
+    monkeypatch.setattr("torch.cuda.random._lazy_call", lambda call, **_: call())
+    monkeypatch.setattr(torch.cuda, "default_generators", tuple(streams))
+    monkeypatch.setattr("torch.cuda.random.device_count", lambda: len(streams))
+    before = rng_state()
+    drawn = [torch.rand(3, generator=stream).tolist() for stream in streams]
+    set_rng_state(before)
+    assert [torch.rand(3, generator=stream).tolist() for stream in streams] == drawn

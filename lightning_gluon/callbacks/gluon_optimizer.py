@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 from types import MethodType
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from lightning_gluon.configure import check_lr, configure_optimizers, warmup_steps
 from lightning_gluon.groups import build_groups, find_method
 from lightning_gluon.methods import ROLES
 from lightning_gluon.partition import partition
+from lightning_gluon.partition.overrides import Overrides
 from lightning_gluon.radius import Schedule
 
 __all__ = ["GluonOptimizer"]
@@ -25,7 +28,9 @@ class GluonOptimizer(Callback):
 
     The parameters are those of `lightning_gluon.configure_optimizers` and the options of all methods. An option that is
     None is the method's own default. Method, options and their ranges are checked at construction, before any model
-    is built. The optimizer itself is made late, so that it sees names, module types and sharded weights.
+    is built. The optimizer itself is made late, so that it sees names, module types and sharded weights. Lightning
+    wants a `configure_optimizers` before it asks any callback: under the stock `Trainer` a module that has none needs
+    one, if only to return None.
 
     Args:
         method: A row of `lightning_gluon.METHODS`.
@@ -38,7 +43,8 @@ class GluonOptimizer(Callback):
         warmup: Linear warmup in optimizer steps, or as a share of all steps if below 1.
         decay: Share of the steps that `wsd` decays over.
         total_steps: Optimizer steps in all; None asks the Trainer.
-        rules: Roles by glob over parameter names, for `lightning_gluon.partition`.
+        rules: Roles by glob over parameter names, for `lightning_gluon.partition`; also dicts with `role` and `norm`,
+            `views` or `reason`.
         strict: Whether a parameter that no rule fits is an error.
         compile: Whether `torch.compile` makes one graph of the optimizer's step; a string is its mode.
         orthogonalizer: How the spectral LMO is computed, such as `polar_express` or `svd`.
@@ -65,11 +71,12 @@ class GluonOptimizer(Callback):
         eps: The epsilon of `adamw`.
 
     Raises:
-        ValueError: If the method or an option is unknown, or a value is out of range.
+        TypeError: If `rules` is no mapping of names to roles.
+        ValueError: If the method, an option or a role is unknown, or a value is out of range.
 
     Example:
         >>> optimizer = GluonOptimizer("limuon", lr=0.02, rank=8)
-        >>> optimizer.configure(torch.nn.Linear(16, 16)).param_groups[0]["rank"]
+        >>> optimizer.configure(torch.nn.Linear(64, 64)).param_groups[0]["rank"]
         8
     """
 
@@ -84,7 +91,7 @@ class GluonOptimizer(Callback):
         warmup: int | float = 0,
         decay: float | None = None,
         total_steps: int | None = None,
-        rules: dict[str, str] | None = None,
+        rules: dict[str, str | dict[str, Any]] | None = None,
         strict: bool = True,
         compile: bool | str | None = None,
         orthogonalizer: str | None = None,
@@ -127,6 +134,7 @@ class GluonOptimizer(Callback):
         large = torch.empty(_ANY_RANK, _ANY_RANK, device="meta")  # takes no memory
         weights = [{"params": [torch.nn.Parameter(large)], "role": role} for role in ROLES]
         named = ("lr", "weight_decay", "radius", "momentum")
+        Overrides(self.rules)
         lr = self.settings.get("lr")
         check_lr(lr)
         length = self.settings.get("total_steps", 1)  # of a schedule whose length is asked for later
@@ -140,6 +148,17 @@ class GluonOptimizer(Callback):
             options=options,
             **{key: self.settings.get(key) for key in named[1:]},
         )
+
+    def warn_if_idle(self) -> None:
+        """Say that without a learning rate nothing else has an effect."""
+        default = inspect.signature(type(self)).parameters
+        given = [key for key, value in self.settings.items() if value != default[key].default]
+        given += ["rules"] if self.rules else []
+        if given and not self.active:
+            rank_zero_warn(
+                "GluonOptimizer leaves the module's own optimizer alone, if it has one: it got "
+                f"{', '.join(given)} but no `lr`."
+            )
 
     def configure(self, module: torch.nn.Module) -> Any:
         """Return what a module's `configure_optimizers` should return.
@@ -175,3 +194,5 @@ class GluonOptimizer(Callback):
         """
         if stage == "fit" and self.active:
             self.bind(pl_module)
+        elif stage == "fit":
+            self.warn_if_idle()

@@ -13,6 +13,7 @@ from lightning_gluon.partition.overrides import Overrides, Rules
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.partition.route import MATRIX_ROLES, ROLES, Route, default_norm
 from lightning_gluon.partition.rules import Case, Finding, decide
+from lightning_gluon.partition.table import NUMBER
 from lightning_gluon.views import MatrixView, covers
 
 __all__ = ["partition"]
@@ -69,10 +70,16 @@ def partition(module: nn.Module, rules: Rules | None = None, strict: bool = True
     network, overrides = Network(module), Overrides(rules)
     evidence = Evidence(network)
     routes = []
+    unknown: list[Site] = []
     for names, parameter in tensors:
         sites = [network.site(name) for name in names]
-        routes.append(_route(sites, parameter, evidence, overrides, strict))
-    overrides.check_used()
+        routes.append(_route(sites, parameter, evidence, overrides, unknown))
+    overrides.check_used([name for names, _ in tensors for name in names])
+    if unknown:
+        message = _without_rule(unknown, {route.name: route.shape for route in routes})
+        if strict:
+            raise ValueError(f"{message}, or call partition(module, strict=False) to treat it as 'elementwise'.")
+        warnings.warn(f"{message}. It is treated as 'elementwise'.", stacklevel=2)
     return Partition(routes, [parameter for _, parameter in tensors])
 
 
@@ -89,8 +96,10 @@ def _unique_parameters(module: nn.Module) -> list[tuple[list[str], nn.Parameter]
     return list(found.values())
 
 
-def _route(sites: list[Site], parameter: nn.Parameter, evidence: Evidence, overrides: Overrides, strict: bool) -> Route:
-    """Decide about one tensor: the user's rule, else the built-in rules at each of its places."""
+def _route(
+    sites: list[Site], parameter: nn.Parameter, evidence: Evidence, overrides: Overrides, unknown: list[Site]
+) -> Route:
+    """Decide about one tensor: the user's rule, else the built-in rules at each of its places, else it is unknown."""
     shape, frozen = tuple(parameter.shape), not parameter.requires_grad
     override = overrides.find(sites, parameter)
     findings = [f for site in sites if (f := decide(Case(site, shape, evidence))) is not None]
@@ -99,7 +108,12 @@ def _route(sites: list[Site], parameter: nn.Parameter, evidence: Evidence, overr
     if override is not None:
         finding, norm = _overridden(override, finding, shape), override.get("norm")
     elif finding is None:
-        finding = _unknown(sites[0], shape, frozen=frozen, strict=strict)
+        kind = f"(parameter of {type(sites[0].owner).__name__})"
+        finding = Finding(
+            "elementwise", f"frozen, and no rule fits {kind}" if frozen else f"no rule fits {kind}; strict=False"
+        )
+        if not frozen:
+            unknown.append(sites[0])
     if not covers(finding.views, shape) and finding.role in MATRIX_ROLES:  # a packed (quantised) weight, say
         finding = Finding(finding.role, finding.reason, (MatrixView.whole(shape),))
     reason = finding.reason + (f"; tied with {', '.join(site.name for site in sites[1:])}" if len(sites) > 1 else "")
@@ -132,16 +146,18 @@ def _plain_views(shape: tuple[int, ...]) -> tuple[MatrixView, ...]:
     return (MatrixView.whole(shape),)
 
 
-def _unknown(site: Site, shape: tuple[int, ...], *, frozen: bool, strict: bool) -> Finding:
-    """Refuse a parameter that no rule fits, or send it to `elementwise`."""
-    kind = type(site.owner).__name__
-    if frozen:
-        return Finding("elementwise", f"frozen, and no rule fits (parameter of {kind})")
-    message = (
-        f"Expected a rule for every parameter, but none fits {site.name!r} with shape {shape}, a parameter of {kind}. "
-        f"Say what it is with partition(module, rules={{{site.name!r}: role}}), role one of {', '.join(ROLES)}"
+def _without_rule(sites: list[Site], shapes: dict[str, tuple[int, ...]]) -> str:
+    """Name the parameters that no rule fits, those of repeated blocks once, and say what to do about them."""
+    alike: dict[str, list[Site]] = {}
+    for site in sites:
+        alike.setdefault(NUMBER.sub("*", site.name), []).append(site)
+    keys = [pattern if len(members) > 1 else members[0].name for pattern, members in alike.items()]
+    listed = []
+    for key, members in zip(keys, alike.values(), strict=True):
+        first = members[0]
+        text = f"{first.name!r} with shape {shapes[first.name]}, a parameter of {type(first.owner).__name__}"
+        listed.append(f"{text} ({len(members)} of {key!r})" if len(members) > 1 else text)
+    return (
+        f"Expected a rule for every parameter, but none fits {'; '.join(listed)}. "
+        f"Say what each is with rules={{{', '.join(f'{key!r}: role' for key in keys)}}}, role one of {', '.join(ROLES)}"
     )
-    if strict:
-        raise ValueError(f"{message}, or pass strict=False to treat it as 'elementwise'.")
-    warnings.warn(f"{message}. It is treated as 'elementwise'.", stacklevel=4)
-    return Finding("elementwise", f"no rule fits (parameter of {kind}); strict=False")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_gluon.norms import NORMS
 from lightning_gluon.partition.network import Site
 from lightning_gluon.partition.route import MATRIX_ROLES, ROLES
 from lightning_gluon.views import MatrixView, covers
@@ -20,6 +22,7 @@ Value = str | Mapping[str, Any] | Callable[[str, nn.Parameter, nn.Module], Any]
 Rules = Mapping[Key, Value] | Sequence[tuple[Key, Value]]
 
 _FIELDS = ("role", "norm", "views", "reason")
+_NORMS = (*NORMS, "identity", "conv")
 
 
 @dataclass
@@ -54,19 +57,18 @@ class Overrides:
             `norm`, `views`, `reason`, or a callable `(name, parameter, module)` that returns one of those or None.
 
     Raises:
-        TypeError: If a key is neither a glob nor a module type, or a value is none of the three.
-        ValueError: If a role or a field is unknown.
+        TypeError: If the rules are no pairs, a key is neither a glob nor a module type, or a value none of the three.
+        ValueError: If a role, a norm or a field is unknown.
     """
 
     def __init__(self, rules: Rules | None) -> None:
-        pairs = list(rules.items()) if isinstance(rules, Mapping) else list(rules or ())
-        self._rules = [_Rule(key, value) for key, value in pairs]
+        self._rules = [_Rule(key, value) for key, value in _pairs(rules)]
         for rule in self._rules:
             if not isinstance(rule.key, str) and not (isinstance(rule.key, type) and issubclass(rule.key, nn.Module)):
                 raise TypeError(
                     f"Expected every key of `rules` to be a name glob or a torch.nn.Module type, but got {rule.key!r}."
                 )
-            if not callable(rule.value):
+            if not callable(rule.value) or isinstance(rule.value, type):
                 _checked(rule.value, rule.label)
 
     def find(self, sites: Sequence[Site], parameter: nn.Parameter) -> dict[str, Any] | None:
@@ -102,13 +104,16 @@ class Overrides:
                 f"Expected a parameter with at least 2 dimensions for role {fields['role']!r}, but got {site.name!r} "
                 f"with shape {tuple(parameter.shape)}. Give it the role 'bias' or 'elementwise'."
             )
-        fields.setdefault("reason", f"rule {rule.label} of the user")
+        fields = {"reason": f"rule {rule.label} of the user", **fields}
         if "views" in fields:
             fields["views"] = _views(fields["views"], site.name, tuple(parameter.shape))
         return fields
 
-    def check_used(self) -> None:
+    def check_used(self, names: Sequence[str]) -> None:
         """Raise when a rule matched nothing.
+
+        Args:
+            names: The names of all parameters.
 
         Raises:
             ValueError: If a key of `rules` matches no parameter.
@@ -116,11 +121,32 @@ class Overrides:
         idle = [rule for rule in self._rules if not rule.used]
         if not idle:
             return
-        what = "a name glob" if isinstance(idle[0].key, str) else "a module type"
+        what = "these" if len(idle) > 1 else "a name glob" if isinstance(idle[0].key, str) else "a module type"
+        near = [key for rule in idle if isinstance(rule.key, str) for key in _near(rule.key, names)]
+        hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
         raise ValueError(
-            f"Expected every rule to match a parameter, but {what} matched none: {idle[0].label}. "
-            "Compare it with the names in `print(partition(module))`."
+            f"Expected every rule to match a parameter, but {what} matched none: "
+            f"{', '.join(rule.label for rule in idle)}. Compare with the names in `print(partition(module))`.{hint}"
         )
+
+
+def _pairs(rules: Any) -> list[tuple[Any, Any]]:
+    """Return the rules as pairs of key and value."""
+    pairs = rules.items() if isinstance(rules, Mapping) else () if rules is None else rules
+    listed = list(pairs) if isinstance(pairs, Iterable) and not isinstance(pairs, str) else [pairs]
+    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in listed):
+        raise TypeError(
+            "Expected `rules` to map name globs or module types to roles, such as {'stem.*': 'hidden'}, or to be a "
+            f"list of such pairs, but got {rules!r}."
+        )
+    return [(key, value) for key, value in listed]
+
+
+def _near(key: str, names: Sequence[str]) -> list[str]:
+    """Return what a key that matches no name could have been: the inside of a module, or a similar name."""
+    if any(name.startswith(f"{key}.") for name in names):
+        return [f"{key}.*"]
+    return difflib.get_close_matches(key, names, n=1)
 
 
 def _checked(value: Any, label: str) -> dict[str, Any]:
@@ -140,13 +166,27 @@ def _checked(value: Any, label: str) -> dict[str, Any]:
         raise ValueError(
             f"Expected the role of rule {label} to be one of {', '.join(ROLES)}, but got {fields['role']!r}."
         )
-    return dict(fields)
+    given = {key: value for key, value in fields.items() if value is not None}
+    if given.get("norm", "rms") not in _NORMS:
+        raise ValueError(
+            f"Expected the `norm` of rule {label} to be one of {', '.join(_NORMS)}, but got {given['norm']!r}."
+        )
+    if not isinstance(given.get("reason", ""), str):
+        raise TypeError(f"Expected the `reason` of rule {label} to be a text, but got {given['reason']!r}.")
+    if "views" in given and given["role"] not in MATRIX_ROLES:
+        raise ValueError(f"Expected no `views` in rule {label}, since the role {given['role']!r} has no matrices.")
+    return given
 
 
 def _views(views: Any, name: str, shape: tuple[int, ...]) -> tuple[MatrixView, ...]:
     """Read `views` of a rule: matrix views, or the sizes of blocks along the out dimension."""
-    given = tuple(views)
-    if given and all(isinstance(size, int) for size in given) and sum(given) == shape[0] and len(shape) == 2:
+    given = tuple(views) if isinstance(views, Iterable) else ()
+    if (
+        given
+        and all(isinstance(size, int) and size > 0 for size in given)
+        and sum(given) == shape[0]
+        and len(shape) == 2
+    ):
         return MatrixView.blocks(shape, sizes=given)
     if given and all(isinstance(view, MatrixView) for view in given) and covers(given, shape):
         return given

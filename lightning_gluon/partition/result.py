@@ -6,7 +6,7 @@ import difflib
 import os
 from collections.abc import Iterator
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import nn
 
@@ -14,6 +14,8 @@ from lightning_gluon.partition.route import ROLES, Route
 from lightning_gluon.partition.table import render, to_text
 
 __all__ = ["Partition"]
+
+WIDTH = 120  # of the table where there is no terminal; on less, one line per parameter would break its name
 
 
 class Partition:
@@ -101,19 +103,20 @@ class Partition:
         """Tell whether the module has a parameter of that name."""
         return name in self._first
 
-    def table(self) -> Table:
-        """Return the table that `print` shows."""
-        return render(list(self.routes.values()))
+    def table(self, width: int = WIDTH) -> Table:
+        """Return the table that `print` shows on so many columns."""
+        return render(list(self.routes.values()), narrow=width < WIDTH)
 
-    def __rich__(self) -> Table:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Let rich print the table."""
-        return self.table()
+        yield self.table(options.max_width)
 
     def __str__(self) -> str:
         """Return the table as text, as wide as the terminal (or `COLUMNS`), 120 columns where there is none."""
         console = Console()
         known = console.is_terminal or "COLUMNS" in os.environ
-        return to_text(self.table(), console.width if known else 120)
+        width = console.width if known else WIDTH
+        return to_text(self.table(width), width)
 
     def __repr__(self) -> str:
         """Return a line with the number of tensors per role."""

@@ -6,21 +6,23 @@ import io
 import re
 from collections.abc import Iterable
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from lightning_gluon.partition.route import ROLES, Route
 
-__all__ = ["render", "to_text"]
+__all__ = ["NUMBER", "render", "to_text"]
 
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _STYLES = {"hidden": "cyan", "embedding": "green", "head": "magenta", "bias": "yellow", "elementwise": "blue"}
 
 
 def _key(route: Route) -> tuple[object, ...]:
     """Return what two lines must share to become one: the name up to its numbers, and everything else shown."""
     views = tuple(route.matrices)
-    return (_NUMBER.sub("#", route.name), len(route.aliases), route.shape, route.role, route.norm, views, route.frozen)
+    return (NUMBER.sub("#", route.name), len(route.aliases), route.shape, route.role, route.norm, views, route.frozen)
 
 
 def _ranges(numbers: Iterable[int]) -> str:
@@ -34,8 +36,8 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 def _merged_name(routes: list[Route]) -> str:
     """Return one name for several: every number that varies becomes a range."""
-    pattern = _NUMBER.split(routes[0].name)
-    numbers = zip(*([int(n) for n in _NUMBER.findall(route.name)] for route in routes), strict=True)
+    pattern = NUMBER.split(routes[0].name)
+    numbers = zip(*([int(n) for n in NUMBER.findall(route.name)] for route in routes), strict=True)
     name = pattern[0]
     for column, rest in zip(numbers, pattern[1:], strict=True):
         name += _ranges(column) + rest
@@ -75,36 +77,49 @@ def _totals(routes: list[Route]) -> Iterable[tuple[str, int, int]]:
         yield "frozen", len(frozen), sum(route.numel for route in frozen)
 
 
-def render(routes: list[Route]) -> Table:
+def render(routes: list[Route], *, narrow: bool = False) -> Table:
     """Build the table of a list of routes.
 
     Args:
         routes: The routes in the module's order.
+        narrow: Put the reason under the name, the norm under the role and the matrices under the shape.
 
     Returns:
         A rich table with one line per parameter, repeated blocks merged, and totals per role below.
     """
     table = Table(title="Partition", title_justify="left", header_style="bold", pad_edge=False)
-    for column, options in {
-        "name": {"overflow": "fold", "ratio": 6}, "n": {"justify": "right"}, "shape": {}, "role": {}, "norm": {},
-        "matrices": {"overflow": "fold", "ratio": 3}, "reason": {"overflow": "fold", "ratio": 5},
-    }.items():  # fmt: skip
-        table.add_column(column, **options)  # type: ignore[arg-type]
+    if narrow:
+        for column in ("name\n  reason", "n", "role\nnorm", "shape\nmatrices"):
+            table.add_column(column, justify="right" if column == "n" else "left", overflow="fold")
+    else:
+        for column, options in {
+            "name": {"overflow": "fold", "ratio": 6}, "n": {"justify": "right"}, "shape": {}, "role": {}, "norm": {},
+            "matrices": {"overflow": "fold", "ratio": 3}, "reason": {"overflow": "fold", "ratio": 5},
+        }.items():  # fmt: skip
+            table.add_column(column, **options)  # type: ignore[arg-type]
+
+    def add(name: str, n: int, shape: str, role: Text, norm: str = "", matrices: str = "", reason: str = "") -> None:
+        if narrow:
+            both = [Text(name)] + ([Padding(Text(reason), (0, 0, 0, 2))] if reason else [])
+            table.add_row(Group(*both), str(n), Group(role, norm) if norm else role, f"{shape}\n{matrices}".rstrip())
+        else:
+            table.add_row(Text(name), str(n), shape, role, norm, matrices, Text(reason))
+
     for group in _collapse(routes):
         route = group[0]
         style = "dim" if route.frozen else _STYLES[route.role]
         name = _merged_name(group) + "".join(f"\n= {alias}" for alias in route.aliases[:3])
         role = f"({route.role}, frozen)" if route.frozen else route.role
         shape = "x".join(map(str, route.shape)) or "scalar"
-        table.add_row(name, str(len(group)), shape, f"[{style}]{role}[/]", route.norm, _matrices(route), route.reason)
+        add(name, len(group), shape, Text(role, style), route.norm, _matrices(route), route.reason)
     table.add_section()
     for label, tensors, entries in _totals(routes):
-        table.add_row(f"total {label}", str(tensors), f"{entries:,}", label if label in ROLES else "", "", "", "")
+        add(f"total {label}", tensors, f"{entries:,}", Text(label if label in ROLES else ""))
     return table
 
 
 def to_text(table: Table, width: int) -> str:
     """Return a rich table as plain text of a given width."""
     buffer = io.StringIO()
-    Console(file=buffer, width=max(width, 80), no_color=True, highlight=False).print(table)
+    Console(file=buffer, width=width, no_color=True, highlight=False).print(table)
     return buffer.getvalue()

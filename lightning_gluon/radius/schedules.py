@@ -60,7 +60,7 @@ class Schedule:
             raise ValueError(f"Expected `schedule` to be one of {', '.join(SCHEDULES)}, but got {self.name!r}.")
         if not (isinstance(self.warmup, int) and self.warmup >= 0):
             raise ValueError(f"Expected `warmup` to be a whole number of steps >= 0, but got {self.warmup!r}.")
-        if not 0 < self.decay <= 1:
+        if not (isinstance(self.decay, (int, float)) and 0 < self.decay <= 1):
             raise ValueError(f"Expected `decay` to satisfy 0 < decay <= 1, but got {self.decay!r}.")
         if self.name in ("theory", "theory_constant") and self.rates is None:
             raise ValueError(

@@ -39,11 +39,11 @@ def read_python(max_bytes: int | None, val_fraction: float, *, packages: bool = 
 
     Files come in the order of a checksum of their relative path, so that the first `max_bytes` are a fair sample and
     are the same files on every machine with the same Python. Copies of a file count once. A file is held out if its
-    checksum says so, whatever `max_bytes` is.
+    checksum says so, whatever `max_bytes` is; the end of the text is where `max_bytes` leaves too few files.
 
     Args:
         max_bytes: Where to stop reading; None reads everything.
-        val_fraction: Part of the files that is held out.
+        val_fraction: Part that is held out.
         packages: Whether to read the installed packages as well.
 
     Returns:
@@ -59,7 +59,7 @@ def read_python(max_bytes: int | None, val_fraction: float, *, packages: bool = 
         files |= _sources(Path(sysconfig.get_paths()["purelib"]), "site-packages/")
     ordered = sorted(files, key=lambda n: (_checksum(n), n))
     corpus = _split_documents(_read_all(files[n] for n in ordered), ordered, max_bytes, val_fraction)
-    if not corpus.train:
+    if not any(corpus.train):
         raise FileNotFoundError(
             f"Expected Python sources under '{root}', but found none to read. Use source='files' with `path`."
         )
@@ -100,8 +100,6 @@ def read_files(path: str, max_bytes: int | None, val_fraction: float, *, val_pat
         root = Path(path).expanduser()
         names = [f.relative_to(root).as_posix() for f in files]
         corpus = _split_documents(_read_all(files), names, max_bytes, val_fraction)
-        if not (corpus.train and corpus.val):  # too few files for their checksums to tell them apart
-            corpus = _cut("".join(_bounded(corpus.train + corpus.val, max_bytes)), val_fraction)
     for split, documents in (("train", corpus.train), ("held-out", corpus.val)):
         if not any(documents):
             raise ValueError(
@@ -154,7 +152,7 @@ def _checksum(name: str) -> int:
 def _split_documents(
     documents: Iterable[str], names: Iterable[str], max_bytes: int | None, val_fraction: float
 ) -> Corpus:
-    """Hold a document out if the checksum of its name says so."""
+    """Hold a document out if the checksum of its name says so, or the end of the text where there are too few."""
     train: list[str] = []
     val: list[str] = []
     seen: set[str] = set()
@@ -168,6 +166,8 @@ def _split_documents(
         size += len(document)
         if max_bytes is not None and size >= max_bytes:
             break
+    if not (train and val):  # too few documents for their checksums to tell them apart
+        return _cut("".join(_bounded(train + val, max_bytes)), val_fraction)
     return Corpus(train, val)
 
 
