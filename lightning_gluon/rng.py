@@ -17,7 +17,7 @@ def rng_state() -> dict[str, Any]:
     """Return the state of every stream."""
     state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
-        state["cuda"] = torch.cuda.get_rng_state()
+        state["cuda"] = torch.cuda.get_rng_state_all()  # a model may be spread over devices
     if torch.backends.mps.is_available():
         state["mps"] = torch.mps.get_rng_state()
     try:
@@ -32,7 +32,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     if "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"])
+        torch.cuda.set_rng_state_all(state["cuda"])
     if "mps" in state:
         torch.mps.set_rng_state(state["mps"])
     if "numpy" in state:
