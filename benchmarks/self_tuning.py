@@ -161,6 +161,8 @@ def table(runs: dict[str, Any]) -> str:
     ]
     for names, cell in cells.items():
         fixed = {what: losses for what, losses in cell.items() if isinstance(what, float)}
+        if not fixed:  # a sweep that was cut off
+            continue
         seeds = max(len(losses) for losses in fixed.values())
         radius = best_radius({r: statistics.mean(x.values()) for r, x in fixed.items() if len(x) == seeds})
         gaps = [_gap(cell.get(rule, {}), fixed[radius]) for rule in RULES]
