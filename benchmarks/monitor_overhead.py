@@ -9,6 +9,7 @@ wall time, so that other work on the machine does not count.
 from __future__ import annotations
 
 import argparse
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
@@ -75,7 +76,7 @@ def seconds(method: str, given: argparse.Namespace, monitored: bool) -> float:
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, value in (("width", 192), ("depth", 3), ("batch", 64), ("steps", 100)):
+    for name, value in (("width", 192), ("depth", 3), ("batch", 64), ("steps", 100), ("rounds", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--methods", nargs="*", default=["gluon"])
     parser.add_argument("--results", type=Path, default=RESULTS)
@@ -85,11 +86,12 @@ def main() -> None:
     for method in given.methods:
         for monitored in (False, True):  # what the first calls of a process cost is neither's
             seconds(method, argparse.Namespace(**{**vars(given), "steps": 2}), monitored)
-        plain, watched = seconds(method, given, False), seconds(method, given, True)
+        pairs = [(seconds(method, given, False), seconds(method, given, True)) for _ in range(given.rounds)]
+        plain, watched = (statistics.median(column) for column in zip(*pairs, strict=True))
         report["runs"][method] = {
             "width": given.width, "depth": given.depth, "batch": given.batch, "steps": given.steps,
             "cpu_seconds": round(plain, 2), "cpu_seconds_monitored": round(watched, 2),
-            "share": round(watched / plain - 1, 4),
+            "share": round(watched / plain - 1, 4), "shares": [round(b / a - 1, 4) for a, b in pairs],
         }  # fmt: skip
         write_json(given.results, report)
         print(method, report["runs"][method])

@@ -139,10 +139,11 @@ def test_the_first_calls_are_not_the_monitors(monkeypatch: pytest.MonkeyPatch, t
         return 5.0 if len(called) == 1 else 1.5 if monitored else 1.0
 
     monkeypatch.setattr(monitor_overhead, "seconds", seconds)
-    monkeypatch.setattr("sys.argv", ["monitor_overhead", "--results", str(tmp_path / "x.json"), "--steps", "60"])
+    options = ["--results", str(tmp_path / "x.json"), "--steps", "60", "--rounds", "2"]
+    monkeypatch.setattr("sys.argv", ["monitor_overhead", *options])
     monitor_overhead.main()
     assert json.loads((tmp_path / "x.json").read_text())["runs"]["gluon"]["share"] == 0.5
-    assert called == [(False, 2), (True, 2), (False, 60), (True, 60)]
+    assert called == [(False, 2), (True, 2), *[(False, 60), (True, 60)] * 2]
 
 
 def test_the_threads_on_record_are_those_of_the_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
