@@ -8,6 +8,7 @@ gradient each, under the same schedule.
 
 from __future__ import annotations
 
+import argparse
 import logging
 import statistics
 import sys
@@ -177,4 +178,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()
