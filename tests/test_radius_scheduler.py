@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from two_point import Loader, Memory, Net, data, fit, gluon
 
 from lightning_gluon import configure_optimizers
-from lightning_gluon.callbacks import RadiusScheduler
+from lightning_gluon.callbacks import RadiusScheduler, SmoothnessMonitor
 from lightning_gluon.callbacks.radius_scheduler import FIRST
 from lightning_gluon.configure import AUTO_LARGEST, AUTO_LR
+from lightning_gluon.plots import read_samples
 from lightning_gluon.radius.calibrate import BACK, Observation
 from lightning_gluon.radius.groups import peak_lr
 
@@ -431,3 +432,19 @@ def test_pytorch_lightning_trainer():
     runner.fit(Module(), DataLoader(data(), batch_size=4))
     scheduler = next(callback for callback in runner.callbacks if isinstance(callback, RadiusScheduler))
     assert scheduler.steps == 4
+
+
+@pytest.mark.parametrize("callbacks", [[], [RadiusScheduler("calibrate")]])
+def test_a_monitor_sees_the_radius_of_the_coming_step(callbacks, tmp_path):
+    model = Slope(lr=AUTO_LR if callbacks else "auto")
+    monitor = SmoothnessMonitor(every_n_steps=1, same_sample=False)
+    fit(
+        model,
+        loader=Loader(data(batches=30, size=32), 32),
+        callbacks=[monitor, *callbacks],
+        default_root_dir=str(tmp_path),
+    )
+    set_after = [lr * radius for lr, radius in model.steps][1:]  # as the next step finds it
+    found = [row for row in read_samples(next(tmp_path.rglob("smoothness.jsonl"))) if row["layer"] is None]
+    assert len(set(set_after)) > 8
+    assert [row["radius"] for row in found[:28]] == [pytest.approx(set_after[row["step"]]) for row in found[:28]]

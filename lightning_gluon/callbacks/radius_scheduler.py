@@ -18,6 +18,7 @@ from lightning_gluon.callbacks.logs import check_log, log_values, should_log
 from lightning_gluon.callbacks.probe import Probe, own_optimizer, unwrapped
 from lightning_gluon.callbacks.probing import Probing, loss_scale, repeatable
 from lightning_gluon.callbacks.second_pass import Replay
+from lightning_gluon.callbacks.smoothness_monitor import SmoothnessMonitor
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius.calibrate import Calibrate, Observation
 from lightning_gluon.radius.groups import Limits, Radius, first_radius, peak_lr, set_radii_
@@ -135,7 +136,7 @@ class RadiusScheduler(Probing):
                 f"`lr='auto'` sets the radii by the rule {rule!r}, but the Trainer has a RadiusScheduler with the rule "
                 f"{present.name!r} already. Pass a number as `lr`, or take that callback away."
             )
-        trainer.callbacks = [*trainer.callbacks, scheduler]
+        scheduler._precede_monitors(trainer)
         # Callback states are restored before optimizers are configured; one that comes later looks for its own.
         loaded = getattr(trainer._checkpoint_connector, "_loaded_checkpoint", None) or {}
         state = loaded.get("callbacks", {}).get(scheduler.state_key)
@@ -143,6 +144,17 @@ class RadiusScheduler(Probing):
             scheduler.load_state_dict(deepcopy(state))
 
     # ------------------------------------------------------------------ begin and end
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Move before the monitors, which then see the radius of the step to come."""
+        self._precede_monitors(trainer)
+
+    def _precede_monitors(self, trainer: Any) -> None:
+        others = [callback for callback in trainer.callbacks if callback is not self]
+        monitors = [index for index, callback in enumerate(others) if isinstance(callback, SmoothnessMonitor)]
+        place = monitors[0] if monitors else len(others)
+        if self not in trainer.callbacks or monitors:
+            trainer.callbacks = [*others[:place], self, *others[place:]]
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Take the initial radii, or those of the run that is resumed, and find out what can be measured."""
