@@ -13,8 +13,8 @@ point,
     igt        M <- b M + (1 - b) c_new, with c_new taken at the transported point Y = X + b / (1 - b) (X - X_prev)
     dual_ema   direction b M + (1 - b) c_new,          M <- b2 M + (1 - b2) c_new
 
-Every buffer starts at the first gradient and `c_old` at the first step is `c_new`, so the first direction is exactly
-`c_new` for all of them: no row needs a special first step.
+Every buffer starts at the first gradient, or at zero where the method says so (`start`), and `c_old` at the first step
+is `c_new`: the first direction is a multiple of `c_new` for all of them, and no row needs a special first step.
 
 A new estimator is one function and one row of `ESTIMATORS`.
 """

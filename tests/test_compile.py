@@ -134,6 +134,17 @@ def test_inductor_equals_eager(method: str) -> None:
     compare(method, 3)
 
 
+def take_two_steps(module: nn.Module, optimizer: lightning_gluon.Gluon) -> None:
+    """Step on gradients of noise, at both points where the method takes two."""
+    optimizer.two_point = "callback"
+    for _ in range(2):
+        for parameter in module.parameters():
+            parameter.grad = torch.randn_like(parameter)
+        if optimizer.needs_reference:
+            optimizer.reference_gradients = {p: torch.randn_like(p) for p in module.parameters()}
+        optimizer.step()
+
+
 def step_without_values(method: str, on_nonfinite: str, device: str = "cpu", **options: Any) -> lightning_gluon.Gluon:
     """Take two steps on tensors that have no values: reading one, as the host would from a device, is an error.
 
@@ -142,13 +153,7 @@ def step_without_values(method: str, on_nonfinite: str, device: str = "cpu", **o
     with FakeTensorMode(), torch.device(device):
         module = model()
         optimizer = lightning_gluon.Gluon(module, method=method, on_nonfinite=on_nonfinite, **options)
-        optimizer.two_point = "callback"
-        for _ in range(2):
-            for parameter in module.parameters():
-                parameter.grad = torch.randn_like(parameter)
-            if optimizer.needs_reference:
-                optimizer.reference_gradients = {p: torch.randn_like(p) for p in module.parameters()}
-            optimizer.step()
+        take_two_steps(module, optimizer)
     return optimizer
 
 
@@ -185,13 +190,7 @@ def test_a_model_on_two_devices(method: str, devices: tuple[str, str], tensor_co
     with FakeTensorMode():
         module = nn.ModuleList([nn.ModuleList([nn.Linear(8, 8, device=d), nn.LayerNorm(8, device=d)]) for d in devices])
         optimizer = lightning_gluon.Gluon(module, method=method, on_nonfinite="ignore")
-        optimizer.two_point = "callback"
-        for _ in range(2):
-            for parameter in module.parameters():
-                parameter.grad = torch.randn_like(parameter)
-            if optimizer.needs_reference:
-                optimizer.reference_gradients = {p: torch.randn_like(p) for p in module.parameters()}
-            optimizer.step()
+        take_two_steps(module, optimizer)
 
 
 def test_only_the_check_of_gradients_waits() -> None:
