@@ -125,7 +125,7 @@ def build_groups(
     check_options(method, options)
     radii = _radii(row, radius)
     _check_roles("weight_decay", weight_decay)
-    partial = _from_source(source, row)
+    partial = _from_source(source)
     lacking = set(radius or ()) - {group["role"] for group in partial}
     if lacking and partial:
         warnings.warn(
@@ -136,9 +136,8 @@ def build_groups(
     for group in partial:
         role = group["role"]
         decay = weight_decay.get(role, row.weight_decay) if isinstance(weight_decay, Mapping) else weight_decay
-        rule = row.rule(role, input_layer=True) if group.get("input_layer") else None
-        length = radii.get(role, 1.0) if rule is None or role in (radius or {}) else rule.radius
-        given = {**shared, "weight_decay": row.weight_decay if decay is None else decay, "radius": length}
+        decay = row.weight_decay if decay is None else decay
+        given = {**shared, "weight_decay": decay, "radius": radii.get(role, 1.0)}
         for key, value in {**given, **options}.items():
             group.setdefault(key, value)
     return [complete_group(group, row) for group in partial]
@@ -158,12 +157,12 @@ def _check_roles(key: str, by_role: Any) -> None:
             raise ValueError(f"Expected the keys of `{key}` to be among {', '.join(ROLES)}, but got {role!r}.")
 
 
-def _from_source(source: Any, row: Method) -> list[dict[str, Any]]:
+def _from_source(source: Any) -> list[dict[str, Any]]:
     """Return groups that hold at least `params`, `param_names`, `views` and `role`."""
     if isinstance(source, nn.Module):
         source = partition(source)
     if isinstance(source, Partition):
-        groups = groups_of_routes(source, row)
+        groups = groups_of_routes(source)
         if not groups:
             raise ValueError("The module has no trainable parameter: every one has `requires_grad=False`.")
         return groups
@@ -186,25 +185,13 @@ def as_list(params: Any) -> list:
     return [params] if isinstance(params, Tensor) else list(params)
 
 
-def groups_of_routes(pairs: Iterable[tuple[Route, Tensor]], row: Method) -> list[dict[str, Any]]:
-    """Return one group per role, one for dense input layers, and one for every norm a rule of the partition asks for.
-
-    Args:
-        pairs: Routes with their parameters.
-        row: The method, which may step dense input layers by another rule than tables.
-
-    Returns:
-        Groups in the order of `ROLES`, still without numbers.
-    """
+def groups_of_routes(pairs: Iterable[tuple[Route, Tensor]]) -> list[dict[str, Any]]:
+    """Return one group per role, and one for every norm that a rule of the partition asks for, still without numbers."""
     groups: dict[tuple[int, str], dict[str, Any]] = {}
     for route, parameter in pairs:
-        own = route.norm == default_norm(route.role, route.views, input_layer=route.input_layer)
-        dense = own and route.input_layer and row.rule(route.role, input_layer=True) != row.rules[route.role]
-        asked = "input" if dense else "" if own else route.norm
+        asked = "" if route.norm == default_norm(route.role, route.views) else route.norm
         group = groups.setdefault((ROLES.index(route.role), asked), _empty_group(route.role))
-        if dense:
-            group.update(input_layer=True, name=f"{route.role}-input")
-        elif asked:
+        if asked:
             group.update(norm="spectral_conv" if asked == "conv" else asked, name=f"{route.role}-{asked}")
         _append(group, parameter, route.name, [view.astuple() for view in route.views])
     return [groups[key] for key in sorted(groups)]
@@ -284,7 +271,7 @@ def complete_group(group: dict[str, Any], row: Method) -> dict[str, Any]:
     """
     role = group["role"]
     _check_choice(group, "role")
-    rule = row.rule(role, input_layer=group.get("input_layer", False))
+    rule = row.rules[role]
     group.setdefault("norm", rule.norm)
     group.setdefault("estimator", rule.estimator)
     _check_choice(group, "norm")

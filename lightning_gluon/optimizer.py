@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lightning_gluon.checks import GradientCheck
 from lightning_gluon.conditions import check_star_convex
 from lightning_gluon.estimators import ESTIMATORS
-from lightning_gluon.groups import as_list, build_groups, check_options, check_ranks_fit, find_method, groups_of_routes
+from lightning_gluon.groups import as_list, build_groups, check_options, check_ranks_fit, groups_of_routes
 from lightning_gluon.layers import Layer
 from lightning_gluon.orthogonalize import Workspace
 from lightning_gluon.partition import Partition, partition
@@ -213,7 +213,7 @@ class Gluon(Optimizer):
             if route is None:
                 return []
             pairs.append((route, tensor))
-        return groups_of_routes(pairs, find_method(self._defaults_for_groups.method))
+        return groups_of_routes(pairs)
 
     def _check_new(self, group: dict[str, Any]) -> None:
         seen = {id(parameter) for other in self.param_groups for parameter in other["params"]}

@@ -34,6 +34,7 @@ Samples = list[dict[str, Any]]
 SAME, PAPER, NOISE, FIT, GREY = "#0072B2", "#E69F00", "#999999", "#000000", "#666666"
 ROLE_COLOURS = {
     "hidden": "#0072B2",
+    "input": "#D55E00",
     "embedding": "#E69F00",
     "head": "#009E73",
     "bias": "#CC79A7",

@@ -88,13 +88,9 @@ def _detail(name: str) -> Table:
         table.add_column(column, no_wrap=column in ("role", "norm"))
     options: dict[str, dict[str, Any]] = {}
     for role in ROLES:
-        for label, rule in (
-            (role, row.rules[role]),
-            (f"{role}-input", row.rule(role, input_layer=role == "embedding")),
-        ):
-            if label == role or rule != row.rules[role]:
-                table.add_row(label, rule.norm, rule.scaling or "", rule.estimator, f"{rule.radius:g}")
-                options[rule.estimator] = {**ESTIMATORS[rule.estimator].options, **rule.options}
+        rule = row.rules[role]
+        table.add_row(role, rule.norm, rule.scaling or "", rule.estimator, f"{rule.radius:g}")
+        options[rule.estimator] = {**ESTIMATORS[rule.estimator].options, **rule.options}
     listed = {key: ", ".join(f"{option}={value}" for option, value in given.items()) for key, given in options.items()}
     lines = [f"options of {estimator}: {text or 'none'}" for estimator, text in listed.items()]
     table.caption = "\n".join([f"momentum={row.momentum:g}, weight_decay={row.weight_decay:g}", *lines])

@@ -16,7 +16,7 @@ from lightning_gluon.readings import inner, whole
 __all__ = ["LastStep"]
 
 # Vectors, with few entries per unit of norm, turn negative by noise first. They count where there is nothing else.
-MATRICES = ("hidden", "embedding", "head")
+MATRICES = ("hidden", "input", "embedding", "head")
 
 
 class LastStep:

@@ -18,14 +18,15 @@ from lightning_gluon.views import MatrixView, covers
 
 __all__ = ["partition"]
 
-_TIED_ORDER = ("embedding", "head", "hidden", "elementwise", "bias")  # a tied table counts as a table
+_TIED_ORDER = ("embedding", "input", "head", "hidden", "elementwise", "bias")  # a tied table counts as a table
 
 
 def partition(module: nn.Module, rules: Rules | None = None, strict: bool = True) -> Partition:
     """Give every parameter of a module a role, by what the module that owns it is and does.
 
     - `hidden`: linear maps and convolutions between features, recurrent weights, routers, stacked experts, LoRA.
-    - `embedding`: lookup tables and input layers (patch embedding, first convolution). A tied table is one tensor.
+    - `input`: linear maps of dense inputs (patch embedding, first convolution).
+    - `embedding`: lookup tables. A tied table is one tensor.
     - `head`: output layers.
     - `bias`: biases, norm gains, layer scales and other vectors.
     - `elementwise`: arrays that are no map: tokens, positions, relative-position tables, logit scales, depthwise
@@ -122,11 +123,10 @@ def _route(
         aliases=tuple(site.name for site in sites[1:]),
         shape=shape,
         role=finding.role,
-        norm=norm or default_norm(finding.role, finding.views, input_layer=finding.input_layer),
+        norm=norm or default_norm(finding.role, finding.views),
         reason=reason,
         views=finding.views,
         frozen=frozen,
-        input_layer=finding.input_layer,
     )
 
 
@@ -137,8 +137,7 @@ def _overridden(override: dict, finding: Finding | None, shape: tuple[int, ...])
     if role in MATRIX_ROLES:
         known = finding.views if finding is not None else ()
         views = override.get("views") or known or _plain_views(shape)
-    input_layer = finding is not None and finding.role == role and finding.input_layer
-    return Finding(role, override["reason"], views, input_layer=input_layer)
+    return Finding(role, override["reason"], views)
 
 
 def _plain_views(shape: tuple[int, ...]) -> tuple[MatrixView, ...]:

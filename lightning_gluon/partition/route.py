@@ -9,22 +9,16 @@ from lightning_gluon.views import MatrixView
 
 __all__ = ["DEFAULT_NORMS", "MATRIX_ROLES", "ROLES", "Route", "default_norm"]
 
-MATRIX_ROLES = ("hidden", "embedding", "head")
+MATRIX_ROLES = ("hidden", "input", "embedding", "head")
 ROLES = (*MATRIX_ROLES, "bias", "elementwise")
 
-DEFAULT_NORMS = {"hidden": "spectral", "embedding": "sign", "head": "sign", "bias": "rms", "elementwise": "rms"}
+DEFAULT_NORMS = {"hidden": "spectral", "input": "spectral", "embedding": "sign", "head": "sign", "bias": "rms"}
 
 
-def default_norm(role: str, views: tuple[MatrixView, ...], *, input_layer: bool = False) -> str:
-    """Return the norm that method `gluon` gives a role; a kernel with several taps shows as `conv`.
-
-    A dense input layer is stepped as the map it is, not as a table.
-    """
-    if input_layer:
-        role = "hidden"
-    if role == "hidden" and any(view.kernel > 1 for view in views):
-        return "conv"
-    return DEFAULT_NORMS[role]
+def default_norm(role: str, views: tuple[MatrixView, ...]) -> str:
+    """Return the norm that method `gluon` gives a role; a kernel with several taps shows as `conv`."""
+    norm = DEFAULT_NORMS.get(role, "rms")
+    return "conv" if norm == "spectral" and any(view.kernel > 1 for view in views) else norm
 
 
 @dataclass(frozen=True)
@@ -35,12 +29,11 @@ class Route:
         name: First qualified name of the parameter.
         aliases: Its other names, when the tensor is tied.
         shape: Shape of the tensor.
-        role: One of `hidden`, `embedding`, `head`, `bias`, `elementwise`.
+        role: One of `hidden`, `input`, `embedding`, `head`, `bias`, `elementwise`.
         norm: Norm of that role under method `gluon`: `spectral`, `conv`, `sign` or `rms`.
         reason: Why it has this role, one short sentence.
         views: The matrices it holds, for `hidden`, `embedding` and `head`; empty for the other roles.
         frozen: True when the parameter did not require a gradient.
-        input_layer: True for an `embedding` that is a linear map of dense inputs and not a lookup table.
 
     Example:
         >>> route = Route("fc.bias", (), (3,), "bias", "rms", "bias of a Linear")
@@ -56,7 +49,6 @@ class Route:
     reason: str
     views: tuple[MatrixView, ...] = ()
     frozen: bool = False
-    input_layer: bool = False
 
     @property
     def numel(self) -> int:

@@ -32,7 +32,6 @@ class Finding:
     role: str
     reason: str
     views: tuple[MatrixView, ...] = ()
-    input_layer: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,7 +144,7 @@ def weight_of_layer(case: Case) -> Finding | None:
     if reason := case.evidence.input_reason(site):
         if isinstance(owner, _Conv) and tuple(owner.stride) == tuple(owner.kernel_size):  # patches: no tap is shared
             views = tuple(replace(view, kernel=1) for view in views)
-        return Finding("embedding", reason + note, views, input_layer=True)
+        return Finding("input", reason + note, views)
     if any(part.startswith("lora_") for part in site.path.split(".")):
         return Finding("hidden", "LoRA factor" + note, views)
     verb = "convolution" if isinstance(owner, _Conv) else "linear map"
