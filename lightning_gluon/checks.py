@@ -7,6 +7,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
+from lightning_gluon.norms import NORMS
 from lightning_gluon.plan import Chunk
 
 __all__ = ["NOISE_FLOOR", "GradientCheck"]
@@ -17,7 +18,6 @@ __all__ = ["NOISE_FLOOR", "GradientCheck"]
 NOISE_FLOOR = {torch.float64: 2**-38, torch.float32: 2**-9, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 # A vector alone in its module (LayerScale: 1e-2) is compared with the whole model, hence with a lower floor.
 ALONE = 2**-6
-GUARDED = ("rms", "euclidean", "max")
 
 
 class GradientCheck:
@@ -35,7 +35,7 @@ class GradientCheck:
         self.groups = [chunk.group for chunk in chunks for _ in chunk.indices]
         self.names = [name for chunk in chunks for name in chunk.names]
         params = [parameter for chunk in chunks for parameter in chunk.params]
-        self.guarded = any(chunk.group["norm"] in GUARDED for chunk in chunks)
+        self.guarded = any(NORMS[chunk.group["norm"]].guarded for chunk in chunks)
         self.devices = [parameter.device for parameter in params]
         self.device = self.devices[0]
         modules: dict[str, int] = {}
@@ -109,7 +109,7 @@ class GradientCheck:
 
 
 def _floor(chunk: Chunk) -> float:
-    if chunk.group["norm"] not in GUARDED:
+    if not NORMS[chunk.group["norm"]].guarded:
         return 0.0
     floor = chunk.group["noise_floor"]
     return NOISE_FLOOR.get(chunk.params[0].dtype, 2**-7) if floor is None else floor

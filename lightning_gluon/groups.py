@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lightning_gluon.estimators import ESTIMATORS
 from lightning_gluon.methods import METHODS, ROLES, Method
-from lightning_gluon.norms import NORMS, SCALINGS
+from lightning_gluon.norms import NORMS, SCALINGS, Spectral
 from lightning_gluon.orthogonalize import METHODS as ORTHOGONALIZERS
 from lightning_gluon.partition import Partition, partition
 from lightning_gluon.partition.route import Route, default_norm
-from lightning_gluon.plan import MATRIX_NORMS, factored_of, views_of
+from lightning_gluon.plan import factored_of, views_of
 
 __all__ = ["as_list", "build_groups", "check_options", "check_ranks_fit", "complete_group", "find_method"]
 
@@ -40,7 +40,7 @@ CHOICES = {
     "reference": ("copy", "step", "step8"),
     "fold": (False, True, "bfloat16"),
     "scaling": (*SCALINGS, None),
-    "norm": (*NORMS, "identity"),
+    "norm": tuple(NORMS),
     "estimator": tuple(ESTIMATORS),
     "role": ROLES,
 }
@@ -276,10 +276,8 @@ def complete_group(group: dict[str, Any], row: Method) -> dict[str, Any]:
     group.setdefault("estimator", rule.estimator)
     _check_choice(group, "norm")
     _check_choice(group, "estimator")
-    if group["norm"] in ("spectral", "spectral_conv"):
-        group["scaling"] = group.get("scaling") or rule.scaling or "rms"
-    else:
-        group["scaling"] = None
+    spectral = issubclass(NORMS[group["norm"]], Spectral)
+    group["scaling"] = (group.get("scaling") or rule.scaling or "rms") if spectral else None
     defaults = {**COMMON, **ESTIMATORS[group["estimator"]].options}
     if group["estimator"] == rule.estimator:
         defaults.update(rule.options)
@@ -377,7 +375,7 @@ def _check_parameters(group: dict[str, Any], where: str) -> None:
     for name, parameter in zip(group["param_names"], group["params"], strict=True):
         if not parameter.is_floating_point():
             raise TypeError(f"{name!r} has dtype {parameter.dtype}; an LMO needs real floating-point parameters.")
-        if parameter.ndim < 2 and group["norm"] in ("spectral", "spectral_conv", "row", "column", "sign"):
+        if parameter.ndim < 2 and NORMS[group["norm"]].matrices:
             raise ValueError(
                 f"Norm {group['norm']!r}{where} is a norm of matrices, but {name!r} has shape "
                 f"{tuple(parameter.shape)}. Give it the role 'bias', or the norm 'rms'."
@@ -410,7 +408,7 @@ def _check_whole_numbers(group: dict[str, Any], where: str) -> None:
 
 def check_ranks_fit(groups: list[dict[str, Any]]) -> None:
     """Raise if no matrix of the model can take the rank, and say once how many are carried dense instead."""
-    groups = [group for group in groups if group.get("rank") is not None and group["norm"] in MATRIX_NORMS]
+    groups = [group for group in groups if group.get("rank") is not None and NORMS[group["norm"]].matrices]
     members = [(group, index) for group in groups for index in range(len(group["params"]))]
     if not members:
         return

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gluon.norms import Norm, Spectral, make_norm
-from lightning_gluon.plan import ORIENTED, views_of
+from lightning_gluon.norms import NORMS, Norm, Spectral
+from lightning_gluon.plan import views_of
 
 __all__ = ["Layer"]
 
@@ -93,15 +93,13 @@ class Layer:
 
     def _blocks(self, tensor: Tensor) -> list[tuple[Norm, float, Tensor]]:
         """Return every view as `(norm, scale, matrices)`; only a spectral norm has a scale, which the view decides."""
-        name = "euclidean" if self.group["norm"] == "identity" else self.group["norm"]
         tensor = torch.atleast_1d(tensor)  # a scalar, such as a temperature
-        blocks: list[tuple[Norm, float, Tensor]] = []
+        kind, blocks = NORMS[self.group["norm"]], []
+        spectral = issubclass(kind, Spectral)
+        unscaled = Spectral(scaling="none") if spectral else kind()
+        norm = Spectral(scaling=self.group["scaling"]) if spectral else unscaled
         for view in views_of(self.group, self.index):
-            if name in ORIENTED:
-                scale = Spectral(scaling=self.group["scaling"]).scale(*view.matrix[1:], view.kernel)
-                blocks.append((Spectral(scaling="none"), scale, view.gather(tensor)))
-            else:
-                blocks.append((make_norm(name), 1.0, view.gather(tensor)))
+            blocks.append((unscaled, norm.scale(*view.matrix[1:], view.kernel), view.gather(tensor)))
         return blocks
 
 

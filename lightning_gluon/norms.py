@@ -26,7 +26,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lightning_gluon.orthogonalize import METHODS, check_real, largest_magnitude, orthogonalize, schedule
+from lightning_gluon.orthogonalize import (
+    METHODS,
+    Workspace,
+    check_real,
+    largest_magnitude,
+    orthogonalize,
+    orthogonalize_,
+    schedule,
+)
 
 __all__ = [
     "NORMS", "SCALINGS", "ColumnNorm", "Euclidean", "Max", "Norm", "RMSVector", "RowNorm", "Sign", "Spectral",
@@ -44,6 +52,17 @@ class Norm(ABC):
     """
 
     rank: ClassVar[int] = 2
+    matrices: ClassVar[bool] = True  # reads a parameter as the matrices it holds, else as one flat vector
+    turns: ClassVar[bool] = False  # does not care which side is longer: tall matrices may be turned
+    guarded: ClassVar[bool] = False  # of vectors: a gradient that is rounding noise is kept from becoming a step
+
+    def scale(self, rows: int, columns: int, kernel: int = 1) -> float:
+        """Return the factor that makes what `lmo_` returns a point of the unit sphere."""
+        return 1.0
+
+    def lmo_(self, stack: Tensor, workspace: Workspace) -> Tensor:
+        """Return the directions of a stack `(count, m, n)`, up to their `scale`; the stack may be overwritten."""
+        return self.lmo(stack)
 
     @abstractmethod
     def norm(self, x: Tensor) -> Tensor:
@@ -132,6 +151,7 @@ class Spectral(Norm):
         (4.0, 7.0, 7.0)
     """
 
+    turns: ClassVar[bool] = True
     scaling: str = "rms"
     orthogonalizer: str = "polar_express"
     steps: int | None = None
@@ -169,6 +189,12 @@ class Spectral(Norm):
         if self.scaling == "moonlight":
             return 0.2 * math.sqrt(max(rows, columns))
         return 1.0
+
+    def lmo_(self, stack: Tensor, workspace: Workspace) -> Tensor:
+        """Return `U V^T` of every matrix, in the compute dtype."""
+        return orthogonalize_(
+            stack, method=self.orthogonalizer, steps=self.steps, dtype=self.dtype, workspace=workspace
+        )
 
     def norm(self, x: Tensor) -> Tensor:
         """Return `||x||_2 / s`, exactly."""
@@ -251,6 +277,9 @@ class Max(Norm):
         tensor([ 1., -1.,  0.])
     """
 
+    matrices: ClassVar[bool] = False
+    guarded: ClassVar[bool] = True
+
     def norm(self, x: Tensor) -> Tensor:
         """Return the largest magnitude."""
         x = self._read(x)
@@ -284,6 +313,9 @@ class Sign(Max):
         tensor([[ 0.5000, -0.5000],
                 [ 0.0000,  0.5000]])
     """
+
+    matrices: ClassVar[bool] = True
+    guarded: ClassVar[bool] = False
 
     def lmo(self, g: Tensor) -> Tensor:
         """Return `sign(g) / n`."""
@@ -350,6 +382,8 @@ class RMSVector(Norm):
     """
 
     rank: ClassVar[int] = 1
+    matrices: ClassVar[bool] = False
+    guarded: ClassVar[bool] = True
 
     def norm(self, x: Tensor) -> Tensor:
         """Return the root mean square."""
@@ -375,6 +409,9 @@ class Euclidean(Norm):
         tensor([0.6000, 0.8000])
     """
 
+    matrices: ClassVar[bool] = False
+    guarded: ClassVar[bool] = True
+
     def norm(self, x: Tensor) -> Tensor:
         """Return the Frobenius norm."""
         return _length(self._read(x), _MATRIX).squeeze(_MATRIX)
@@ -388,6 +425,17 @@ class Euclidean(Norm):
         return _direction(self._read(g), _MATRIX, 1.0).view(g.shape)
 
 
+@dataclass(frozen=True)
+class Identity(Euclidean):
+    """No oracle: the direction is the momentum itself (SGD, AdamW). Lengths are measured in the Frobenius norm."""
+
+    guarded: ClassVar[bool] = False
+
+    def lmo(self, g: Tensor) -> Tensor:
+        """Return `g`."""
+        return g
+
+
 NORMS: dict[str, type[Norm]] = {
     "spectral": Spectral,
     "spectral_conv": SpectralConv,
@@ -397,6 +445,7 @@ NORMS: dict[str, type[Norm]] = {
     "rms": RMSVector,
     "euclidean": Euclidean,
     "max": Max,
+    "identity": Identity,
 }
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.low_rank import factored_views
+from lightning_gluon.norms import NORMS
 from lightning_gluon.views import MatrixView
 
 __all__ = ["Chunk", "Slot", "Stack", "build_plan", "chunk_limit", "factored_of", "stack_views", "views_of"]
@@ -22,9 +23,6 @@ __all__ = ["Chunk", "Slot", "Stack", "build_plan", "chunk_limit", "factored_of",
 # stacks of 384 x 384 take 1.4 times as long at 2^23 entries as at 2^20.
 CHUNK_NUMEL = {"cpu": 2**20}
 LARGE_CHUNK_NUMEL = 2**25
-
-ORIENTED = ("spectral", "spectral_conv")
-MATRIX_NORMS = (*ORIENTED, "sign", "row", "column")
 
 
 @dataclass
@@ -107,7 +105,7 @@ class Chunk:
 def views_of(group: dict[str, Any], index: int) -> tuple[MatrixView, ...]:
     """Return how the norm of a group reads one of its parameters: as matrices, or flat as one vector."""
     shape = tuple(group["params"][index].shape)
-    if group["norm"] not in MATRIX_NORMS:
+    if not NORMS[group["norm"]].matrices:
         size = group["params"][index].numel()
         return (
             MatrixView(0, 0, shape[0] if shape else 1, shape or (1,), tuple(range(max(1, len(shape)))), (1, 1, size)),
@@ -119,7 +117,7 @@ def views_of(group: dict[str, Any], index: int) -> tuple[MatrixView, ...]:
 
 def factored_of(group: dict[str, Any], index: int) -> tuple[MatrixView, ...]:
     """Return the matrices that a parameter's momentum is carried as at low rank; nothing for a dense carry."""
-    if group.get("rank") is None or group["norm"] not in MATRIX_NORMS:
+    if group.get("rank") is None or not NORMS[group["norm"]].matrices:
         return ()
     return factored_views(group["rank"], tuple(group["params"][index].shape), views_of(group, index))
 
@@ -182,7 +180,7 @@ def _stack(chunk: Chunk) -> None:
         views = views_of(chunk.group, index)
         for view in views:
             batch, out, fan_in = view.matrix
-            transposed = chunk.group["norm"] in ORIENTED and out > fan_in
+            transposed = NORMS[chunk.group["norm"]].turns and out > fan_in
             shape = (fan_in, out) if transposed else (out, fan_in)
             stack = stacks.setdefault(shape, Stack(shape))
             whole = len(views) == 1 and view.is_plain

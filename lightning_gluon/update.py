@@ -18,11 +18,10 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from lightning_gluon.carry import Carry
-from lightning_gluon.checks import GUARDED
 from lightning_gluon.estimators import ESTIMATORS
-from lightning_gluon.norms import Spectral, make_norm
-from lightning_gluon.orthogonalize import Workspace, compute_dtype, orthogonalize_, staging_dtype
-from lightning_gluon.plan import ORIENTED, Chunk, Stack, stack_views
+from lightning_gluon.norms import NORMS, Norm, Spectral
+from lightning_gluon.orthogonalize import Workspace, compute_dtype, staging_dtype
+from lightning_gluon.plan import Chunk, Stack, stack_views
 
 __all__ = ["Job", "advance_", "advance_all_", "prepare"]
 
@@ -82,7 +81,7 @@ def prepare(
         What is left to do.
     """
     group, params = chunk.group, chunk.params
-    if signal is not None and group["norm"] in GUARDED:
+    if signal is not None and NORMS[group["norm"]].guarded:
         new = list(torch._foreach_mul(new, signal))
         old = list(torch._foreach_mul(old, signal)) if old is not None else None
     if group["estimator"] == "adamw":
@@ -160,32 +159,31 @@ def _subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) 
         torch._foreach_add_([targets[i] for i in where], [pieces[i] for i in where], alpha=-length)
 
 
+def norm_of(group: dict[str, Any], dtype: torch.dtype | None = None) -> Norm:
+    """Return the norm of a group, with its options."""
+    kind = NORMS[group["norm"]]
+    if not issubclass(kind, Spectral):
+        return kind()
+    return kind(group["scaling"], group["orthogonalizer"], group["orthogonalizer_steps"], dtype)
+
+
 def _lmo(
     chunk: Chunk, stack: Stack, direction: list[Tensor], signs: bool, workspace: Workspace
 ) -> tuple[Tensor, list[float]]:
     """Return a stack of directions and the factor that makes each a point of its unit sphere."""
-    group, like = chunk.group, direction[0]
+    norm, slot, like = norm_of(chunk.group, stack.compute), stack.slots[0], direction[0]
     shape = (stack.count, *stack.shape)
-    if group["norm"] not in ORIENTED:
-        slot = stack.slots[0]
-        if len(stack.slots) == 1 and slot.whole:
-            batch = direction[slot.member].reshape(shape)
-        else:
-            batch = workspace.take("gather", shape, like)
-            stack_views(stack, direction, batch)
-        return make_norm(group["norm"]).lmo(batch), [1.0] * len(stack.slots)
-    compute = stack.compute
-    assert compute is not None
-    batch = workspace.take("gather", shape, like, dtype=staging_dtype(compute))
-    stack_views(stack, direction, batch)
-    norm = Spectral(scaling=group["scaling"])
+    spectral = isinstance(norm, Spectral)
+    if not spectral and len(stack.slots) == 1 and slot.whole:
+        batch = direction[slot.member].reshape(shape)
+    else:
+        batch = workspace.take("gather", shape, like, dtype=staging_dtype(stack.compute) if spectral else None)
+        stack_views(stack, direction, batch)
     scales = [norm.scale(*slot.view.matrix[1:], slot.view.kernel) for slot in stack.slots]
     if signs:
-        rms = group["sign_radius"] * math.sqrt(min(stack.shape) / math.prod(stack.shape))
+        rms = chunk.group["sign_radius"] * math.sqrt(min(stack.shape) / math.prod(stack.shape))
         return batch.sign_(), [rms * scale for scale in scales]
-    steps = group["orthogonalizer_steps"]
-    method = group["orthogonalizer"]
-    return orthogonalize_(batch, method=method, steps=steps, dtype=compute, workspace=workspace), scales
+    return norm.lmo_(batch, workspace), scales
 
 
 def _compute_dtype(group: dict[str, Any], stack: Stack, like: Tensor) -> torch.dtype:

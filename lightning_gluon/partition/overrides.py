@@ -22,7 +22,7 @@ Value = str | Mapping[str, Any] | Callable[[str, nn.Parameter, nn.Module], Any]
 Rules = Mapping[Key, Value] | Sequence[tuple[Key, Value]]
 
 _FIELDS = ("role", "norm", "views", "reason")
-_NORMS = (*NORMS, "identity", "conv")
+_NORMS = (*NORMS, "conv")
 
 
 @dataclass
