@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_gluon.callbacks.count_epochs import CountEpochs
 from lightning_gluon.callbacks.gluon_optimizer import GluonOptimizer
+from lightning_gluon.options import Options
 
 __all__ = ["GluonCLI", "ModelCLI"]
 
@@ -38,7 +39,7 @@ def _hint(message: str) -> str:
     found = _UNKNOWN.search(message)
     if found is None:
         return ""
-    valid = list(inspect.signature(GluonOptimizer).parameters)
+    valid = [*list(inspect.signature(GluonOptimizer).parameters)[:-1], *Options.__annotations__]
     section, name = found.groups()
     if section is None and name in valid:
         return f". Did you mean `optimizer.{name}`?"

@@ -9,10 +9,12 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from typing_extensions import Unpack
 
 from lightning_gluon.configure import check_lr, configure_optimizers, warmup_steps
 from lightning_gluon.groups import build_groups, find_method
 from lightning_gluon.methods import ROLES
+from lightning_gluon.options import Options
 from lightning_gluon.partition import partition
 from lightning_gluon.partition.overrides import Overrides
 from lightning_gluon.radius import Schedule
@@ -46,29 +48,7 @@ class GluonOptimizer(Callback):
         rules: Roles by glob over parameter names, for `lightning_gluon.partition`; also dicts with `role` and `norm`,
             `views` or `reason`.
         strict: Whether a parameter that no rule fits is an error.
-        compile: Whether `torch.compile` makes one graph of the optimizer's step; a string is its mode.
-        orthogonalizer: How the spectral LMO is computed, such as `polar_express` or `svd`.
-        orthogonalizer_steps: Its iterations.
-        orthogonalizer_dtype: Its dtype by name.
-        momentum_dtype: Dtype of the momentum by name.
-        on_nonfinite: `raise`, `skip` or `ignore`.
-        noise_floor: Share of a module's largest gradient below which a vector's gradient counts as rounding noise.
-        start: What the momentum starts at, `gradient` or `zero`.
-        scaling: Scaling of the spectral norm: `rms`, `muon`, `moonlight` or `none`.
-        q: Weight on the new part of the inner recursion of `gluon-mvr2` and `gluon-mvr3`.
-        gamma: Share of the correction of `mars`.
-        clip: Largest norm of the corrected gradient of `mars`.
-        rank: Rank of the momentum that `limuon` carries.
-        oversampling: Extra columns of its sketch.
-        power_iterations: Power iterations of its sketch.
-        seed: Seed of its sketch.
-        reference: How the previous iterate is kept: `copy`, `step` or `step8`.
-        fold: Whether the second gradient is accumulated into the first one's buffer; `bfloat16` keeps it in that dtype.
-        momentum_carry: Weight on the old momentum in what `lionmuon` carries.
-        every: Period of the spectral steps of `lionmuon`.
-        sign_radius: Radius of its sign steps, relative to the spectral one.
-        betas: Both betas of `adamw`.
-        eps: The epsilon of `adamw`.
+        **options: Options of the method, see `lightning_gluon.options.Options`.
 
     Raises:
         TypeError: If `rules` is no mapping of names to roles.
@@ -93,33 +73,12 @@ class GluonOptimizer(Callback):
         total_steps: int | None = None,
         rules: dict[str, str | dict[str, Any]] | None = None,
         strict: bool = True,
-        compile: bool | str | None = None,
-        orthogonalizer: str | None = None,
-        orthogonalizer_steps: int | None = None,
-        orthogonalizer_dtype: str | None = None,
-        momentum_dtype: str | None = None,
-        on_nonfinite: str | None = None,
-        noise_floor: float | None = None,
-        start: str | None = None,
-        scaling: str | None = None,
-        q: float | None = None,
-        gamma: float | None = None,
-        clip: float | None = None,
-        rank: int | None = None,
-        oversampling: int | None = None,
-        power_iterations: int | None = None,
-        seed: int | None = None,
-        reference: str | None = None,
-        fold: bool | str | None = None,
-        momentum_carry: float | None = None,
-        every: int | None = None,
-        sign_radius: float | None = None,
-        betas: tuple[float, float] | None = None,
-        eps: float | None = None,
+        **options: Unpack[Options],
     ) -> None:
-        given = {key: value for key, value in locals().items() if key not in ("self", "rules", "strict")}
         super().__init__()
-        self.settings = {key: value for key, value in given.items() if value is not None and key != "__class__"}
+        given = {"method": method, "lr": lr, "weight_decay": weight_decay, "radius": radius, "momentum": momentum}
+        given |= {"schedule": schedule, "warmup": warmup, "decay": decay, "total_steps": total_steps, **options}
+        self.settings = {key: value for key, value in given.items() if value is not None}
         self.rules: Any = rules
         self.strict = strict
         self._check()
