@@ -29,9 +29,10 @@ from torch.optim._muon import _zeropower_via_newtonschulz
 
 import lightning_gluon
 from benchmarks.environment import environment, write_json
-from lightning_gluon.groups import groups_of_routes
-from lightning_gluon.orthogonalize import Workspace, compute_dtype, orthogonalize_
-from lightning_gluon.plan import build_plan, stack_views
+from lightning_gluon.norms.numerics import Workspace
+from lightning_gluon.norms.orthogonalize import compute_dtype, orthogonalize_
+from lightning_gluon.step.groups import groups_of_routes
+from lightning_gluon.step.plan import build_plan, stack_views
 
 BASELINE = "torch Muon + AdamW"
 HIDDEN = "hidden"

@@ -15,18 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lightning_gluon.checks import GradientCheck
-from lightning_gluon.conditions import check_star_convex
-from lightning_gluon.estimators import ESTIMATORS
-from lightning_gluon.groups import as_list, build_groups, check_options, check_ranks_fit, groups_of_routes
-from lightning_gluon.layers import Layer
-from lightning_gluon.orthogonalize import Workspace
+from lightning_gluon.estimators.recursions import ESTIMATORS
+from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.partition import Partition, partition
-from lightning_gluon.plan import Chunk, build_plan
-from lightning_gluon.reference import ReferencePoint
-from lightning_gluon.rng import rng_state, set_rng_state
-from lightning_gluon.state import match_saved_state, memory
-from lightning_gluon.update import advance_, advance_all_, prepare
+from lightning_gluon.step.advance import advance_, advance_all_, prepare
+from lightning_gluon.step.conditions import check_star_convex
+from lightning_gluon.step.groups import as_list, build_groups, check_options, check_ranks_fit, groups_of_routes
+from lightning_gluon.step.layers import Layer
+from lightning_gluon.step.noise import GradientCheck
+from lightning_gluon.step.plan import Chunk, build_plan
+from lightning_gluon.step.state import match_saved_state, memory
+from lightning_gluon.two_point.reference import ReferencePoint
+from lightning_gluon.two_point.streams import rng_state, set_rng_state
 
 __all__ = ["Gluon"]
 
@@ -441,7 +441,7 @@ class Gluon(Optimizer):
                 hook.remove()
 
     def memory(self) -> dict[str, Any]:
-        """Return the bytes the optimizer keeps, by role and by kind; see `lightning_gluon.state.memory`."""
+        """Return the bytes the optimizer keeps, by role and by kind; see `lightning_gluon.step.state.memory`."""
         return memory(self)
 
 
