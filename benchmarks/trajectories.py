@@ -62,6 +62,9 @@ class Trajectory:
     refusal: str = ""
 
 
+Trajectories = dict[str, Trajectory]
+
+
 def kept_steps(steps: int) -> set[int]:
     """Return the steps whose weights are kept: the first four, and powers of two after them, and the last."""
     powers = {2**power for power in range(3, 20)}
@@ -236,7 +239,7 @@ def write(path: Path, chosen: list[str], steps: int, with_trainer: bool) -> None
     torch.save({"package": str(Path(lightning_gluon.__file__).parent), "rows": rows}, path)
 
 
-def collect(root: Path, arguments: argparse.Namespace) -> dict[str, Trajectory]:
+def collect(root: Path, arguments: argparse.Namespace) -> Trajectories:
     """Run this script on the package in `root` in a process of its own, and read what it wrote."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trajectories.pt"
@@ -251,12 +254,12 @@ def collect(root: Path, arguments: argparse.Namespace) -> dict[str, Trajectory]:
     return read(saved)
 
 
-def read(saved: dict[str, Any]) -> dict[str, Trajectory]:
+def read(saved: dict[str, Any]) -> Trajectories:
     """Return the trajectories of a loaded file."""
     return {key: Trajectory(**row) for key, row in saved["rows"].items()}
 
 
-def collect_other(other: str, arguments: argparse.Namespace) -> dict[str, Trajectory]:
+def collect_other(other: str, arguments: argparse.Namespace) -> Trajectories:
     """Return the trajectories of a folder, of a file written before, or of a git revision of this repository."""
     path = Path(other)
     if path.is_dir():
@@ -275,7 +278,7 @@ def collect_other(other: str, arguments: argparse.Namespace) -> dict[str, Trajec
 
 @dataclass
 class Difference:
-    """How far two trajectories lie apart at most, over all parameters and kept steps."""
+    """The largest distance of two trajectories over all parameters and kept steps, and the first place that differs."""
 
     weights: float = 0.0
     share: float = 0.0
@@ -283,9 +286,9 @@ class Difference:
     where: str = ""
 
     def worst(self, other: Difference) -> Difference:
-        """Return the larger of both in every respect."""
+        """Return the larger of both in every respect, and the first place of both."""
         notes = tuple(sorted({*self.notes, *other.notes}))
-        where = other.where if other.weights > self.weights else self.where
+        where = self.where or other.where
         return Difference(max(self.weights, other.weights), max(self.share, other.share), notes, where)
 
 
@@ -313,39 +316,66 @@ def compare(one: Trajectory, two: Trajectory) -> Difference:
             moved = (weight - one.start[index]).double().norm().item()
             distance = apart.norm().item()
             share = distance / moved if moved else float(distance > 0)
-            where = f"{one.names[index]} after step {step}"
+            where = f"{one.names[index]} after step {step}" if distance else ""
             found = found.worst(Difference(apart.abs().max().item(), share, where=where))
     return found
 
 
-def report(here: dict[str, Trajectory], there: dict[str, Trajectory]) -> bool:
-    """Print the largest difference of every case and precision.
+def by_case(here: Trajectories, there: Trajectories) -> dict[tuple[str, str], Difference]:
+    """Return the largest difference of every case and precision, over all models."""
+    worst: dict[tuple[str, str], Difference] = {}
+    for key in sorted(here.keys() & there.keys()):
+        name, _, precision = key.split(" | ")
+        known = worst.get((name, precision), Difference())
+        worst[name, precision] = known.worst(compare(here[key], there[key]))
+    return worst
+
+
+def by_method(cases: dict[tuple[str, str], Difference]) -> dict[tuple[str, str], Difference]:
+    """Return the largest difference of every method and precision, over all its cases."""
+    worst: dict[tuple[str, str], Difference] = {}
+    for (name, precision), found in cases.items():
+        key = (name.split()[0], precision)
+        worst[key] = worst.get(key, Difference()).worst(found)
+    return worst
+
+
+def is_far(precision: str, found: Difference) -> bool:
+    """Tell whether a difference is beyond the bound of its precision."""
+    return found.weights > BOUND if precision == "fp64" else found.share > LOOSE
+
+
+def print_rows(rows: dict[tuple[str, str], Difference]) -> None:
+    """Print one line per row: the largest difference, also as a share of the distance moved, and where it is."""
+    for (name, precision), found in sorted(rows.items()):
+        note = f"{'FAR' if is_far(precision, found) else 'near'}: {found.where}" if found.weights else "equal"
+        print(f"{name[:64]:64} {precision} {found.weights:9.1e} {found.share:9.1e}  {note}")
+
+
+def report(here: Trajectories, there: Trajectories) -> bool:
+    """Print the largest difference of every method, then the cases that differ.
 
     Args:
         here: Trajectories of this checkout.
         there: Those of the other one.
 
     Returns:
-        Whether all differences are within their bounds.
+        Whether all differences are within their bounds, and every case that runs there runs here.
     """
-    worst: dict[tuple[str, str], Difference] = {}
-    for key in here.keys() & there.keys():
-        name, _, precision = key.split(" | ")
-        known = worst.get((name, precision), Difference())
-        worst[name, precision] = known.worst(compare(here[key], there[key]))
-    print(f"{'case':64} {'':4} {'largest':>9} {'of moved':>9}")
-    failures = 0
-    for (name, precision), found in sorted(worst.items()):
-        far = found.weights > BOUND if precision == "fp64" else found.share > LOOSE
-        failures += far
-        note = "equal" if not found.weights else f"FAR: {found.where}" if far else found.where
-        print(f"{name[:64]:64} {precision} {found.weights:9.1e} {found.share:9.1e}  {note}")
-        for note in found.notes:
-            print(f"    {note}")
-    for key in sorted(here.keys() ^ there.keys()):
-        print(f"only {'here' if key in here else 'there'}: {key}")
-    print(f"{len(worst)} rows of {len(here)} trajectories, {failures} beyond {BOUND:g} (fp64) or {LOOSE:g} (fp32)")
-    return failures == 0 and not there.keys() - here.keys()
+    cases = by_case(here, there)
+    different = {key: found for key, found in cases.items() if found.weights}
+    far = [key for key, found in cases.items() if is_far(key[1], found)]
+    print(f"{'method':64} {'':4} {'largest':>9} {'of moved':>9}")
+    print_rows(by_method(cases))
+    if different:
+        print("\ncases that differ")
+        print_rows(different)
+    notes = {note for found in cases.values() for note in found.notes}
+    alone = [f"only {'here' if key in here else 'there'}: {key}" for key in here.keys() ^ there.keys()]
+    print("", *sorted(notes), *sorted(alone), sep="\n")
+    equal = len(cases) - len(different)
+    print(f"{len(cases)} rows of {len(here)} trajectories: {equal} equal, {len(far)} beyond {BOUND:g} or {LOOSE:g}")
+    return not far and not there.keys() - here.keys()
 
 
 def main() -> None:
