@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.entries import Max, Sign
 from lightning_gluon.norms.slices import ColumnNorm, Euclidean, Identity, RMSVector, RowNorm
-from lightning_gluon.norms.spectral import Spectral, SpectralConv
+from lightning_gluon.norms.spectral import Alternating, Spectral, SpectralConv
 
 NORMS: dict[str, type[Norm]] = {
     "spectral": Spectral,
     "spectral_conv": SpectralConv,
+    "alternating": Alternating,
     "sign": Sign,
     "row": RowNorm,
     "column": ColumnNorm,
@@ -45,3 +49,16 @@ def make_norm(name: str, **options: object) -> Norm:
     if unknown:
         raise TypeError(f"Expected options of norm {name!r} to be among {known}, but got {unknown}. Remove them.")
     return NORMS[name](**options)
+
+
+def norm_of(options: Mapping[str, Any]) -> Norm:
+    """Return the norm of a parameter group, with its options.
+
+    Args:
+        options: The group: `norm`, and the options that this norm declares.
+
+    Returns:
+        The norm.
+    """
+    kind = NORMS[options["norm"]]
+    return kind(**{name: options[option] for option, name in kind.options.items()})
