@@ -31,8 +31,8 @@ import lightning_gluon
 from benchmarks.environment import environment, write_json
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.orthogonalize import compute_dtype, orthogonalize_
-from lightning_gluon.step.groups import groups_of_routes
 from lightning_gluon.step.plan import build_plan, stack_views
+from lightning_gluon.step.sources import groups_of_routes
 
 BASELINE = "torch Muon + AdamW"
 HIDDEN = "hidden"

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gluon.estimators.adamw import adamw_
+from lightning_gluon.estimators.adamw import adamw_, adamw_layout
 
 __all__ = ["ESTIMATORS", "Estimator"]
 
@@ -52,6 +52,7 @@ class Estimator:
         options: Options of the estimator with their defaults, beyond `momentum`.
         step_: `(state, group, params, gradients)`, for a row that also moves the weights, by a kernel of its own; such
             a row has no recursion.
+        layout: `(parameter) -> {key: tensor on the meta device}`, for such a row: what it keeps.
 
     Example:
         >>> ESTIMATORS["mvr1"].gradients, ESTIMATORS["ema"].gradients
@@ -63,6 +64,7 @@ class Estimator:
     reference: str | None = None
     options: Options = field(default_factory=dict)
     step_: Kernel | None = None
+    layout: Callable[[Tensor], dict[str, Tensor]] | None = None
 
     @property
     def gradients(self) -> int:
@@ -149,5 +151,11 @@ ESTIMATORS: dict[str, Estimator] = {
     "mars_approximate": Estimator(_mars_approximate, ("momentum", "last_gradient"), options=MARS_OPTIONS),
     "igt": Estimator(_ema, reference="transported"),
     "dual_ema": Estimator(_dual_ema, options={"momentum_carry": 0.99}),
-    "adamw": Estimator(_none, ("exp_avg", "exp_avg_sq"), options={"betas": (0.9, 0.999), "eps": 1e-8}, step_=adamw_),
+    "adamw": Estimator(
+        _none,
+        ("exp_avg", "exp_avg_sq"),
+        options={"betas": (0.9, 0.999), "eps": 1e-8},
+        step_=adamw_,
+        layout=adamw_layout,
+    ),
 }
