@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib
+import inspect
 import logging
 import math
 from collections.abc import Iterator
@@ -12,8 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compare, journal, monitor_overhead, real_sizes, small_tasks
+import lightning_gluon
+from benchmarks import compare, journal, monitor_overhead, real_sizes, small_tasks, step
 from benchmarks.journal import Journal, read
+from benchmarks.yardsticks import torch_muon
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +30,69 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+# ------------------------------------------------------------------------------------------------ exported names
+
+TORCH_INTERNALS = {  # file: what it needs that torch does not export
+    "benchmarks/yardsticks.py": {"torch.optim._muon"},
+    "benchmarks/memory.py": {"torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"},
+}
+SCRIPTS = sorted([*Path("benchmarks").rglob("*.py"), *Path("recipes").rglob("*.py")])
+
+
+def imported_names(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield the module and the name of every import; `import a.b` is all of `a.b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+
+
+def exported(module: str) -> set[str]:
+    return set(importlib.import_module(module).__all__)
+
+
+def public_modules() -> set[str]:
+    members = {name: getattr(lightning_gluon, name) for name in lightning_gluon.__all__}
+    return {"lightning_gluon"} | {member.__name__ for member in members.values() if inspect.ismodule(member)}
+
+
+def is_exported(module: str, name: str) -> bool:
+    return module in public_modules() and (not name or name in exported(module))
+
+
+def internals_used(tree: ast.AST) -> set[str]:
+    """Return what a script takes from the package beside exported names."""
+    names = [pair for pair in imported_names(tree) if pair[0].split(".")[0] == "lightning_gluon"]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lightning_gluon":
+            names.append(("lightning_gluon", node.attr))
+    return {" ".join(pair) for pair in names if not is_exported(*pair) and not pair[1].startswith("__")}
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=str)
+def test_scripts_use_exported_names_only(file: Path) -> None:
+    tree = ast.parse(file.read_text())
+    assert internals_used(tree) == set()
+    private = {module for module, name in imported_names(tree) if module.startswith("torch") and "._" in module}
+    assert private == TORCH_INTERNALS.get(file.as_posix(), set())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from lightning_gluon.step.plan import build_plan",
+        "from lightning_gluon.norms.polar import orthogonalize_",
+        "import lightning_gluon.optimizer",
+        "from lightning_gluon import methods",
+        "from lightning_gluon.norms import NORMS_",
+        "import lightning_gluon\nlightning_gluon.step.plan",
+    ],
+)
+def test_the_test_knows_internals(text: str) -> None:
+    assert internals_used(ast.parse(text))
 
 
 # ------------------------------------------------------------------------------------------------------ the rows
@@ -126,6 +194,54 @@ def test_real_sizes_do_not_mix_or_run_without_a_device(tmp_path: Path, monkeypat
     Journal(tmp_path / "x.jsonl").header(steps=7, tiny=True)
     with pytest.raises(SystemExit, match=r"holds runs with .*7"):
         real_sizes.main(["--tiny", "--steps", "3", "--output", str(tmp_path / "x.jsonl")])
+
+
+# ------------------------------------------------------------------------------------------------ a step's neighbours
+
+
+@pytest.fixture(scope="module")
+def one_block() -> step.Problem:
+    return step.Problem("vit_ti/12", "cpu")
+
+
+@pytest.mark.parametrize(
+    "row", ["torch Muon + AdamW", "pytorch_optimizer SCION", "pytorch_optimizer Muon", "timm Muon", "gluon", "scion"]
+)
+def test_hidden_matrices_of_a_spectral_row_move_by_an_orthogonal_matrix(one_block: step.Problem, row: str) -> None:
+    """All singular values of a step are alike: those of a matrix of signs differ by a factor of ten."""
+    if "pytorch_optimizer" in row:
+        pytest.importorskip("pytorch_optimizer")
+    module = one_block.copy()
+    step.ROWS[row](one_block, module).step()
+    moved = 0
+    for name, parameter in module.named_parameters():
+        route = one_block.routes[name]
+        if route.role != "hidden" or parameter.shape[0] == parameter.shape[1]:  # a square one may be near singular
+            continue
+        for view in route.views if row in ("gluon", "scion") else [None]:
+            before, after = one_block.weights[name], parameter.detach()
+            pair = (before, after) if view is None else (view.gather(before)[0], view.gather(after)[0])
+            values = torch.linalg.svdvals((pair[0] - pair[1]).double())
+            if view is None or view.matrix[1] != view.matrix[2]:
+                assert 0 < values[0] < 2 * values[-1], name
+                moved += 1
+    assert moved >= 2
+
+
+def test_rows_by_sign_are_not_taken_for_spectral_ones(one_block: step.Problem) -> None:
+    module = one_block.copy()
+    step.ROWS["signsgd"](one_block, module).step()
+    name = "blocks.0.mlp.fc1.weight"
+    values = torch.linalg.svdvals((one_block.weights[name] - module.get_parameter(name).detach()).double())
+    assert values[0] > 2 * values[-1]
+
+
+def test_the_yardstick_is_what_torchs_step_does() -> None:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(16, 24))
+    weight.grad = torch.randn(16, 24)
+    torch.optim.Muon([weight], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False).step()
+    torch.testing.assert_close(-weight.detach(), torch_muon(weight.grad).float(), rtol=0, atol=0)
 
 
 # ---------------------------------------------------------------------------------------------------- comparison
