@@ -1,4 +1,4 @@
-"""The numbers that CONTRIBUTING.md sets for the package: none may grow, and each comes down as the code gets plainer."""
+"""Style numbers of the package against their ceilings: none may grow, and each comes down as the code gets plainer."""
 
 from __future__ import annotations
 
