@@ -41,6 +41,7 @@ class Job:
     old: list[Tensor]
     buffers: dict[str, list[Tensor]]
     members: list[Carry]
+    signal: list[Tensor | None] | None
 
     def arguments(self, *, compiled: bool) -> tuple:
         """Return what `advance_` takes.
@@ -59,7 +60,7 @@ class Job:
             for tensor in itertools.chain(self.params, *self.buffers.values()):
                 torch._dynamo.mark_static_address(tensor, guard=False)
         signs = group.get("every", 1) > 1 and group["steps"] % group["every"] > 0  # LionMuon between spectral steps
-        return self.chunk, self.params, self.new, self.old, self.buffers, lengths, keep, signs
+        return self.chunk, self.params, self.new, self.old, self.buffers, lengths, keep, signs, self.signal
 
     def finish(self) -> None:
         """Keep the buffers for the next step."""
@@ -69,7 +70,7 @@ class Job:
 
 
 def prepare(
-    state: Any, chunk: Chunk, new: list[Tensor], old: list[Tensor] | None, signal: list[Tensor] | None
+    state: Any, chunk: Chunk, new: list[Tensor], old: list[Tensor] | None, signal: list[Tensor | None] | None
 ) -> Job | None:
     """Load the buffers of a chunk; AdamW's chunks are stepped here and now, by torch's own kernel.
 
@@ -78,15 +79,12 @@ def prepare(
         chunk: Parameters of one group.
         new: Their gradients, which are only read.
         old: Their gradients at the previous iterate; `None` where there are none yet.
-        signal: 0 where a gradient is rounding noise, 1 elsewhere.
+        signal: 0 where a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
 
     Returns:
         What is left to do.
     """
     group, params = chunk.group, chunk.params
-    if signal is not None and NORMS[group["norm"]].guarded:
-        new = list(torch._foreach_mul(new, signal))
-        old = list(torch._foreach_mul(old, signal)) if old is not None else None
     if group["estimator"] == "adamw":
         _adamw_(state, group, params, new)
         return None
@@ -103,7 +101,7 @@ def prepare(
     }
     for stack in chunk.stacks:
         stack.compute = stack.compute or _compute_dtype(group, stack, new[0])
-    return Job(chunk, params, new, old, buffers, members)
+    return Job(chunk, params, new, old, buffers, members, signal)
 
 
 def advance_all_(jobs: list[tuple]) -> None:
@@ -121,6 +119,7 @@ def advance_(
     lengths: Sequence[float] | Tensor,
     keep: float | Tensor,
     signs: bool,
+    signal: list[Tensor | None] | None = None,
     *,
     workspace: Workspace,
 ) -> None:
@@ -135,10 +134,13 @@ def advance_(
         lengths: Step length of every parameter, `lr * radius`.
         keep: What decay leaves of the weights, `1 - lr * weight_decay`.
         signs: Step along the signs instead of the spectral LMO.
+        signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
         workspace: Buffers to reuse.
     """
     group = chunk.group
     direction = ESTIMATORS[group["estimator"]].update(buffers, new, old, group)
+    if signal is not None:
+        direction = _heard(direction, signal)
     if isinstance(keep, Tensor) or keep != 1:
         torch._foreach_mul_(params, keep)
     if group["norm"] == "identity":
@@ -149,6 +151,16 @@ def advance_(
         scaled = [lengths[slot.member] * factor for slot, factor in zip(stack.slots, factors, strict=True)]
         targets = [slot.of(params[slot.member]) for slot in stack.slots]
         _subtract_(targets, [slot.update(units, params[slot.member].shape) for slot in stack.slots], scaled)
+
+
+def _heard(direction: list[Tensor], signal: list[Tensor | None]) -> list[Tensor]:
+    """Return directions without the entries that are rounding noise: the LMO of zero is zero, and of a part its own."""
+    judged = {index: entries for index, entries in enumerate(signal) if entries is not None}
+    if not judged:
+        return direction
+    kept = torch._foreach_mul([direction[index] for index in judged], list(judged.values()))
+    replaced = dict(zip(judged, kept, strict=True))
+    return [replaced.get(index, whole) for index, whole in enumerate(direction)]
 
 
 def _subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) -> None:
