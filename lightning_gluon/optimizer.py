@@ -20,9 +20,10 @@ from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.partition import Partition, partition
 from lightning_gluon.step.advance import advance_, advance_all_, partners_of, prepare
 from lightning_gluon.step.conditions import check_star_convex
+from lightning_gluon.step.finite import GradientCheck
 from lightning_gluon.step.groups import as_list, build_groups, check_options, check_ranks_fit, groups_of_routes
 from lightning_gluon.step.layers import Layer
-from lightning_gluon.step.noise import GradientCheck
+from lightning_gluon.step.noise import NoiseGuard
 from lightning_gluon.step.plan import Chunk, build_plan
 from lightning_gluon.step.state import match_saved_state, memory
 from lightning_gluon.two_point.reference import ReferencePoint
@@ -133,7 +134,7 @@ class Gluon(Optimizer):
 
     def _transient(self) -> None:
         """Create what is not saved: plans, buffers to reuse, the view of the reference point."""
-        self._plans: dict[tuple, tuple[list[Chunk], GradientCheck] | None] = {}
+        self._plans: dict[tuple, tuple[list[Chunk], GradientCheck, NoiseGuard] | None] = {}
         self._workspace = Workspace()
         self._reference = ReferencePoint(self)
         self.folded = False
@@ -280,7 +281,7 @@ class Gluon(Optimizer):
         plan = self._plan()
         if plan is None:
             return loss
-        chunks, check = plan
+        chunks, check, guard = plan
         gradients = [gradient for chunk in chunks for gradient in chunk.gradients]
         references = self._reference_list(chunks)
         self.reference_gradients, folded, self.folded = {}, self.folded, False
@@ -288,7 +289,7 @@ class Gluon(Optimizer):
         if norms is None:
             return loss
         with _full_precision(chunks):
-            self._update(chunks, gradients, references, check.signal(norms))
+            self._update(chunks, gradients, references, guard.signal(gradients, norms))
         self._reference.stay({parameter for chunk in chunks for parameter in chunk.params})
         self._count(chunks, bool(references))
         if self.reference_point is not None:  # the peak is in the second backward pass: keep nothing there to reuse
@@ -296,7 +297,11 @@ class Gluon(Optimizer):
         return loss
 
     def _update(
-        self, chunks: list[Chunk], gradients: list[Tensor], references: list[Tensor], signal: list[Tensor] | None
+        self,
+        chunks: list[Chunk],
+        gradients: list[Tensor],
+        references: list[Tensor],
+        signal: list[Tensor | None] | None,
     ) -> None:
         """Move chunk by chunk, so that one chunk's intermediates are held; compiled, all in one graph."""
         start, jobs, partners = 0, [], partners_of(chunks)
@@ -327,14 +332,14 @@ class Gluon(Optimizer):
         mode = self.compile if isinstance(self.compile, str) else None
         return torch.compile(advance_all_, dynamic=False, mode=mode)
 
-    def _plan(self) -> tuple[list[Chunk], GradientCheck] | None:
+    def _plan(self) -> tuple[list[Chunk], GradientCheck, NoiseGuard] | None:
         """Return the plan for the parameters that have a gradient now; `None` where none has."""
         present = tuple(parameter.grad is not None for group in self.param_groups for parameter in group["params"])
         if present not in self._plans:
             if len(self._plans) == PLANS:
                 del self._plans[next(iter(self._plans))]
             chunks = build_plan(self.param_groups)
-            self._plans[present] = (chunks, GradientCheck(chunks)) if chunks else None
+            self._plans[present] = (chunks, GradientCheck(chunks), NoiseGuard(chunks)) if chunks else None
         return self._plans[present]
 
     def _count(self, chunks: list[Chunk], two: bool) -> None:
