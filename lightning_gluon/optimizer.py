@@ -38,13 +38,14 @@ class Gluon(Optimizer):
         X <- (1 - lr * weight_decay) X - lr * radius * D
 
     `t = lr * radius` is the length of a step in the layer's own norm. With `weight_decay > 0` the weights stay in the
-    ball of radius `radius / weight_decay`: the constrained form (Scion). Parameters are of any shape: a norm of matrices
-    reads each one as the matrices `(out, in)` it holds, a norm of vectors as one vector.
+    ball of radius `radius / weight_decay`: the constrained form (Scion).
+
+    Shapes: any. A norm of matrices reads a parameter as the matrices `(out, in)` it holds, others read it as one vector.
 
     Args:
         params: An `nn.Module` or a `Partition` (routed by what each layer is), the module's own `parameters()` or
-            `named_parameters()` (the same), or groups: dicts with `params`, a `role`, and any option. What comes without
-            its module and without a role is routed by shape alone: matrices hidden, vectors bias.
+            `named_parameters()` (the same), or groups: dicts with `params`, a `role`, and any option. Parameters
+            without module and role are routed by shape alone: matrices hidden, vectors bias.
         lr: Hidden radius, in the layer's own norm; schedules act on it.
         method: A row of `lightning_gluon.METHODS`; it gives each role its norm, estimator and relative radius.
         weight_decay: Decoupled decay in units of 1 / lr, one value or one per role; default: the method's.
@@ -233,7 +234,8 @@ class Gluon(Optimizer):
         norms = plan.check.norms(gradients, [] if folded else references)
         if norms is None:
             return
-        self._round.update_(plan, self.state, reference, gradients, references, plan.check.signal(norms))
+        signal = plan.guard.signal(gradients, norms)
+        self._round.update_(plan, self.state, reference, gradients, references, signal)
         for group in self.param_groups:
             group["steps"] += 1
             group["gradient_evaluations"] += 2 if references else 1

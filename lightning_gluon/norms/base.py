@@ -63,7 +63,12 @@ class Norm(Needs, ABC):
         return 1.0
 
     def lmo_(self, stack: Tensor, context: Context) -> Tensor:
-        """Return the directions of a stack `(count, m, n)`, up to their `scale`; it may be changed if the norm `overwrites`."""
+        """Return the directions of a stack, up to their `scale`.
+
+        Args:
+            stack: Matrices `(count, m, n)`; a norm that `overwrites` may change them.
+            context: What the norm declares that it needs.
+        """
         return self.lmo(stack)
 
     @abstractmethod

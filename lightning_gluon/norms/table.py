@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from lightning_gluon.norms.base import Norm
@@ -44,11 +45,12 @@ def make_norm(name: str, **options: object) -> Norm:
     """
     if name not in NORMS:
         raise ValueError(f"Expected `norm` to be one of {', '.join(NORMS)}, but got {name!r}. Check the spelling.")
-    known = list(NORMS[name].__dataclass_fields__)  # type: ignore[attr-defined]
+    kind = NORMS[name]
+    known: list[str] = [own.name for own in fields(kind)] if is_dataclass(kind) else []
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise TypeError(f"Expected options of norm {name!r} to be among {known}, but got {unknown}. Remove them.")
-    return NORMS[name](**options)
+    return kind(**options)
 
 
 def norm_of(options: Mapping[str, Any]) -> Norm:

@@ -25,6 +25,7 @@ from lightning_gluon.step.plan import Chunk, Stack, stack_views
 from lightning_gluon.step.retraction import RETRACTIONS, Retraction
 
 State = MutableMapping[Tensor, Any]
+Signal = list[Tensor | None]
 Kept = dict[str, list[Tensor]]  # a statistic of a stack: one tensor per slot
 
 
@@ -42,6 +43,8 @@ class Job:
         partners: For every parameter the other factor of its product, as it was before the step.
         lengths: Step length of every parameter, `lr * radius`.
         keep: What decay leaves of the weights, `1 - lr * weight_decay`.
+        signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
+        carries: What keeps the buffers between steps.
     """
 
     chunk: Chunk
@@ -53,6 +56,7 @@ class Job:
     partners: list[Tensor]
     lengths: Sequence[float] | Tensor = ()
     keep: float | Tensor = 1.0
+    signal: Signal | None = None
     carries: list[Carry] = field(default_factory=list)
 
     def finish(self) -> None:
@@ -79,7 +83,7 @@ class Job:
     def arguments(self) -> tuple:
         """Return what `advance_` takes."""
         tensors = (self.params, self.new, self.old, self.buffers, self.kept, self.partners)
-        return self.chunk, *tensors, self.lengths, self.keep
+        return self.chunk, *tensors, self.lengths, self.keep, self.signal
 
 
 def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Tensor]:
@@ -103,7 +107,7 @@ def prepare(
     chunk: Chunk,
     new: list[Tensor],
     old: list[Tensor] | None,
-    signal: list[Tensor] | None,
+    signal: Signal | None,
     partners: Mapping[Tensor, Tensor],
 ) -> Job | None:
     """Load the buffers of a chunk; a chunk of an estimator that steps by itself is stepped here and now.
@@ -113,7 +117,7 @@ def prepare(
         chunk: Parameters of one group.
         new: Their gradients, which are only read.
         old: Their gradients at the previous iterate; `None` where there are none yet.
-        signal: 0 where a gradient is rounding noise, 1 elsewhere.
+        signal: 0 where a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
         partners: What `partners_of` returned.
 
     Returns:
@@ -121,9 +125,6 @@ def prepare(
     """
     group, params = chunk.group, chunk.params
     norm, estimator = norm_of(group).at(group["steps"]), ESTIMATORS[group["estimator"]]
-    if signal is not None and norm.guarded:
-        new = list(torch._foreach_mul(new, signal))
-        old = list(torch._foreach_mul(old, signal)) if old is not None else None
     if estimator.step_ is not None:
         estimator.step_(state, group, params, new)
         return None
@@ -143,6 +144,7 @@ def prepare(
         partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
         lengths=[group["lr"] * radius for radius in chunk.radii],
         keep=1 - group["lr"] * group["weight_decay"],
+        signal=signal,
         carries=carries,
     )
 
@@ -203,6 +205,7 @@ def advance_(
     partners: list[Tensor],
     lengths: Sequence[float] | Tensor,
     keep: float | Tensor,
+    signal: Signal | None = None,
     *,
     workspace: Workspace,
 ) -> None:
@@ -218,9 +221,12 @@ def advance_(
         partners: For every parameter the other factor of its product; empty where the norm reads none.
         lengths: Step length of every parameter, `lr * radius`.
         keep: What decay leaves of the weights, `1 - lr * weight_decay`.
+        signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
         workspace: Buffers to reuse.
     """
     direction = ESTIMATORS[chunk.group["estimator"]].update(buffers, new, old, chunk.group)
+    if signal is not None:
+        direction = _heard(direction, signal)
     decay = _decay(chunk)
     decays = isinstance(keep, Tensor) or keep != 1
     if decays and not decay.reads_units:
@@ -238,6 +244,16 @@ def advance_(
             decay.shrink_(targets, keep, pieces)
         _subtract_(targets, pieces, _scaled(stack, lengths))
         _retract_(chunk, stack, params, statistics, workspace)
+
+
+def _heard(direction: list[Tensor], signal: Signal) -> list[Tensor]:
+    """Return directions without the entries that are rounding noise: the LMO of zero is zero, and of a part its own."""
+    judged = {index: entries for index, entries in enumerate(signal) if entries is not None}
+    if not judged:
+        return direction
+    kept = torch._foreach_mul([direction[index] for index in judged], list(judged.values()))
+    replaced = dict(zip(judged, kept, strict=True))
+    return [replaced.get(index, whole) for index, whole in enumerate(direction)]
 
 
 def _scaled(stack: Stack, lengths: Sequence[float] | Tensor) -> list[Any]:

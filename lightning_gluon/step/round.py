@@ -14,7 +14,8 @@ from torch import Tensor
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.options import Group
 from lightning_gluon.step.advance import Job, advance_, advance_all_, partners_of, prepare
-from lightning_gluon.step.noise import GradientCheck
+from lightning_gluon.step.finite import GradientCheck
+from lightning_gluon.step.noise import NoiseGuard
 from lightning_gluon.step.plan import Chunk, build_plan
 from lightning_gluon.two_point.reference import ReferencePoint
 
@@ -29,6 +30,7 @@ class Plan:
 
     chunks: list[Chunk]
     check: GradientCheck
+    guard: NoiseGuard
 
     @property
     def params(self) -> list[Tensor]:
@@ -54,7 +56,7 @@ class Plans:
             if len(self.kept) == PLANS:
                 del self.kept[next(iter(self.kept))]
             chunks = build_plan(groups)
-            self.kept[present] = Plan(chunks, GradientCheck(chunks)) if chunks else None
+            self.kept[present] = Plan(chunks, GradientCheck(chunks), NoiseGuard(chunks)) if chunks else None
         return self.kept[present]
 
 
@@ -76,7 +78,7 @@ class Round:
         reference: ReferencePoint,
         gradients: list[Tensor],
         references: list[Tensor],
-        signal: list[Tensor] | None,
+        signal: list[Tensor | None] | None,
     ) -> None:
         """Move all parameters of a plan.
 
@@ -86,7 +88,7 @@ class Round:
             reference: Records where parameters come from.
             gradients: Their gradients, in the plan's order.
             references: Those at the previous iterate; empty on a step that takes none.
-            signal: 0 where a gradient is rounding noise, 1 elsewhere.
+            signal: 0 where a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
         """
         jobs: list[Job] = []
         partners = partners_of(plan.chunks)

@@ -109,7 +109,7 @@ def memory(groups: Sequence[Group], state: State, *, reference: str | None, work
     for group in groups:
         for index, parameter in enumerate(group["params"]):
             layout = state_layout(group, index, reference)
-            kept = state[parameter] if parameter in state else layout.entries
+            kept = state.get(parameter, layout.entries)
             sizes = Counter(momentum=_bytes(kept, but=layout.reference), reference=_bytes(kept, layout.reference))
             by_kind.update(sizes)
             by_role[group["role"]] += sizes.total()

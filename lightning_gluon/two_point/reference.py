@@ -120,7 +120,7 @@ def _swap_(one: Tensor, other: Tensor) -> None:
 
 @dataclass
 class Visit:
-    """A stay at the reference point: the weights that wait, and whether gradients were taken there since the last step."""
+    """A stay at the reference point: the weights that wait, and whether it was used since the last step."""
 
     held: dict[Tensor, Tensor] = field(default_factory=dict)
     used: bool = False
