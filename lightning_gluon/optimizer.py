@@ -40,7 +40,7 @@ class Gluon(Optimizer):
     `t = lr * radius` is the length of a step in the layer's own norm. With `weight_decay > 0` the weights stay in the
     ball of radius `radius / weight_decay`: the constrained form (Scion).
 
-    Shapes: any. A norm of matrices reads a parameter as the matrices `(out, in)` it holds, others read it as one vector.
+    Shapes: any. A norm of matrices reads a parameter as the matrices `(out, in)` it holds, others read one vector.
 
     Args:
         params: An `nn.Module` or a `Partition` (routed by what each layer is), the module's own `parameters()` or
