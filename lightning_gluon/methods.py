@@ -13,7 +13,7 @@ Radii are relative to the hidden radius, which `lr` itself is. Where the default
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
@@ -169,6 +169,7 @@ def register_method(name: str, method: Method) -> None:
         ValueError: If the name is taken, a role has no rule, or a rule names a norm or an estimator that is not there.
 
     Example:
+        >>> from dataclasses import replace
         >>> register_method("row-gluon", replace(METHODS["gluon"], summary="rows for tables"))
         >>> METHODS.pop("row-gluon").summary
         'rows for tables'

@@ -28,9 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_gluon.estimators.adamw import adamw_, adamw_layout
 from lightning_gluon.options import CHECKS
 from lightning_gluon.registry import add_row
-from lightning_gluon.estimators.adamw import adamw_, adamw_layout
 
 __all__ = ["ESTIMATORS", "Estimator"]
 
