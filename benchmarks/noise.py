@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.architectures import ARCHITECTURES, Architecture, Batch
+from benchmarks.journal import Journal
 from lightning_gluon import Gluon
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.step.noise import NOISE_FLOOR, NoiseGuard
@@ -224,21 +224,19 @@ def rounded(share: float | None) -> float | None:
 
 
 def main() -> None:
-    """Measure, one line per architecture and precision as they come."""
+    """Measure, one row per architecture and precision as they come."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="names of architectures")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/noise.jsonl"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     chosen = [some for some in ARCHITECTURES if not options.only or some.name in options.only]
-    with options.output.open("w") as output:
-        for architecture in chosen:
-            for precision, judgements in measure(architecture).items():
-                line = record(architecture, precision, judgements)
-                output.write(json.dumps(line) + "\n")
-                output.flush()
-                counts = {key: value for key, value in line.items() if isinstance(value, (int, str))}
-                print(*counts.values())
+    journal = Journal(options.output)
+    for architecture in chosen:
+        for precision, judgements in measure(architecture).items():
+            line = journal.append("run", **record(architecture, precision, judgements))
+            counts = {key: value for key, value in line.items() if isinstance(value, (int, str))}
+            print(*counts.values())
 
 
 if __name__ == "__main__":
