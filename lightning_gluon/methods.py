@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["METHODS", "ROLES", "Method", "Rule"]
+from lightning_gluon.roles import ROLES
 
-ROLES = ("hidden", "input", "embedding", "head", "bias", "elementwise")
+__all__ = ["METHODS", "Method", "Rule"]
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from rich.table import Table
 from torch import nn
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
-from lightning_gluon.methods import METHODS, ROLES, Method
+from lightning_gluon.methods import METHODS, Method
 from lightning_gluon.partition import partition as route
+from lightning_gluon.roles import ROLES
 
 __all__ = ["build_model", "methods", "partition"]
 

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
-from lightning_gluon.methods import METHODS, ROLES, Method
+from lightning_gluon.methods import METHODS, Method
 from lightning_gluon.norms.coefficients import ORTHOGONALIZERS
 from lightning_gluon.norms.spectral import SCALINGS, Spectral
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.partition import Partition, partition
 from lightning_gluon.partition.route import Route, default_norm
+from lightning_gluon.roles import ROLES
 from lightning_gluon.step.plan import factored_of, views_of
 
 __all__ = ["as_list", "build_groups", "check_options", "check_ranks_fit", "complete_group", "find_method"]
@@ -43,7 +44,7 @@ CHOICES = {
     "scaling": (*SCALINGS, None),
     "norm": tuple(NORMS),
     "estimator": tuple(ESTIMATORS),
-    "role": ROLES,
+    "role": tuple(ROLES),
 }
 # Closed lower bound, open upper bound.
 RANGES = {
@@ -191,7 +192,7 @@ def groups_of_routes(pairs: Iterable[tuple[Route, Tensor]]) -> list[dict[str, An
     groups: dict[tuple[int, str], dict[str, Any]] = {}
     for route, parameter in pairs:
         asked = "" if route.norm == default_norm(route.role, route.views) else route.norm
-        group = groups.setdefault((ROLES.index(route.role), asked), _empty_group(route.role))
+        group = groups.setdefault((list(ROLES).index(route.role), asked), _empty_group(route.role))
         if asked:
             group.update(norm="spectral_conv" if asked == "conv" else asked, name=f"{route.role}-{asked}")
         _append(group, parameter, route.name, [view.astuple() for view in route.views])
