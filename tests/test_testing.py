@@ -94,7 +94,7 @@ def _growing(buffers, new, old, options):
 
 def _writing(buffers, new, old, options):
     direction = [g.clone() for g in new]
-    old[0].mul_(1 + 1e-9)
+    old[0].mul_(1 + 1e-12)
     return direction
 
 
