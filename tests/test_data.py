@@ -434,7 +434,7 @@ class NoNetwork:
     """Stands in for the `datasets` package on a machine without a network."""
 
     @staticmethod
-    def load_dataset(*args: Any) -> None:
+    def load_dataset(*args: Any, **kwargs: Any) -> None:
         raise OSError("no route to host")
 
 
