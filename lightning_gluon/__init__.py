@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from lightning_gluon import norms
 from lightning_gluon.configure import configure_optimizers, equivalent_learning_rates
 from lightning_gluon.methods import METHODS
+from lightning_gluon.norms.orthogonalize import orthogonalize
 from lightning_gluon.optimizer import Gluon
-from lightning_gluon.orthogonalize import orthogonalize
 from lightning_gluon.partition import Partition, partition
 from lightning_gluon.radius import RadiusSchedule, Schedule
 

@@ -42,7 +42,7 @@ def _run(argv: Sequence[str] | None) -> None:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP)
     elif arguments[0] in ("partition", "methods"):
-        from lightning_gluon import tables
+        from lightning_gluon.cli import tables
 
         getattr(tables, arguments[0])(arguments[1:])
     elif arguments[0] in ("fit", "validate", "test", "predict"):
@@ -58,7 +58,7 @@ def _train(arguments: list[str] | None) -> None:
         import jsonargparse  # noqa: F401
     except ModuleNotFoundError as error:
         raise SystemExit('Expected `jsonargparse` to be installed. Run: pip install "lightning-gluon[cli]"') from error
-    from lightning_gluon.cli import GluonCLI
+    from lightning_gluon.cli.fit import GluonCLI
 
     GluonCLI(args=arguments, parser_kwargs={"prog": "lightning-gluon"})
 

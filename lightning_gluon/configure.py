@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from lightning_gluon.checks import NOISE_FLOOR
-from lightning_gluon.groups import check_options, find_method
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.partition import Partition
 from lightning_gluon.partition import partition as route
 from lightning_gluon.radius import RadiusSchedule, Schedule
+from lightning_gluon.step.groups import check_options, find_method
+from lightning_gluon.step.noise import NOISE_FLOOR
 
 if TYPE_CHECKING:
     from lightning_gluon.partition.overrides import Rules

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 OFFLINE = {
     "HF_HUB_OFFLINE": "1",
@@ -15,6 +16,9 @@ OFFLINE = {
     "MPLBACKEND": "agg",
     "COLUMNS": "120",
 }
+# Tests start processes of their own, in other folders: they import this checkout.
+ROOT = str(Path(__file__).parents[1])
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [ROOT, os.environ.get("PYTHONPATH")]))
 os.environ.update(OFFLINE)  # before torch and the hub's libraries read them
 
 import numpy as np  # noqa: E402

@@ -218,14 +218,15 @@ def test_a_dense_input_layer_steps_as_a_map_and_tables_by_signs() -> None:
     values = torch.linalg.svdvals(steps["patch_embed.weight"].flatten(1))
     torch.testing.assert_close(values, torch.full_like(values, 0.02 * 0.3 * (32 / 12) ** 0.5))
     names = {group["name"]: group["role"] for group in optimizer.param_groups}
-    assert names["embedding-input"] == names["embedding"] == "embedding"
+    assert names["input"] == "input" and names["embedding"] == "embedding"
 
 
-def test_a_radius_for_embeddings_is_one_for_input_layers_too() -> None:
-    groups = configure_optimizers(Patches(), lr=0.02, radius={"embedding": 7.0}).param_groups
-    assert {group["radius"] for group in groups if group["role"] == "embedding"} == {7.0}
+def test_input_layers_have_a_radius_of_their_own() -> None:
+    groups = configure_optimizers(Patches(), lr=0.02, radius={"embedding": 7.0, "input": 3.0}).param_groups
+    radii = {group["role"]: group["radius"] for group in groups}
+    assert radii["embedding"] == 7.0 and radii["input"] == 3.0
     names = [group["name"] for group in configure_optimizers(Patches(), "muon", lr=0.02).param_groups]
-    assert names == ["embedding", "head", "bias"], "methods without a sign norm need no second group"
+    assert names == ["input", "embedding", "head", "bias"]
 
 
 def test_a_norm_asked_for_in_a_rule_gets_its_own_group() -> None:

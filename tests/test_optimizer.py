@@ -153,7 +153,7 @@ def test_signsgd_and_normalized_sgd_by_definition() -> None:
 
 def test_fused_and_batched_views_step_like_separate_matrices() -> None:
     """A fused qkv weight, a transposed Conv1D and a pair of transposes give the steps of the matrices they are."""
-    from lightning_gluon.views import MatrixView
+    from lightning_gluon.norms.views import MatrixView
 
     torch.manual_seed(0)
     q, k, v = (torch.randn(8, 6, dtype=torch.float64) for _ in range(3))
@@ -182,7 +182,7 @@ def test_fused_and_batched_views_step_like_separate_matrices() -> None:
 def test_chunks_and_stacks_do_not_change_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """One chunk for all, or one per parameter: the same weights up to the rounding of batched products."""
     from lightning_gluon import optimizer as module
-    from lightning_gluon.plan import build_plan
+    from lightning_gluon.step.plan import build_plan
 
     results = []
     for numel in (1, 2**25):

@@ -12,12 +12,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import Unpack
 
 from lightning_gluon.configure import check_lr, configure_optimizers, warmup_steps
-from lightning_gluon.groups import build_groups, find_method
-from lightning_gluon.methods import ROLES
 from lightning_gluon.options import Options
 from lightning_gluon.partition import partition
 from lightning_gluon.partition.overrides import Overrides
 from lightning_gluon.radius import Schedule
+from lightning_gluon.roles import ROLES
+from lightning_gluon.step.groups import build_groups, find_method
 
 __all__ = ["GluonOptimizer"]
 
@@ -76,8 +76,18 @@ class GluonOptimizer(Callback):
         **options: Unpack[Options],
     ) -> None:
         super().__init__()
-        given = {"method": method, "lr": lr, "weight_decay": weight_decay, "radius": radius, "momentum": momentum}
-        given |= {"schedule": schedule, "warmup": warmup, "decay": decay, "total_steps": total_steps, **options}
+        given: dict[str, Any] = {
+            "method": method,
+            "lr": lr,
+            "weight_decay": weight_decay,
+            "radius": radius,
+            "momentum": momentum,
+            "schedule": schedule,
+            "warmup": warmup,
+            "decay": decay,
+            "total_steps": total_steps,
+            **options,
+        }
         self.settings = {key: value for key, value in given.items() if value is not None}
         self.rules: Any = rules
         self.strict = strict

@@ -12,18 +12,18 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_gluon.callbacks.last_step import LastStep
-from lightning_gluon.callbacks.line_search import search_along
-from lightning_gluon.callbacks.logs import check_log, log_values, should_log
-from lightning_gluon.callbacks.probe import Probe, own_optimizer, unwrapped
-from lightning_gluon.callbacks.probing import Probing, loss_scale, repeatable
-from lightning_gluon.callbacks.second_pass import Replay
 from lightning_gluon.callbacks.smoothness_monitor import SmoothnessMonitor
 from lightning_gluon.optimizer import Gluon
+from lightning_gluon.radius.agreement import LastStep
 from lightning_gluon.radius.calibrate import Calibrate, Observation
-from lightning_gluon.radius.groups import Limits, Radius, first_radius, peak_lr, set_radii_
+from lightning_gluon.radius.radii import Limits, Radius, first_radius, peak_lr, set_radii_
 from lightning_gluon.radius.rules import make_rule
-from lightning_gluon.readings import combine, derive, measure
+from lightning_gluon.replay.lightning import check_log, log_values, should_log
+from lightning_gluon.replay.line_search import search_along
+from lightning_gluon.replay.probe import Probe, own_optimizer, unwrapped
+from lightning_gluon.replay.probing import Probing, loss_scale, repeatable
+from lightning_gluon.replay.replay import Replay
+from lightning_gluon.smoothness.readings import combine, derive, measure
 
 __all__ = ["RadiusScheduler"]
 

@@ -11,13 +11,13 @@ from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from lightning_gluon import plots
-from lightning_gluon.callbacks.logs import check_log, log_values, should_log
-from lightning_gluon.callbacks.probe import Probe, own_optimizer, unwrapped
-from lightning_gluon.callbacks.probing import Probing, loss_scale, repeatable
-from lightning_gluon.layers import Layer
-from lightning_gluon.readings import FIT_KEYS, combine, derive, measure
-from lightning_gluon.smoothness import PENALTY, RunningFit
+from lightning_gluon.replay.lightning import check_log, log_values, should_log
+from lightning_gluon.replay.probe import Probe, own_optimizer, unwrapped
+from lightning_gluon.replay.probing import Probing, loss_scale, repeatable
+from lightning_gluon.smoothness import plots
+from lightning_gluon.smoothness.fit import PENALTY, RunningFit
+from lightning_gluon.smoothness.readings import FIT_KEYS, combine, derive, measure
+from lightning_gluon.step.layers import Layer
 
 __all__ = ["SmoothnessMonitor", "choose_layers"]
 
@@ -65,8 +65,9 @@ class SmoothnessMonitor(Probing):
     matrices, every `every_n_steps`; in the step before, the weights are copied.
 
     Keys: `smoothness/<reading>/<role>`, and with `per_layer` also `smoothness/<reading>/<layer>`; the readings, their
-    meaning and units are the table in `lightning_gluon.readings`. Every sample is a line of `smoothness.jsonl` in the
-    run's folder, with `step` (steps taken before), `role`, `layer` (`null`: the role as a whole), `radius`
+    meaning and units are the table in `lightning_gluon.smoothness.readings`. Every sample is a line of
+    `smoothness.jsonl` in the run's folder, with `step` (steps taken before), `role`, `layer` (`null`: the whole role),
+    `radius`
     (`lr * radius`, the nominal step length; of a role the largest) and the readings, `null` where there is none.
 
     Args:
@@ -74,7 +75,8 @@ class SmoothnessMonitor(Probing):
         layers: Layers to measure: names, shell patterns or roles; default: all.
         per_layer: Log every layer, beside the roles.
         same_sample: Take the probe pass; without it only the trajectory estimate is available to one-gradient methods.
-        exact: Take singular values for spectral and nuclear norms; default: on the CPU (`lightning_gluon.readings`).
+        exact: Take singular values for spectral and nuclear norms; default: on the CPU
+            (`lightning_gluon.smoothness.readings`).
         window: Samples that the running fit is over.
         penalty: Weight of samples above the fit.
         log: Whether to log; default: if the Trainer has a logger.

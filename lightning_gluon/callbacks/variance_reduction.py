@@ -19,10 +19,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from lightning_gluon.callbacks.second_pass import Replay, exchanged_gradients
-from lightning_gluon.callbacks.untouched import Moment, untouched
-from lightning_gluon.callbacks.window import Window, load_window_, save_window
 from lightning_gluon.optimizer import Gluon
+from lightning_gluon.replay.replay import Replay, exchanged_gradients
+from lightning_gluon.replay.snapshot import Moment, untouched
+from lightning_gluon.replay.window import Window, load_window_, save_window
 
 __all__ = ["VarianceReduction"]
 

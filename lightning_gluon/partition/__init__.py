@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_gluon.partition.build import partition
+from lightning_gluon.partition.partition import partition
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.partition.route import MATRIX_ROLES, ROLES, Route
 

@@ -6,9 +6,9 @@ import math
 
 from torch import nn
 
+from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.partition.fused import Split, find_split
 from lightning_gluon.partition.network import Site, class_names
-from lightning_gluon.views import MatrixView
 
 __all__ = ["expert_views", "is_depthwise", "layer_views", "recurrent_views", "split_views"]
 

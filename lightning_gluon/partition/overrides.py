@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import nn
 
-from lightning_gluon.norms import NORMS
+from lightning_gluon.norms.table import NORMS
+from lightning_gluon.norms.views import MatrixView, covers
 from lightning_gluon.partition.network import Site
 from lightning_gluon.partition.route import MATRIX_ROLES, ROLES
-from lightning_gluon.views import MatrixView, covers
 
 __all__ = ["Overrides", "Rules"]
 

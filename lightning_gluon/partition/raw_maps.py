@@ -6,10 +6,10 @@ import math
 import re
 from dataclasses import dataclass
 
+from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.partition.fused import Split
 from lightning_gluon.partition.layouts import Read, split_views
 from lightning_gluon.partition.network import Site, class_names, look_up
-from lightning_gluon.views import MatrixView
 
 __all__ = ["RawMap", "find_raw_map"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lightning_gluon.views import MatrixView
+from lightning_gluon.norms.views import MatrixView
 
 __all__ = ["DEFAULT_NORMS", "MATRIX_ROLES", "ROLES", "Route", "default_norm"]
 

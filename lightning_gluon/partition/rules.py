@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.partition.evidence import Evidence
 from lightning_gluon.partition.layouts import expert_views, is_depthwise, layer_views, recurrent_views
 from lightning_gluon.partition.network import Site, class_names, is_weight_layer
 from lightning_gluon.partition.raw_maps import find_raw_map
-from lightning_gluon.views import MatrixView
 
 __all__ = ["Case", "Finding", "decide"]
 

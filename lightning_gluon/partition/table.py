@@ -16,7 +16,14 @@ from lightning_gluon.partition.route import ROLES, Route
 __all__ = ["NUMBER", "render", "to_text"]
 
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-_STYLES = {"hidden": "cyan", "input": "green", "embedding": "green", "head": "magenta", "bias": "yellow", "elementwise": "blue"}
+_STYLES = {
+    "hidden": "cyan",
+    "input": "green",
+    "embedding": "green",
+    "head": "magenta",
+    "bias": "yellow",
+    "elementwise": "blue",
+}
 
 
 def _key(route: Route) -> tuple[object, ...]:

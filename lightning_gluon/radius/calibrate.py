@@ -42,7 +42,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lightning_gluon.radius.groups import Factors
+from lightning_gluon.radius.radii import Factors
 
 __all__ = ["Calibrate", "Observation"]
 
@@ -78,7 +78,8 @@ class Observation:
             `None` without one.
         beside: Agreement over what AdamW steps beside an LMO; `None` where there is no such thing.
         loss: Training loss of this step's sample; like the agreements, for rules that need `agreement`.
-        layers: Readings by group or layer name, for rules that need `smoothness` (see `lightning_gluon.readings`).
+        layers: Readings by group or layer name, for rules that need `smoothness` (see
+            `lightning_gluon.smoothness.readings`).
         variance_reduced: Whether the method takes the second gradient.
         warming_up: Share of its peak that a rising learning-rate schedule has reached; 1 when it is not rising.
     """

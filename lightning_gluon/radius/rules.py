@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from lightning_gluon.radius.calibrate import Calibrate, Observation
-from lightning_gluon.smoothness import RunningFit
+from lightning_gluon.smoothness.fit import RunningFit
 
 __all__ = ["RULES", "Smoothness", "Theory", "make_rule"]
 

@@ -1,0 +1,163 @@
+"""`lightning-gluon`: Lightning's command line with optimizers by method name, for any LightningModule."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from lightning_gluon.callbacks.gluon_optimizer import GluonOptimizer
+from lightning_gluon.cli.count_epochs import CountEpochs
+from lightning_gluon.options import Options
+
+__all__ = ["GluonCLI", "ModelCLI"]
+
+_UNKNOWN = re.compile(r"(?:does not accept option '|unrecognized arguments: --)(optimizer\.)?(\w+)")
+_NO_SECTION = re.compile(r'Parser key "optimizer".*Unable to load config', re.DOTALL)
+_SECTIONS = ("optimizer", "trainer", "model", "data")
+
+
+class GluonParser(LightningArgumentParser):
+    """Lightning's parser, which also says what an unknown option of the optimizer could have been."""
+
+    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
+        """Exit with a message that names the options there are."""
+        super().error(f"{message}{_hint(message)}", *args, **kwargs)
+        raise SystemExit(2)
+
+
+def _hint(message: str) -> str:
+    """What an unknown option of the optimizer, or one outside its section, could have been."""
+    if _NO_SECTION.search(message):
+        return (
+            "\nExpected a section: `--optimizer.method NAME --optimizer.lr NUMBER`, in YAML {method: NAME, lr: NUMBER}."
+        )
+    found = _UNKNOWN.search(message)
+    if found is None:
+        return ""
+    valid = [*list(inspect.signature(GluonOptimizer).parameters)[:-1], *Options.__annotations__]
+    section, name = found.groups()
+    if section is None and name in valid:
+        return f". Did you mean `optimizer.{name}`?"
+    near = difflib.get_close_matches(name, valid if section else _SECTIONS, n=1)
+    hint = f". Did you mean `{near[0]}`?" if near else "."
+    return f"{hint} Options of `optimizer` are: {', '.join(valid)}" if "optimizer" in message else hint if near else ""
+
+
+class GluonCLI(LightningCLI):
+    """`LightningCLI` with an `optimizer` section that holds the arguments of `lightning_gluon.configure_optimizers`.
+
+    The stock CLI hands bare parameters to an optimizer class; this one asks the module, late, so that names and module
+    types are known, weights may be sharded, and schedules run per step. A module that has its own
+    `configure_optimizers` keeps it unless `optimizer.lr` is given.
+
+    Args:
+        *args: Arguments of `LightningCLI`.
+        **kwargs: Arguments of `LightningCLI`.
+
+    Raises:
+        ValueError: If a module is to be fitted that has no `configure_optimizers`, and no `optimizer.lr` is given.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> options = ["--optimizer.method=muon", "--optimizer.lr=0.02", "--trainer.logger=false"]
+        >>> cli = GluonCLI(BoringModel, args=options, run=False)
+        >>> type(cli.model.configure_optimizers()).__name__
+        'Gluon'
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs["auto_configure_optimizers"] = False
+        kwargs.setdefault("parser_class", GluonParser)
+        kwargs.setdefault("save_config_kwargs", {"overwrite": True})
+        defaults = dict(kwargs.get("trainer_defaults") or {})
+        callbacks = defaults.get("callbacks") or []
+        defaults["callbacks"] = [*(callbacks if isinstance(callbacks, list) else [callbacks]), CountEpochs()]
+        kwargs["trainer_defaults"] = defaults
+        super().__init__(*args, **kwargs)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the `optimizer` section.
+
+        Args:
+            parser: The parser of a subcommand.
+        """
+        parser.add_class_arguments(GluonOptimizer, "optimizer")
+
+    def _parse_ckpt_path(self) -> None:
+        """Let Lightning take the model's arguments from a checkpoint, but not another model."""
+        wanted, _ = self._model_and_checkpoint()
+        super()._parse_ckpt_path()
+        found, checkpoint = self._model_and_checkpoint()
+        if found != wanted:
+            raise ValueError(
+                f"Expected `ckpt_path` to be a checkpoint of {wanted}, but '{checkpoint}' is one of {found}. Give the "
+                "configuration that was saved with its run: `-c config.yaml`."
+            )
+
+    def _model_and_checkpoint(self) -> tuple[str | None, str | None]:
+        section = self.config.get(str(self.config.get("subcommand"))) or {}
+        return (section.get("model") or {}).get("class_path"), section.get("ckpt_path")
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer, and attach the optimizer to the model."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if error.__cause__ is None:
+                raise
+            raise error.__cause__ from None  # what the model or the data says, without jsonargparse's reading of it
+        if getattr(self.trainer, "fast_dev_run", False):  # Lightning 2.6.6 writes `last.ckpt` even then
+            for saver in self.trainer.checkpoint_callbacks:
+                saver.save_last = None  # type: ignore[attr-defined]
+        optimizer: GluonOptimizer = self._get(self.config_init, "optimizer")
+        if optimizer.active:
+            optimizer.bind(self.model)
+        elif self.subcommand == "fit" and is_overridden("configure_optimizers", self.model):
+            optimizer.warn_if_idle()
+        elif self.subcommand == "fit":
+            raise ValueError(
+                f"Expected `optimizer.lr`, since {type(self.model).__name__} has no `configure_optimizers`. Add a "
+                "method (`-c recipes/methods/gluon.yaml`) or `--optimizer.method gluon --optimizer.lr 0.02`."
+            )
+
+
+class ModelCLI(GluonCLI):
+    """Builds the model that a configuration of `fit` describes, without a Trainer.
+
+    Args:
+        args: The arguments of `fit`, without the word.
+    """
+
+    def __init__(self, args: list[str]) -> None:
+        names = {"prog": "lightning-gluon partition"}
+        super().__init__(
+            args=args, run=False, save_config_callback=None, seed_everything_default=False, parser_kwargs=names
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the `optimizer` section, and what the configuration saved with a run holds beside it.
+
+        Args:
+            parser: The parser.
+        """
+        super().add_arguments_to_parser(parser)
+        for key in ("ckpt_path", "weights_only"):
+            parser.add_argument(f"--{key}", type=Any, default=None)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments; the parent warns if the process has others.
+
+        Args:
+            parser: The parser.
+            args: The arguments.
+        """
+        self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Build the model."""
+        self.model = self._get(self.parser.instantiate_classes(self.config), "model")

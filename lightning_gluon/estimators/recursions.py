@@ -1,0 +1,153 @@
+"""What stands in for the gradient: the momentum estimators, as rows of a table.
+
+An estimator is a recursion over buffers that are kept between steps. With `b` the weight on the OLD momentum, `c_new`
+the gradient of this step's sample at the current weights and `c_old` the gradient of the SAME sample at a reference
+point,
+
+    ema        M <- b M + (1 - b) c_new
+    nesterov   M <- b M + (1 - b) c_new,               direction b M + (1 - b) c_new
+    mvr1       M <- c_new + b (M - c_old)
+    mvr2       G <- c_new + (1 - q) (G - c_old),       M <- b M + (1 - b) G
+    mvr3       G as in mvr2,                           M <- b M + (1 - b) G + b (c_new - c_old)
+    mars       c  = c_new + gamma b / (1 - b) (c_new - c_old), clipped;   M <- b M + (1 - b) c
+    igt        M <- b M + (1 - b) c_new, with c_new taken at the transported point Y = X + b / (1 - b) (X - X_prev)
+    dual_ema   direction b M + (1 - b) c_new,          M <- b2 M + (1 - b2) c_new
+
+Every buffer starts at the first gradient, or at zero where the method says so (`start`), and `c_old` at the first step
+is `c_new`: the first direction is a multiple of `c_new` for all of them, and no row needs a special first step.
+
+A new estimator is one function and one row of `ESTIMATORS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gluon.estimators.adamw import adamw_
+
+__all__ = ["ESTIMATORS", "Estimator"]
+
+Tensors = list[Tensor]
+Buffers = Mapping[str, Tensors]
+Options = Mapping[str, Any]
+Recursion = Callable[[Buffers, Tensors, Tensors, Options], Tensors]
+Kernel = Callable[[MutableMapping[Tensor, Any], Options, Tensors, Tensors], None]
+
+
+@dataclass(frozen=True)
+class Estimator:
+    """One momentum estimator: its recursion, its buffers, and the gradients it needs.
+
+    Args:
+        update: `(buffers, c_new, c_old, options) -> direction`; advances the buffers in place, may return one of them,
+            and never writes to `c_new` or `c_old`.
+        buffers: Names of the persistent buffers, each laid out like the parameter.
+        reference: Where a further gradient is needed: `None` (nowhere), `"previous"` (`c_old`, the same sample at the
+            last iterate) or `"transported"` (`c_new` itself is taken at the extrapolated point).
+        options: Options of the estimator with their defaults, beyond `momentum`.
+        step_: `(state, group, params, gradients)`, for a row that also moves the weights, by a kernel of its own; such
+            a row has no recursion.
+
+    Example:
+        >>> ESTIMATORS["mvr1"].gradients, ESTIMATORS["ema"].gradients
+        (2, 1)
+    """
+
+    update: Recursion
+    buffers: tuple[str, ...] = ("momentum",)
+    reference: str | None = None
+    options: Options = field(default_factory=dict)
+    step_: Kernel | None = None
+
+    @property
+    def gradients(self) -> int:
+        """Gradients of one sample that a step costs."""
+        return 2 if self.reference == "previous" else 1
+
+
+def _ema(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+    momentum = buffers["momentum"]
+    torch._foreach_lerp_(momentum, new, 1 - options["momentum"])
+    return momentum
+
+
+def _nesterov(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+    momentum = _ema(buffers, new, old, options)
+    return list(torch._foreach_lerp(new, momentum, options["momentum"]))
+
+
+def _recursive_(buffer: Tensors, new: Tensors, old: Tensors, keep: float) -> None:
+    """STORM's recursion `buffer <- new + keep (buffer - old)`; the difference first, so equal pairs cancel exactly."""
+    torch._foreach_sub_(buffer, old)
+    torch._foreach_mul_(buffer, keep)
+    torch._foreach_add_(buffer, new)
+
+
+def _mvr1(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+    _recursive_(buffers["momentum"], new, old, options["momentum"])
+    return buffers["momentum"]
+
+
+def _mvr2(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+    _recursive_(buffers["gradient_estimate"], new, old, 1 - options["q"])
+    return _ema(buffers, buffers["gradient_estimate"], old, options)
+
+
+def _mvr3(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+    momentum = _mvr2(buffers, new, old, options)
+    torch._foreach_add_(momentum, list(torch._foreach_sub(new, old)), alpha=options["momentum"])
+    return momentum
+
+
+def _mars(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+    weight = options["gamma"] * options["momentum"] / (1 - options["momentum"])
+    corrected = list(torch._foreach_sub(new, old))
+    torch._foreach_mul_(corrected, weight)
+    torch._foreach_add_(corrected, new)
+    if options["clip"]:
+        shrink = [norm.div_(options["clip"]).clamp_(min=1.0) for norm in torch._foreach_norm(corrected)]
+        torch._foreach_div_(corrected, shrink)
+    return _ema(buffers, corrected, old, options)
+
+
+def _mars_approximate(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+    direction = _mars(buffers, new, buffers["last_gradient"], options)
+    torch._foreach_copy_(buffers["last_gradient"], new)
+    return direction
+
+
+def _dual_ema(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+    direction = list(torch._foreach_lerp(new, buffers["momentum"], options["momentum"]))
+    torch._foreach_lerp_(buffers["momentum"], new, 1 - options["momentum_carry"])
+    return direction
+
+
+def _none(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+    raise NotImplementedError("This row moves the weights itself and has no direction.")
+
+
+MVR2_OPTIONS = {"q": 0.1, "reference": "copy"}
+MARS_OPTIONS = {"gamma": 0.025, "clip": 1.0}  # MARS 2411.10438, section 5: gamma = 0.025, ||c|| <= 1
+
+ESTIMATORS: dict[str, Estimator] = {
+    "ema": Estimator(_ema),
+    "nesterov": Estimator(_nesterov),
+    "mvr1": Estimator(_mvr1, reference="previous", options={"reference": "copy", "fold": False}),
+    "mvr2": Estimator(_mvr2, ("momentum", "gradient_estimate"), "previous", MVR2_OPTIONS),
+    "mvr3": Estimator(_mvr3, ("momentum", "gradient_estimate"), "previous", MVR2_OPTIONS),
+    "limuon": Estimator(
+        _mvr1,
+        reference="previous",
+        options={"reference": "copy", "fold": False, "rank": None, "oversampling": 5, "power_iterations": 1, "seed": 0},
+    ),
+    "mars": Estimator(_mars, reference="previous", options={**MARS_OPTIONS, "reference": "copy"}),
+    "mars_approximate": Estimator(_mars_approximate, ("momentum", "last_gradient"), options=MARS_OPTIONS),
+    "igt": Estimator(_ema, reference="transported"),
+    "dual_ema": Estimator(_dual_ema, options={"momentum_carry": 0.99}),
+    "adamw": Estimator(_none, ("exp_avg", "exp_avg_sq"), options={"betas": (0.9, 0.999), "eps": 1e-8}, step_=adamw_),
+}

@@ -1,0 +1,30 @@
+"""What is a unit ball: every norm with its dual norm and its linear minimisation oracle (LMO).
+
+For a norm `||.||` on a layer's weight and its dual `||G||_* = max_{||D|| <= 1} <G, D>`, the LMO returns the `D` that
+attains the maximum. All norms are batched over leading dimensions, give zero for zero, and their `lmo` does not depend
+on the scale of the input: there is no absolute epsilon anywhere.
+
+| norm | `||X||`, X (m, n) | `D` | `||G||_*` |
+|---|---|---|---|
+| `Spectral` | `||X||_2 / s` | `s U V^T` | `s sum_i sigma_i(G)` |
+| `SpectralConv` | the same on `(Cout, Cin k)` | `s U V^T` | the same |
+| `Sign` | `n max |X_ij|` | `sign(G) / n` | `sum |G_ij| / n` |
+| `RowNorm` | `max_i ||X_i|| / sqrt(n)` | `sqrt(n) G_i / ||G_i||` | `sqrt(n) sum_i ||G_i||` |
+| `ColumnNorm` | `max_j ||X_j|| / sqrt(m)` | `sqrt(m) G_j / ||G_j||` | `sqrt(m) sum_j ||G_j||` |
+| `RMSVector` | `||x|| / sqrt(d)`, x (d) | `sqrt(d) g / ||g||` | `sqrt(d) ||g||` |
+| `Euclidean` | `||X||_F` | `G / ||G||_F` | `||G||_F` |
+| `Max` | `max |X_ij|` | `sign(G)` | `sum |G_ij|` |
+"""
+
+from __future__ import annotations
+
+from lightning_gluon.norms.base import Norm
+from lightning_gluon.norms.entries import Max, Sign
+from lightning_gluon.norms.slices import ColumnNorm, Euclidean, Identity, RMSVector, RowNorm
+from lightning_gluon.norms.spectral import SCALINGS, Spectral, SpectralConv
+from lightning_gluon.norms.table import NORMS, make_norm
+
+__all__ = [
+    "NORMS", "SCALINGS", "ColumnNorm", "Euclidean", "Identity", "Max", "Norm", "RMSVector", "RowNorm", "Sign",
+    "Spectral", "SpectralConv", "make_norm",
+]  # fmt: skip

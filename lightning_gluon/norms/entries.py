@@ -1,0 +1,70 @@
+"""Norms of entries: the largest one, plain (signSGD) and in the units of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_gluon.norms.base import MATRIX, Norm, largest, to_wide
+
+
+@dataclass(frozen=True)
+class Max(Norm):
+    """Largest entry: `||X|| = max |X_ij|`, `D = sign(G)`, dual norm `sum |G_ij|` (signSGD).
+
+    Shapes: (..., m, n); a 1-D input is one vector.
+
+    Example:
+        >>> Max().lmo(torch.tensor([0.5, -2.0, 0.0]))
+        tensor([ 1., -1.,  0.])
+    """
+
+    matrices: ClassVar[bool] = False
+    guarded: ClassVar[bool] = True
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Return the largest magnitude."""
+        x = self._read(x)
+        return largest(x, MATRIX).squeeze(MATRIX) * self._width(x)
+
+    def dual_norm(self, g: Tensor) -> Tensor:
+        """Return the (scaled) sum of magnitudes."""
+        g = self._read(g)
+        return torch.linalg.vector_norm(to_wide(g), ord=1, dim=MATRIX) / self._width(g)
+
+    def lmo(self, g: Tensor) -> Tensor:
+        """Return the (scaled) signs."""
+        self._read(g)
+        return torch.sign(g)
+
+    def _width(self, tensor: Tensor) -> int:
+        return 1
+
+
+@dataclass(frozen=True)
+class Sign(Max):
+    """The 1 -> inf operator norm in the units of a table of width n: `||X|| = n max |X_ij|`, `D = sign(G) / n`.
+
+    Shapes: (..., m, n); n is the last dimension: the model width of a (vocabulary, n) embedding or head.
+
+    References:
+        T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
+
+    Example:
+        >>> Sign().lmo(torch.tensor([[3.0, -1.0], [0.0, 2.0]]))
+        tensor([[ 0.5000, -0.5000],
+                [ 0.0000,  0.5000]])
+    """
+
+    matrices: ClassVar[bool] = True
+    guarded: ClassVar[bool] = False
+
+    def lmo(self, g: Tensor) -> Tensor:
+        """Return `sign(g) / n`."""
+        return torch.sign(self._read(g)).div_(g.shape[-1]).view(g.shape)
+
+    def _width(self, tensor: Tensor) -> int:
+        return tensor.shape[-1]

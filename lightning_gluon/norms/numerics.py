@@ -1,0 +1,64 @@
+"""Numbers that neither overflow nor divide by zero, and buffers that are used again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def largest_magnitude(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Return the largest magnitude over `dims` (kept)."""
+    # torch.linalg.vector_norm(ord=inf) takes 25 times as long on CPUs.
+    return torch.maximum(tensor.amax(dims, keepdim=True), tensor.amin(dims, keepdim=True).neg())
+
+
+def one_if_zero(tensor: Tensor) -> Tensor:
+    """Replace zeros by ones, to divide by."""
+    return torch.where(tensor > 0, tensor, torch.ones_like(tensor))
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to accumulate norms in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def check_real(tensor: Tensor) -> None:
+    """Raise unless the tensor is dense, real and floating-point."""
+    if tensor.layout != torch.strided:
+        raise TypeError(
+            f"Expected a dense tensor, but got layout {tensor.layout} with shape {tuple(tensor.shape)}. "
+            "Call `.to_dense()` first."
+        )
+    if not tensor.is_floating_point():
+        raise TypeError(
+            f"Expected a real floating-point tensor, but got {tensor.dtype} with shape {tuple(tensor.shape)}. "
+            "Cast it, or view a complex tensor as real."
+        )
+
+
+class Workspace:
+    """Buffers kept between calls, one per slot, device and dtype, grown to the largest size asked for.
+
+    Fresh pages cost a CPU as much as a small product. A tensor taken from a slot is valid until the slot is next taken.
+    """
+
+    def __init__(self) -> None:
+        """Start without buffers."""
+        self._buffers: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+
+    def take(self, slot: str, shape: Sequence[int], like: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Return an uninitialised contiguous tensor on the device of `like`, in its dtype or the given one."""
+        size = math.prod(shape)
+        key = (slot, like.device, dtype or like.dtype)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.numel() < size:
+            buffer = torch.empty(size, dtype=dtype or like.dtype, device=like.device)
+            self._buffers[key] = buffer
+        return buffer[:size].view(tuple(shape))
+
+    def nbytes(self) -> int:
+        """Return the bytes held."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())

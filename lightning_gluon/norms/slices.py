@@ -1,0 +1,127 @@
+"""Norms of 2-norms: of rows, columns, vectors and whole tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from lightning_gluon.norms.base import MATRIX, Norm, direction, length
+
+
+@dataclass(frozen=True)
+class RowNorm(Norm):
+    """Largest row RMS: `||X|| = max_i ||X_i|| / sqrt(n)`, `D_i = sqrt(n) G_i / ||G_i||`, dual `sqrt(n) sum_i ||G_i||`.
+
+    The 1 -> RMS norm of a lookup table (vocabulary, n). A row that is zero stays zero.
+
+    Shapes: (..., m, n).
+
+    Example:
+        >>> import torch
+        >>> RowNorm().dual_norm(torch.tensor([[3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])).item()
+        12.0
+    """
+
+    _dim: ClassVar[int] = -1
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Return the largest RMS."""
+        x = self._read(x)
+        return length(x, (self._dim,)).amax(MATRIX) / math.sqrt(x.shape[self._dim])
+
+    def dual_norm(self, g: Tensor) -> Tensor:
+        """Return the scaled sum of lengths."""
+        g = self._read(g)
+        return length(g, (self._dim,)).sum(MATRIX) * math.sqrt(g.shape[self._dim])
+
+    def lmo(self, g: Tensor) -> Tensor:
+        """Return every row (column) scaled to RMS 1."""
+        rows = self._read(g)
+        return direction(rows, (self._dim,), math.sqrt(rows.shape[self._dim])).view(g.shape)
+
+
+@dataclass(frozen=True)
+class ColumnNorm(RowNorm):
+    """Largest column RMS: `RowNorm` of the transposed matrix, for tables stored (n, vocabulary).
+
+    Shapes: (..., m, n).
+
+    Example:
+        >>> import torch
+        >>> ColumnNorm().norm(torch.tensor([[3.0, 0.0], [3.0, 1.0]])).item()
+        3.0
+    """
+
+    _dim: ClassVar[int] = -2
+
+
+@dataclass(frozen=True)
+class RMSVector(Norm):
+    """Root mean square of a vector: `||x|| = ||x||_2 / sqrt(d)`, `D = sqrt(d) g / ||g||_2`, dual `sqrt(d) ||g||_2`.
+
+    Shapes: (..., d): every vector along the last dimension is a point of its own.
+
+    Example:
+        >>> import torch
+        >>> RMSVector().lmo(torch.tensor([3.0, 0.0, 4.0, 0.0]))
+        tensor([1.2000, 0.0000, 1.6000, 0.0000])
+    """
+
+    rank: ClassVar[int] = 1
+    matrices: ClassVar[bool] = False
+    guarded: ClassVar[bool] = True
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Return the root mean square."""
+        return length(self._read(x), (-1,)).squeeze(-1) / math.sqrt(x.shape[-1])
+
+    def dual_norm(self, g: Tensor) -> Tensor:
+        """Return `sqrt(d) ||g||`."""
+        return length(self._read(g), (-1,)).squeeze(-1) * math.sqrt(g.shape[-1])
+
+    def lmo(self, g: Tensor) -> Tensor:
+        """Return `g` scaled to RMS 1."""
+        return direction(self._read(g), (-1,), math.sqrt(g.shape[-1]))
+
+
+@dataclass(frozen=True)
+class Euclidean(Norm):
+    """Frobenius norm, its own dual: `D = G / ||G||_F` (normalised gradient descent).
+
+    Shapes: (..., m, n); a 1-D input is one vector.
+
+    Example:
+        >>> import torch
+        >>> Euclidean().lmo(torch.tensor([3.0, 4.0]))
+        tensor([0.6000, 0.8000])
+    """
+
+    matrices: ClassVar[bool] = False
+    guarded: ClassVar[bool] = True
+
+    def norm(self, x: Tensor) -> Tensor:
+        """Return the Frobenius norm."""
+        return length(self._read(x), MATRIX).squeeze(MATRIX)
+
+    def dual_norm(self, g: Tensor) -> Tensor:
+        """Return the Frobenius norm."""
+        return self.norm(g)
+
+    def lmo(self, g: Tensor) -> Tensor:
+        """Return `g / ||g||_F`."""
+        return direction(self._read(g), MATRIX, 1.0).view(g.shape)
+
+
+@dataclass(frozen=True)
+class Identity(Euclidean):
+    """No oracle: the direction is the momentum itself (SGD, AdamW). Lengths are measured in the Frobenius norm."""
+
+    guarded: ClassVar[bool] = False
+    stacks: ClassVar[bool] = False
+
+    def lmo(self, g: Tensor) -> Tensor:
+        """Return `g`."""
+        return g

@@ -1,0 +1,66 @@
+"""The norms by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from lightning_gluon.norms.base import Norm
+from lightning_gluon.norms.entries import Max, Sign
+from lightning_gluon.norms.slices import ColumnNorm, Euclidean, Identity, RMSVector, RowNorm
+from lightning_gluon.norms.spectral import Alternating, Spectral, SpectralConv
+
+NORMS: dict[str, type[Norm]] = {
+    "spectral": Spectral,
+    "spectral_conv": SpectralConv,
+    "alternating": Alternating,
+    "sign": Sign,
+    "row": RowNorm,
+    "column": ColumnNorm,
+    "rms": RMSVector,
+    "euclidean": Euclidean,
+    "max": Max,
+    "identity": Identity,
+}
+
+
+def make_norm(name: str, **options: object) -> Norm:
+    """Return the norm of that name.
+
+    Args:
+        name: One of `NORMS`.
+        **options: Its options, e.g. `scaling="muon"` for `spectral`.
+
+    Returns:
+        The norm.
+
+    Raises:
+        ValueError: If the name is unknown or an option is invalid.
+        TypeError: If the norm has no such option.
+
+    Example:
+        >>> make_norm("spectral", scaling="muon").scale(8, 2)
+        2.0
+    """
+    if name not in NORMS:
+        raise ValueError(f"Expected `norm` to be one of {', '.join(NORMS)}, but got {name!r}. Check the spelling.")
+    kind = NORMS[name]
+    known: list[str] = [own.name for own in fields(kind)] if is_dataclass(kind) else []
+    unknown = sorted(set(options) - set(known))
+    if unknown:
+        raise TypeError(f"Expected options of norm {name!r} to be among {known}, but got {unknown}. Remove them.")
+    return kind(**options)
+
+
+def norm_of(options: Mapping[str, Any]) -> Norm:
+    """Return the norm of a parameter group, with its options.
+
+    Args:
+        options: The group: `norm`, and the options that this norm declares.
+
+    Returns:
+        The norm.
+    """
+    kind = NORMS[options["norm"]]
+    return kind(**{name: options[option] for option, name in kind.options.items()})

@@ -1,0 +1,185 @@
+"""What can be read off one layer between two iterates, in the layer's own norm; sums and maxima make it a role's.
+
+With `T = X^{k-1} - X^k` the last step (decay included), `t = ||T||` its length and `D = T / t` its direction,
+
+    reading             meaning                                                         unit
+    grad_dual_norm      ||g^k||_*                                                       loss / norm
+    weight_norm         ||X^k||                                                         norm
+    update_norm         t, the effective radius                                         norm
+    update_rms          root mean square of the entries of T                            weight
+    L_trajectory        ||g^k - g^{k-1}||_* / t, two minibatches (the Gluon paper's)    loss / norm^2
+    L_hat               ||c_new - c_old||_* / t, the same minibatch                     loss / norm^2
+    noise_floor         sqrt(2) ||g^k||_* / t: L_trajectory when it is only noise       loss / norm^2
+    noise_ratio         ||g^k - g^{k-1}||_* / ||g^k||_*; near sqrt(2): only noise       1
+    same_to_different   ||c_new - c_old||_* / ||g^k - g^{k-1}||_*; over .8: t is far too large    1
+    agreement           <g^k, D>: slope of a fresh sample along the last step           loss / norm
+    alignment           <c_old, D>: the same before the step                            loss / norm
+    curvature           <c_old - c_new, D> / t: secant along the last step              loss / norm^2
+    L0, L1              the running fit L_hat ~ L0 + L1 ||g||_*                         loss / norm^2, 1 / norm
+    goodness            share of the variance of L_hat that the fit explains            1
+
+A role is the product of its layers: its norm is the largest layer norm, its dual norm the sum of theirs.
+
+Where steps use transported gradients (`gluon-igt`) the readings of two minibatches, `L_trajectory`, `noise_floor` and
+`noise_ratio`, are those at the transported points; all others are at `X^k` if a probe was taken, as the fit needs it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_gluon.smoothness.fit import noise_floor
+from lightning_gluon.step.layers import Layer
+
+__all__ = ["FIT_KEYS", "READINGS", "Pair", "combine", "derive", "inner", "measure", "whole"]
+
+READINGS = (
+    "grad_dual_norm",
+    "weight_norm",
+    "update_norm",
+    "update_rms",
+    "L_trajectory",
+    "L_hat",
+    "noise_floor",
+    "noise_ratio",
+    "same_to_different",
+    "agreement",
+    "alignment",
+    "curvature",
+)
+FIT_KEYS = ("L0", "L1", "goodness")
+LARGEST = ("weight", "step")  # of the raw sums these combine by their maximum, all others add
+Raw = dict[str, float]
+
+
+@dataclass
+class Pair:
+    """One layer at two iterates.
+
+    Args:
+        layer: The layer, at the present iterate.
+        grad: Gradient of this step's sample.
+        weight_before: Weights at the last iterate.
+        grad_before: Gradient of the last step's sample, or `None`.
+        new: Gradient of this sample here, where it is not `grad` itself.
+        old: Gradient of this sample at the last iterate (`c_old`), or `None`.
+    """
+
+    layer: Layer
+    grad: Tensor
+    weight_before: Tensor
+    grad_before: Tensor | None = None
+    new: Tensor | None = None
+    old: Tensor | None = None
+
+
+@torch.no_grad()
+def measure(pairs: Iterable[Pair], *, exact: bool | None = None) -> list[Raw]:
+    """Return the raw norms and products of every layer, waiting for the device once.
+
+    Args:
+        pairs: Layers at two iterates.
+        exact: Whether spectral and nuclear norms come from singular values; default: on the CPU. Decompositions are
+            slow on accelerators; there power iteration and the orthogonaliser stand in (within a few per cent).
+
+    Returns:
+        One dict of floats per layer, for `derive` and `combine`; what could not be measured is left out.
+    """
+    tensors = [_raw(pair, exact) for pair in pairs]
+    if not tensors:
+        return []
+    flat = [value.float() for raw in tensors for value in raw.values()]
+    values = iter(torch.stack([value.to(flat[0].device) for value in flat]).tolist())
+    return [{key: next(values) for key in raw} for raw in tensors]
+
+
+def _raw(pair: Pair, exact: bool | None) -> dict[str, Tensor]:
+    layer, grad, weight = pair.layer, whole(pair.grad), whole(pair.layer.parameter)
+    exact = weight.device.type == "cpu" if exact is None else exact
+    step = whole(pair.weight_before) - weight
+    new = grad if pair.new is None else whole(pair.new)
+    raw = {
+        "grad": layer.dual_norm(new, exact=exact),
+        "weight": layer.norm(weight, exact=exact),
+        "step": layer.norm(step, exact=exact),
+        "square": step.square().sum(),
+        "count": torch.full((), step.numel(), device=step.device),
+        "grad_step": inner(new, step),
+    }
+    if pair.new is not None:
+        raw["sample"] = layer.dual_norm(grad, exact=exact)
+    if pair.grad_before is not None:
+        raw["different"] = layer.dual_norm(grad - whole(pair.grad_before), exact=exact)
+    if pair.old is not None:
+        old = whole(pair.old)
+        raw["same"] = layer.dual_norm(new - old, exact=exact)
+        raw["old_step"] = inner(old, step)
+    return raw
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor in fp32 or wider, gathered from its shards where there are any (a collective, on every rank)."""
+    tensor = tensor.detach()
+    if hasattr(tensor, "full_tensor"):
+        tensor = tensor.full_tensor()
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def inner(one: Tensor, other: Tensor) -> Tensor:
+    """Return `<one, other>` as a 0-dim tensor."""
+    return torch.dot(one.flatten(), other.flatten().to(one.dtype))
+
+
+def combine(raws: Iterable[Raw]) -> Raw:
+    """Return the raw values of several layers as of one: norms by their maximum, dual norms and products by their sum.
+
+    Args:
+        raws: What `measure` returned for them.
+
+    Returns:
+        The same keys, as far as all layers have them.
+
+    Example:
+        >>> combine([{"grad": 1.0, "step": 0.1}, {"grad": 2.0, "step": 0.2}])
+        {'grad': 3.0, 'step': 0.2}
+    """
+    raws = list(raws)
+    keys = [key for key in raws[0] if all(key in raw for raw in raws)]
+    return {key: (max if key in LARGEST else math.fsum)([raw[key] for raw in raws]) for key in keys}
+
+
+def derive(raw: Mapping[str, float]) -> dict[str, float]:
+    """Return the readings, in the units of the table above; `nan` for what could not be measured.
+
+    Args:
+        raw: What `measure` or `combine` returned.
+
+    Returns:
+        One value per entry of `READINGS`.
+    """
+    get = {key: raw.get(key, math.nan) for key in ("different", "same", "old_step")}
+    step, grad = raw["step"], raw["grad"]
+    sample = raw.get("sample", grad)
+    return {
+        "grad_dual_norm": grad,
+        "weight_norm": raw["weight"],
+        "update_norm": step,
+        "update_rms": math.sqrt(raw["square"] / raw["count"]),
+        "L_trajectory": _over(get["different"], step),
+        "L_hat": _over(get["same"], step),
+        "noise_floor": noise_floor(sample, step),
+        "noise_ratio": _over(get["different"], sample),
+        "same_to_different": _over(get["same"], get["different"]),
+        "agreement": _over(raw["grad_step"], step),
+        "alignment": _over(get["old_step"], step),
+        "curvature": _over(get["old_step"] - raw["grad_step"], step**2),
+    }
+
+
+def _over(value: float, unit: float) -> float:
+    return value / unit if unit > 0 else math.nan

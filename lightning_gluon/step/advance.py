@@ -1,0 +1,341 @@
+"""One chunk of a step: the estimator is advanced, its direction goes through the LMO, the weights move.
+
+    M <- estimator(M, c_new, c_old);   X <- (1 - lr * weight_decay) X - lr * radius * D(M);   X <- retraction(X)
+
+The only place that moves parameters, beside the kernels of estimators that step by themselves.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_gluon.estimators.carry import Carry
+from lightning_gluon.estimators.recursions import ESTIMATORS
+from lightning_gluon.norms.needs import Context, Needs
+from lightning_gluon.norms.numerics import Workspace
+from lightning_gluon.norms.table import norm_of
+from lightning_gluon.step.decay import DECAYS, Decay
+from lightning_gluon.step.plan import Chunk, Stack, stack_views
+from lightning_gluon.step.retraction import RETRACTIONS, Retraction
+
+State = MutableMapping[Tensor, Any]
+Signal = list[Tensor | None]
+Kept = dict[str, list[Tensor]]  # a statistic of a stack: one tensor per slot
+
+
+@dataclass
+class Job:
+    """A chunk with all that its step reads and writes on the device.
+
+    Args:
+        chunk: Layout and options.
+        params: The weights.
+        new: Gradients in fp32 or wider.
+        old: Gradients at the previous iterate.
+        buffers: The estimator's buffers, in the dtype of the gradients.
+        kept: Statistics of norm and retraction, per stack.
+        partners: For every parameter the other factor of its product, as it was before the step.
+        lengths: Step length of every parameter, `lr * radius`.
+        keep: What decay leaves of the weights, `1 - lr * weight_decay`.
+        signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
+        carries: What keeps the buffers between steps.
+    """
+
+    chunk: Chunk
+    params: list[Tensor]
+    new: list[Tensor]
+    old: list[Tensor]
+    buffers: dict[str, list[Tensor]]
+    kept: list[Kept]
+    partners: list[Tensor]
+    lengths: Sequence[float] | Tensor = ()
+    keep: float | Tensor = 1.0
+    signal: Signal | None = None
+    carries: list[Carry] = field(default_factory=list)
+
+    def finish(self) -> None:
+        """Keep the buffers for the next step."""
+        for name, values in self.buffers.items():
+            for carry, value in zip(self.carries, values, strict=True):
+                carry.store(name, value)
+
+    def to_tensors(self) -> None:
+        """Prepare for a compiled step.
+
+        What schedules change becomes tensors, since every number would make a graph of its own. What the step writes is
+        marked as staying where it is: torch captures a CUDA graph only of what it may write in place.
+        """
+        dtype, device = self.new[0].dtype, self.params[0].device
+        # Non-blocking, or the host would wait for the device.
+        self.lengths = torch.tensor(self.lengths, dtype=dtype).to(device, non_blocking=True)
+        if self.chunk.group["weight_decay"]:
+            self.keep = torch.full((), float(self.keep), dtype=dtype, device=device)
+        statistics = itertools.chain.from_iterable(kept.values() for kept in self.kept)
+        for tensor in itertools.chain(self.params, *self.buffers.values(), *statistics):
+            torch._dynamo.mark_static_address(tensor, guard=False)
+
+    def arguments(self) -> tuple:
+        """Return what `advance_` takes."""
+        tensors = (self.params, self.new, self.old, self.buffers, self.kept, self.partners)
+        return self.chunk, *tensors, self.lengths, self.keep, self.signal
+
+
+def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Tensor]:
+    """Return the partners of all parameters whose norm reads one, as they are before anything moves.
+
+    A group names them in `partners`, one parameter or `None` for each of its own.
+    """
+    partners: dict[Tensor, Tensor] = {}
+    for chunk in chunks:
+        if not norm_of(chunk.group).reads_partner:
+            continue
+        for index in chunk.indices:
+            partner = chunk.group["partners"][index]
+            if partner is not None:
+                partners[chunk.group["params"][index]] = partner.clone()
+    return partners
+
+
+def prepare(
+    state: State,
+    chunk: Chunk,
+    new: list[Tensor],
+    old: list[Tensor] | None,
+    signal: Signal | None,
+    partners: Mapping[Tensor, Tensor],
+) -> Job | None:
+    """Load the buffers of a chunk; a chunk of an estimator that steps by itself is stepped here and now.
+
+    Args:
+        state: The optimizer's state, by parameter.
+        chunk: Parameters of one group.
+        new: Their gradients, which are only read.
+        old: Their gradients at the previous iterate; `None` where there are none yet.
+        signal: 0 where a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
+        partners: What `partners_of` returned.
+
+    Returns:
+        What is left to do.
+    """
+    group, params = chunk.group, chunk.params
+    norm, estimator = norm_of(group).at(group["steps"]), ESTIMATORS[group["estimator"]]
+    if estimator.step_ is not None:
+        estimator.step_(state, group, params, new)
+        return None
+    work = torch.promote_types(new[0].dtype, torch.float32)
+    new = [gradient.to(work) for gradient in new]
+    old = new if old is None else [gradient.to(work) for gradient in old]
+    for stack in chunk.stacks:
+        stack.norm = norm.on(new[0], (stack.count, *stack.shape))
+    carries = _carries(state, chunk)
+    return Job(
+        chunk=chunk,
+        params=params,
+        new=new,
+        old=old,
+        buffers={name: _loaded(carries, name, new) for name in estimator.buffers},
+        kept=_statistics(state, chunk, params),
+        partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
+        lengths=[group["lr"] * radius for radius in chunk.radii],
+        keep=1 - group["lr"] * group["weight_decay"],
+        signal=signal,
+        carries=carries,
+    )
+
+
+def _carries(state: State, chunk: Chunk) -> list[Carry]:
+    pairs = zip(chunk.params, chunk.factored, strict=True)
+    return [Carry(state[parameter], parameter, views, chunk.group) for parameter, views in pairs]
+
+
+def _loaded(carries: list[Carry], name: str, gradients: list[Tensor]) -> list[Tensor]:
+    return [carry.load(name, gradient) for carry, gradient in zip(carries, gradients, strict=True)]
+
+
+def _statistics(state: State, chunk: Chunk, params: list[Tensor]) -> list[Kept]:
+    """Return the statistics of every stack, and begin those that are not there yet."""
+    found = []
+    for stack in chunk.stacks:
+        kept: Kept = {}
+        for part in _parts(chunk, stack):
+            for statistic in part.statistics:
+                kept[statistic.name] = []
+                for slot in stack.slots:
+                    own, key = state[params[slot.member]], f"{statistic.name}{slot.index}"
+                    if key not in own:
+                        own[key] = statistic.first(slot.matrices(params[slot.member]))
+                    kept[statistic.name].append(own[key])
+        found.append(kept)
+    return found
+
+
+def _parts(chunk: Chunk, stack: Stack) -> list[Needs]:
+    retraction = _retraction(chunk)
+    return [part for part in (stack.norm, retraction) if part is not None]
+
+
+def _decay(chunk: Chunk) -> Decay:
+    return DECAYS[chunk.group.get("decay", "plain")]
+
+
+def _retraction(chunk: Chunk) -> Retraction | None:
+    name = chunk.group.get("retract")
+    return None if name is None else RETRACTIONS[name]
+
+
+def advance_all_(jobs: list[tuple]) -> None:
+    """Advance all chunks of a step, as one graph for a compiler."""
+    for arguments in jobs:
+        advance_(*arguments, workspace=Workspace())
+
+
+def advance_(
+    chunk: Chunk,
+    params: list[Tensor],
+    new: list[Tensor],
+    old: list[Tensor],
+    buffers: dict[str, list[Tensor]],
+    kept: list[Kept],
+    partners: list[Tensor],
+    lengths: Sequence[float] | Tensor,
+    keep: float | Tensor,
+    signal: Signal | None = None,
+    *,
+    workspace: Workspace,
+) -> None:
+    """Advance buffers and weights: all that runs on the device, and nothing that waits for it.
+
+    Args:
+        chunk: Layout and options.
+        params: The weights.
+        new: Gradients in fp32 or wider.
+        old: Gradients at the previous iterate.
+        buffers: The estimator's buffers, in the dtype of the gradients.
+        kept: Statistics of norm and retraction, per stack.
+        partners: For every parameter the other factor of its product; empty where the norm reads none.
+        lengths: Step length of every parameter, `lr * radius`.
+        keep: What decay leaves of the weights, `1 - lr * weight_decay`.
+        signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
+        workspace: Buffers to reuse.
+    """
+    direction = ESTIMATORS[chunk.group["estimator"]].update(buffers, new, old, chunk.group)
+    if signal is not None:
+        direction = _heard(direction, signal)
+    decay = _decay(chunk)
+    decays = isinstance(keep, Tensor) or keep != 1
+    if decays and not decay.reads_units:
+        decay.shrink_(params, keep, [])
+    if not chunk.stacks:  # the direction itself is the step
+        if decays and decay.reads_units:
+            decay.shrink_(params, keep, direction)
+        _subtract_(params, direction, list(lengths))
+        return
+    for stack, statistics in zip(chunk.stacks, kept, strict=True):
+        units = _lmo(stack, params, direction, statistics, partners, workspace)
+        targets = [slot.of(params[slot.member]) for slot in stack.slots]
+        pieces = [slot.update(units, params[slot.member].shape) for slot in stack.slots]
+        if decays and decay.reads_units:
+            decay.shrink_(targets, keep, pieces)
+        _subtract_(targets, pieces, _scaled(stack, lengths))
+        _retract_(chunk, stack, params, statistics, workspace)
+
+
+def _heard(direction: list[Tensor], signal: Signal) -> list[Tensor]:
+    """Return directions without the entries that are rounding noise: the LMO of zero is zero, and of a part its own."""
+    judged = {index: entries for index, entries in enumerate(signal) if entries is not None}
+    if not judged:
+        return direction
+    kept = torch._foreach_mul([direction[index] for index in judged], list(judged.values()))
+    replaced = dict(zip(judged, kept, strict=True))
+    return [replaced.get(index, whole) for index, whole in enumerate(direction)]
+
+
+def _scaled(stack: Stack, lengths: Sequence[float] | Tensor) -> list[Any]:
+    """Return the length of every slot's step, by the factor that makes its unit a point of the unit sphere."""
+    assert stack.norm is not None
+    scaled = []
+    for slot in stack.slots:
+        _, rows, columns = slot.view.matrix
+        scaled.append(lengths[slot.member] * stack.norm.scale(rows, columns, slot.view.kernel))
+    return scaled
+
+
+def _subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) -> None:
+    """Subtract `length piece` from every target; equal numbers in one call."""
+    if isinstance(lengths[0], Tensor):
+        for target, piece, length in zip(targets, pieces, lengths, strict=True):
+            target.sub_(piece.to(length.dtype) * length)
+        return
+    for length in dict.fromkeys(lengths):
+        where = [index for index, other in enumerate(lengths) if other == length]
+        torch._foreach_add_([targets[i] for i in where], [pieces[i] for i in where], alpha=-length)
+
+
+def _lmo(
+    stack: Stack,
+    params: list[Tensor],
+    direction: list[Tensor],
+    statistics: Kept,
+    partners: list[Tensor],
+    workspace: Workspace,
+) -> Tensor:
+    """Return the directions of a stack, up to the norm's scale."""
+    norm = stack.norm
+    assert norm is not None
+    context = Context(workspace)
+    if norm.reads_weights:
+        context.weights = _gather(stack, params, params[0].dtype, workspace, "weights")
+    if norm.reads_partner:
+        context.partners = [partners[slot.member] for slot in stack.slots]
+    context.statistics = _joined(norm, statistics)
+    batch = _gather(stack, direction, norm.staging_dtype(direction[0]), workspace, "gather", copy=norm.overwrites)
+    units = norm.lmo_(batch, context)
+    _part_(stack, context.statistics, statistics)
+    return units
+
+
+def _gather(
+    stack: Stack, tensors: list[Tensor], dtype: torch.dtype, workspace: Workspace, buffer: str, *, copy: bool = False
+) -> Tensor:
+    """Return the matrices of a stack from parameter-shaped tensors; a single whole tensor is not copied."""
+    shape, slot = (stack.count, *stack.shape), stack.slots[0]
+    only = tensors[slot.member]
+    alone = len(stack.slots) == 1 and slot.whole and not slot.transposed
+    if alone and not copy and only.dtype == dtype:
+        return only.reshape(shape)
+    batch = workspace.take(buffer, shape, only, dtype=dtype)
+    stack_views(stack, tensors, batch)
+    return batch
+
+
+def _joined(part: Needs, statistics: Kept) -> dict[str, Tensor]:
+    """Return a part's statistics for the whole stack."""
+    return {own.name: torch.cat(statistics[own.name]) for own in part.statistics}
+
+
+def _part_(stack: Stack, joined: Mapping[str, Tensor], statistics: Kept) -> None:
+    """Write statistics of a whole stack back to every slot."""
+    for name, whole in joined.items():
+        for slot, own in zip(stack.slots, statistics[name], strict=True):
+            own.copy_(whole[slot.start : slot.stop])
+
+
+def _retract_(chunk: Chunk, stack: Stack, params: list[Tensor], statistics: Kept, workspace: Workspace) -> None:
+    """Bring the matrices of a stack back to where the group's retraction wants them."""
+    retraction = _retraction(chunk)
+    if retraction is None:
+        return
+    wide = torch.promote_types(params[0].dtype, torch.float32)
+    weights = workspace.take("weights", (stack.count, *stack.shape), params[0], dtype=wide)
+    stack_views(stack, params, weights)
+    context = Context(workspace, statistics=_joined(retraction, statistics))
+    retraction.retract_(weights, context)
+    _part_(stack, context.statistics, statistics)
+    for slot in stack.slots:
+        slot.of(params[slot.member]).copy_(slot.piece(weights, params[slot.member].shape))

@@ -1,0 +1,1 @@
+"""Gradients at a second point: the previous iterate, the exchange of weights, the random streams."""
