@@ -11,9 +11,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
-from lightning_gluon.callbacks.count_epochs import CountEpochs
 
 import lightning_gluon
+from lightning_gluon.cli.count_epochs import CountEpochs
 from recipes.data import ImageData, ResumableLoader
 
 BATCHES, EPOCHS = 5, 3
