@@ -125,7 +125,7 @@ def sounds(random: torch.Generator) -> Batch:
 
 @dataclass(frozen=True)
 class Transformers(Architecture):
-    """A model of transformers: the prefix of its class and of its configuration, and the task its class is named for."""
+    """A model of transformers: the prefix of its class and its configuration, and the task its class is named for."""
 
     task: str = "ForCausalLM"
     inputs: Callable[[torch.Generator], Batch] = tokens
@@ -172,7 +172,10 @@ MIXED = [
     *[Timm(name, SMALL) for name in ("maxvit_rmlp_pico_rw_256", "twins_svt_small")],
 ]
 PATCHES = [
-    *[Timm(name, SHALLOW) for name in ("vit_tiny_patch16_224", "xcit_nano_12_p16_224", "cait_xxs24_224", "convit_tiny")],
+    *[
+        Timm(name, SHALLOW)
+        for name in ("vit_tiny_patch16_224", "xcit_nano_12_p16_224", "cait_xxs24_224", "convit_tiny")
+    ],
     *[Timm(name, SLIM) for name in ("beit_base_patch16_224", "deit3_small_patch16_224")],
     Timm("tnt_s_patch16_224", {"img_size": 64, "depth": 2}),
     Timm("eva02_tiny_patch14_224", {"img_size": 56, "depth": 3}, size=56),
@@ -197,7 +200,9 @@ ENCODERS = [
     Transformers("Bert (classes)", DENSE, "ForSequenceClassification", sentences),
     Transformers("Albert", {**DENSE, "embedding_size": 32}, "ForMaskedLM"),
     Transformers("FNet", {**WIDTH, "num_hidden_layers": 2, "intermediate_size": 128}, "ForMaskedLM"),
-    Transformers("DistilBert", {"vocab_size": 99, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128}, "ForMaskedLM"),
+    Transformers(
+        "DistilBert", {"vocab_size": 99, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128}, "ForMaskedLM"
+    ),
     Transformers(
         "MobileBert",
         {**BODY, "intermediate_size": 64, "embedding_size": 32, "intra_bottleneck_size": 32},

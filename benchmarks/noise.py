@@ -8,9 +8,9 @@ norm is compared with its gradient in fp64:
     silent   a real gradient that is taken for noise
     harm     silent, although the gradient agrees with fp64 to better than its own length
 
-once by the layer's own weight (`weight`, what `lightning_gluon.step.noise` does) and once by the largest gradient of the
-module (`module`, what it did). Each map of a fused weight counts as one vector. 16-mixed runs in fp16 autocast on the
-CPU, under the largest loss scale that leaves all gradients finite, and after the four steps alone: it is slow.
+once by the layer's own weight (`weight`, what `lightning_gluon.step.noise` does) and once by the largest gradient of
+the module (`module`, for comparison). Each map of a fused weight counts as one vector. 16-mixed runs in fp16 autocast
+on the CPU, under the largest loss scale that leaves all gradients finite, and after the four steps alone: it is slow.
 
     python -m benchmarks.noise [--only NAME ...] [--output benchmarks/results/noise.jsonl]
 """

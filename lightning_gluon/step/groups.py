@@ -30,7 +30,7 @@ COMMON: dict[str, Any] = {
     "orthogonalizer_dtype": None,  # a torch dtype by name; None: what the hardware does fast
     "momentum_dtype": None,  # a torch dtype by name; None: fp32, or fp64 for fp64 parameters
     "on_nonfinite": "raise",
-    "noise_floor": None,  # gradients below this share of their layer's largest are rounding noise; None: by dtype
+    "noise_floor": None,  # None: that of the precision, see `step.noise`
 }
 NUMBERS = ("lr", "momentum", "weight_decay", "radius")  # what every method has beside its options
 LISTED = ("params", "param_names", "views", "radius")  # one entry per parameter; the radius, if it is a list
