@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from lightning_gluon.step.plan import Chunk
 __all__ = ["NOISE_FLOOR", "NoiseGuard"]
 
 # By the dtype of the backward pass, between true zeros and real gradients as `benchmarks/noise.py` measures them.
-NOISE_FLOOR = {torch.float64: 2**-38, torch.float32: 2**-14, torch.bfloat16: 2**-6, torch.float16: 2**-10}
+NOISE_FLOOR = {torch.float64: 2**-38, torch.float32: 2**-9, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 JUDGED_ROLES = ("bias",)
 # What stands for `bias` in the name of its weight: plain, and the direction in both styles of weight norm.
 WEIGHTS = ("weight", "weight_v", "parametrizations.weight.original1")
@@ -67,7 +68,7 @@ class Pair:
     bias: Member
     weight: Member
 
-    @property
+    @cached_property
     def fused(self) -> bool:
         """True where a matrix holds several maps, each with its own part of the bias."""
         if self.weight.parameter.ndim != 2 or self.weight.maps < 2:
@@ -92,8 +93,20 @@ class Pair:
             return floor
         return NOISE_FLOOR.get(self.bias.parameter.dtype, NOISE_FLOOR[torch.bfloat16])
 
+    @cached_property
+    def blocks(self) -> list[int]:
+        """Rows of every part where parts are blocks of rows, one after the other; empty where they are not."""
+        sizes: list[int] = []
+        for view in self.weight.views:
+            if not view.is_plain or view.dim != 0 or view.start != sum(sizes):
+                return []
+            sizes.append(view.stop - view.start)
+        return sizes
+
     def parts_of_weight(self, tensor: Tensor) -> list[Tensor]:
         """Return the maps of a tensor laid out like the weight, sharing storage."""
+        if self.blocks:
+            return list(tensor.split(self.blocks))
         parts: list[Tensor] = []
         for view in self.weight.views:
             maps = view.of(tensor)
@@ -105,6 +118,8 @@ class Pair:
 
     def parts_of_bias(self, tensor: Tensor) -> list[Tensor]:
         """Return the parts of a tensor laid out like the bias, one for each map, sharing storage."""
+        if self.blocks:
+            return list(tensor.split(self.blocks))
         shape = self.weight.parameter.shape
         view = self.weight.views[0]
         stored_in_out = view.permute[-1] != len(view.split) - 1
