@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.partition import Partition, partition
-from lightning_gluon.step.advance import advance_, advance_all_, prepare
+from lightning_gluon.step.advance import advance_, advance_all_, partners_of, prepare
 from lightning_gluon.step.conditions import check_star_convex
 from lightning_gluon.step.finite import GradientCheck
 from lightning_gluon.step.groups import as_list, build_groups, check_options, check_ranks_fit, groups_of_routes
@@ -304,24 +304,26 @@ class Gluon(Optimizer):
         signal: list[Tensor | None] | None,
     ) -> None:
         """Move chunk by chunk, so that one chunk's intermediates are held; compiled, all in one graph."""
-        start, jobs = 0, []
+        start, jobs, partners = 0, [], partners_of(chunks)
         with ExitStack() as tracked:
             for chunk in chunks:
                 part = slice(start, start + len(chunk.indices))
                 start = part.stop
                 old, heard = references[part] if references else None, signal[part] if signal is not None else None
                 tracked.enter_context(self._reference.tracking(chunk.params))
-                job = prepare(self.state, chunk, gradients[part], old, heard)
+                job = prepare(self.state, chunk, gradients[part], old, heard, partners)
                 if job is not None and self.compile:
                     jobs.append(job)
                     continue
                 if job is not None:
-                    advance_(*job.arguments(compiled=False), workspace=self._workspace)
+                    advance_(*job.arguments(), workspace=self._workspace)
                     job.finish()
                 if not self.compile:
                     tracked.close()
+            for job in jobs:
+                job.to_tensors()
             if jobs:
-                self._advance_all([job.arguments(compiled=True) for job in jobs])
+                self._advance_all([job.arguments() for job in jobs])
             for job in jobs:
                 job.finish()
 
