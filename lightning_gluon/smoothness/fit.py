@@ -6,7 +6,7 @@
     L_hat[k] = ||g^k - g^{k-1}||_* / ||X^k - X^{k-1}||           trajectory: the Gluon paper's, on two minibatches
 
 The difference of two minibatch gradients holds the noise of both, about `sqrt(2) ||g||_*` once noise dominates, so the
-trajectory estimate is then `sqrt(2) ||g||_* / t` whatever the smoothness is. That value is the `noise_floor`.
+trajectory estimate is then `sqrt(2) ||g||_* / t` whatever the smoothness is. That value is the reading `noise_only`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["RunningFit", "SmoothnessFit", "fit", "noise_floor"]
+__all__ = ["RunningFit", "SmoothnessFit", "fit", "noise_only"]
 
 PENALTY = 5.0  # weight of samples above the fit, the paper's lambda
 MAX_ROUNDS = 100  # the fit ends after finitely many rounds, in practice 3 to 6
@@ -177,7 +177,7 @@ def _lowest_on_segment(residual: Tensor, change: Tensor, penalty: float) -> floa
     return knots[low] - left * (knots[high] - knots[low]) / (right - left)
 
 
-def noise_floor(grad_dual_norm: float, step_norm: float) -> float:
+def noise_only(grad_dual_norm: float, step_norm: float) -> float:
     """Return what the trajectory estimate reads when all it sees is noise: `sqrt(2) ||g||_* / ||X^k - X^{k-1}||`.
 
     Two independent minibatch gradients whose noise outweighs their mean differ by `sqrt(2)` times the length of one. A

@@ -23,7 +23,7 @@ from lightning_gluon.valid import did_you_mean, one_of
 COMMON: dict[str, Any] = {
     "momentum_dtype": None,  # a torch dtype by name; None: fp32, or fp64 for fp64 parameters
     "on_nonfinite": "raise",
-    "noise_floor": None,  # gradients below this share of their layer's largest are rounding noise; None: by dtype
+    "noise_floor": None,  # None: that of the precision, see `step.noise`
 }
 ANY_METHOD = ("start", *Spectral.options)  # any method may be given a spectral norm
 SHARDED = (
