@@ -18,11 +18,12 @@ from torch.optim import Optimizer
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.partition import Partition, partition
-from lightning_gluon.step.advance import advance_, advance_all_, prepare
+from lightning_gluon.step.advance import advance_, advance_all_, partners_of, prepare
 from lightning_gluon.step.conditions import check_star_convex
+from lightning_gluon.step.finite import GradientCheck
 from lightning_gluon.step.groups import as_list, build_groups, check_options, check_ranks_fit, groups_of_routes
 from lightning_gluon.step.layers import Layer
-from lightning_gluon.step.noise import GradientCheck
+from lightning_gluon.step.noise import NoiseGuard
 from lightning_gluon.step.plan import Chunk, build_plan
 from lightning_gluon.step.state import match_saved_state, memory
 from lightning_gluon.two_point.reference import ReferencePoint
@@ -133,7 +134,7 @@ class Gluon(Optimizer):
 
     def _transient(self) -> None:
         """Create what is not saved: plans, buffers to reuse, the view of the reference point."""
-        self._plans: dict[tuple, tuple[list[Chunk], GradientCheck] | None] = {}
+        self._plans: dict[tuple, tuple[list[Chunk], GradientCheck, NoiseGuard] | None] = {}
         self._workspace = Workspace()
         self._reference = ReferencePoint(self)
         self.folded = False
@@ -280,7 +281,7 @@ class Gluon(Optimizer):
         plan = self._plan()
         if plan is None:
             return loss
-        chunks, check = plan
+        chunks, check, guard = plan
         gradients = [gradient for chunk in chunks for gradient in chunk.gradients]
         references = self._reference_list(chunks)
         self.reference_gradients, folded, self.folded = {}, self.folded, False
@@ -288,7 +289,7 @@ class Gluon(Optimizer):
         if norms is None:
             return loss
         with _full_precision(chunks):
-            self._update(chunks, gradients, references, check.signal(norms))
+            self._update(chunks, gradients, references, guard.signal(gradients, norms))
         self._reference.stay({parameter for chunk in chunks for parameter in chunk.params})
         self._count(chunks, bool(references))
         if self.reference_point is not None:  # the peak is in the second backward pass: keep nothing there to reuse
@@ -296,27 +297,33 @@ class Gluon(Optimizer):
         return loss
 
     def _update(
-        self, chunks: list[Chunk], gradients: list[Tensor], references: list[Tensor], signal: list[Tensor] | None
+        self,
+        chunks: list[Chunk],
+        gradients: list[Tensor],
+        references: list[Tensor],
+        signal: list[Tensor | None] | None,
     ) -> None:
         """Move chunk by chunk, so that one chunk's intermediates are held; compiled, all in one graph."""
-        start, jobs = 0, []
+        start, jobs, partners = 0, [], partners_of(chunks)
         with ExitStack() as tracked:
             for chunk in chunks:
                 part = slice(start, start + len(chunk.indices))
                 start = part.stop
                 old, heard = references[part] if references else None, signal[part] if signal is not None else None
                 tracked.enter_context(self._reference.tracking(chunk.params))
-                job = prepare(self.state, chunk, gradients[part], old, heard)
+                job = prepare(self.state, chunk, gradients[part], old, heard, partners)
                 if job is not None and self.compile:
                     jobs.append(job)
                     continue
                 if job is not None:
-                    advance_(*job.arguments(compiled=False), workspace=self._workspace)
+                    advance_(*job.arguments(), workspace=self._workspace)
                     job.finish()
                 if not self.compile:
                     tracked.close()
+            for job in jobs:
+                job.to_tensors()
             if jobs:
-                self._advance_all([job.arguments(compiled=True) for job in jobs])
+                self._advance_all([job.arguments() for job in jobs])
             for job in jobs:
                 job.finish()
 
@@ -325,14 +332,14 @@ class Gluon(Optimizer):
         mode = self.compile if isinstance(self.compile, str) else None
         return torch.compile(advance_all_, dynamic=False, mode=mode)
 
-    def _plan(self) -> tuple[list[Chunk], GradientCheck] | None:
+    def _plan(self) -> tuple[list[Chunk], GradientCheck, NoiseGuard] | None:
         """Return the plan for the parameters that have a gradient now; `None` where none has."""
         present = tuple(parameter.grad is not None for group in self.param_groups for parameter in group["params"])
         if present not in self._plans:
             if len(self._plans) == PLANS:
                 del self._plans[next(iter(self._plans))]
             chunks = build_plan(self.param_groups)
-            self._plans[present] = (chunks, GradientCheck(chunks)) if chunks else None
+            self._plans[present] = (chunks, GradientCheck(chunks), NoiseGuard(chunks)) if chunks else None
         return self._plans[present]
 
     def _count(self, chunks: list[Chunk], two: bool) -> None:

@@ -25,13 +25,11 @@ __all__ = ["as_list", "build_groups", "check_options", "check_ranks_fit", "compl
 
 # Options of every group beside its estimator's, with their defaults.
 COMMON: dict[str, Any] = {
-    "orthogonalizer": "polar_express",
-    "orthogonalizer_steps": None,
-    "orthogonalizer_dtype": None,  # a torch dtype by name; None: what the hardware does fast
     "momentum_dtype": None,  # a torch dtype by name; None: fp32, or fp64 for fp64 parameters
     "on_nonfinite": "raise",
     "noise_floor": None,  # gradients below this share of their layer's largest are rounding noise; None: by dtype
 }
+MATRIX_OPTIONS = tuple(Spectral.options)  # any method may be given a spectral norm
 NUMBERS = ("lr", "momentum", "weight_decay", "radius")  # what every method has beside its options
 LISTED = ("params", "param_names", "views", "radius")  # one entry per parameter; the radius, if it is a list
 CHOICES = {
@@ -86,7 +84,8 @@ def _near(name: Any, known: Iterable[str]) -> str:
 def check_options(method: str, options: Iterable[str]) -> None:
     """Raise unless a method knows all of its options, before anything is made of them."""
     row = find_method(method)
-    accepted = {*COMMON, "start", "scaling"}.union(*(ESTIMATORS[name].options for name in row.estimators))
+    rows = [*(ESTIMATORS[name].options for name in row.estimators), *(NORMS[name].options for name in row.norms)]
+    accepted = {*COMMON, *MATRIX_OPTIONS, "start"}.union(*rows)
     for option in options:
         if option not in accepted:
             near = _near(option, accepted.union(NUMBERS))
@@ -278,12 +277,14 @@ def complete_group(group: dict[str, Any], row: Method) -> dict[str, Any]:
     group.setdefault("estimator", rule.estimator)
     _check_choice(group, "norm")
     _check_choice(group, "estimator")
-    spectral = issubclass(NORMS[group["norm"]], Spectral)
-    group["scaling"] = (group.get("scaling") or rule.scaling or "rms") if spectral else None
-    defaults = {**COMMON, **ESTIMATORS[group["estimator"]].options}
-    if group["estimator"] == rule.estimator:
-        defaults.update(rule.options)
-    foreign = set().union(*(ESTIMATORS[name].options for name in ESTIMATORS)) - set(defaults)
+    norm, estimator = NORMS[group["norm"]], ESTIMATORS[group["estimator"]]
+    defaults = {**COMMON, **norm.defaults(), **estimator.options}
+    if group.get("scaling", "") is None:
+        del group["scaling"]
+    own = {**rule.options, **({"scaling": rule.scaling} if rule.scaling else {})}
+    defaults.update({key: value for key, value in own.items() if key in defaults})
+    rows = [*(ESTIMATORS[name].options for name in ESTIMATORS), *(NORMS[name].options for name in NORMS)]
+    foreign = set().union(*rows) - set(defaults)
     for key in list(group):
         if key in foreign:  # an option of another role's estimator
             del group[key]
@@ -295,7 +296,8 @@ def complete_group(group: dict[str, Any], row: Method) -> dict[str, Any]:
     for key in set(group) - {"params", "param_names", "views"}:
         group[key] = _plain(group[key])
     for key in ("orthogonalizer_dtype", "momentum_dtype"):
-        group[key] = _dtype_name(key, group[key])
+        if key in group:
+            group[key] = _dtype_name(key, group[key])
     _check_group(group)
     return group
 
