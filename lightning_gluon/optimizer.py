@@ -25,7 +25,9 @@ from lightning_gluon.step.layers import Layer
 from lightning_gluon.step.noise import GradientCheck
 from lightning_gluon.step.plan import Chunk, build_plan
 from lightning_gluon.step.state import match_saved_state, memory
+from lightning_gluon.two_point.exchange import exchanged_gradients
 from lightning_gluon.two_point.reference import ReferencePoint
+from lightning_gluon.two_point.signals import held
 from lightning_gluon.two_point.streams import rng_state, set_rng_state
 
 __all__ = ["Gluon"]
@@ -287,10 +289,10 @@ class Gluon(Optimizer):
         norms = check.norms(gradients, [] if folded else references)
         if norms is None:
             return loss
-        with _full_precision(chunks):
+        with held(), _full_precision(chunks):  # Ctrl-C waits: half a step would leave torn weights
             self._update(chunks, gradients, references, check.signal(norms))
-        self._reference.stay({parameter for chunk in chunks for parameter in chunk.params})
-        self._count(chunks, bool(references))
+            self._reference.stay({parameter for chunk in chunks for parameter in chunk.params})
+            self._count(chunks, bool(references))
         if self.reference_point is not None:  # the peak is in the second backward pass: keep nothing there to reuse
             self._workspace = Workspace()
         return loss
@@ -375,18 +377,13 @@ class Gluon(Optimizer):
             loss = closure()
         after = rng_state()
         params = [parameter for group in self.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in params]
-        for parameter in params:
-            parameter.grad = None
         try:
             set_rng_state(before)
-            with self.at_reference(), torch.enable_grad():
+            with exchanged_gradients(params, {}) as taken, self.at_reference(), torch.enable_grad():
                 again()
-            self.reference_gradients = {p: p.grad for p in params if p.grad is not None}
         finally:
             set_rng_state(after)
-            for parameter, gradient in zip(params, gradients, strict=True):
-                parameter.grad = gradient
+        self.reference_gradients = taken.gradients
         return loss
 
     def _reference_list(self, chunks: list[Chunk]) -> list[Tensor]:

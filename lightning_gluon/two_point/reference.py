@@ -13,15 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from lightning_gluon.two_point.exchange import Detour, Move, Shift, Swap, exchanged
+
 if TYPE_CHECKING:
     from lightning_gluon.optimizer import Gluon
 
-__all__ = ["REFERENCES", "ReferencePoint", "enter_", "leave_", "record_", "reference_bytes"]
+__all__ = ["REFERENCES", "ReferencePoint", "record_", "reference_bytes", "way_back"]
 
 REFERENCES = ("copy", "step", "step8")
 
@@ -50,20 +53,11 @@ def record_(kind: str, state: dict[str, Tensor], parameter: Tensor, before: Tens
     parameter.sub_(step).add_(step)
 
 
-def enter_(kind: str, state: dict[str, Tensor], parameter: Tensor) -> None:
-    """Exchange the weights with the previous iterate, in place."""
+def way_back(kind: str, state: dict[str, Tensor], parameter: Tensor) -> Move:
+    """Return the move that takes the weights to the previous iterate and back, bit for bit."""
     if kind == "copy":
-        _swap_(parameter, state["previous"])
-    else:
-        parameter.sub_(_step(kind, state, parameter))
-
-
-def leave_(kind: str, state: dict[str, Tensor], parameter: Tensor) -> None:
-    """Undo `enter_`, bit for bit."""
-    if kind == "copy":
-        _swap_(parameter, state["previous"])
-    else:
-        parameter.add_(_step(kind, state, parameter))
+        return Swap(parameter, state["previous"])
+    return Shift(parameter, partial(_step, kind, state, parameter))
 
 
 def reference_bytes(kind: str, parameter: Tensor) -> int:
@@ -97,10 +91,10 @@ def _step(kind: str, state: dict[str, Tensor], parameter: Tensor) -> Tensor:
     return state["displacement"].to(wide).mul_(state["displacement_scale"])
 
 
-def _swap_(one: Tensor, other: Tensor) -> None:
-    held = one.clone()
-    one.copy_(other)
-    other.copy_(held)
+def _way_ahead(parameter: Tensor, previous: Tensor, momentum: float) -> Move:
+    """Return the move to the transported point `X + b / (1 - b) (X - X_prev)` and back."""
+    ahead = momentum / (1 - momentum)
+    return Detour(parameter, lambda here: parameter.add_(here - previous, alpha=ahead))
 
 
 class ReferencePoint:
@@ -113,7 +107,7 @@ class ReferencePoint:
     def __init__(self, optimizer: Gluon) -> None:
         self.optimizer = optimizer
         self.used = False  # since the last step without a closure
-        self._held: dict[Tensor, Tensor] = {}
+        self._moves: list[Move] = []
 
     @property
     def kind(self) -> str:
@@ -132,41 +126,28 @@ class ReferencePoint:
         Raises:
             RuntimeError: If the method needs no reference, has taken no step, or is at it already.
         """
-        if not self.optimizer.needs_reference or self._held:
+        if not self.optimizer.needs_reference or any(move.away for move in self._moves):
             raise RuntimeError(
                 "There is no reference point now: the method needs none, no step was taken, or it is in use."
             )
-        moved: list[Tensor] = []
         self.used = True
-        try:
-            with torch.no_grad():
-                for group in self.optimizer.param_groups:
-                    moved.extend(parameter for parameter in group["params"] if self._enter_(group, parameter))
+        self._moves = self._ways()
+        with exchanged(self._moves):
             yield
-        finally:
-            with torch.no_grad():
-                for parameter in reversed(moved):
-                    self._leave_(parameter)
+        self._moves = []
 
-    def _enter_(self, group: dict[str, Any], parameter: Tensor) -> bool:
-        state = self.optimizer.state.get(parameter, {})
-        if self.optimizer.reference_point == "previous":
-            if "previous" not in state and "displacement" not in state:
-                return False
-            enter_(self.kind, state, parameter)
-            return True
-        if "previous" not in state or group["estimator"] != "igt":
-            return False
-        self._held[parameter] = parameter.clone()
-        ahead = group["momentum"] / (1 - group["momentum"])
-        parameter.add_(self._held[parameter] - state["previous"], alpha=ahead)
-        return True
-
-    def _leave_(self, parameter: Tensor) -> None:
-        if parameter in self._held:
-            parameter.copy_(self._held.pop(parameter))
-        else:
-            leave_(self.kind, self.optimizer.state[parameter], parameter)
+    def _ways(self) -> list[Move]:
+        moves: list[Move] = []
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = self.optimizer.state.get(parameter, {})
+                if "previous" not in state and "displacement" not in state:
+                    continue
+                if self.optimizer.reference_point == "previous":
+                    moves.append(way_back(self.kind, state, parameter))
+                elif group["estimator"] == "igt":
+                    moves.append(_way_ahead(parameter, state["previous"], group["momentum"]))
+        return moves
 
     @contextmanager
     def tracking(self, params: Sequence[Tensor]) -> Iterator[None]:
