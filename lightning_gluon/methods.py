@@ -60,20 +60,25 @@ class Method:
     theory: tuple[float, float] | None = None
 
     @property
+    def norms(self) -> tuple[str, ...]:
+        """Names of the norms that the roles use, without repeats."""
+        return tuple(dict.fromkeys(rule.norm for rule in self.rules.values()))
+
+    @property
     def estimators(self) -> tuple[str, ...]:
         """Names of the estimators that the roles use, without repeats."""
         return tuple(dict.fromkeys(rule.estimator for rule in self.rules.values()))
 
 
 def _layerwise(
-    estimator: str, *, scaling: str = "rms", table: float = 25.0, vector: float = 0.1, **options: Any
+    estimator: str, *, matrix: str = "spectral", table: float = 25.0, vector: float = 0.1, **options: Any
 ) -> dict[str, Rule]:
     """Gluon's geometry: spectral matrices, sign tables, RMS vectors, one estimator for all."""
     return {
-        "hidden": Rule("spectral", estimator, 1.0, scaling, options),
+        "hidden": Rule(matrix, estimator, 1.0, "rms", options),
         # A dense input layer is a map: behind a one-hot input one row acts at a time, behind pixels all entries add up.
         # ViT for CIFAR-10, 400 steps: evaluation loss 1.80 with signs at 25, 1.59, 1.58, 1.59 spectral at 0.1, 0.3, 1.
-        "input": Rule("spectral", estimator, 0.3, scaling, options),
+        "input": Rule(matrix, estimator, 0.3, "rms", options),
         "embedding": Rule("sign", estimator, table, None, options),
         "head": Rule("sign", estimator, table, None, options),
         "bias": Rule("rms", estimator, vector, None, options),
@@ -138,7 +143,7 @@ METHODS: dict[str, Method] = {
     "lionmuon": Method(
         "spectral every second step, signs between; two momenta",
         "LionMuon, arXiv 2605.19811",
-        _layerwise("dual_ema", every=2),
+        _layerwise("dual_ema", matrix="alternating", every=2),
     ),
     "signsgd": Method("sign of the gradient", "SignSGD, arXiv 2605.06615", _uniform("max"), momentum=0.0),
     "normalized-sgd": Method(

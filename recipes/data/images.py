@@ -197,7 +197,7 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return shuffled, augmented batches that can be resumed inside an epoch."""
-        return ResumableLoader(
+        loader = ResumableLoader(
             self.dataset("train"),
             batch_size=self.batch_size,
             seed=self.seed,
@@ -205,6 +205,7 @@ class ImageData(LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+        return loader if self.trainer is None else loader.follow(self.trainer)
 
     def _in_order(self, split: str) -> DataLoader[Any]:
         return DataLoader(

@@ -157,13 +157,14 @@ class TextData(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return shuffled sequences that can be resumed inside an epoch."""
-        return ResumableLoader(
+        loader = ResumableLoader(
             PackedTokens(self.tokens["train"], self.seq_len),
             batch_size=self.batch_size,
             seed=self.seed,
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+        return loader if self.trainer is None else loader.follow(self.trainer)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the held-out sequences in order."""

@@ -27,7 +27,7 @@ from lightning_gluon.cli import tables
 from lightning_gluon.cli.fit import GluonCLI
 from lightning_gluon.cli.tables import build_model
 from lightning_gluon.estimators.recursions import ESTIMATORS
-from lightning_gluon.step.groups import COMMON
+from lightning_gluon.step.checks import COMMON
 
 QUIET = [
     "--trainer.enable_progress_bar=false",
