@@ -124,7 +124,7 @@ class ResumableLoader(DataLoader):
             The loader itself.
         """
         progress = trainer.fit_loop.epoch_loop.batch_progress
-        self.processed = lambda: progress.current.processed
+        self.processed = lambda: progress.current.processed  # type: ignore[attr-defined]
         return self
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
