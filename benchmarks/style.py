@@ -24,7 +24,8 @@ __all__ = ["LIMITS", "Style", "measure", "twins"]
 ROOT = Path(__file__).resolve().parents[1]
 DIRECTIVE = re.compile(r"#\s*(type:|noqa|fmt:|pragma|mypy|pyright|pylint|ruff)")  # comments that say nothing to people
 ANY = re.compile(r"\bAny\b")
-SHARED_NAMES = ("all", "tensors")  # `__all__`, and an alias that stands for one thing
+SHARED_NAMES = ("all", "getattr", "tensors")  # what modules are made of, and an alias that stands for one thing
+TABLES = "known"  # a folder whose files hold the same tables, one file per library: they count as one module
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case)
@@ -40,7 +41,7 @@ class Style:
         branches: Cyclomatic complexity of the function at the 90th percentile.
         string_comparisons: Comparisons with a string literal.
         any_annotations: Arguments and results annotated with `Any`.
-        twins: Top-level names that two modules define.
+        twins: Top-level names that two modules define, case and underscores apart.
         longest_file: Lines of the longest file.
     """
 
@@ -179,12 +180,16 @@ def twins(files: list[Source]) -> dict[str, list[str]]:
     """
     found: dict[str, dict[Path, str]] = defaultdict(dict)
     for source in files:
+        module = source.path.parent if source.path.parent.name == TABLES else source.path
         for name in source.names():
             key = name.strip("_").lower()
             if key not in SHARED_NAMES:
-                found[key][source.path] = name
-    several = {key: places for key, places in found.items() if len(places) > 1}
-    return {key: [f"{path}:{name}" for path, name in places.items()] for key, places in sorted(several.items())}
+                found[key][module] = f"{module}:{name}"
+    several = {}
+    for key in sorted(found):
+        if len(found[key]) > 1:
+            several[key] = list(found[key].values())
+    return several
 
 
 def percentile(values: list[int], share: float = 0.9) -> int:
