@@ -47,10 +47,10 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 
 INTERNALS = {  # file: modules it takes internals from. Only what measures a part of the package needs to stay here.
     "benchmarks/noise.py": {"lightning_gluon.norms.table", "lightning_gluon.step.noise", "lightning_gluon.step.plan"},
-    **dict.fromkeys(
-        ("recipes/data/images.py", "recipes/data/text.py", "recipes/image.py", "recipes/language.py"),
-        {"lightning_gluon.valid"},
-    ),
+    "recipes/data/images.py": {"lightning_gluon.valid"},
+    "recipes/data/text.py": {"lightning_gluon.valid"},
+    "recipes/image.py": {"lightning_gluon.valid"},
+    "recipes/language.py": {"lightning_gluon.valid"},
 }
 TORCH_INTERNALS = {  # file: what it needs that torch does not export
     "benchmarks/yardsticks.py": {"torch.optim._muon"},
