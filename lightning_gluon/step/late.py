@@ -93,8 +93,8 @@ def name_apart(groups: Sequence[Group], present: Sequence[Group] = ()) -> None:
 def follow_family(groups: Iterable[Group]) -> None:
     """Give groups that were added together the learning rate that one of them was given since the last step.
 
-    If several have a new one, the last group's counts: it is `param_groups[-1]` to a callback, while a schedule may have
-    moved all of them.
+    If several have a new one, the last group's counts: it is `param_groups[-1]` to a callback, and a schedule may have
+    moved them all.
 
     Args:
         groups: All groups of the optimizer.
