@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["configure_optimizers", "equivalent_learning_rates"]
 
-# An fp32 gradient hides the precision it was computed in, so the Trainer is asked; the values are those of `checks`.
+# An fp32 gradient hides the precision it was computed in, so the Trainer is asked.
 MIXED_NOISE_FLOOR = {"bf16-mixed": NOISE_FLOOR[torch.bfloat16], "16-mixed": NOISE_FLOOR[torch.float16]}
 
 # The nominal radius of `lr="auto"`; calibration starts at 1/64 of it, far below the .018 to .05 that tuning finds.

@@ -29,7 +29,8 @@ class Options(TypedDict, total=False):
         orthogonalizer_dtype: Its dtype by name.
         momentum_dtype: Dtype of the momentum by name.
         on_nonfinite: `raise`, `skip` or `ignore`.
-        noise_floor: Share of a module's largest gradient below which a vector's gradient counts as rounding noise.
+        noise_floor: RMS of a bias's gradient, relative to its weight's, below which it counts as rounding noise and the
+            bias takes no step. `None` goes by the precision, 0 lets every bias step.
         start: What the momentum starts at, `gradient` or `zero`.
         scaling: Scaling of the spectral norm: `rms`, `muon`, `moonlight` or `none`.
         q: Weight on the new part of the inner recursion of `gluon-mvr2` and `gluon-mvr3`.

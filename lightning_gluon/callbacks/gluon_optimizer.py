@@ -124,7 +124,7 @@ class GluonOptimizer(Callback):
     def warn_if_idle(self) -> None:
         """Say that without a learning rate nothing else has an effect."""
         default = inspect.signature(type(self)).parameters
-        given = [key for key, value in self.settings.items() if value != default[key].default]
+        given = [key for key, value in self.settings.items() if key not in default or value != default[key].default]
         given += ["rules"] if self.rules else []
         if given and not self.active:
             rank_zero_warn(

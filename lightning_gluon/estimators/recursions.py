@@ -29,6 +29,8 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.estimators.adamw import adamw_, adamw_layout
+from lightning_gluon.options import CHECKS
+from lightning_gluon.registry import add_row
 
 __all__ = ["ESTIMATORS", "Estimator"]
 
@@ -159,3 +161,31 @@ ESTIMATORS: dict[str, Estimator] = {
         layout=adamw_layout,
     ),
 }
+
+
+def register_estimator(name: str, estimator: Estimator) -> None:
+    """Add an estimator from outside the package, for methods and groups.
+
+    Args:
+        name: Its name.
+        estimator: The row; options that it reads and nobody else does are registered before by
+            `lightning_gluon.register_option`.
+
+    Raises:
+        TypeError: If it is no `Estimator`.
+        ValueError: If the name is taken, or an option is unknown.
+
+    Example:
+        >>> register_estimator("last", Estimator(lambda buffers, new, old, options: new, buffers=()))
+        >>> ESTIMATORS.pop("last").gradients
+        1
+    """
+    if not isinstance(estimator, Estimator):
+        raise TypeError(f"Expected `estimator` to be an `Estimator`, but got {type(estimator).__name__}.")
+    unknown = [option for option in estimator.options if option not in CHECKS]
+    if unknown:
+        raise ValueError(
+            f"Estimator {name!r} reads options that nobody checks: {', '.join(unknown)}. Register each of them before "
+            "by `lightning_gluon.register_option`."
+        )
+    add_row(ESTIMATORS, "estimator", name, estimator)

@@ -14,6 +14,7 @@ from lightning_gluon.methods import METHODS, Method
 from lightning_gluon.norms.spectral import Spectral
 from lightning_gluon.norms.table import NORMS, norm_of
 from lightning_gluon.options import CHECKS, SETTINGS, Group
+from lightning_gluon.registry import load_plugins
 from lightning_gluon.roles import ROLES
 from lightning_gluon.step.plan import factored_of, views_of
 from lightning_gluon.valid import did_you_mean, one_of
@@ -22,7 +23,7 @@ from lightning_gluon.valid import did_you_mean, one_of
 COMMON: dict[str, Any] = {
     "momentum_dtype": None,  # a torch dtype by name; None: fp32, or fp64 for fp64 parameters
     "on_nonfinite": "raise",
-    "noise_floor": None,  # gradients below this share of their layer's largest are rounding noise; None: by dtype
+    "noise_floor": None,  # None: that of the precision, see `step.noise`
 }
 ANY_METHOD = ("start", *Spectral.options)  # any method may be given a spectral norm
 SHARDED = (
@@ -34,6 +35,7 @@ LAYERS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 
 def find_method(name: str) -> Method:
     """Return a row of the method table, or raise naming the rows there are."""
+    load_plugins()
     if not isinstance(name, str) or name not in METHODS:
         near = did_you_mean(name, METHODS)
         raise ValueError(f"Expected `method` to be one of {', '.join(METHODS)}, but got {name!r}.{near}")

@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_gluon.options import Group
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.step.groups import PER_ROLE, build_groups
-from lightning_gluon.step.sources import as_list, groups_of_routes, read_group, routes_of
+from lightning_gluon.step.sources import free_name, read_group
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,7 @@ def late_groups(group: Group, settings: Settings, known: Partition | None, prese
     if not isinstance(group, Mapping) or "params" not in group:
         found = list(group) if isinstance(group, Mapping) else type(group).__name__
         raise ValueError(f"Expected `param_group` to be a dict with `params`, but got {found}.")
-    given = {**group, "params": as_list(group["params"])}
-    routed = [] if "role" in given else groups_of_routes(routes_of(given["params"], known))
-    partial = [{**given, **part} for part in routed] or read_group(given)
+    partial = read_group(dict(group), known)
     roles = {part["role"] for part in partial}
     radii = {role: radius for role, radius in (settings.radius or {}).items() if role in roles}
     added = Settings(**{**vars(settings), "radius": radii}).build(partial)
@@ -77,19 +75,10 @@ def name_apart(groups: Sequence[Group], present: Sequence[Group] = ()) -> None:
     taken = {group["name"] for group in present}
     names = {name for group in present for name in group["param_names"]}
     for group in groups:
-        group["name"] = _take(group["name"], taken)
+        group["name"] = free_name(group["name"], taken)
         others = set(names)
         wanted = [f"{name}_{group['name']}" if name in others else name for name in group["param_names"]]
-        group["param_names"] = [_take(name, names) for name in wanted]
-
-
-def _take(name: str, taken: set[str]) -> str:
-    """Return a name, numbered from 2 on if it is taken; it is taken then."""
-    free, count = name, 2
-    while free in taken:
-        free, count = f"{name}_{count}", count + 1
-    taken.add(free)
-    return free
+        group["param_names"] = [free_name(name, names) for name in wanted]
 
 
 def follow_family(groups: Iterable[Group]) -> None:

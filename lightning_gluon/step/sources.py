@@ -15,18 +15,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_gluon.options import Group
+from lightning_gluon.partition.names import route_by_name
 from lightning_gluon.partition.partition import partition
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.partition.route import Route, default_norm
 from lightning_gluon.roles import ROLES
 from lightning_gluon.valid import plain
 
-LISTED = ("params", "param_names", "views", "radius")  # one entry per parameter; the radius, if it is a list
+LISTED = ("param_names", "views", "radius")  # one entry per parameter; the radius, if it is a list
 PARAMETERS = (nn.Module.parameters.__code__, nn.Module.named_parameters.__code__)
 
 UNSEEN = (
-    "{count} of the given parameters came without their module and are routed by shape: matrices are 'hidden', also "
-    "those of output layers and lookup tables. Pass the module itself, or groups with a `role`."
+    "{count} of the given parameters came without their module and are routed by {evidence}: matrices are 'hidden' "
+    "unless a name says otherwise, also those of output layers and lookup tables. Pass the module itself, or groups "
+    "with a `role`."
 )
 
 
@@ -110,6 +112,16 @@ def groups_of_routes(pairs: Iterable[tuple[Route, Tensor]]) -> list[Group]:
     return [groups[key] for key in sorted(groups)]
 
 
+def _empty_group(role: str) -> Group:
+    return {"params": [], "param_names": [], "views": [], "role": role, "name": role}
+
+
+def _append(group: Group, parameter: Tensor, name: str, views: list | None) -> None:
+    group["params"].append(parameter)
+    group["param_names"].append(name)
+    group["views"].append(views or None)
+
+
 def routes_of(params: Sequence[Any], known: Partition | None) -> list[tuple[Route, Tensor]]:
     """Return parameters with their routes; nothing if the partition does not know them all.
 
@@ -127,46 +139,41 @@ def routes_of(params: Sequence[Any], known: Partition | None) -> list[tuple[Rout
     return pairs
 
 
-def _read_parameters(items: Sequence[Any], known: Partition | None) -> list[Group]:
-    """Return groups of parameters, by the partition if it knows them, else by their shapes."""
-    named = list(map(_named, items, range(len(items))))
-    routes = routes_of(items, known)
-    if routes:
-        return groups_of_routes(routes)
-    _warn_of_shapes([parameter for _, parameter in named])
-    groups: dict[str, Group] = {}
-    for name, parameter in named:
-        role = _role_by_shape(parameter)
-        _append(groups.setdefault(role, _empty_group(role)), parameter, name, None)
-    return list(groups.values())
+def infer_routes(params: Sequence[Tensor], names: Sequence[str] | None, base: str) -> list[tuple[Route, Tensor]]:
+    """Return routes of parameters that came without their module, by their names if they have some, else by shape.
 
+    Args:
+        params: The parameters.
+        names: Their names, if they were given.
+        base: Begins the names of parameters that have none.
 
-def _named(item: Any, index: int) -> tuple[str, Tensor]:
-    name, parameter = item if isinstance(item, tuple) else (f"param_{index}", item)
-    if not isinstance(parameter, Tensor):
-        raise TypeError(f"Expected parameters to be tensors, but {name!r} is {type(parameter).__name__}.")
-    return name, parameter
-
-
-def _empty_group(role: str) -> Group:
-    return {"params": [], "param_names": [], "views": [], "role": role, "name": role}
-
-
-def _append(group: Group, parameter: Tensor, name: str, views: list | None) -> None:
-    group["params"].append(parameter)
-    group["param_names"].append(name)
-    group["views"].append(views or None)
-
-
-def _role_by_shape(parameter: Tensor) -> str:
-    """Without a module only shapes are left: matrices are hidden, vectors are biases."""
-    return "hidden" if parameter.ndim >= 2 else "bias"
-
-
-def _warn_of_shapes(params: Iterable[Tensor]) -> None:
+    Returns:
+        One pair per parameter. A warning says how many matrices there are.
+    """
     count = sum(parameter.ndim >= 2 for parameter in params)
     if count:
-        warnings.warn(UNSEEN.format(count=count), stacklevel=_outside())
+        evidence = "shape" if names is None else "name and shape"
+        warnings.warn(UNSEEN.format(count=count, evidence=evidence), stacklevel=_outside())
+    if names is not None:
+        taken: set[str] = set()
+        named = [(free_name(name, taken), parameter.shape) for name, parameter in zip(names, params, strict=True)]
+        return list(zip(route_by_name(named), params, strict=True))
+    return [(_route_by_shape(f"{base}_{index}", parameter), parameter) for index, parameter in enumerate(params)]
+
+
+def free_name(name: str, taken: set[str]) -> str:
+    """Return a name, numbered from 2 on if it is taken; it is taken then."""
+    free, count = name, 2
+    while free in taken:
+        free, count = f"{name}_{count}", count + 1
+    taken.add(free)
+    return free
+
+
+def _route_by_shape(name: str, parameter: Tensor) -> Route:
+    """Without module and name only the shape is left: matrices are hidden, vectors are biases."""
+    role = "hidden" if parameter.ndim >= 2 else "bias"
+    return Route(name, (), tuple(parameter.shape), role, default_norm(role, ()), "by its shape alone")
 
 
 def _outside() -> int:
@@ -177,14 +184,32 @@ def _outside() -> int:
     return level
 
 
-def read_group(group: Group) -> list[Group]:
-    """Return a given group, named; without a role it becomes two if it holds matrices and vectors.
+def _read_parameters(items: Sequence[Any], known: Partition | None) -> list[Group]:
+    """Return groups of parameters, by the partition if it knows them, else by what they show."""
+    params, names = _names_apart(items)
+    for index, parameter in enumerate(params):
+        if not isinstance(parameter, Tensor):
+            name = names[index] if names is not None else f"param_{index}"
+            raise TypeError(f"Expected parameters to be tensors, but {name!r} is {type(parameter).__name__}.")
+    return groups_of_routes(routes_of(items, known) or infer_routes(params, names, "param"))
+
+
+def _names_apart(items: Sequence[Any]) -> tuple[list[Any], list[str] | None]:
+    """Return parameters and their names; `None` if not all have one."""
+    params = [item[1] if isinstance(item, tuple) else item for item in items]
+    named = bool(items) and all(isinstance(item, tuple) for item in items)
+    return params, [item[0] for item in items] if named else None
+
+
+def read_group(group: Group, known: Partition | None = None) -> list[Group]:
+    """Return a given group, named; without a role it becomes one per role.
 
     Args:
         group: A dict with `params`, and anything else that a group may have.
+        known: The partition in which parameters are looked up.
 
     Returns:
-        One group or two.
+        One group or more.
 
     Raises:
         ValueError: If there are no `params`, or roles are given in another way.
@@ -197,35 +222,39 @@ def read_group(group: Group) -> list[Group]:
             "True, and for False 'embedding', 'head' or 'bias', with radius=1.0 if `lr` is to be AdamW's own."
         )
     items = as_list(group["params"])
-    base = group.get("name", group.get("role", "param"))
-    named = [item if isinstance(item, tuple) else (f"{base}_{index}", item) for index, item in enumerate(items)]
-    group["params"] = [parameter for _, parameter in named]
-    group.setdefault("param_names", [name for name, _ in named])
-    group.setdefault("views", [None] * len(named))
+    group["params"], names = _names_apart(items)
+    names = group.get("param_names", names)
+    base = str(group.get("name", group.get("role", "param")))
     if "role" not in group:
-        _warn_of_shapes(group["params"])
-    parts = [group] if "role" in group else _split_by_shape(group)
+        pairs = routes_of(items, known) or infer_routes(group["params"], names, base)
+        return split_group(group, pairs)
+    count = len(items)
+    group.setdefault("param_names", names or [f"{base}_{index}" for index in range(count)])
+    group.setdefault("views", [None] * count)
+    group.setdefault("name", group["role"])
+    return [group]
+
+
+def split_group(group: Group, pairs: Sequence[tuple[Route, Tensor]]) -> list[Group]:
+    """Return a given group as one per role; what it lists per parameter goes with the parameter.
+
+    Args:
+        group: The group.
+        pairs: Its parameters with their routes.
+
+    Returns:
+        Groups with the options of the given one.
+    """
+    place = {parameter: index for index, (_, parameter) in enumerate(pairs)}
+    listed = {key: plain(group[key]) for key in LISTED if key in group}
+    parts = groups_of_routes(pairs) or [_empty_group("hidden")]
     for part in parts:
-        part.setdefault("name", part["role"])
+        own_name = part["name"]
+        indices = [place[parameter] for parameter in part["params"]]
+        for key, value in group.items():
+            part.setdefault(key, value)
+        for key, values in listed.items():
+            if isinstance(values, (list, tuple)) and len(values) == len(pairs):
+                part[key] = [values[index] for index in indices]
+        part["name"] = f"{group['name']}-{own_name}" if "name" in group else own_name
     return parts
-
-
-def _split_by_shape(group: Group) -> list[Group]:
-    """Return a group without a role as one of matrices and one of vectors, as far as it has both."""
-    roles = [_role_by_shape(parameter) for parameter in group["params"]]
-    if len(set(roles)) < 2:
-        return [{**group, "role": roles[0] if roles else "hidden"}]
-    group["radius"] = plain(group.get("radius"))
-    if group["radius"] is None:
-        del group["radius"]
-    listed = {key: group[key] for key in LISTED if isinstance(group.get(key), (list, tuple))}
-    cut = {key: values for key, values in listed.items() if len(values) == len(roles)}
-    return [_part(group, role, [own == role for own in roles], cut) for role in dict.fromkeys(roles)]
-
-
-def _part(group: Group, role: str, chosen: Sequence[bool], listed: Mapping[str, list]) -> Group:
-    """Return the members of one role, with their entries of what is listed per parameter."""
-    part = {**group, "role": role, "name": f"{group['name']}-{role}" if "name" in group else role}
-    for key, values in listed.items():
-        part[key] = [value for value, own in zip(values, chosen, strict=True) if own]
-    return part
