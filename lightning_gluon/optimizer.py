@@ -26,6 +26,7 @@ from lightning_gluon.step.sources import read_source
 from lightning_gluon.step.state import memory
 from lightning_gluon.two_point.closures import CLOSURE, NOBODY, evaluate, old_gradients
 from lightning_gluon.two_point.reference import ReferencePoint, Visit
+from lightning_gluon.two_point.signals import held
 
 __all__ = ["Gluon"]
 
@@ -226,10 +227,11 @@ class Gluon(Optimizer):
         if norms is None:
             return
         signal = plan.guard.signal(gradients, norms)
-        self._round.update_(plan, self.state, reference, gradients, references, signal)
-        for group in self.param_groups:
-            group["steps"] += 1
-            group["gradient_evaluations"] += 2 if references else 1
+        with held():  # Ctrl-C waits: half a step would leave torn weights
+            self._round.update_(plan, self.state, reference, gradients, references, signal)
+            for group in self.param_groups:
+                group["steps"] += 1
+                group["gradient_evaluations"] += 2 if references else 1
 
     def _check_values(self) -> None:
         """Raise if a value was changed to one out of range since the last step."""
