@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from recipes.data.hub import find_split, load_dataset
 from recipes.data.text_files import find_files, read_documents, read_source
-from recipes.extras import require
 
 __all__ = ["Corpus", "read_files", "read_hub_text", "read_python"]
 
 _BUCKETS = 10_000  # resolution of the held-out fraction
 _PACKAGES = ("site-packages/", "dist-packages/")
-_VALIDATION = ("validation", "valid", "val")
+_WITHOUT_NETWORK = "source='python' (embedded: the sources of this Python) or source='files'"
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,12 @@ def read_python(max_bytes: int | None, val_fraction: float, *, packages: bool = 
 
 
 def _sources(root: Path, prefix: str = "") -> dict[str, Path]:
-    files = (file for file in root.rglob("*.py") if file.is_file())
-    return {prefix + file.relative_to(root).as_posix(): file for file in files}
+    files = {}
+    for file in root.rglob("*.py"):
+        name = file.relative_to(root).as_posix()
+        if file.is_file():
+            files[prefix + name] = file
+    return files
 
 
 def read_files(
@@ -122,7 +126,8 @@ def read_files(
 
 
 def _check_apart(files: list[Path], held_out: list[Path]) -> None:
-    shared = {file.resolve() for file in files} & {file.resolve() for file in held_out}
+    resolved = {file.resolve() for file in files}
+    shared = resolved.intersection(file.resolve() for file in held_out)
     if shared:
         raise ValueError(f"Expected `path` and `val_path` to share no file, but both hold '{min(shared)}'.")
 
@@ -131,7 +136,8 @@ def _documents(files: list[Path], root: Path, column: str) -> Iterator[Document]
     for file in files:
         name = file.relative_to(root).as_posix()
         for row, text in enumerate(read_documents(file, column)):
-            yield Document(f"{name}:{row}" if row else name, text)
+            title = f"{name}:{row}" if row else name
+            yield Document(title, text)
 
 
 def read_hub_text(
@@ -153,25 +159,20 @@ def read_hub_text(
         ConnectionError: If the hub cannot be reached or does not know the id.
         ValueError: If there is no split `train`, or no such column.
     """
-    datasets = require("datasets", None)
-    try:
-        loaded = datasets.load_dataset(name, config, trust_remote_code=False)
-    except Exception as error:  # the hub's client raises a dozen unrelated types when there is no network
-        raise ConnectionError(
-            f"Expected to load '{name}' from the hub, but: {type(error).__name__}: {error} Without a network use "
-            "source='python' (embedded: the sources of this Python) or source='files' with the `path` of a local copy."
-        ) from error
-    if "train" not in loaded:
-        raise ValueError(f"Expected a split `train` in '{name}', but it has {sorted(loaded)}.")
+    loaded = load_dataset(name, config, otherwise=_WITHOUT_NETWORK)
     columns = loaded["train"].column_names
     if column not in columns:
         raise ValueError(f"Expected a column `{column}` in '{name}', but it has {columns}. Set `column`.")
     train = (Document(str(i), row[column]) for i, row in enumerate(loaded["train"]))
-    for split in _VALIDATION:
-        if split in loaded:
-            val = [row[column] for row in loaded[split] if row[column]]  # a third of WikiText's rows are empty
-            return Corpus(_bounded((text for _, text in train if text), max_bytes), val)
-    return _split(train, max_bytes, val_fraction)
+    held_out = find_split(loaded, "val")
+    if held_out is None:
+        return _split(train, max_bytes, val_fraction)
+    val = (row[column] for row in loaded[held_out])
+    texts = (text for _, text in train)
+    return Corpus(
+        _bounded(filter(None, texts), max_bytes),  # a third of WikiText's rows are empty
+        list(filter(None, val)),
+    )
 
 
 def _checksum(name: str) -> int:
@@ -191,8 +192,8 @@ def _split(documents: Iterable[Document], max_bytes: int | None, val_fraction: f
         if not text or text in seen:
             continue
         seen.add(text)
-        held_out = _checksum("held out " + name) % _BUCKETS < val_fraction * _BUCKETS
-        split = corpus.val if held_out else corpus.train
+        bucket = _checksum("held out " + name) % _BUCKETS
+        split = corpus.val if bucket < val_fraction * _BUCKETS else corpus.train
         split.append(text)
         size += len(text)
         if max_bytes is not None and size >= max_bytes:
@@ -220,5 +221,7 @@ def _bounded(documents: Iterable[str], max_bytes: int | None) -> list[str]:
 def _cut(text: str, val_fraction: float) -> Corpus:
     """Cut one text in two, at a line's end if it has one before the place."""
     end = int(len(text) * (1 - val_fraction))
-    place = text.rfind("\n", 0, end) + 1 or end
-    return Corpus([text[:place]], [text[place:]])
+    line = text.rfind("\n", 0, end) + 1
+    place = line or end
+    train, val = text[:place], text[place:]
+    return Corpus([train], [val])
