@@ -55,22 +55,29 @@ def build_causal_lm(name: str, config: dict[str, Any], *, pretrained: bool) -> A
             setattr(loaded, key, value)
     if pretrained:
         # They come in evaluation mode, which Lightning leaves as it is: no dropout, no recomputation of activations.
-        return _from_hub(transformers.AutoModelForCausalLM, name, config=loaded, dtype="float32").train()
-    return transformers.AutoModelForCausalLM.from_config(loaded, dtype="float32", trust_remote_code=False)
+        net = _from_hub(transformers.AutoModelForCausalLM, name, config=loaded, dtype="float32")
+        return net.train()
+    return transformers.AutoModelForCausalLM.from_config(
+        loaded,
+        dtype="float32",
+        trust_remote_code=False,
+    )
 
 
 def _check(loaded: Any, config: dict[str, Any]) -> None:
     unknown = [key for key in config if not hasattr(loaded, key)]
     if unknown:
         kind = type(loaded).__name__
-        public = (key for key in loaded.to_dict() if not key.startswith("_"))
-        valid = ", ".join(sorted(public))
+        entries = sorted(loaded.to_dict())
+        valid = ", ".join(key for key in entries if not key.startswith("_"))
         raise ValueError(f"Expected entries of {kind}, but got {unknown}. Valid are: {valid}.")
 
 
 def _scan(loaded: Any, config: dict[str, Any]) -> dict[str, Any]:
     """Choose mambapy's scan for a Mamba where it is installed and mamba-ssm's kernels are not."""
-    if not hasattr(loaded, "use_mambapy") or "use_mambapy" in config:
+    if not hasattr(loaded, "use_mambapy"):
+        return config
+    if "use_mambapy" in config:
         return config
     kernels = importlib.util.find_spec("mamba_ssm")
     scan = importlib.util.find_spec("mambapy")

@@ -67,12 +67,12 @@ class CausalLM(OptimizerByCallback):
         if lora is not None:
             self.net = add_lora(self.net, lora)
         if grad_checkpointing:
-            new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # transformers 5 renamed it
-            getattr(self.net, new if hasattr(self.net, new) else old)()
+            _save_memory(self.net)
         if loss_chunk is not None:
             _check_chunked(self.net.config)
         if compile:
-            (self.net if loss_chunk is None else self._body).compile()
+            called = self.net if loss_chunk is None else self._body
+            called.compile()
         self.loss_chunk = loss_chunk
         self.val_perplexity, self.test_perplexity = Perplexity(), Perplexity()
         self._shape = (0, 0)
@@ -176,6 +176,14 @@ class CausalLM(OptimizerByCallback):
         per_token = 6 * weights + attention
         share = 1.0 if self.training else 1 / 3  # a backward pass costs two forward passes
         return int(share * per_token * samples * length)
+
+
+def _save_memory(net: Any) -> None:
+    """Recompute activations; transformers 5 has renamed the method."""
+    if hasattr(net, "activation_checkpointing_enable"):
+        net.activation_checkpointing_enable()
+    else:
+        net.gradient_checkpointing_enable()
 
 
 def _check_chunked(config: Any) -> None:

@@ -56,12 +56,14 @@ class ImageSource:
         """Return the images at `indices` as bytes `(len(indices), c, h, w)`, resized to `size` where it is given."""
         if self.pixels is not None:
             return resize(self.pixels[torch.as_tensor(indices)], size)
-        images = [resize(self.items[i].pixels(), size) for i in indices]
+        images = []
+        for i in indices:
+            pixels = self.items[i].pixels()
+            images.append(resize(pixels, size))
         shapes = {tuple(image.shape) for image in images}
         if len(shapes) > 1:
-            raise ValueError(
-                f"Expected images of one shape, but got {sorted(shapes)[:3]}. Set `image_size` to resize them."
-            )
+            few = sorted(shapes)[:3]
+            raise ValueError(f"Expected images of one shape, but got {few}. Set `image_size` to resize them.")
         return torch.stack(images)
 
     def subset(self, indices: Tensor) -> ImageSource:
@@ -140,7 +142,9 @@ def read_parquet(path: str | Path) -> dict[str, ImageSource]:
         ValueError: If a row has no image or no class.
     """
     folder = Path(path).expanduser()
-    files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        files = sorted(folder.glob("data/*.parquet"))
     splits = {}
     for split in _SPLITS:
         found = [file for file in files if file.name.startswith(split)]

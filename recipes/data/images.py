@@ -73,7 +73,8 @@ class ImageDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         images, labels = self.__getitems__([index])
-        return images[0], labels[0]
+        image, label = images[0], labels[0]
+        return image, label
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         images = self.source.images(indices, self.image_size)
@@ -167,8 +168,9 @@ class ImageData(LightningDataModule):
         super().__init__()
         if source not in _READERS:
             raise ValueError(f"Expected `source` to be one of {sorted(_READERS)}, but got {source!r}.")
-        if source != "digits" and not path:
-            raise ValueError(f"Expected `path` with source={source!r}: {_READERS[source][1]}.")
+        _, place = _READERS[source]
+        if place and not path:
+            raise ValueError(f"Expected `path` with source={source!r}: {place}.")
         self.source = source
         self.path = path
         self.batch_size = batch_size
@@ -231,12 +233,10 @@ class ImageData(LightningDataModule):
             scaled = train.pixels[:10_000].float() / 255
             mean = scaled.mean((0, 2, 3)).tolist()
             std = scaled.std((0, 2, 3)).clamp(min=1e-3).tolist()
-        mean, std = self.mean or mean, self.std or std
-        for name, values in (("mean", mean), ("std", std)):
-            if len(values) not in (1, train.channels):
-                raise ValueError(
-                    f"Expected one `{name}` per channel, {train.channels} in all, but got {len(values)}: {values}."
-                )
+        mean = self.mean or mean
+        std = self.std or std
+        _check_channels("mean", mean, train.channels)
+        _check_channels("std", std, train.channels)
         return mean, std
 
     def dataset(self, split: str) -> ImageDataset:
@@ -244,7 +244,12 @@ class ImageData(LightningDataModule):
         augment = self.augment if split == "train" else {}
         assert self.mean is not None and self.std is not None
         return ImageDataset(
-            self.splits[split], mean=self.mean, std=self.std, image_size=self.image_size, seed=self.seed, **augment
+            self.splits[split],
+            mean=self.mean,
+            std=self.std,
+            image_size=self.image_size,
+            seed=self.seed,
+            **augment,
         )
 
     def train_dataloader(self) -> ResumableLoader:
@@ -261,7 +266,10 @@ class ImageData(LightningDataModule):
 
     def _in_order(self, split: str) -> DataLoader[Any]:
         return DataLoader(
-            self.dataset(split), batch_size=self.batch_size, collate_fn=keep, num_workers=self.num_workers
+            self.dataset(split),
+            batch_size=self.batch_size,
+            collate_fn=keep,
+            num_workers=self.num_workers,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -277,13 +285,18 @@ class ImageData(LightningDataModule):
         return self._in_order("test")
 
 
+def _check_channels(name: str, values: list[float], channels: int) -> None:
+    if len(values) not in (1, channels):
+        raise ValueError(f"Expected one `{name}` per channel, {channels} in all, but got {len(values)}: {values}.")
+
+
 def _check_numbers(name: str, values: list[float] | None, check: Check) -> None:
     for value in values or []:
         check(name, value)
 
 
-_READERS: dict[str, tuple[Any, str]] = {
-    "digits": (lambda _: read_digits(), "needs none"),
+_READERS: dict[str, tuple[Any, str | None]] = {
+    "digits": (lambda _: read_digits(), None),
     "parquet": (read_parquet, "the folder that holds `train*.parquet` and `test*.parquet`"),
     "folder": (read_folder, "a folder with one folder of images per class, or with `train` and `val` of that kind"),
     "hub": (read_hub_images, "the id of a dataset on the hub, such as `uoft-cs/cifar10`"),

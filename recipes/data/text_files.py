@@ -34,8 +34,10 @@ def find_files(path: str) -> list[Path]:
     place = Path(path).expanduser()
     if place.is_file():
         return [place]
-    found = (p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
-    files = sorted(p for p in found if not p.is_dir())
+    files = []
+    for found in sorted(place.rglob("*")):
+        if found.suffix.lower() in SUFFIXES and not found.is_dir():
+            files.append(found)
     if not files:
         raise FileNotFoundError(
             f"Expected '{path}' to be a text file or a folder with some ({', '.join(SUFFIXES[:4])}, ...), but "

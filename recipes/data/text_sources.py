@@ -127,9 +127,9 @@ def read_files(
 
 def _check_apart(files: list[Path], held_out: list[Path]) -> None:
     resolved = {file.resolve() for file in files}
-    shared = resolved.intersection(file.resolve() for file in held_out)
-    if shared:
-        raise ValueError(f"Expected `path` and `val_path` to share no file, but both hold '{min(shared)}'.")
+    for file in held_out:
+        if file.resolve() in resolved:
+            raise ValueError(f"Expected `path` and `val_path` to share no file, but both hold '{file}'.")
 
 
 def _documents(files: list[Path], root: Path, column: str) -> Iterator[Document]:
