@@ -1,4 +1,4 @@
-"""What the recipes measure beside the loss."""
+"""Metrics beside the loss, and counts of samples and tokens for the throughput."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, parquet files, a folder of images, a dataset on the hub."""
+"""Sources of images: scikit-learn's digits, parquet files, a folder of images, a dataset on the hub."""
 
 from __future__ import annotations
 
@@ -120,10 +120,11 @@ def read_digits() -> dict[str, ImageSource]:
         random_state=0,
         stratify=digits.target,
     )
-    return {
-        "train": source.subset(torch.from_numpy(train)),
-        "test": source.subset(torch.from_numpy(test)),
-    }
+    splits = {}
+    for name, part in (("train", train), ("test", test)):
+        chosen = torch.from_numpy(part)
+        splits[name] = source.subset(chosen)
+    return splits
 
 
 def read_parquet(path: str | Path) -> dict[str, ImageSource]:
@@ -150,12 +151,12 @@ def read_parquet(path: str | Path) -> dict[str, ImageSource]:
         found = [file for file in files if file.name.startswith(split)]
         if found:
             splits[split] = _read_parquet_split(found)
-        elif split == "train":
-            names = [file.name for file in files]
-            raise FileNotFoundError(
-                f"Expected `train*.parquet` in '{folder}', but found {names or 'no parquet file'}. "
-                "Give the folder that holds the parquet files, or use source='digits', which needs no file."
-            )
+    if "train" not in splits:
+        names = [file.name for file in files]
+        raise FileNotFoundError(
+            f"Expected `train*.parquet` in '{folder}', but found {names or 'no parquet file'}. "
+            "Give the folder that holds the parquet files, or use source='digits', which needs no file."
+        )
     return splits
 
 
@@ -248,13 +249,17 @@ def read_folder(path: str | Path) -> dict[str, ImageSource]:
         ValueError: If `train` lacks a class that another split has.
     """
     root = Path(path).expanduser()
-    folders = [split for split in _SPLITS if (root / split).is_dir()]
+    folders = {}
+    for split in _SPLITS:
+        place = root / split
+        if place.is_dir():
+            folders[split] = place
     if not folders:
-        train = _image_folder(root)
-        return {"train": _folder_split(train, train.class_to_idx)}
+        folders["train"] = root
     if "train" not in folders:
-        raise FileNotFoundError(f"Expected a folder `train` in '{root}' beside {folders}, but there is none.")
-    found = {split: _image_folder(root / split) for split in folders}
+        names = sorted(folders)
+        raise FileNotFoundError(f"Expected a folder `train` in '{root}' beside {names}, but there is none.")
+    found = {split: _image_folder(place) for split, place in folders.items()}
     classes = found["train"].class_to_idx
     return {split: _folder_split(images, classes) for split, images in found.items()}
 
@@ -328,7 +333,8 @@ class _HubImages(Sequence[Encoded]):
     def __getitem__(self, i: Any) -> Any:
         row = self.rows[i]
         value = row[self.column] or {}
-        blob, path = value.get("bytes"), value.get("path")
+        blob = value.get("bytes")
+        path = value.get("path")
         if blob is None and path:
             return ImageFile(path)
         return EncodedImage(blob, self.name, i)

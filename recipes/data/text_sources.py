@@ -1,4 +1,4 @@
-"""Where text comes from: the Python sources of this environment, local files, a dataset on the hub.
+"""Sources of text: the Python sources of this environment, local files, a dataset on the hub.
 
 A source is a list of training documents and a list of held-out ones. Documents are kept whole, or one text is cut at
 one place; no held-out character is ever trained on.
@@ -113,9 +113,11 @@ def read_files(
     else:
         held_out = find_files(val_path)
         _check_apart(files, held_out)
-        val = dict.fromkeys(text for _, text in _documents(held_out, Path(val_path).expanduser(), column))
+        others = _documents(held_out, Path(val_path).expanduser(), column)
+        val = dict.fromkeys(text for _, text in others)
         train = (text for _, text in documents if text not in val)
-        corpus = Corpus(_bounded(train, max_bytes), list(val))
+        kept = _bounded(train, max_bytes)
+        corpus = Corpus(kept, list(val))
     for split, texts in (("train", corpus.train), ("held-out", corpus.val)):
         if not any(texts):
             raise ValueError(
@@ -163,7 +165,8 @@ def read_hub_text(
     columns = loaded["train"].column_names
     if column not in columns:
         raise ValueError(f"Expected a column `{column}` in '{name}', but it has {columns}. Set `column`.")
-    train = (Document(str(i), row[column]) for i, row in enumerate(loaded["train"]))
+    rows = enumerate(loaded["train"])
+    train = (Document(str(i), row[column]) for i, row in rows)
     held_out = find_split(loaded, "val")
     if held_out is None:
         return _split(train, max_bytes, val_fraction)
@@ -223,5 +226,7 @@ def _cut(text: str, val_fraction: float) -> Corpus:
     end = int(len(text) * (1 - val_fraction))
     line = text.rfind("\n", 0, end) + 1
     place = line or end
-    train, val = text[:place], text[place:]
-    return Corpus([train], [val])
+    return Corpus(
+        train=[text[:place]],
+        val=[text[place:]],
+    )
