@@ -8,22 +8,22 @@ norm is compared with its gradient in fp64:
     silent   a real gradient that is taken for noise
     harm     silent, although the gradient agrees with fp64 to better than its own length
 
-once by the layer's own weight (`weight`, what `lightning_gluon.step.noise` does) and once by the largest gradient of the
-module (`module`, what it did). Each map of a fused weight counts as one vector. 16-mixed runs in fp16 autocast on the
-CPU, under the largest loss scale that leaves all gradients finite, and after the four steps alone: it is slow.
+once by the layer's own weight (`weight`, what `lightning_gluon.step.noise` does) and once by the largest gradient of
+the module (`module`, for comparison). Each map of a fused weight counts as one vector. 16-mixed runs in fp16 autocast
+on the CPU, under the largest loss scale that leaves all gradients finite, and after the four steps alone: it is slow.
 
-    python -m benchmarks.noise [--only NAME ...] [--output benchmarks/results/noise.jsonl]
+    python -m benchmarks.noise [--only NAME ...] [--table] [--output benchmarks/results/noise.jsonl]
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.architectures import ARCHITECTURES, Architecture, Batch
+from benchmarks.journal import Journal
 from lightning_gluon import Gluon
 from lightning_gluon.norms.table import NORMS
-from lightning_gluon.step.noise import NOISE_FLOOR, NoiseGuard
+from lightning_gluon.step.noise import NOISE_FLOOR, NoiseGuard, Pair
 from lightning_gluon.step.plan import Chunk, build_plan
 
 TRUE_ZERO = 1e-10
+RESULTS = Path(__file__).parent / "results" / "noise.jsonl"
 Gradients = dict[str, Tensor]
 
 
@@ -80,13 +82,43 @@ ALONE = 2**-6  # the former criterion's factor for a vector without siblings, be
 
 
 @dataclass(frozen=True)
+class Vector:
+    """One vector, or one map's part of it, in fp64 and as it was rounded, with what it is compared with."""
+
+    name: str
+    exact: Tensor
+    rounded: Tensor
+    exact_terms: float  # RMS of the weight's gradient; of the module's largest where there is no weight
+    terms: float | None  # the same as it was rounded, where the guard judges at all
+    by_module: bool  # silent by the former criterion
+
+    @property
+    def share(self) -> float | None:
+        """RMS relative to that of the weight, as the guard sees it."""
+        if not self.terms:
+            return None
+        return rms(self.rounded) / self.terms
+
+    @property
+    def zero(self) -> bool:
+        """True where there is nothing but rounding."""
+        return rms(self.exact) < TRUE_ZERO * self.exact_terms
+
+    @property
+    def agrees(self) -> bool:
+        """True where there is more signal than rounding."""
+        error = self.rounded - self.exact
+        return float(error.norm()) < float(self.exact.norm())
+
+
+@dataclass(frozen=True)
 class Judgement:
-    """One vector, or one map's part of it: what it is, and what both criteria make of it."""
+    """What a vector is, and what both criteria make of it."""
 
     name: str
     zero: bool
     agrees: bool
-    share: float | None  # of its own weight's RMS; none where it is not judged
+    share: float | None
     by_weight: bool  # silent
     by_module: bool
 
@@ -98,48 +130,58 @@ def rms(tensor: Tensor) -> float:
 
 def largest_of_modules(gradients: Gradients) -> dict[str, float]:
     """Return the largest RMS among each parameter's siblings, the model's where it has none."""
-    sizes = {name: rms(gradient) for name, gradient in gradients.items()}
     owners = {name: name.rpartition(".")[0] for name in gradients}
-    counts = Counter(owners.values())
+    siblings = Counter(owners.values())
     largest: dict[str, float] = defaultdict(float)
+    for name, gradient in gradients.items():
+        owner = owners[name]
+        largest[owner] = max(largest[owner], rms(gradient))
+    alone = ALONE * max(largest.values())
+    found: dict[str, float] = {}
     for name, owner in owners.items():
-        largest[owner] = max(largest[owner], sizes[name])
-    model = max(sizes.values())
-    return {name: largest[owner] if counts[owner] > 1 else ALONE * model for name, owner in owners.items()}
+        found[name] = largest[owner] if siblings[owner] > 1 else alone
+    return found
 
 
-def judged(chunks: list[Chunk], exact: Gradients, rounded: Gradients, precision: Precision) -> Iterator[Judgement]:
-    """Compare every vector of scale-free norms with its fp64 gradient."""
-    guard = NoiseGuard(chunks)
-    siblings, true_siblings = largest_of_modules(rounded), largest_of_modules(exact)
-    floor = NOISE_FLOOR[precision.dtype]
-    paired = {pair.bias.name: pair for pair in guard.pairs}
+def vectors(chunks: list[Chunk], exact: Gradients, rounded: Gradients, floor: float) -> Iterator[Vector]:
+    """Return every vector of a scale-free norm; `floor` is the former criterion's."""
+    paired = {pair.bias.name: pair for pair in NoiseGuard(chunks).pairs}
+    largest, exact_largest = largest_of_modules(rounded), largest_of_modules(exact)
     for name in guarded(chunks):
+        by_module = rms(rounded[name]) < floor * largest[name]
         pair = paired.get(name)
-        by_module = rms(rounded[name]) < precision.floor_of_module * siblings[name]
-        parts: list[tuple[Tensor, Tensor, float, float | None]] = []
         if pair is None:
-            parts.append((exact[name], rounded[name], true_siblings[name], None))
-        elif not pair.fused:
-            weight = pair.weight.name
-            parts.append((exact[name], rounded[name], rms(exact[weight]), rms(rounded[weight])))
-        else:
-            weight = pair.weight.name
-            cut, whole = pair.parts_of_bias, pair.parts_of_weight
-            true_terms, terms = ([rms(part) for part in whole(some[weight])] for some in (exact, rounded))
-            parts += zip(cut(exact[name]), cut(rounded[name]), true_terms, terms, strict=True)
-        for true, found, true_term, term in parts:
-            if not rms(found):
-                continue  # exactly zero: there is nothing to amplify
-            share = rms(found) / term if term else None
-            agrees = float((found - true).norm()) < float(true.norm())
-            zero = rms(true) < TRUE_ZERO * true_term
-            yield Judgement(name, zero, agrees, share, share is not None and share < floor, by_module)
+            yield Vector(name, exact[name], rounded[name], exact_largest[name], None, by_module)
+            continue
+        for part in range(pair.parts):
+            one, other = part_of(pair, exact, part), part_of(pair, rounded, part)
+            yield Vector(name, one[0], other[0], rms(one[1]), rms(other[1]), by_module)
+
+
+def part_of(pair: Pair, gradients: Gradients, part: int) -> tuple[Tensor, Tensor]:
+    """Return one part of a bias's gradient, and that of its weight."""
+    bias, weight = gradients[pair.bias.name], gradients[pair.weight.name]
+    if not pair.fused:
+        return bias, weight
+    return pair.parts_of_bias(bias)[part], pair.parts_of_weight(weight)[part]
+
+
+def judged(found: Iterator[Vector], floor: float) -> Iterator[Judgement]:
+    """Judge all vectors but those that are exactly zero, where there is nothing to amplify."""
+    for vector in found:
+        share = vector.share
+        if vector.rounded.any():
+            silent = share is not None and share < floor
+            yield Judgement(vector.name, vector.zero, vector.agrees, share, silent, vector.by_module)
 
 
 def guarded(chunks: list[Chunk]) -> list[str]:
     """Return the names of all parameters whose norm forgets the size of a gradient."""
-    return [name for chunk in chunks if NORMS[chunk.group["norm"]].guarded for name in chunk.names]
+    names: list[str] = []
+    for chunk in chunks:
+        if NORMS[chunk.group["norm"]].guarded:
+            names += chunk.names
+    return names
 
 
 def states(architecture: Architecture) -> Iterator[tuple[int, nn.Module, Batch]]:
@@ -185,7 +227,8 @@ def measure(architecture: Architecture) -> dict[Precision, list[Judgement]]:
                 continue
             rounded = precision.gradients(model, architecture, batch)
             chunks = build_plan(Gluon(model, lr=0.02).param_groups)
-            found[precision] += judged(chunks, exact, rounded, precision)
+            seen = vectors(chunks, exact, rounded, precision.floor_of_module)
+            found[precision] += judged(seen, NOISE_FLOOR[precision.dtype])
     return found
 
 
@@ -196,10 +239,10 @@ def record(architecture: Architecture, precision: Precision, judgements: list[Ju
     own = [one for one in judgements if one.share is not None]
     return {
         "architecture": architecture.name,
-        "library": type(architecture).__name__.lower(),
+        "library": version_of(architecture.library),
         "precision": precision.name,
         "floor": NOISE_FLOOR[precision.dtype],
-        "torch": torch.__version__,
+        "torch": torch.__version__.partition("+")[0],
         "zeros": len(zeros),
         "real": len(real),
         "real_agreeing": sum(one.agrees for one in real),
@@ -218,27 +261,59 @@ def record(architecture: Architecture, precision: Precision, judgements: list[Ju
     }
 
 
+def version_of(library: str) -> str:
+    """Return a library with its version."""
+    try:
+        return f"{library} {version(library)}"
+    except PackageNotFoundError:
+        return library
+
+
 def rounded(share: float | None) -> float | None:
     """Return two digits."""
     return share if share is None else float(f"{share:.1e}")
 
 
+def table(lines: list[dict[str, Any]]) -> str:
+    """Return the totals as Markdown."""
+    rows = [
+        "| precision | criterion | floor | true zeros | missed | real gradients | silent | of which agree with fp64 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for precision in PRECISIONS:
+        own = [line for line in lines if line["precision"] == precision.name]
+        floors = {"weight": NOISE_FLOOR[precision.dtype], "module": precision.floor_of_module}
+        for criterion, floor in floors.items():
+            zeros, real, agreeing = (sum(line[key] for line in own) for key in ("zeros", "real", "real_agreeing"))
+            counts = [sum(line[f"{error}_by_{criterion}"] for line in own) for error in ("missed", "silent", "harm")]
+            missed, silent, harm = (
+                f"{count} ({100 * count / of:.1f} %)" for count, of in zip(counts, (zeros, real, agreeing), strict=True)
+            )
+            power = f"2^{round(math.log2(floor))}"
+            rows.append(
+                f"| {precision.name} | {criterion} | {power} | {zeros} | {missed} | {real} | {silent} | {harm} |"
+            )
+    return "\n".join(rows)
+
+
 def main() -> None:
-    """Measure, one line per architecture and precision as they come."""
+    """Measure, one row per architecture and precision as they come."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="names of architectures")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/noise.jsonl"))
+    parser.add_argument("--table", action="store_true", help="print the totals of results there are")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if options.table:
+        print(table(Journal(options.output).latest("run", "architecture", "precision")))
+        return
     torch.set_num_threads(1)
     chosen = [some for some in ARCHITECTURES if not options.only or some.name in options.only]
-    with options.output.open("w") as output:
-        for architecture in chosen:
-            for precision, judgements in measure(architecture).items():
-                line = record(architecture, precision, judgements)
-                output.write(json.dumps(line) + "\n")
-                output.flush()
-                counts = {key: value for key, value in line.items() if isinstance(value, (int, str))}
-                print(*counts.values())
+    journal = Journal(options.output)
+    for architecture in chosen:
+        for precision, judgements in measure(architecture).items():
+            journal.append("run", **record(architecture, precision, judgements))
+        print(architecture.name, flush=True)
+    print(table(journal.latest("run", "architecture", "precision")))
 
 
 if __name__ == "__main__":

@@ -34,6 +34,15 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 
 # ------------------------------------------------------------------------------------------------ exported names
 
+INTERNALS = {  # file: what it measures that is no part of the package's surface
+    "benchmarks/noise.py": {
+        "lightning_gluon.norms.table NORMS",
+        "lightning_gluon.step.noise NOISE_FLOOR",
+        "lightning_gluon.step.noise NoiseGuard",
+        "lightning_gluon.step.plan Chunk",
+        "lightning_gluon.step.plan build_plan",
+    },
+}
 TORCH_INTERNALS = {  # file: what it needs that torch does not export
     "benchmarks/yardsticks.py": {"torch.optim._muon"},
     "benchmarks/memory.py": {"torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"},
@@ -75,7 +84,7 @@ def internals_used(tree: ast.AST) -> set[str]:
 @pytest.mark.parametrize("file", SCRIPTS, ids=str)
 def test_scripts_use_exported_names_only(file: Path) -> None:
     tree = ast.parse(file.read_text())
-    assert internals_used(tree) == set()
+    assert internals_used(tree) == INTERNALS.get(file.as_posix(), set())
     private = {module for module, name in imported_names(tree) if module.startswith("torch") and "._" in module}
     assert private == TORCH_INTERNALS.get(file.as_posix(), set())
 
