@@ -123,8 +123,8 @@ class ResumableLoader(DataLoader):
         Returns:
             The loader itself.
         """
-        progress = trainer.fit_loop.epoch_loop.batch_progress
-        self.processed = lambda: progress.current.processed  # type: ignore[attr-defined]
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
+        self.processed = lambda: progress.current.processed
         return self
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
