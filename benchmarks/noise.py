@@ -41,7 +41,7 @@ from lightning_gluon import Gluon
 
 RESULTS = Path(__file__).parent / "results" / "noise.jsonl"
 TRUE_ZERO = 1e-10
-FLOORS = (14, 12, 10, 9, 8, 7, 6, 5, 4)  # 2^-n
+FLOORS = (14, 12, 10, 9, 8, 6, 5, 4)  # 2^-n
 ALONE = 2**-6  # of the criterion `module`: a vector without siblings beside the model's largest gradient
 VECTORS = ("bias", "elementwise")  # the roles that are stepped as one vector
 Gradients = dict[str, Tensor]
@@ -156,25 +156,26 @@ def zeros_of(name: str, exact: Gradients, largest: dict[str, float]) -> Tensor:
     return gradient.abs() < TRUE_ZERO * scale_of(name, exact, largest)
 
 
-def moved_by(model: nn.Module, gradients: Gradients, floor: int) -> dict[str, Tensor]:
-    """Return which entries a step moves: by signs, where every gradient of any size makes the same step."""
-    before = copy.deepcopy(model.state_dict())
-    for name, parameter in model.named_parameters():
-        if name in gradients:
-            parameter.grad = gradients[name].to(parameter.dtype)
-    optimizer = Gluon(model, lr=0.01, method="signsgd", noise_floor=2.0**-floor)
+def moved_by(optimizer: Gluon, gradients: Gradients, floor: int) -> dict[str, Tensor]:
+    """Return which entries a step moves, and take it back."""
+    moved: dict[str, Tensor] = {}
+    layers = [layer for layer in optimizer.layers() if layer.name in gradients]
+    before = [layer.parameter.detach().clone() for layer in layers]
+    for layer in layers:
+        layer.parameter.grad = gradients[layer.name].to(layer.parameter.dtype)
+    for group in optimizer.param_groups:
+        group["noise_floor"] = 2.0**-floor
     optimizer.step()
-    found: dict[str, Tensor] = {}
-    for layer in optimizer.layers():
-        if layer.role in VECTORS and layer.name in gradients:
-            found[layer.name] = (layer.parameter.detach() != before[layer.name]).flatten()
-    model.load_state_dict(before)
-    return found
+    for layer, start in zip(layers, before, strict=True):
+        if layer.role in VECTORS:
+            moved[layer.name] = (layer.parameter.detach() != start).flatten()
+        layer.parameter.detach().copy_(start)
+    return moved
 
 
-def vectors(model: nn.Module, exact: Gradients, rounded: Gradients, floor: int) -> Iterator[Vector]:
+def vectors(optimizer: Gluon, exact: Gradients, rounded: Gradients, floor: int) -> Iterator[Vector]:
     """Return every vector with what both criteria make of it; `floor` is that of `module`."""
-    moved = {floor: moved_by(model, rounded, floor) for floor in FLOORS}
+    moved = {floor: moved_by(optimizer, rounded, floor) for floor in FLOORS}
     largest, exact_largest = largest_of_modules(rounded), largest_of_modules(exact)
     for name in moved[FLOORS[0]]:
         by_module = rms(rounded[name]) < 2.0**-floor * largest[name]
@@ -233,10 +234,12 @@ def measure(architecture: Architecture) -> dict[Precision, list[Vector]]:
     for steps, model, batch in states(architecture):
         with Double():
             exact = EXACT.gradients(copy.deepcopy(model).double(), architecture, in_double(batch))
+        # By signs, where a gradient of any size makes the same step.
+        optimizer = Gluon(model, lr=0.01, method="signsgd")
         for precision in PRECISIONS:
             if steps or not precision.slow:
                 rounded = precision.gradients(model, architecture, batch)
-                found[precision] += vectors(model, exact, rounded, precision.floor)
+                found[precision] += vectors(optimizer, exact, rounded, precision.floor)
     return found
 
 
@@ -301,11 +304,16 @@ def table(rows: list[Row], criterion: str) -> str:
             for row in own:
                 errors.update({key: counts[place] for key, counts in row[criterion].items()})
             label = f"**2^-{floor}**" if floor == precision.floor else f"2^-{floor}"
-            missed = f"{zeros} | {errors['missed']} ({errors['missed'] / zeros:.1%})"
+            missed = f"{zeros} | {errors['missed']}{share(errors['missed'], zeros)}"
             inside = f"{parts} | {errors['missed_parts']}"
-            silent = f"{real} | {errors['silent']} ({errors['silent'] / real:.2%}) | {errors['harm']}"
+            silent = f"{real} | {errors['silent']}{share(errors['silent'], real)} | {errors['harm']}"
             lines.append(f"| {precision.name} | {label} | {missed} | {inside} | {silent} |")
     return "\n".join(lines)
+
+
+def share(count: int, of: int) -> str:
+    """Return the share of a count, where there is one."""
+    return f" ({count / of:.2%})" if count else ""
 
 
 def totals(journal: Journal) -> list[Row]:

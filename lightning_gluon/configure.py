@@ -13,7 +13,7 @@ from lightning_gluon.optimizer import Gluon
 from lightning_gluon.partition import Partition
 from lightning_gluon.partition import partition as route
 from lightning_gluon.radius import RadiusSchedule, Schedule
-from lightning_gluon.step.groups import check_options, find_method
+from lightning_gluon.step.checks import check_options, find_method
 from lightning_gluon.step.noise import NOISE_FLOOR
 
 if TYPE_CHECKING:

@@ -181,7 +181,7 @@ def test_fused_and_batched_views_step_like_separate_matrices() -> None:
 
 def test_chunks_and_stacks_do_not_change_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """One chunk for all, or one per parameter: the same weights up to the rounding of batched products."""
-    from lightning_gluon import optimizer as module
+    from lightning_gluon.step import round as module
     from lightning_gluon.step.plan import build_plan
 
     results = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from itertools import chain
 from types import MethodType
 from typing import Any, Literal
 
@@ -17,7 +18,9 @@ from lightning_gluon.partition import partition
 from lightning_gluon.partition.overrides import Overrides
 from lightning_gluon.radius import Schedule
 from lightning_gluon.roles import ROLES
-from lightning_gluon.step.groups import build_groups, find_method
+from lightning_gluon.step.checks import find_method
+from lightning_gluon.step.groups import build_groups
+from lightning_gluon.step.sources import read_group
 
 __all__ = ["GluonOptimizer"]
 
@@ -101,7 +104,7 @@ class GluonOptimizer(Callback):
     def _check(self) -> None:
         """Build the groups of one weight per role, which raises for whatever does not fit the method."""
         large = torch.empty(_ANY_RANK, _ANY_RANK, device="meta")  # takes no memory
-        weights = [{"params": [torch.nn.Parameter(large)], "role": role} for role in ROLES]
+        given = [read_group({"params": [torch.nn.Parameter(large)], "role": role}) for role in ROLES]
         named = ("lr", "weight_decay", "radius", "momentum")
         Overrides(self.rules)
         lr = self.settings.get("lr")
@@ -111,7 +114,7 @@ class GluonOptimizer(Callback):
         Schedule(self.settings["schedule"], length, warmup, decay, find_method(self.settings["method"]).theory)
         options = {k: v for k, v in self.settings.items() if k not in (*named, *_NOT_GROUPED)}
         build_groups(
-            weights,
+            list(chain.from_iterable(given)),
             method=self.settings["method"],
             lr=lr if isinstance(lr, (int, float)) else 0.0,
             options=options,
@@ -121,7 +124,7 @@ class GluonOptimizer(Callback):
     def warn_if_idle(self) -> None:
         """Say that without a learning rate nothing else has an effect."""
         default = inspect.signature(type(self)).parameters
-        given = [key for key, value in self.settings.items() if value != default[key].default]
+        given = [key for key, value in self.settings.items() if key not in default or value != default[key].default]
         given += ["rules"] if self.rules else []
         if given and not self.active:
             rank_zero_warn(

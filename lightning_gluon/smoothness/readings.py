@@ -9,7 +9,7 @@ With `T = X^{k-1} - X^k` the last step (decay included), `t = ||T||` its length 
     update_rms          root mean square of the entries of T                            weight
     L_trajectory        ||g^k - g^{k-1}||_* / t, two minibatches (the Gluon paper's)    loss / norm^2
     L_hat               ||c_new - c_old||_* / t, the same minibatch                     loss / norm^2
-    noise_only          sqrt(2) ||g^k||_* / t: L_trajectory when it is only noise       loss / norm^2
+    noise_only         sqrt(2) ||g^k||_* / t: L_trajectory when it is only noise       loss / norm^2
     noise_ratio         ||g^k - g^{k-1}||_* / ||g^k||_*; near sqrt(2): only noise       1
     same_to_different   ||c_new - c_old||_* / ||g^k - g^{k-1}||_*; over .8: t is far too large    1
     agreement           <g^k, D>: slope of a fresh sample along the last step           loss / norm

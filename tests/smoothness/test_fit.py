@@ -73,9 +73,9 @@ def test_radius_without_curvature_is_infinite():
         (([1.0], [1.0, 2.0]), "one `grad_dual_norm` per `L_hat`, but got 2 and 1"),
         (([math.nan], [1.0]), "at least one finite sample"),
         (([], []), "at least one finite sample"),
-        (([1.0], [1.0], -1.0), "finite `penalty` >= 0, but got -1.0"),
-        (([1.0], [1.0], math.nan), "finite `penalty` >= 0, but got nan"),
-        (([1.0], [1.0], math.inf), "finite `penalty` >= 0, but got inf"),
+        (([1.0], [1.0], -1.0), "`penalty` to satisfy 0 <= penalty < inf, but got -1.0"),
+        (([1.0], [1.0], math.nan), "`penalty` to satisfy 0 <= penalty < inf, but got nan"),
+        (([1.0], [1.0], math.inf), "`penalty` to satisfy 0 <= penalty < inf, but got inf"),
     ],
 )
 def test_fit_refuses(arguments, message):
@@ -92,7 +92,7 @@ def test_running_fit_forgets_and_resumes():
     other = RunningFit(window=3)
     other.load_state_dict(running.state_dict())
     assert other.fit() == running.fit()
-    with pytest.raises(ValueError, match="window >= 2, but got 1"):
+    with pytest.raises(ValueError, match="whole number >= 2, but got 1"):
         RunningFit(window=1)
 
 

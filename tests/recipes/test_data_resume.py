@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.callbacks import OnExceptionCheckpoint
 
 import lightning_gluon
-from lightning_gluon.callbacks.count_epochs import CountEpochs
+from lightning_gluon.cli.count_epochs import CountEpochs
 from recipes.data import ImageData, ResumableLoader
 
 BATCHES, EPOCHS = 5, 3
