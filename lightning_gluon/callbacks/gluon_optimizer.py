@@ -12,11 +12,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from typing_extensions import Unpack
 
 from lightning_gluon.configure import check_lr, configure_optimizers, warmup_steps
-from lightning_gluon.roles import ROLES
 from lightning_gluon.options import Options
 from lightning_gluon.partition import partition
 from lightning_gluon.partition.overrides import Overrides
 from lightning_gluon.radius import Schedule
+from lightning_gluon.roles import ROLES
 from lightning_gluon.step.groups import build_groups, find_method
 
 __all__ = ["GluonOptimizer"]
