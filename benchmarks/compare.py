@@ -15,8 +15,8 @@ swept. Nothing else is tuned: momentum, decay and the ratios between roles are t
     python -m benchmarks.compare --task cifar10 --path FOLDER_WITH_PARQUET
     python -m benchmarks.compare --task text [--path TEXT_FILE]
 
-Results are written after every run and a second call does only what is missing, so a long comparison can be stopped at
-any time. Written beside the JSON after every method: a table (.md) and a plot (.png).
+A row is written after every run and a second call does only what is missing, so a long comparison can be stopped at
+any time. Written beside the rows after every method: a table (.md) and a plot (.png).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ import argparse
 import copy
 import functools
 import hashlib
-import json
 import logging
 import math
 import statistics
@@ -41,7 +40,7 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
 import lightning_gluon
-from benchmarks.environment import environment, write_json
+from benchmarks.journal import Journal
 from recipes import CausalLM, ImageClassifier, ImageData, TextData
 
 HERE = Path(__file__).parent
@@ -158,7 +157,8 @@ def train(
     steps = evaluations // gradients(name)
     given = {"schedule": "cosine", "warmup": 0.05, **settings(name), "lr": lr, "total_steps": steps}
     if companion is not None:
-        given["radius"] = dict.fromkeys(("embedding", "head", "bias", "elementwise"), companion / lr)
+        rules = lightning_gluon.METHODS[given["method"]].rules
+        given["radius"] = {role: companion / lr for role in rules if role != "hidden"}
 
     def configure(self: LightningModule) -> Any:
         return lightning_gluon.configure_optimizers(self, **given)
@@ -206,26 +206,29 @@ class Comparison:
     """
 
     def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments, self.file = arguments, arguments.output
+        self.arguments = arguments
         self.budget = arguments.evaluations or TASKS[arguments.task].evaluations
-        found = json.loads(self.file.read_text()) if self.file.exists() else {}
-        header = {"task": arguments.task, **asdict(TASKS[arguments.task]), "evaluations": self.budget}
-        if found and {k: found["header"][k] for k in header} != header:
-            raise SystemExit(f"'{self.file}' holds another comparison. Give another --output.")
-        self.report = found or {"header": header, "environment": environment(), "runs": []}
+        self.header = {"task": arguments.task, **asdict(TASKS[arguments.task]), "evaluations": self.budget}
+        self.journal = Journal(arguments.output)
+        self.journal.header(**self.header)
+
+    def check_data(self) -> None:
+        """Raise if the file's runs saw other data."""
+        mark = fingerprint(self.arguments.task, self.arguments.path)
+        known = self.journal.of("data")
+        if not known:
+            self.journal.append("data", fingerprint=mark)
+        elif known[-1]["fingerprint"] != mark:
+            raise SystemExit(f"'{self.journal.path}' holds runs on other data. Give its --path or another --output.")
 
     def run(self, name: str, lr: float, companion: float | None, seed: int) -> dict[str, Any]:
         """Return a run, from the file where it is there."""
-        for run in self.report["runs"]:
+        for run in self.journal.of("run"):
             if (run["method"], run["lr"], run["companion"], run["seed"]) == (name, lr, companion, seed):
                 return run
-        arguments = self.arguments
-        mark = fingerprint(arguments.task, arguments.path)
-        if self.report.setdefault("data", mark) != mark:
-            raise SystemExit(f"'{self.file}' holds runs on other data. Give its --path or another --output.")
-        done = train(arguments.task, arguments.path, name, lr, companion, seed, self.budget)
-        self.report["runs"].append(done)
-        write_json(self.file, self.report)
+        self.check_data()
+        done = train(self.arguments.task, self.arguments.path, name, lr, companion, seed, self.budget)
+        self.journal.append("run", **done)
         beside = "" if companion is None else f", AdamW {companion:g}"
         losses = "  ".join(f"{key} {done['metrics'][key]:.4f}" for key in ("val/loss", "test/loss"))
         print(f"{name:18} lr {lr:<8g}{beside} seed {seed}  {losses}  {done['seconds']} s", flush=True)
@@ -242,7 +245,7 @@ class Comparison:
             values.append(_round(low / 2 if ranked[0] == low else high * 2))
         return ranked
 
-    def row(self, name: str) -> dict[str, Any]:
+    def summary(self, name: str) -> dict[str, Any]:
         """Sweep a method, run its best learning rates on the other seeds, and summarise."""
         centre, first, companions = settings(name)["lr"], self.arguments.sweep_seed, None
         companion = companion_rate(name)
@@ -251,10 +254,10 @@ class Comparison:
             companion = companions[0]
         rates = self.sweep(centre, lambda value: self.run(name, value, companion, first))
         runs = [self.run(name, rates[0], companion, seed) for seed in self.arguments.seeds]
-        metric = f"test/{self.report['header']['metric']}"
+        metric = f"test/{self.header['metric']}"
         losses = [run["metrics"]["test/loss"] for run in runs]
         values = [run["metrics"].get(metric, math.nan) for run in runs]
-        return {
+        found = {
             "method": name,
             "gradients per step": gradients(name),
             "steps": runs[0]["steps"],
@@ -264,6 +267,17 @@ class Comparison:
             "test/loss": [statistics.mean(losses), _spread(losses)],
             metric: [statistics.mean(values), _spread(values)],
         }
+        known = [row for row in self.summaries() if row["method"] == name]
+        return found if _same(found, known) else self.journal.append("summary", **found)
+
+    def summaries(self) -> list[dict[str, Any]]:
+        """Return the latest summary of every method."""
+        return self.journal.latest("summary", "method")
+
+
+def _same(found: dict[str, Any], known: list[dict[str, Any]]) -> bool:
+    """Tell whether a summary is the one on file, NaN included."""
+    return [repr(found)] == list(map(repr, known))
 
 
 def _rank(run: dict[str, Any]) -> float:
@@ -284,9 +298,9 @@ def _swept(tried: list[float]) -> str:
     return f"{tried[0]:g}{edge} [{', '.join(f'{value:g}' for value in sorted(tried))}]"
 
 
-def table(report: dict[str, Any], seeds: list[int]) -> str:
-    """Return the rows as Markdown, best first."""
-    header, metric = report["header"], f"test/{report['header']['metric']}"
+def table(header: dict[str, Any], summaries: list[dict[str, Any]], seeds: list[int]) -> str:
+    """Return the summaries as Markdown, best first."""
+    metric = f"test/{header['metric']}"
     lines = [
         f"{header['summary']}; {header['evaluations']} gradient evaluations per run; {len(seeds)} seeds, mean and",
         "standard deviation; the learning rates tried are in brackets, `*` marks a best one at the edge.",
@@ -294,7 +308,7 @@ def table(report: dict[str, Any], seeds: list[int]) -> str:
         f"| method | test/loss | {metric} | lr | steps | gradients |",
         "|---|---|---|---|---|---|",
     ]
-    for row in sorted(report["rows"], key=lambda row: row["test/loss"][0]):
+    for row in sorted(summaries, key=_mean_loss):
         loss, value = ("{:.3f} ± {:.3f}".format(*row[key]) for key in ("test/loss", metric))
         rate = _swept(row["sweep"])
         if row["companion sweep"]:
@@ -304,7 +318,11 @@ def table(report: dict[str, Any], seeds: list[int]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def plot(report: dict[str, Any], file: Path, seeds: list[int]) -> None:
+def _mean_loss(row: dict[str, Any]) -> float:
+    return row["test/loss"][0]
+
+
+def plot(comparison: Comparison, summaries: list[dict[str, Any]], seeds: list[int]) -> None:
     """Draw validation loss against gradient evaluations: mean and range of the seeds, one line per method."""
     import matplotlib
 
@@ -312,8 +330,9 @@ def plot(report: dict[str, Any], file: Path, seeds: list[int]) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for index, row in enumerate(sorted(report["rows"], key=lambda row: row["test/loss"][0])):
-        runs = [run for run in report["runs"] if run["method"] == row["method"] and run["seed"] in seeds]
+    for index, row in enumerate(sorted(summaries, key=_mean_loss)):
+        own = [run for run in comparison.journal.of("run") if run["method"] == row["method"]]
+        runs = [run for run in own if run["seed"] in seeds]
         curves = [run["curve"] for run in runs if run["lr"] == row["sweep"][0] and run["failure"] is None]
         if not curves:
             continue
@@ -324,9 +343,9 @@ def plot(report: dict[str, Any], file: Path, seeds: list[int]) -> None:
         label = f"{row['method']}, lr {row['sweep'][0]:g}"
         axes.plot(grid, list(map(statistics.mean, losses)), style, color=f"C{index % 10}", label=label)
         axes.fill_between(grid, list(map(min, losses)), list(map(max, losses)), color=f"C{index % 10}", alpha=0.2)
-    axes.set(xlabel="gradient evaluations", ylabel="validation loss", title=report["header"]["summary"])
+    axes.set(xlabel="gradient evaluations", ylabel="validation loss", title=comparison.header["summary"])
     axes.legend(fontsize=8, title="dashed: two gradients per step", title_fontsize=8)
-    figure.savefig(file, dpi=150)
+    figure.savefig(comparison.journal.path.with_suffix(".png"), dpi=150)
     pyplot.close(figure)
 
 
@@ -343,9 +362,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="reported")
     parser.add_argument("--sweep-seed", type=int, default=0, help="the learning rate is chosen on this one")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--output", type=Path, help="default: benchmarks/results/compare_<task>.json")
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/compare_<task>.jsonl")
     arguments = parser.parse_args(argv)
-    arguments.output = arguments.output or HERE / "results" / f"compare_{arguments.task}.json"
+    arguments.output = arguments.output or HERE / "results" / f"compare_{arguments.task}.jsonl"
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -355,14 +374,13 @@ def main(argv: list[str] | None = None) -> None:
         known = sorted(file.stem for file in METHOD_FILES.glob("*.yaml"))
         raise SystemExit(f"Expected `--methods` out of {', '.join(known)}; got {', '.join(unknown)}.")
     comparison = Comparison(arguments)
-    report = comparison.report
-    report["rows"] = []
+    summaries: list[dict[str, Any]] = []
     for name in arguments.methods:
-        report["rows"].append(comparison.row(name))
-        write_json(arguments.output, report)
-        arguments.output.with_suffix(".md").write_text(table(report, arguments.seeds))
-        plot(report, arguments.output.with_suffix(".png"), arguments.seeds)
-    print(table(report, arguments.seeds))
+        summaries.append(comparison.summary(name))
+        page = table(comparison.header, summaries, arguments.seeds)
+        arguments.output.with_suffix(".md").write_text(page)
+        plot(comparison, summaries, arguments.seeds)
+    print(page)
 
 
 if __name__ == "__main__":

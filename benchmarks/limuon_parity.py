@@ -21,7 +21,7 @@ from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.environment import environment, write_json
+from benchmarks.journal import Journal
 from recipes.data import ImageData
 from recipes.quickstart import DigitsViT
 
@@ -59,12 +59,13 @@ def run(options: dict[str, Any], seed: int, epochs: int, lr: float) -> dict[str,
     }
 
 
-def show(results: dict[str, list[dict[str, float]]], console: Console) -> None:
+def show(found: list[dict[str, Any]], console: Console) -> None:
     """Print mean and spread of every row."""
     table = Table(title="equal steps, mean (spread over seeds)")
     for column in ("row", "val loss", "val accuracy", "gradient evaluations", "bytes / parameter"):
         table.add_column(column, justify="left" if column == "row" else "right")
-    for name, runs in results.items():
+    for name in ROWS:
+        runs = [run for run in found if run["row"] == name]
         losses, accuracies = [[run[key] for run in runs] for key in ("val_loss", "val_acc")]
         table.add_row(
             name,
@@ -77,23 +78,23 @@ def show(results: dict[str, list[dict[str, float]]], console: Console) -> None:
 
 
 def main() -> None:
-    """Train every row with every seed, print, and write the JSON after each run."""
+    """Train every row with every seed, print, and append a row after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--lr", type=float, default=0.02)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/limuon_parity.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/limuon_parity.jsonl"))
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.set_num_threads(1)
-    settings = {"epochs": arguments.epochs, "lr": arguments.lr, "seeds": arguments.seeds}
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in ROWS}
+    journal = Journal(arguments.output)
+    journal.header(epochs=arguments.epochs, lr=arguments.lr, seeds=arguments.seeds)
     for seed in arguments.seeds:
         for name, options in ROWS.items():
-            results[name].append(run(options, seed, arguments.epochs, arguments.lr))
-            write_json(arguments.output, {"environment": environment(), "settings": settings, "rows": results})
-        show(results, Console())
+            found = run(options, seed, arguments.epochs, arguments.lr)
+            journal.append("run", row=name, seed=seed, **found)
+        show(journal.latest("run", "row", "seed"), Console())
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ For every method, dtype, spectrum and shape:
     smallest the smallest singular value of D
     time     of one call, relative to the orthogonalisation inside torch.optim.Muon (5 steps, bf16) in the same run
 
-    python -m benchmarks.lmo_gap [--threads 1] [--quick] [--output benchmarks/results/lmo_gap.json]
+    python -m benchmarks.lmo_gap [--threads 1] [--quick] [--output benchmarks/results/lmo_gap.jsonl]
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.optim._muon import _zeropower_via_newtonschulz
 
-from benchmarks.environment import environment, write_json
+from benchmarks.journal import Journal
+from benchmarks.yardsticks import torch_muon
 from lightning_gluon import orthogonalize
 
 SHAPES = {"square": (768, 768), "4:1": (1536, 384), "1:7": (128, 896)}
@@ -52,11 +52,6 @@ def test_matrix(shape: tuple[int, int], spectrum: str, generator: torch.Generato
         return normal(shape[0], 8) @ normal(8, shape[1]) / 8**0.5 + 0.01 * normal(*shape)
     u, s, v = torch.linalg.svd(normal(*shape), full_matrices=False)
     return u * torch.arange(1, len(s) + 1, dtype=torch.float64) ** -(2.0 if spectrum == "1/i^2" else 1.0) @ v
-
-
-def torch_muon(g: Tensor) -> Tensor:
-    """Orthogonalise as torch.optim.Muon does."""
-    return _zeropower_via_newtonschulz(g, (3.4445, -4.7750, 2.0315), 5, 1e-7)
 
 
 def relative_time(call: Callable[[Tensor], Tensor], g: Tensor, repeats: int) -> tuple[float, float]:
@@ -106,7 +101,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--quick", action="store_true", help="small matrices")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "lmo_gap.json")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "lmo_gap.jsonl")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     generator = torch.Generator().manual_seed(0)
@@ -123,7 +118,9 @@ def main() -> None:
         records += measure(method, str(dtype).removeprefix("torch."), call, matrices, repeats)
 
     Console(width=140).print(table(records))
-    write_json(args.output, {"environment": environment(), "records": records})
+    journal = Journal(args.output)
+    for record in records:
+        journal.append("run", **record)
     print(f"written to {args.output}")
 
 

@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import lightning_gluon
-from benchmarks.environment import environment, write_json
+from benchmarks.journal import Journal
 
 
 class LiveBytes(TorchDispatchMode):
@@ -259,26 +259,26 @@ def show(model: str, batch: int, rows: dict[str, dict[str, Any]], console: Conso
 
 
 def main() -> None:
-    """Count, print, and write the JSON."""
+    """Count, append rows, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["vit_s", "qwen2_5"], choices=list(MODELS))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/memory.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/memory.jsonl"))
     parser.add_argument("--persistent", action="store_true", help="only the state, from shapes, for all models")
     arguments = parser.parse_args()
     names = list(dict.fromkeys([*list(ROWS)[:2], *arguments.rows]))
-    console, report = Console(), {"environment": environment(), "models": {}}
+    console, journal = Console(), Journal(arguments.output)
     if arguments.persistent:
-        report["models"] = {model: persistent(model) for model in MODELS}
-        write_json(arguments.output, report)
-        console.print(report["models"])
+        for model in MODELS:
+            for row, value in persistent(model).items():
+                console.print(journal.append("persistent", model=model, row=row, bytes_per_parameter=value))
         return
     for model in arguments.models:
         for batch in BATCHES[model]:
-            rows = {name: measure(model, name, batch) for name in names}
-            report["models"].setdefault(model, {})[f"batch {batch}"] = rows
+            rows = {}
+            for name in names:
+                rows[name] = journal.append("run", model=model, batch=batch, row=name, **measure(model, name, batch))
             show(model, batch, rows, console)
-            write_json(arguments.output, report)
 
 
 if __name__ == "__main__":

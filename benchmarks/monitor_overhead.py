@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from benchmarks.environment import environment, write_json
+from benchmarks.journal import Journal
 from lightning_gluon import configure_optimizers
 from lightning_gluon.callbacks import SmoothnessMonitor
 
-RESULTS = Path(__file__).parent / "results" / "monitor_overhead.json"
+RESULTS = Path(__file__).parent / "results" / "monitor_overhead.jsonl"
 
 
 class Vit(LightningModule):
@@ -82,19 +82,18 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    report: dict[str, Any] = {"environment": environment(), "every_n_steps": 50, "runs": {}}
+    journal = Journal(given.results)
     for method in given.methods:
         for monitored in (False, True):  # what the first calls of a process cost is neither's
             seconds(method, argparse.Namespace(**{**vars(given), "steps": 2}), monitored)
         pairs = [(seconds(method, given, False), seconds(method, given, True)) for _ in range(given.rounds)]
         plain, watched = (statistics.median(column) for column in zip(*pairs, strict=True))
-        report["runs"][method] = {
-            "width": given.width, "depth": given.depth, "batch": given.batch, "steps": given.steps,
+        row = {
+            "every_n_steps": 50, "width": given.width, "depth": given.depth, "batch": given.batch, "steps": given.steps,
             "cpu_seconds": round(plain, 2), "cpu_seconds_monitored": round(watched, 2),
             "share": round(watched / plain - 1, 4), "shares": [round(b / a - 1, 4) for a, b in pairs],
         }  # fmt: skip
-        write_json(given.results, report)
-        print(method, report["runs"][method])
+        print(journal.append("run", method=method, **row))
 
 
 if __name__ == "__main__":

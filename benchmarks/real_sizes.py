@@ -8,7 +8,7 @@ tuned to these sizes. Every method takes the same number of steps: one with two 
     python -m benchmarks.real_sizes --steps 20 --tiny                      # the same on a CPU, with the tiny overlays
 
 Recorded per run: the loss of every step, the held-out loss, seconds per step (median, the first tenth left out), tokens
-or images per second, peak memory and the optimizer's state. The file is written after every run, and a second call does
+or images per second, peak memory and the optimizer's state. A row is written after every run, and a second call does
 only what is missing. So far this has run on a CPU only; on a GPU it is untested.
 """
 
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import logging
 import resource
 import statistics
@@ -30,7 +29,7 @@ import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
 import recipes
-from benchmarks.environment import environment, write_json
+from benchmarks.journal import Journal
 from lightning_gluon.callbacks import GluonOptimizer
 from recipes.metrics import count_items
 
@@ -116,14 +115,14 @@ def train(config: dict[str, Any], data: LightningDataModule, steps: int) -> dict
     return {**run, "steps": len(record.losses), "train_loss": record.losses}
 
 
-def plot(report: dict[str, Any], file: Path) -> None:
+def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Draw the training loss against gradient evaluations, one panel per model."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    runs = [run for run in report["runs"] if run["failure"] is None]
+    runs = [run for run in rows if run["failure"] is None]
     models = list(dict.fromkeys(run["model"] for run in runs))
     if not runs:
         return
@@ -144,7 +143,7 @@ def plot(report: dict[str, Any], file: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run what is missing and write the report."""
+    """Run what is missing, and append a row after each run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = sorted(file.stem for file in (RECIPES / "methods").glob("*.yaml"))
     models = ("qwen2_5", "mamba", "vit")
@@ -152,29 +151,24 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--methods", nargs="+", choices=known, default=known)
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--tiny", action="store_true", help="the tiny overlays, on the CPU")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "real_sizes.json")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "real_sizes.jsonl")
     given = parser.parse_args(argv)
     warnings.filterwarnings("ignore", module="lightning")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    header = {"steps": given.steps, "tiny": given.tiny}
     if not given.tiny and not torch.cuda.is_available():
         raise SystemExit("Expected a CUDA device for the real sizes, but found none. Try the same with --tiny.")
-    report: dict[str, Any] = {"header": header, "environment": environment(), "runs": []}
-    if given.output.exists():
-        report = json.loads(given.output.read_text())
-        if report["header"] != header:
-            raise SystemExit(f"'{given.output}' holds runs with {report['header']}. Give another --output.")
+    journal = Journal(given.output)
+    journal.header(steps=given.steps, tiny=given.tiny)
     for model in given.models:
         data = None
         for method in given.methods:
-            if any((run["model"], run["method"]) == (model, method) for run in report["runs"]):
+            if any((run["model"], run["method"]) == (model, method) for run in journal.of("run")):
                 continue
             config = configuration(model, method, tiny=given.tiny)
             data = built(config["data"]) if data is None else data
-            report["runs"].append({"model": model, "method": method, **train(config, data, given.steps)})
-            write_json(given.output, report)
-            plot(report, given.output.with_suffix(".png"))
-            shown = {k: v for k, v in report["runs"][-1].items() if k != "train_loss"}.items()
+            run = journal.append("run", model=model, method=method, **train(config, data, given.steps))
+            plot(journal.of("run"), given.output.with_suffix(".png"))
+            shown = {k: v for k, v in run.items() if k != "train_loss"}.items()
             print(*(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown), flush=True)
 
 

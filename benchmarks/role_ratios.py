@@ -16,10 +16,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import write_json
+from benchmarks.journal import Journal
 from benchmarks.small_tasks import Task, chosen, continued, train
 
-RESULTS = Path(__file__).parent / "results" / "role_ratios.json"
+RESULTS = Path(__file__).parent / "results" / "role_ratios.jsonl"
 # The defaults are among the values; a run at them is shared by all roles of a method.
 VALUES = {
     "head": (1.0, 5.0, 25.0, 100.0),
@@ -32,9 +32,9 @@ DEFAULTS = {"head": 25.0, "table": 25.0, "input": 0.3, "vectors": 0.1, "adamw": 
 KEYS = {
     "head": ("head",),
     "table": ("embedding",),
-    "input": ("embedding",),
+    "input": ("input",),
     "vectors": ("bias", "elementwise"),
-    "adamw": ("embedding", "head", "bias", "elementwise"),
+    "adamw": ("input", "embedding", "head", "bias", "elementwise"),
 }
 TASKS = ("digits", "cifar10", "text")
 HIDDEN = 0.02  # within 1 % of the best of the sweep on every task (benchmarks/self_tuning.py)
@@ -47,21 +47,22 @@ def main() -> None:
     continued(parser, RESULTS, _run, table)
 
 
-def _run(given: argparse.Namespace, report: dict[str, Any]) -> None:
+def _run(given: argparse.Namespace, journal: Journal) -> None:
     end = time.monotonic() + 60 * given.minutes
+    done = {_key(run["task"], run["role"], run["ratio"], run["seed"]) for run in journal.of("run")}
     tasks = chosen(TASKS, given.cifar10, given.text)
     for seed in given.seeds:
         for role, values in VALUES.items():
             for task in tasks:
                 for value in values if _has(task.name, role) else ():
                     key = _key(task.name, role, value, seed)
-                    if key in report["runs"]:
+                    if key in done:
                         continue
                     if time.monotonic() > end:
                         return
-                    report["runs"][key] = _train(task, role, value, seed)
-                    write_json(given.results, report)
-                    print(key, report["runs"][key]["loss"], flush=True)
+                    found = journal.append("run", **_train(task, role, value, seed))
+                    done.add(key)
+                    print(key, found["loss"], flush=True)
 
 
 def _train(task: Task, role: str, value: float, seed: int) -> dict[str, Any]:
@@ -83,16 +84,17 @@ def _key(task: str, role: str, value: float, seed: int) -> str:
     return f"{task}/{'defaults' if shared else f'{role} {value:g}'}/{seed}"
 
 
-def table(runs: dict[str, Any]) -> str:
+def table(runs: list[dict[str, Any]]) -> str:
     """Return the evaluation losses as Markdown tables, one per role, the mean over seeds."""
     parts = []
+    losses = {_key(run["task"], run["role"], run["ratio"], run["seed"]): run["loss"] for run in runs}
     for role, values in VALUES.items():
         lines = [f"| {role} | " + " | ".join(f"{value:g}" for value in values) + " |", "|---|" + "---|" * len(values)]
         for task in (task for task in TASKS if _has(task, role)):
             cells = []
             for value in values:
                 prefix = _key(task, role, value, 0)[:-1]
-                found = [run["loss"] for key, run in runs.items() if key.startswith(prefix)]
+                found = [loss for key, loss in losses.items() if key.startswith(prefix)]
                 cells.append(f"{sum(found) / len(found):.4f}" if found else "")
             lines.append(f"| {task} | " + " | ".join(cells) + " |")
         parts.append("\n".join(lines))

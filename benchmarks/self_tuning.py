@@ -31,15 +31,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.environment import write_json
+from benchmarks.journal import Journal
 from benchmarks.small_tasks import Task, chosen, continued, train
 
-RESULTS = Path(__file__).parent / "results" / "self_tuning.json"
+RESULTS = Path(__file__).parent / "results" / "self_tuning.jsonl"
 CENTRE = 0.02
 RULES = ("auto", "small", "large", "smoothness", "warmup")
 MEMORIES = 4  # of a warm-up
 GOAL = 0.03  # gap to the best fixed radius
-ADAMW = {"radius": dict.fromkeys(("embedding", "head", "bias", "elementwise"), 0.1)}  # where Muon's own is 0.015
+BESIDE = ("input", "embedding", "head", "bias", "elementwise")  # roles that AdamW steps beside Muon
+ADAMW = {"radius": dict.fromkeys(BESIDE, 0.1)}  # where Muon's own is 0.015
 METHODS: dict[str, dict[str, Any]] = {
     "gluon": {}, "muon": {}, "gluon-mvr1": {}, "limuon": {"rank": 4}, "muon, adamw 0.1": {"method": "muon", **ADAMW},
 }  # fmt: skip
@@ -63,7 +64,8 @@ def main() -> None:
     continued(parser, RESULTS, _run, table)
 
 
-def _run(given: argparse.Namespace, report: dict[str, Any]) -> None:
+def _run(given: argparse.Namespace, journal: Journal) -> None:
+    runs = {key_of(run): run for run in journal.of("run")}
     tasks = chosen(given.tasks, given.cifar10, given.text)
     end = time.monotonic() + 60 * given.minutes
     for seed, method, share, momentum, task in itertools.product(
@@ -71,13 +73,18 @@ def _run(given: argparse.Namespace, report: dict[str, Any]) -> None:
     ):
         if (method != "gluon") + (share != 1) + (momentum != MOMENTA[0]) > given.away:
             continue
-        cell = Cell(task, method, momentum, share, report["runs"], given.steps)
+        cell = Cell(task, method, momentum, share, runs, given.steps)
         for key, run in cell.missing(seed, given.rules):
             if time.monotonic() > end:
                 return
-            report["runs"][key] = {**cell.names, "seed": seed, **run()}
-            write_json(given.results, report)
-            print(key, report["runs"][key]["loss"], report["runs"][key]["seconds"], flush=True)
+            runs[key] = journal.append("run", **cell.names, seed=seed, **run())
+            print(key, runs[key]["loss"], runs[key]["seconds"], flush=True)
+
+
+def key_of(run: dict[str, Any]) -> str:
+    """Return what identifies a run: its cell, its seed, and its fixed radius or its rule."""
+    what = f"fixed {run['fixed']:g}" if "fixed" in run else run["rule"]
+    return "/".join([*(str(run[name]) for name in NAMES), str(run["seed"]), what])
 
 
 class Cell:
@@ -104,7 +111,7 @@ class Cell:
                 yield key, lambda rule=rule: {"rule": rule, **self._with_rule(seed, rule, best)}
 
     def _key(self, seed: int, what: str) -> str:
-        return "/".join([*map(str, self.names.values()), str(seed), what])
+        return "/".join([*map(str, self.names.values()), str(seed), what])  # as `key_of` does
 
     def _swept(self, seed: int) -> dict[float, float]:
         prefix = self._key(seed, "fixed ")
@@ -145,14 +152,14 @@ def best_radius(swept: dict[float, float]) -> float:
     return min(swept, key=lambda radius: swept[radius] if math.isfinite(swept[radius]) else math.inf)
 
 
-def table(runs: dict[str, Any]) -> str:
+def table(runs: list[dict[str, Any]]) -> str:
     """Return the gaps to the best fixed radius as a Markdown table, failures in bold.
 
     A gap is the mean over seeds of the difference to the best fixed radius, in per cent of that one's mean loss, and
     after the sign the standard error of that mean. The best radius is the one with the lowest mean.
     """
     cells: dict[tuple, dict[Any, dict[int, float]]] = {}
-    for run in runs.values():
+    for run in runs:
         cell = cells.setdefault(tuple(run[name] for name in NAMES), {})
         cell.setdefault(run.get("rule", run.get("fixed")), {})[run["seed"]] = run["loss"]
     lines = [

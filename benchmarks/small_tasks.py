@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import logging
 import math
 import time
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import lightning_gluon
-from benchmarks.environment import environment
+from benchmarks.journal import Journal
 
 
 @dataclass
@@ -220,15 +219,15 @@ def chosen(names: Iterable[str], cifar10_folder: Path | None, text_folder: Path 
 def continued(
     parser: argparse.ArgumentParser,
     results: Path,
-    run: Callable[[argparse.Namespace, dict[str, Any]], None],
-    table: Callable[[dict[str, Any]], str],
+    run: Callable[[argparse.Namespace, Journal], None],
+    table: Callable[[list[dict[str, Any]]], str],
 ) -> None:
     """Run what a results file lacks, and print its table: the main function of the benchmarks on these tasks.
 
     Args:
         parser: The benchmark's own options.
         results: Where its results lie by default.
-        run: Fills a report, which holds `runs`, and writes it as it goes.
+        run: Appends what the results lack, run by run.
         table: Renders the runs.
     """
     parser.add_argument("--cifar10", type=Path, help="folder with train.parquet and test.parquet")
@@ -238,12 +237,10 @@ def continued(
     parser.add_argument("--table", action="store_true", help="print the table of what was run")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    report: dict[str, Any] = {"environment": environment(), "runs": {}}
-    if given.results.exists():
-        report = json.loads(given.results.read_text())
+    journal = Journal(given.results)
     if not given.table:
-        run(given, report)
-    print(table(report["runs"]))
+        run(given, journal)
+    print(table(journal.of("run")))
 
 
 def _quiet() -> None:

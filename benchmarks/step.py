@@ -14,6 +14,7 @@ norm 1: what its LMO is worth. `floor` is the time of the products of a default 
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 import warnings
@@ -25,14 +26,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
-from torch.optim._muon import _zeropower_via_newtonschulz
 
 import lightning_gluon
-from benchmarks.environment import environment, write_json
-from lightning_gluon.norms.numerics import Workspace
-from lightning_gluon.norms.orthogonalize import compute_dtype, orthogonalize_
-from lightning_gluon.step.groups import groups_of_routes
-from lightning_gluon.step.plan import build_plan, stack_views
+from benchmarks.journal import Journal
+from benchmarks.yardsticks import torch_muon
 
 BASELINE = "torch Muon + AdamW"
 HIDDEN = "hidden"
@@ -69,31 +66,31 @@ class Problem:
     """Weights and gradients of a model's shapes, routed once."""
 
     def __init__(self, model: str, device: str) -> None:
-        module, self.share = build(model)
-        self.module, self.device = module, device
-        self.routes = {route.name: route for route, _ in lightning_gluon.partition(module)}
+        self.module, self.share = build(model)
+        self.device = device
+        self.routes = {route.name: route for route, _ in lightning_gluon.partition(self.module)}
         torch.manual_seed(0)
         self.weights = {name: 0.02 * torch.randn(route.shape, device=device) for name, route in self.routes.items()}
         self.gradients = {name: torch.randn(route.shape, device=device) for name, route in self.routes.items()}
         self.probe = next(name for name, route in self.routes.items() if route.role == HIDDEN and len(route.views) == 1)
 
-    def copy(self) -> dict[str, nn.Parameter]:
-        """Return fresh parameters with gradients."""
-        parameters = {name: nn.Parameter(weight.clone()) for name, weight in self.weights.items()}
-        for name, parameter in parameters.items():
+    def copy(self) -> nn.Module:
+        """Return the model with fresh weights and the common gradients."""
+        module = copy.deepcopy(self.module).to_empty(device=self.device)
+        if hasattr(module, "tie_weights"):  # `to_empty` gives tied names tensors of their own
+            module.tie_weights()
+        for name, parameter in module.named_parameters():
+            parameter.data.copy_(self.weights[name])
             parameter.grad = self.gradients[name]
-        return parameters
+        return module
 
-    def groups(self, parameters: dict[str, nn.Parameter], method: str) -> list[dict[str, Any]]:
-        """Return groups as this project's partition makes them."""
-        pairs = [(self.routes[name], parameter) for name, parameter in parameters.items()]
-        return groups_of_routes(pairs, lightning_gluon.METHODS[method])
-
-    def matrices(self, parameters: dict[str, nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def matrices(self, module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return the hidden matrices that stock Muon can take (2-D, whole), and everything else."""
-        hidden = [p for name, p in parameters.items() if self.routes[name].role == HIDDEN and p.ndim == 2]
-        chosen = {id(p) for p in hidden}
-        return hidden, [p for p in parameters.values() if id(p) not in chosen]
+        hidden, rest = [], []
+        for name, parameter in module.named_parameters():
+            chosen = self.routes[name].role == HIDDEN and parameter.ndim == 2
+            (hidden if chosen else rest).append(parameter)
+        return hidden, rest
 
 
 # ---------------------------------------------------------------- rows: name -> step function
@@ -111,41 +108,46 @@ class Pair:
             optimizer.step()
 
 
-Row = Callable[[Problem, dict[str, nn.Parameter]], Any]
+Row = Callable[[Problem, nn.Module], Any]
 
 
 def _ours(method: str, **options: Any) -> Row:
-    def build_row(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
-        return lightning_gluon.Gluon(problem.groups(parameters, method), lr=1e-3, method=method, **options)
+    def build_row(problem: Problem, module: nn.Module) -> Any:
+        return lightning_gluon.Gluon(module, lr=1e-3, method=method, **options)
 
     return build_row
 
 
-def _torch_muon(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
-    hidden, rest = problem.matrices(parameters)
+def _torch_muon(problem: Problem, module: nn.Module) -> Any:
+    hidden, rest = problem.matrices(module)
     return Pair(torch.optim.Muon(hidden, lr=1e-3, weight_decay=0.0), torch.optim.AdamW(rest, lr=1e-3, fused=True))
 
 
-def _pytorch_optimizer(name: str) -> Row:
-    def build_row(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
-        import pytorch_optimizer
+def _pytorch_optimizer_muon(problem: Problem, module: nn.Module) -> Any:
+    import pytorch_optimizer
 
-        hidden, rest = problem.matrices(parameters)
-        if name == "Muon":
-            groups = [{"params": hidden, "use_muon": True}, {"params": rest, "use_muon": False}]
-            return pytorch_optimizer.Muon(groups, lr=1e-3, weight_decay=0.0)
-        hidden_norm, rest_norm = {"norm_type": 4}, {"norm_type": 7}  # spectral, sign: see LMONorm
-        return pytorch_optimizer.SCION(
-            [{"params": hidden, **hidden_norm}, {"params": rest, **rest_norm}], lr=1e-3, weight_decay=0.0
-        )
-
-    return build_row
+    hidden, rest = problem.matrices(module)
+    groups = [{"params": hidden, "use_muon": True}, {"params": rest, "use_muon": False}]
+    return pytorch_optimizer.Muon(groups, lr=1e-3, weight_decay=0.0)
 
 
-def _timm_muon(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
+def _pytorch_optimizer_scion(problem: Problem, module: nn.Module) -> Any:
+    import pytorch_optimizer
+    from pytorch_optimizer.optimizer.scion import LMONorm
+
+    hidden, rest = problem.matrices(module)
+    groups = [
+        {"params": hidden, "norm_type": LMONorm.SPECTRAL},
+        {"params": [p for p in rest if p.ndim > 1], "norm_type": LMONorm.SIGN},
+        {"params": [p for p in rest if p.ndim <= 1], "norm_type": LMONorm.BIAS},
+    ]
+    return pytorch_optimizer.SCION(groups, lr=1e-3, weight_decay=0.0)
+
+
+def _timm_muon(problem: Problem, module: nn.Module) -> Any:
     from timm.optim import Muon
 
-    hidden, rest = problem.matrices(parameters)
+    hidden, rest = problem.matrices(module)
     return Muon([{"params": hidden}, {"params": rest, "use_fallback": True}], lr=1e-3, weight_decay=0.0)
 
 
@@ -156,30 +158,26 @@ class Bare:
         self.step = call
 
 
-def _lmo_ours(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
-    optimizer = lightning_gluon.Gluon(problem.groups(parameters, "gluon"))
-    chunks = [chunk for chunk in build_plan(optimizer.param_groups) if chunk.group["role"] == HIDDEN]
-    workspace = Workspace()
+def _lmo_ours(problem: Problem, module: nn.Module) -> Any:
+    shapes: dict[tuple[int, int], list[Any]] = {}
+    for name, route in problem.routes.items():
+        for view in route.views if route.role == HIDDEN else ():
+            shapes.setdefault(view.matrix[1:], []).append((view, problem.gradients[name]))
 
     def call() -> None:
-        for chunk in chunks:
-            for stack in chunk.stacks:
-                like = chunk.gradients[0]
-                stack.compute = compute_dtype(like.device, shape=(stack.count, *stack.shape))
-                batch = workspace.take("gather", (stack.count, *stack.shape), like)
-                stack_views(stack, chunk.gradients, batch)
-                orthogonalize_(batch, dtype=stack.compute, workspace=workspace)
+        for members in shapes.values():
+            lightning_gluon.orthogonalize(torch.cat([view.gather(gradient) for view, gradient in members]))
 
     return Bare(call)
 
 
-def _lmo_torch(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
-    gradients = [parameter.grad for parameter in problem.matrices(parameters)[0]]
-    return Bare(lambda: [_zeropower_via_newtonschulz(g, (3.4445, -4.7750, 2.0315), 5, 1e-7) for g in gradients])
+def _lmo_torch(problem: Problem, module: nn.Module) -> Any:
+    gradients = [parameter.grad for parameter in problem.matrices(module)[0]]
+    return Bare(lambda: [torch_muon(gradient) for gradient in gradients])
 
 
-def _fused_adamw(problem: Problem, parameters: dict[str, nn.Parameter]) -> Any:
-    return torch.optim.AdamW(parameters.values(), lr=1e-3, fused=True)
+def _fused_adamw(problem: Problem, module: nn.Module) -> Any:
+    return torch.optim.AdamW(module.parameters(), lr=1e-3, fused=True)
 
 
 ROWS: dict[str, Row] = {
@@ -193,8 +191,8 @@ ROWS: dict[str, Row] = {
     "scion": _ours("scion"),
     "lionmuon": _ours("lionmuon"),
     "signsgd": _ours("signsgd"),
-    "pytorch_optimizer Muon": _pytorch_optimizer("Muon"),
-    "pytorch_optimizer SCION": _pytorch_optimizer("SCION"),
+    "pytorch_optimizer Muon": _pytorch_optimizer_muon,
+    "pytorch_optimizer SCION": _pytorch_optimizer_scion,
     "timm Muon": _timm_muon,
     "fused AdamW": _fused_adamw,
     "LMO alone": _lmo_ours,
@@ -234,9 +232,9 @@ def gap(problem: Problem, row: Row) -> float | None:
     """Return the LMO gap of the first direction a row steps along for one hidden matrix."""
     name = problem.probe
     before = problem.weights[name].double()
-    parameters = problem.copy()
-    row(problem, parameters).step()
-    direction = before - parameters[name].detach().double()
+    module = problem.copy()
+    row(problem, module).step()
+    direction = before - module.get_parameter(name).detach().double()
     size = torch.linalg.matrix_norm(direction, 2)
     gradient = problem.gradients[name].double()
     return float(1 - (gradient * direction).sum() / size / torch.linalg.matrix_norm(gradient, "nuc"))
@@ -284,17 +282,28 @@ def _period(name: str, stepper: Any) -> Callable[[], None]:
     return call
 
 
-def rates(device: str) -> dict[str, float]:
-    """Return the matrix rate in TFLOP/s, in the dtype of the LMO, and the bandwidth of a copy in GB/s."""
+def rates(device: str) -> dict[str, Any]:
+    """Return the matrix rate in TFLOP/s, in the dtype that is fastest here, and the bandwidth of a copy in GB/s."""
     timer, size = clock(device), 8192 if device == "cuda" else 2048
-    x = torch.randn(size, size, device=device).to(compute_dtype(device, shape=(size, size)))
+    dtypes = [torch.float32, torch.bfloat16]
+    if device == "cuda":  # on a CPU products in fp16 take minutes
+        dtypes.append(torch.float16)
+    seconds = {}
+    for dtype in dtypes:
+        x = torch.randn(size, size, device=device).to(dtype)
+        seconds[dtype] = min(timer(lambda: x @ x) for _ in range(7))  # noqa: B023
+    fastest = min(seconds, key=seconds.__getitem__)
     a = torch.randn(2**28 if device == "cuda" else 2**26, device=device)
     b = torch.empty_like(a)
-    product, copy = (min(timer(call) for _ in range(7)) for call in (lambda: x @ x, lambda: b.copy_(a)))
-    return {"tflop_s": 2 * size**3 / product / 1e12, "gb_s": 2 * 4 * a.numel() / copy / 1e9}
+    copying = min(timer(lambda: b.copy_(a)) for _ in range(7))
+    return {
+        "tflop_s": 2 * size**3 / seconds[fastest] / 1e12,
+        "gb_s": 2 * 4 * a.numel() / copying / 1e9,
+        "dtype": str(fastest).removeprefix("torch."),
+    }
 
 
-def floors(problem: Problem, rate: dict[str, float]) -> dict[str, float]:
+def floors(problem: Problem, rate: dict[str, Any]) -> dict[str, float]:
     """Return the products of a default step in TFLOP, its traffic at 24 bytes per parameter in GB, and their time."""
     flops, entries = 0.0, 0
     for route in problem.routes.values():
@@ -357,27 +366,29 @@ def show(model: str, floor: float, results: dict[str, dict[str, Any]], console: 
 
 
 def main() -> None:
-    """Measure, print, and write the JSON."""
+    """Measure, append rows, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", default=["vit_ti", "vit_s", "qwen2_5/12"])
     parser.add_argument("--rows", nargs="+", default=DEFAULT_ROWS, choices=list(ROWS))
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/step.json"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/step.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = {name: ROWS[name] for name in dict.fromkeys([BASELINE, *arguments.rows])}
     rate = rates(arguments.device)
-    console, report = Console(width=130), {"environment": environment(), "rates": rate, "models": {}}
+    console, journal = Console(width=130), Journal(arguments.output)
+    journal.append("rates", **rate)
     for model in arguments.models:
         problem = Problem(model, arguments.device)
+        floor = floors(problem, rate)
+        journal.append("model", model=model, floors=floor, profile=profile(problem))
         results = dict(measure(problem, rows, arguments.rounds))
         results = {name: results[name] for name in rows if name in results}
-        floor = floors(problem, rate)
-        report["models"][model] = {"floors": floor, "profile": profile(problem), "rows": results}
+        for name, row in results.items():
+            journal.append("run", model=model, row=name, **row)
         show(model, floor["floor_s"], results, console)
-        write_json(arguments.output, report)
     console.print(f"written to {arguments.output}")
 
 

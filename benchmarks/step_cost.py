@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import lightning_gluon
-from benchmarks.environment import environment, write_json
+from benchmarks.journal import Journal
 from benchmarks.memory import LiveBytes
 
 # Variants of a method beside its defaults.
@@ -39,6 +39,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 MODEL = {"img_size": 32, "patch_size": 4, "embed_dim": 256, "depth": 6, "num_heads": 4, "num_classes": 10}
 QUICK = {"img_size": 16, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 2, "num_classes": 10}
+
+SETTING = ("model", "forward_backward", "rounds")  # of a report, beside its rows
 
 
 class Row:
@@ -169,12 +171,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="a tiny model, to see that it runs")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "step_cost.json")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "step_cost.jsonl")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore", message=".*rank=.*")
     report = measure(arguments.device, arguments.rounds, quick=arguments.quick)
-    write_json(arguments.output, {"environment": environment(), "device": arguments.device, **report})
+    journal = Journal(arguments.output)
+    journal.append("setting", device=arguments.device, **{key: report[key] for key in SETTING})
+    for name, row in report["rows"].items():
+        journal.append("run", row=name, **row)
     show(report, Console())
 
 

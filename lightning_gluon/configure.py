@@ -13,7 +13,7 @@ from lightning_gluon.optimizer import Gluon
 from lightning_gluon.partition import Partition
 from lightning_gluon.partition import partition as route
 from lightning_gluon.radius import RadiusSchedule, Schedule
-from lightning_gluon.step.groups import check_options, find_method
+from lightning_gluon.step.checks import check_options, find_method
 from lightning_gluon.step.noise import NOISE_FLOOR
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["configure_optimizers", "equivalent_learning_rates"]
 
-# An fp32 gradient hides the precision it was computed in, so the Trainer is asked; the values are those of `checks`.
+# An fp32 gradient hides the precision it was computed in, so the Trainer is asked.
 MIXED_NOISE_FLOOR = {"bf16-mixed": NOISE_FLOOR[torch.bfloat16], "16-mixed": NOISE_FLOOR[torch.float16]}
 
 # The nominal radius of `lr="auto"`; calibration starts at 1/64 of it, far below the .018 to .05 that tuning finds.

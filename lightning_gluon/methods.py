@@ -16,6 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_gluon.estimators.recursions import ESTIMATORS
+from lightning_gluon.norms.table import NORMS
+from lightning_gluon.registry import add_row
 from lightning_gluon.roles import ROLES
 
 __all__ = ["METHODS", "Method", "Rule"]
@@ -60,20 +63,25 @@ class Method:
     theory: tuple[float, float] | None = None
 
     @property
+    def norms(self) -> tuple[str, ...]:
+        """Names of the norms that the roles use, without repeats."""
+        return tuple(dict.fromkeys(rule.norm for rule in self.rules.values()))
+
+    @property
     def estimators(self) -> tuple[str, ...]:
         """Names of the estimators that the roles use, without repeats."""
         return tuple(dict.fromkeys(rule.estimator for rule in self.rules.values()))
 
 
 def _layerwise(
-    estimator: str, *, scaling: str = "rms", table: float = 25.0, vector: float = 0.1, **options: Any
+    estimator: str, *, matrix: str = "spectral", table: float = 25.0, vector: float = 0.1, **options: Any
 ) -> dict[str, Rule]:
     """Gluon's geometry: spectral matrices, sign tables, RMS vectors, one estimator for all."""
     return {
-        "hidden": Rule("spectral", estimator, 1.0, scaling, options),
+        "hidden": Rule(matrix, estimator, 1.0, "rms", options),
         # A dense input layer is a map: behind a one-hot input one row acts at a time, behind pixels all entries add up.
         # ViT for CIFAR-10, 400 steps: evaluation loss 1.80 with signs at 25, 1.59, 1.58, 1.59 spectral at 0.1, 0.3, 1.
-        "input": Rule("spectral", estimator, 0.3, scaling, options),
+        "input": Rule(matrix, estimator, 0.3, "rms", options),
         "embedding": Rule("sign", estimator, table, None, options),
         "head": Rule("sign", estimator, table, None, options),
         "bias": Rule("rms", estimator, vector, None, options),
@@ -138,7 +146,7 @@ METHODS: dict[str, Method] = {
     "lionmuon": Method(
         "spectral every second step, signs between; two momenta",
         "LionMuon, arXiv 2605.19811",
-        _layerwise("dual_ema", every=2),
+        _layerwise("dual_ema", matrix="alternating", every=2),
     ),
     "signsgd": Method("sign of the gradient", "SignSGD, arXiv 2605.06615", _uniform("max"), momentum=0.0),
     "normalized-sgd": Method(
@@ -147,3 +155,34 @@ METHODS: dict[str, Method] = {
     "sgd": Method("the gradient itself: no ball at all", "folklore", _uniform("identity"), momentum=0.0),
     "adamw": Method("the baseline", "AdamW, arXiv 1711.05101", _uniform("identity", "adamw"), weight_decay=0.01),
 }
+
+
+def register_method(name: str, method: Method) -> None:
+    """Add a method from outside the package: a name for `method=` everywhere, on the command line too.
+
+    Args:
+        name: Its name.
+        method: The row, with a rule for every role.
+
+    Raises:
+        TypeError: If it is no `Method`.
+        ValueError: If the name is taken, a role has no rule, or a rule names a norm or an estimator that is not there.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> register_method("row-gluon", replace(METHODS["gluon"], summary="rows for tables"))
+        >>> METHODS.pop("row-gluon").summary
+        'rows for tables'
+    """
+    if not isinstance(method, Method):
+        raise TypeError(f"Expected `method` to be a `Method`, but got {type(method).__name__}.")
+    lacking = [role for role in ROLES if role not in method.rules]
+    if lacking:
+        raise ValueError(f"Method {name!r} has no rule for {', '.join(lacking)}. Give a rule for every role.")
+    for rule in method.rules.values():
+        if rule.norm not in NORMS or rule.estimator not in ESTIMATORS:
+            raise ValueError(
+                f"Method {name!r} asks for norm {rule.norm!r} and estimator {rule.estimator!r}, which are not both "
+                "there. Register them before by `lightning_gluon.register_norm` and `register_estimator`."
+            )
+    add_row(METHODS, "method", name, method)

@@ -52,7 +52,7 @@ def build_causal_lm(name: str, config: dict[str, Any], *, pretrained: bool) -> A
     if pretrained:
         # They come in evaluation mode, which Lightning leaves as it is: no dropout, no recomputation of activations.
         return _from_hub(transformers.AutoModelForCausalLM, name, config=loaded, dtype="float32").train()
-    return transformers.AutoModelForCausalLM.from_config(loaded, dtype="float32")
+    return transformers.AutoModelForCausalLM.from_config(loaded, dtype="float32", trust_remote_code=False)
 
 
 def _check(loaded: Any, config: dict[str, Any]) -> None:
@@ -72,7 +72,7 @@ def _scan(loaded: Any, config: dict[str, Any]) -> dict[str, Any]:
 
 def _from_hub(auto: Any, name: str, **kwargs: Any) -> Any:
     try:
-        return auto.from_pretrained(name, **kwargs)
+        return auto.from_pretrained(name, trust_remote_code=False, **kwargs)
     except (OSError, ValueError) as error:
         raise ConnectionError(
             f"Expected to load '{name}' from the hub or a folder, but: {error} Without a network give a model type "

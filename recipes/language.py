@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from lightning_gluon.valid import whole
 from recipes.hub import add_lora, build_causal_lm
 from recipes.metrics import Perplexity
+from recipes.optimizer import OptimizerByCallback
 
 __all__ = ["CausalLM"]
 
@@ -22,7 +23,7 @@ _BEHIND_THE_HEAD = (
 )  # fmt: skip
 
 
-class CausalLM(LightningModule):
+class CausalLM(OptimizerByCallback):
     """Next-token prediction on batches `(batch, length + 1)` of tokens.
 
     Args:
@@ -59,6 +60,7 @@ class CausalLM(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        whole(1, none="all at once")("loss_chunk", loss_chunk)
         self.save_hyperparameters()
         self.net = build_causal_lm(name, config or {}, pretrained=pretrained)
         self.vocab_size = int(self.net.get_input_embeddings().num_embeddings)

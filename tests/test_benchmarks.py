@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import json
+import ast
+import importlib
+import inspect
 import logging
 import math
 from collections.abc import Iterator
@@ -13,7 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import compare, monitor_overhead, real_sizes, small_tasks
+import lightning_gluon
+from benchmarks import compare, journal, monitor_overhead, real_sizes, small_tasks, step
+from benchmarks.journal import Journal, read
+from benchmarks.yardsticks import torch_muon
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +30,123 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
     yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
+
+
+# ------------------------------------------------------------------------------------------------ exported names
+
+INTERNALS = {  # file: what it measures that is no part of the package's surface
+    "benchmarks/noise.py": {
+        "lightning_gluon.norms.table NORMS",
+        "lightning_gluon.step.noise NOISE_FLOOR",
+        "lightning_gluon.step.noise NoiseGuard",
+        "lightning_gluon.step.plan Chunk",
+        "lightning_gluon.step.plan build_plan",
+    },
+}
+TORCH_INTERNALS = {  # file: what it needs that torch does not export
+    "benchmarks/yardsticks.py": {"torch.optim._muon"},
+    "benchmarks/memory.py": {"torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"},
+}
+SCRIPTS = sorted([*Path("benchmarks").rglob("*.py"), *Path("recipes").rglob("*.py")])
+
+
+def imported_names(tree: ast.AST) -> Iterator[tuple[str, str]]:
+    """Yield the module and the name of every import; `import a.b` is all of `a.b`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield from ((node.module or "", alias.name) for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from ((alias.name, "") for alias in node.names)
+
+
+def exported(module: str) -> set[str]:
+    return set(importlib.import_module(module).__all__)
+
+
+def public_modules() -> set[str]:
+    members = {name: getattr(lightning_gluon, name) for name in lightning_gluon.__all__}
+    return {"lightning_gluon"} | {member.__name__ for member in members.values() if inspect.ismodule(member)}
+
+
+def is_exported(module: str, name: str) -> bool:
+    return module in public_modules() and (not name or name in exported(module))
+
+
+def internals_used(tree: ast.AST) -> set[str]:
+    """Return what a script takes from the package beside exported names."""
+    names = [pair for pair in imported_names(tree) if pair[0].split(".")[0] == "lightning_gluon"]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lightning_gluon":
+            names.append(("lightning_gluon", node.attr))
+    return {" ".join(pair) for pair in names if not is_exported(*pair) and not pair[1].startswith("__")}
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=str)
+def test_scripts_use_exported_names_only(file: Path) -> None:
+    tree = ast.parse(file.read_text())
+    assert internals_used(tree) == INTERNALS.get(file.as_posix(), set())
+    private = {module for module, name in imported_names(tree) if module.startswith("torch") and "._" in module}
+    assert private == TORCH_INTERNALS.get(file.as_posix(), set())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from lightning_gluon.step.plan import build_plan",
+        "from lightning_gluon.norms.polar import orthogonalize_",
+        "import lightning_gluon.optimizer",
+        "from lightning_gluon import methods",
+        "from lightning_gluon.norms import NORMS_",
+        "import lightning_gluon\nlightning_gluon.step.plan",
+    ],
+)
+def test_the_test_knows_internals(text: str) -> None:
+    assert internals_used(ast.parse(text))
+
+
+# ------------------------------------------------------------------------------------------------------ the rows
+
+
+def test_a_row_is_on_disk_at_once_and_a_cut_off_line_is_not_a_row(tmp_path: Path) -> None:
+    file = tmp_path / "folder" / "x.jsonl"
+    first = Journal(file)
+    assert first.append("run", loss=math.inf, sizes=(2, 3)) == {"loss": math.inf, "sizes": [2, 3]}
+    assert [row["kind"] for row in read(file)] == ["environment", "run"]
+    with file.open("a") as stream:
+        stream.write('{"kind": "run", "lo')  # what a kill leaves
+    assert Journal(file).rows == first.rows
+    second = Journal(file)
+    second.append("run", loss=1.0)
+    assert read(file) == second.rows
+    assert [run["loss"] for run in second.of("run")] == [math.inf, 1.0]
+
+
+def test_every_machine_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads in (1, 1, 4):
+        monkeypatch.setattr(journal, "environment", lambda threads=threads: {"threads": threads})
+        rows = Journal(tmp_path / "x.jsonl")
+        rows.append("run", model="a", seed=threads)
+        rows.append("run", model="b", seed=threads)
+    machines = [row["threads"] if row["kind"] == "environment" else row["seed"] for row in rows.rows]
+    assert machines == [1, 1, 1, 1, 1, 4, 4, 4]
+    assert rows.latest("run", "model") == [{"model": "a", "seed": 4}, {"model": "b", "seed": 4}]
+    assert rows.latest("run", "model", "seed")[:2] == [{"model": "a", "seed": 1}, {"model": "b", "seed": 1}]
+
+
+@pytest.mark.parametrize("line", ["nothing", "[1, 2]", '{"loss": 1}'])
+def test_a_line_that_is_no_row_is_named(tmp_path: Path, line: str) -> None:
+    (tmp_path / "x.jsonl").write_text('{"kind": "run"}\n' + line + "\n")
+    with pytest.raises(ValueError, match=r"Expected line 2 of '.*x.jsonl' to be"):
+        Journal(tmp_path / "x.jsonl")
+
+
+@pytest.mark.parametrize("file", sorted(Path("benchmarks/results").glob("*.json*")), ids=lambda file: file.name)
+def test_committed_results_are_rows_with_their_machine_first(file: Path) -> None:
+    rows = read(file)
+    assert file.suffix == ".jsonl"
+    assert rows[0]["kind"] == "environment"
+    assert {"date", "torch", "threads", "cpu"} <= rows[0].keys()
+    assert any(row["kind"] == "run" for row in rows)
 
 
 # ---------------------------------------------------------------------------------------------------- real sizes
@@ -43,15 +165,15 @@ def test_real_sizes_take_the_papers_batches(model: str, shape: tuple[int, int]) 
 
 
 def test_real_sizes_at_tiny_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "real.json"
+    file = tmp_path / "real.jsonl"
     command = ["--tiny", "--steps", "3", "--models", "mamba", "vit", "--output", str(file)]
     real_sizes.main([*command, "--methods", "gluon", "limuon-r8"])
-    report = json.loads(file.read_text())
-    assert report["environment"]["torch"] == torch.__version__
-    assert [(run["model"], run["method"]) for run in report["runs"]] == [
+    first = Journal(file).of("run")
+    assert [row["torch"] for row in Journal(file).of("environment")] == [torch.__version__]
+    assert [(run["model"], run["method"]) for run in first] == [
         ("mamba", "gluon"), ("mamba", "limuon-r8"), ("vit", "gluon"), ("vit", "limuon-r8")
     ]  # fmt: skip
-    for run in report["runs"]:
+    for run in first:
         assert run["failure"] is None
         assert run["steps"] == len(run["train_loss"]) == 3
         assert run["gradient_evaluations"] == (5 if run["method"] == "limuon-r8" else 3)
@@ -69,18 +191,66 @@ def test_real_sizes_at_tiny_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     made = real_sizes.built
     monkeypatch.setattr(real_sizes, "built", fail)
     real_sizes.main([*command, "--methods", "gluon", "adamw"])
-    runs = json.loads(file.read_text())["runs"]
-    assert runs[:4] == report["runs"]  # kept, not repeated
+    runs = Journal(file).of("run")
+    assert runs[:4] == first  # kept, not repeated
     assert [(run["method"], run["failure"]) for run in runs[4:]] == [("adamw", "OutOfMemoryError: no room")] * 2
 
 
 def test_real_sizes_do_not_mix_or_run_without_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SystemExit, match="a CUDA device for the real sizes"):
-        real_sizes.main(["--output", str(tmp_path / "x.json")])
-    (tmp_path / "x.json").write_text(json.dumps({"header": {"steps": 7, "tiny": True}, "runs": []}))
+        real_sizes.main(["--output", str(tmp_path / "x.jsonl")])
+    Journal(tmp_path / "x.jsonl").header(steps=7, tiny=True)
     with pytest.raises(SystemExit, match=r"holds runs with .*7"):
-        real_sizes.main(["--tiny", "--steps", "3", "--output", str(tmp_path / "x.json")])
+        real_sizes.main(["--tiny", "--steps", "3", "--output", str(tmp_path / "x.jsonl")])
+
+
+# ------------------------------------------------------------------------------------------------ a step's neighbours
+
+
+@pytest.fixture(scope="module")
+def one_block() -> step.Problem:
+    return step.Problem("vit_ti/12", "cpu")
+
+
+@pytest.mark.parametrize(
+    "row", ["torch Muon + AdamW", "pytorch_optimizer SCION", "pytorch_optimizer Muon", "timm Muon", "gluon", "scion"]
+)
+def test_hidden_matrices_of_a_spectral_row_move_by_an_orthogonal_matrix(one_block: step.Problem, row: str) -> None:
+    """All singular values of a step are alike: those of a matrix of signs differ by a factor of ten."""
+    if "pytorch_optimizer" in row:
+        pytest.importorskip("pytorch_optimizer")
+    module = one_block.copy()
+    step.ROWS[row](one_block, module).step()
+    moved = 0
+    for name, parameter in module.named_parameters():
+        route = one_block.routes[name]
+        if route.role != "hidden" or parameter.shape[0] == parameter.shape[1]:  # a square one may be near singular
+            continue
+        for view in route.views if row in ("gluon", "scion") else [None]:
+            before, after = one_block.weights[name], parameter.detach()
+            pair = (before, after) if view is None else (view.gather(before)[0], view.gather(after)[0])
+            values = torch.linalg.svdvals((pair[0] - pair[1]).double())
+            if view is None or view.matrix[1] != view.matrix[2]:
+                assert 0 < values[0] < 2 * values[-1], name
+                moved += 1
+    assert moved >= 2
+
+
+def test_rows_by_sign_are_not_taken_for_spectral_ones(one_block: step.Problem) -> None:
+    module = one_block.copy()
+    step.ROWS["signsgd"](one_block, module).step()
+    name = "blocks.0.mlp.fc1.weight"
+    values = torch.linalg.svdvals((one_block.weights[name] - module.get_parameter(name).detach()).double())
+    assert values[0] > 2 * values[-1]
+
+
+def test_the_yardstick_is_what_torchs_step_does() -> None:
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(16, 24))
+    weight.grad = torch.randn(16, 24)
+    torch.optim.Muon([weight], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False).step()
+    torch.testing.assert_close(-weight.detach(), torch_muon(weight.grad).float(), rtol=0, atol=0)
 
 
 # ---------------------------------------------------------------------------------------------------- comparison
@@ -88,20 +258,20 @@ def test_real_sizes_do_not_mix_or_run_without_a_device(tmp_path: Path, monkeypat
 
 def test_compare_at_equal_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(compare, "WIDEN", 1)
-    file = tmp_path / "digits.json"
+    file = tmp_path / "digits.jsonl"
     command = ["--task", "digits", "--evaluations", "6", "--seeds", "1", "2", "--factors", "1", "--output", str(file)]
     compare.main([*command, "--methods", "gluon-mvr1", "muon"])
-    report = json.loads(file.read_text())
-    two, muon = report["rows"]
+    rows = Journal(file)
+    two, muon = rows.of("summary")
     assert (two["steps"], two["evaluations"], two["companion sweep"]) == (3, 5, None)  # the first step needs only one
     assert (muon["steps"], muon["evaluations"]) == (6, 6)
     assert len(muon["sweep"]) == len(muon["companion sweep"]) == 2  # widened once
     assert set(muon["companion sweep"]) < {0.001, 0.002, 0.004}  # around AdamW's own rate
-    best = [run for run in report["runs"] if run["method"] == "muon" and run["seed"] in (1, 2)]
+    best = [run for run in rows.of("run") if run["method"] == "muon" and run["seed"] in (1, 2)]
     assert {(run["lr"], run["companion"]) for run in best} == {(muon["sweep"][0], muon["companion sweep"][0])}
     losses = [run["metrics"]["test/loss"] for run in best]
     assert muon["test/loss"][0] == pytest.approx(sum(losses) / 2)
-    swept = [run for run in report["runs"] if run["seed"] == 0 and run["method"] == "gluon-mvr1"]
+    swept = [run for run in rows.of("run") if run["seed"] == 0 and run["method"] == "gluon-mvr1"]
     assert two["sweep"][0] == min(swept, key=lambda run: run["metrics"]["val/loss"])["lr"]
     assert file.with_suffix(".md").read_text().count("| muon |") == 1
     assert file.with_suffix(".png").exists()
@@ -111,8 +281,8 @@ def test_compare_at_equal_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         compare.main([*command, "--methods", "gluon"])
     monkeypatch.setattr(compare, "train", lambda *_: pytest.fail("trained twice"))
     compare.main([*command, "--methods", "gluon-mvr1", "muon"])
-    assert json.loads(file.read_text()) == report
-    with pytest.raises(SystemExit, match="holds another comparison"):
+    assert read(file) == rows.rows
+    with pytest.raises(SystemExit, match=r"holds runs with .*digits"):
         compare.main(["--task", "text", "--output", str(file)])
     with pytest.raises(SystemExit, match=r"`--methods` out of adamw, .* got muom"):
         compare.main(["--methods", "muom", "--output", str(file)])
@@ -126,7 +296,7 @@ def test_a_diverged_seed_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         return {**run, "seconds": 0, "metrics": metrics, "curve": [], "failure": "not finite" if seed == 2 else None}
 
     monkeypatch.setattr(compare, "train", train)
-    file = tmp_path / "digits.json"
+    file = tmp_path / "digits.jsonl"
     compare.main(["--task", "digits", "--methods", "gluon", "--seeds", "1", "2", "--output", str(file)])
     assert "| gluon | inf ± nan | nan ± nan | 0.02 [0.01, 0.02, 0.04] |" in file.with_suffix(".md").read_text()
 
@@ -139,31 +309,32 @@ def test_the_first_calls_are_not_the_monitors(monkeypatch: pytest.MonkeyPatch, t
         return 5.0 if len(called) == 1 else 1.5 if monitored else 1.0
 
     monkeypatch.setattr(monitor_overhead, "seconds", seconds)
-    options = ["--results", str(tmp_path / "x.json"), "--steps", "60", "--rounds", "2"]
+    options = ["--results", str(tmp_path / "x.jsonl"), "--steps", "60", "--rounds", "2"]
     monkeypatch.setattr("sys.argv", ["monitor_overhead", *options])
     monitor_overhead.main()
-    assert json.loads((tmp_path / "x.json").read_text())["runs"]["gluon"]["share"] == 0.5
+    assert [run["share"] for run in Journal(tmp_path / "x.jsonl").of("run")] == [0.5]
     assert called == [(False, 2), (True, 2), *[(False, 60), (True, 60)] * 2]
 
 
 def test_the_threads_on_record_are_those_of_the_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    threads: list[int] = []
-    monkeypatch.setattr(small_tasks, "environment", lambda: threads.append(torch.get_num_threads()))
     monkeypatch.setattr("sys.argv", ["x"])
+
+    def run(_: argparse.Namespace, rows: Journal) -> None:
+        rows.append("run", threads=torch.get_num_threads())
+
     try:
         torch.set_num_threads(2)
-        run = lambda *_: threads.append(torch.get_num_threads())  # noqa: E731
-        small_tasks.continued(argparse.ArgumentParser(), tmp_path / "none.json", run, str)
+        small_tasks.continued(argparse.ArgumentParser(), tmp_path / "none.jsonl", run, str)
     finally:
         torch.set_num_threads(1)
-    assert threads == [1, 1]
+    assert [row["threads"] for row in read(tmp_path / "none.jsonl")] == [1, 1]
 
 
 def test_the_docs_show_the_committed_results() -> None:
-    report = json.loads(Path("benchmarks/results/compare_cifar10.json").read_text())
-    page = Path("docs/comparison.md").read_text()
-    assert compare.table(report, [1, 2, 3]).rstrip() in page
-    for row in report["rows"]:
+    rows = Journal(Path("benchmarks/results/compare_cifar10.jsonl"))
+    summaries, page = rows.latest("summary", "method"), Path("docs/comparison.md").read_text()
+    assert compare.table(rows.of("header")[0], summaries, [1, 2, 3]).rstrip() in page
+    for row in summaries:
         loss, accuracy = row["test/loss"][0], row["test/accuracy"][0]
         assert row["method"] in page.split("--methods ")[1].split("\n")[0].split()
         if row["method"] in ("gluon", "muon", "adamw", "gluon-mvr1"):

@@ -152,6 +152,7 @@ def _import(path: str | None) -> Any:
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    for cls in type.__subclasses__(base):
-        yield cls
-        yield from _subclasses(cls)
+    children: list[type] = type.__subclasses__(base)
+    for child in children:
+        yield child
+        yield from _subclasses(child)

@@ -9,7 +9,7 @@ from rich.console import Console
 from lightning_gluon.cli.arguments import Arguments
 from lightning_gluon.cli.errors import one_line_errors
 from lightning_gluon.cli.tables import detail, overview
-from lightning_gluon.step.groups import find_method
+from lightning_gluon.step.checks import find_method
 
 __all__ = ["methods"]
 

@@ -21,18 +21,24 @@ A new estimator is one function and one row of `ESTIMATORS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_gluon.estimators.adamw import adamw_, adamw_layout
+from lightning_gluon.options import CHECKS
+from lightning_gluon.registry import add_row
+
 __all__ = ["ESTIMATORS", "Estimator"]
 
 Tensors = list[Tensor]
 Buffers = Mapping[str, Tensors]
 Options = Mapping[str, Any]
+Recursion = Callable[[Buffers, Tensors, Tensors, Options], Tensors]
+Kernel = Callable[[MutableMapping[Tensor, Any], Options, Tensors, Tensors], None]
 
 
 @dataclass(frozen=True)
@@ -46,16 +52,21 @@ class Estimator:
         reference: Where a further gradient is needed: `None` (nowhere), `"previous"` (`c_old`, the same sample at the
             last iterate) or `"transported"` (`c_new` itself is taken at the extrapolated point).
         options: Options of the estimator with their defaults, beyond `momentum`.
+        step_: `(state, group, params, gradients)`, for a row that also moves the weights, by a kernel of its own; such
+            a row has no recursion.
+        layout: `(parameter) -> {key: tensor on the meta device}`, for such a row: what it keeps.
 
     Example:
         >>> ESTIMATORS["mvr1"].gradients, ESTIMATORS["ema"].gradients
         (2, 1)
     """
 
-    update: Callable[[Buffers, Tensors, Tensors, Options], Tensors]
+    update: Recursion
     buffers: tuple[str, ...] = ("momentum",)
     reference: str | None = None
     options: Options = field(default_factory=dict)
+    step_: Kernel | None = None
+    layout: Callable[[Tensor], dict[str, Tensor]] | None = None
 
     @property
     def gradients(self) -> int:
@@ -120,6 +131,10 @@ def _dual_ema(buffers: Buffers, new: Tensors, old: Tensors, options: Options) ->
     return direction
 
 
+def _none(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+    raise NotImplementedError("This row moves the weights itself and has no direction.")
+
+
 MVR2_OPTIONS = {"q": 0.1, "reference": "copy"}
 MARS_OPTIONS = {"gamma": 0.025, "clip": 1.0}  # MARS 2411.10438, section 5: gamma = 0.025, ||c|| <= 1
 
@@ -137,7 +152,40 @@ ESTIMATORS: dict[str, Estimator] = {
     "mars": Estimator(_mars, reference="previous", options={**MARS_OPTIONS, "reference": "copy"}),
     "mars_approximate": Estimator(_mars_approximate, ("momentum", "last_gradient"), options=MARS_OPTIONS),
     "igt": Estimator(_ema, reference="transported"),
-    "dual_ema": Estimator(_dual_ema, options={"momentum_carry": 0.99, "every": 1, "sign_radius": 0.25}),
-    # AdamW's two moments are advanced by torch's own kernel together with the step; the row only names them.
-    "adamw": Estimator(lambda *_: [], ("exp_avg", "exp_avg_sq"), options={"betas": (0.9, 0.999), "eps": 1e-8}),
+    "dual_ema": Estimator(_dual_ema, options={"momentum_carry": 0.99}),
+    "adamw": Estimator(
+        _none,
+        ("exp_avg", "exp_avg_sq"),
+        options={"betas": (0.9, 0.999), "eps": 1e-8},
+        step_=adamw_,
+        layout=adamw_layout,
+    ),
 }
+
+
+def register_estimator(name: str, estimator: Estimator) -> None:
+    """Add an estimator from outside the package, for methods and groups.
+
+    Args:
+        name: Its name.
+        estimator: The row; options that it reads and nobody else does are registered before by
+            `lightning_gluon.register_option`.
+
+    Raises:
+        TypeError: If it is no `Estimator`.
+        ValueError: If the name is taken, or an option is unknown.
+
+    Example:
+        >>> register_estimator("last", Estimator(lambda buffers, new, old, options: new, buffers=()))
+        >>> ESTIMATORS.pop("last").gradients
+        1
+    """
+    if not isinstance(estimator, Estimator):
+        raise TypeError(f"Expected `estimator` to be an `Estimator`, but got {type(estimator).__name__}.")
+    unknown = [option for option in estimator.options if option not in CHECKS]
+    if unknown:
+        raise ValueError(
+            f"Estimator {name!r} reads options that nobody checks: {', '.join(unknown)}. Register each of them before "
+            "by `lightning_gluon.register_option`."
+        )
+    add_row(ESTIMATORS, "estimator", name, estimator)

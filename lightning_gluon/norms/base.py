@@ -1,35 +1,76 @@
-"""The norm as an interface: what it says of itself, its dual norm, its linear minimisation oracle."""
+"""The norm as an interface: what it says of itself, its dual norm, its linear minimisation oracle.
+
+A norm declares what the step has to give it. The step reads the declarations and asks for no names:
+
+| declaration | what the norm gets |
+|---|---|
+| `options` | those options of its group, as fields |
+| `matrices` | the matrices that a parameter holds; without it the parameter as one flat vector |
+| `turns` | tall matrices turned, so that rows <= columns |
+| `guarded` | biases without the entries that are rounding noise |
+| `overwrites` | a stack of its own, which it may write to |
+
+and those of `lightning_gluon.norms.needs`.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_gluon.norms.numerics import Workspace, check_real, largest_magnitude, one_if_zero
+from lightning_gluon.norms.needs import Context, Needs
+from lightning_gluon.norms.numerics import check_real, largest_magnitude, one_if_zero
 
 MATRIX = (-2, -1)
 
 
-class Norm(ABC):
+class Norm(Needs, ABC):
     """A norm, its dual and its LMO; `rank` trailing dimensions hold one point, leading ones are a batch.
 
     A 1-D input of a matrix norm is read as one row.
     """
 
     rank: ClassVar[int] = 2
-    matrices: ClassVar[bool] = True  # reads a parameter as the matrices it holds, else as one flat vector
-    turns: ClassVar[bool] = False  # does not care which side is longer: tall matrices may be turned
-    guarded: ClassVar[bool] = False  # of vectors: a gradient that is rounding noise is kept from becoming a step
+    options: ClassVar[Mapping[str, str]] = {}  # option of a group -> field of the norm
+    matrices: ClassVar[bool] = True
+    turns: ClassVar[bool] = False
+    guarded: ClassVar[bool] = False
+    attains: ClassVar[bool] = True  # `lmo` attains the dual norm; a direction that is balanced does not
+    overwrites: ClassVar[bool] = False  # `lmo_` takes the stack as its working memory
+    stacks: ClassVar[bool] = True  # goes through `lmo_`; else the direction itself is the step
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Return the defaults of the options that a group has for this norm."""
+        return {option: getattr(cls, name) for option, name in cls.options.items()}
+
+    def at(self, step: int) -> Norm:
+        """Return the norm of the given step: another one where norms alternate."""
+        return self
+
+    def on(self, like: Tensor, shape: Sequence[int]) -> Norm:
+        """Return the norm with every choice made that depends on device, dtype and shape of a stack."""
+        return self
+
+    def staging_dtype(self, like: Tensor) -> torch.dtype:
+        """Return the dtype in which `lmo_` takes a stack that is gathered from tensors like the given one."""
+        return like.dtype
 
     def scale(self, rows: int, columns: int, kernel: int = 1) -> float:
         """Return the factor that makes what `lmo_` returns a point of the unit sphere."""
         return 1.0
 
-    def lmo_(self, stack: Tensor, workspace: Workspace) -> Tensor:
-        """Return the directions of a stack `(count, m, n)`, up to their `scale`; the stack may be overwritten."""
+    def lmo_(self, stack: Tensor, context: Context) -> Tensor:
+        """Return the directions of a stack, up to their `scale`.
+
+        Args:
+            stack: Matrices `(count, m, n)`; a norm that `overwrites` may change them.
+            context: What the norm declares that it needs.
+        """
         return self.lmo(stack)
 
     @abstractmethod
@@ -50,9 +91,10 @@ class Norm(ABC):
         if tensor.ndim == 1 and self.rank == 2:
             return tensor.unsqueeze(0)
         if tensor.ndim < self.rank:
+            layout = "out, in" if self.rank == 2 else "d"
             raise ValueError(
                 f"Expected `{type(self).__name__}` input to have at least {self.rank} dimension(s), but got shape "
-                f"{tuple(tensor.shape)}. Reshape it to (..., {'out, in' if self.rank == 2 else 'd'})."
+                f"{tuple(tensor.shape)}. Reshape it to (..., {layout})."
             )
         return tensor
 
@@ -73,8 +115,8 @@ def length(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
     return top * torch.linalg.vector_norm(to_wide(tensor) / one_if_zero(top), dim=dims, keepdim=True)
 
 
-def direction(tensor: Tensor, dims: tuple[int, ...], length: float) -> Tensor:
-    """Scale to the given 2-norm over `dims`; zero stays zero."""
+def direction(tensor: Tensor, dims: tuple[int, ...], size: float) -> Tensor:
+    """Scale to the 2-norm `size` over `dims`; zero stays zero."""
     unit = to_wide(tensor) / one_if_zero(largest(tensor, dims))
-    size = torch.linalg.vector_norm(unit, dim=dims, keepdim=True)
-    return unit.mul_(length / one_if_zero(size)).to(tensor.dtype)
+    present = torch.linalg.vector_norm(unit, dim=dims, keepdim=True)
+    return unit.mul_(size / one_if_zero(present)).to(tensor.dtype)

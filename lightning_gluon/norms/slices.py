@@ -20,6 +20,7 @@ class RowNorm(Norm):
     Shapes: (..., m, n).
 
     Example:
+        >>> import torch
         >>> RowNorm().dual_norm(torch.tensor([[3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])).item()
         12.0
     """
@@ -49,6 +50,7 @@ class ColumnNorm(RowNorm):
     Shapes: (..., m, n).
 
     Example:
+        >>> import torch
         >>> ColumnNorm().norm(torch.tensor([[3.0, 0.0], [3.0, 1.0]])).item()
         3.0
     """
@@ -63,6 +65,7 @@ class RMSVector(Norm):
     Shapes: (..., d): every vector along the last dimension is a point of its own.
 
     Example:
+        >>> import torch
         >>> RMSVector().lmo(torch.tensor([3.0, 0.0, 4.0, 0.0]))
         tensor([1.2000, 0.0000, 1.6000, 0.0000])
     """
@@ -91,6 +94,7 @@ class Euclidean(Norm):
     Shapes: (..., m, n); a 1-D input is one vector.
 
     Example:
+        >>> import torch
         >>> Euclidean().lmo(torch.tensor([3.0, 4.0]))
         tensor([0.6000, 0.8000])
     """
@@ -116,6 +120,7 @@ class Identity(Euclidean):
     """No oracle: the direction is the momentum itself (SGD, AdamW). Lengths are measured in the Frobenius norm."""
 
     guarded: ClassVar[bool] = False
+    stacks: ClassVar[bool] = False
 
     def lmo(self, g: Tensor) -> Tensor:
         """Return `g`."""

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from lightning_gluon.norms.base import MATRIX, Norm, largest, to_wide
-from lightning_gluon.norms.coefficients import ORTHOGONALIZERS, schedule
-from lightning_gluon.norms.numerics import Workspace, check_real, one_if_zero
-from lightning_gluon.norms.orthogonalize import orthogonalize, orthogonalize_
+from lightning_gluon.norms.coefficients import COEFFICIENTS, ORTHOGONALIZERS, schedule
+from lightning_gluon.norms.entries import Max
+from lightning_gluon.norms.needs import Context
+from lightning_gluon.norms.numerics import check_real, one_if_zero
+from lightning_gluon.norms.orthogonalize import compute_dtype, orthogonalize, orthogonalize_, staging_dtype
 
-SCALINGS = ("rms", "muon", "moonlight", "none")
+Scaling = Callable[[int, int, int], float]  # (rows, columns, kernel) -> s
+
+# Columns are `in * kernel`, the flattened fan-in of a convolution.
+SCALINGS: dict[str, Scaling] = {
+    "rms": lambda rows, columns, kernel: math.sqrt(rows * kernel / columns) / kernel,
+    "muon": lambda rows, columns, kernel: math.sqrt(max(1.0, rows / columns)),
+    "moonlight": lambda rows, columns, kernel: 0.2 * math.sqrt(max(rows, columns)),
+    "none": lambda rows, columns, kernel: 1.0,
+}
 
 
 @dataclass(frozen=True)
@@ -51,11 +62,19 @@ class Spectral(Norm):
         (4.0, 7.0, 7.0)
     """
 
+    options: ClassVar[Mapping[str, str]] = {
+        "scaling": "scaling",
+        "orthogonalizer": "orthogonalizer",
+        "orthogonalizer_steps": "steps",
+        "orthogonalizer_dtype": "dtype",
+    }
     turns: ClassVar[bool] = True
+    overwrites: ClassVar[bool] = True
+
     scaling: str = "rms"
     orthogonalizer: str = "polar_express"
     steps: int | None = None
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | str | None = None
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -68,7 +87,7 @@ class Spectral(Norm):
                 f"Expected `orthogonalizer` to be one of {', '.join(ORTHOGONALIZERS)}, but got "
                 f"{self.orthogonalizer!r}. Check the spelling."
             )
-        if self.orthogonalizer != "svd":
+        if self.orthogonalizer in COEFFICIENTS:
             schedule(self.orthogonalizer, self.steps)
 
     def scale(self, rows: int, columns: int, kernel: int = 1) -> float:
@@ -82,18 +101,23 @@ class Spectral(Norm):
         Returns:
             The factor, a Python float.
         """
-        if self.scaling == "rms":
-            return math.sqrt(rows * kernel / columns) / kernel
-        if self.scaling == "muon":
-            return math.sqrt(max(1.0, rows / columns))
-        if self.scaling == "moonlight":
-            return 0.2 * math.sqrt(max(rows, columns))
-        return 1.0
+        return SCALINGS[self.scaling](rows, columns, kernel)
 
-    def lmo_(self, stack: Tensor, workspace: Workspace) -> Tensor:
+    def on(self, like: Tensor, shape: Sequence[int]) -> Spectral:
+        """Return the norm with its compute dtype chosen."""
+        chosen = self._dtype
+        if chosen is None:
+            chosen = compute_dtype(like.device, method=self.orthogonalizer, dtype=like.dtype, shape=shape)
+        return replace(self, dtype=chosen)
+
+    def staging_dtype(self, like: Tensor) -> torch.dtype:
+        """Return fp32, or fp64 for computing in fp64: the scale is divided out before rounding."""
+        return staging_dtype(self._dtype or like.dtype)
+
+    def lmo_(self, stack: Tensor, context: Context) -> Tensor:
         """Return `U V^T` of every matrix, in the compute dtype."""
         return orthogonalize_(
-            stack, method=self.orthogonalizer, steps=self.steps, dtype=self.dtype, workspace=workspace
+            stack, method=self.orthogonalizer, steps=self.steps, dtype=self._dtype, workspace=context.workspace
         )
 
     def norm(self, x: Tensor) -> Tensor:
@@ -109,7 +133,11 @@ class Spectral(Norm):
     def lmo(self, g: Tensor) -> Tensor:
         """Return `s U V^T`."""
         matrices, scale = self._matrices(g)
-        return orthogonalize(matrices, self.orthogonalizer, self.steps, self.dtype).mul_(scale).view(g.shape)
+        return orthogonalize(matrices, self.orthogonalizer, self.steps, self._dtype).mul_(scale).view(g.shape)
+
+    @property
+    def _dtype(self) -> torch.dtype | None:
+        return getattr(torch, self.dtype) if isinstance(self.dtype, str) else self.dtype
 
     def _matrices(self, tensor: Tensor) -> tuple[Tensor, float]:
         """Return the matrices (..., m, n) and the scale."""
@@ -125,6 +153,79 @@ def _singular_values(matrices: Tensor) -> Tensor:
     top = largest(wide, MATRIX)
     # Of entries that are not finite the largest is not either, nor is then the product; the decomposition would raise.
     return torch.linalg.svdvals((wide / one_if_zero(top)).nan_to_num_()) * top.squeeze(-1)
+
+
+@dataclass(frozen=True)
+class Alternating(Spectral):
+    """The spectral norm every `every`-th step, signs between (LionMuon).
+
+        D = s U V^T                                  at steps 0, every, 2 every, ...
+        D = sign_radius s sqrt(1 / max(m, n)) sign(G)    at all others: sign_radius times the RMS of `s U V^T`
+
+    Lengths and dual norms are the spectral ones.
+
+    Shapes: (..., m, n) = (..., out, in).
+
+    Args:
+        scaling: As in `Spectral`.
+        orthogonalizer: As in `Spectral`.
+        steps: As in `Spectral`.
+        dtype: As in `Spectral`.
+        every: Period of the spectral steps; 1 is `Spectral`.
+        sign_radius: Length of the sign steps, relative to the spectral ones, in RMS of the entries.
+
+    Raises:
+        ValueError: As in `Spectral`.
+
+    References:
+        LionMuon, arXiv 2605.19811.
+
+    Example:
+        >>> norm = Alternating(every=2)
+        >>> type(norm.at(0)).__name__, type(norm.at(1)).__name__
+        ('Alternating', 'Signs')
+    """
+
+    options: ClassVar[Mapping[str, str]] = {**Spectral.options, "every": "every", "sign_radius": "sign_radius"}
+
+    every: int = 1
+    sign_radius: float = 0.25
+
+    def at(self, step: int) -> Norm:
+        """Return this norm at the spectral steps, and `Signs` between."""
+        return Signs(self, self.sign_radius) if step % self.every else self
+
+
+@dataclass(frozen=True)
+class Signs(Max):
+    """The sign steps of `Alternating`: signs as large in RMS as `sign_radius` times the entries of `s U V^T`.
+
+    Args:
+        spectral: The spectral norm between whose steps it stands.
+        sign_radius: RMS of the signs, relative to that of the spectral steps.
+    """
+
+    turns: ClassVar[bool] = True
+    overwrites: ClassVar[bool] = True
+    spectral: Spectral = field(default_factory=Spectral)
+    sign_radius: float = 0.25
+
+    def scale(self, rows: int, columns: int, kernel: int = 1) -> float:
+        """Return `sign_radius s / sqrt(max(m, n))`."""
+        rms = self.sign_radius * math.sqrt(min(rows, columns) / (rows * columns))
+        return rms * self.spectral.scale(rows, columns, kernel)
+
+    def on(self, like: Tensor, shape: Sequence[int]) -> Norm:
+        """Return it for the alternating norm with its choices made."""
+        return replace(self, spectral=self.spectral.on(like, shape))
+
+    def staging_dtype(self, like: Tensor) -> torch.dtype:
+        """Return that of the spectral steps, whose buffer is used."""
+        return self.spectral.staging_dtype(like)
+
+    def lmo_(self, stack: Tensor, context: Context) -> Tensor:
+        """Return the signs."""
+        return stack.sign_()
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
 from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.entries import Max, Sign
 from lightning_gluon.norms.slices import ColumnNorm, Euclidean, Identity, RMSVector, RowNorm
-from lightning_gluon.norms.spectral import Spectral, SpectralConv
+from lightning_gluon.norms.spectral import Alternating, Spectral, SpectralConv
+from lightning_gluon.options import CHECKS
+from lightning_gluon.registry import add_row
 
 NORMS: dict[str, type[Norm]] = {
     "spectral": Spectral,
     "spectral_conv": SpectralConv,
+    "alternating": Alternating,
     "sign": Sign,
     "row": RowNorm,
     "column": ColumnNorm,
@@ -40,8 +47,52 @@ def make_norm(name: str, **options: object) -> Norm:
     """
     if name not in NORMS:
         raise ValueError(f"Expected `norm` to be one of {', '.join(NORMS)}, but got {name!r}. Check the spelling.")
-    known = list(NORMS[name].__dataclass_fields__)  # type: ignore[attr-defined]
+    kind = NORMS[name]
+    known: list[str] = [own.name for own in fields(kind)] if is_dataclass(kind) else []
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise TypeError(f"Expected options of norm {name!r} to be among {known}, but got {unknown}. Remove them.")
-    return NORMS[name](**options)
+    return kind(**options)
+
+
+def norm_of(options: Mapping[str, Any]) -> Norm:
+    """Return the norm of a parameter group, with its options.
+
+    Args:
+        options: The group: `norm`, and the options that this norm declares.
+
+    Returns:
+        The norm.
+    """
+    kind = NORMS[options["norm"]]
+    return kind(**{name: options[option] for option, name in kind.options.items()})
+
+
+def register_norm(name: str, norm: type[Norm]) -> None:
+    """Add a norm from outside the package, for methods, groups and rules of the partition.
+
+    Args:
+        name: Its name.
+        norm: A subclass of `lightning_gluon.norms.Norm`; options that it reads and nobody else does are registered
+            before by `lightning_gluon.register_option`.
+
+    Raises:
+        TypeError: If it is no class of norms.
+        ValueError: If the name is taken, or an option is unknown.
+
+    Example:
+        >>> class Scaled(Spectral):
+        ...     turns = False
+        >>> register_norm("scaled", Scaled)
+        >>> make_norm("scaled").turns, NORMS.pop("scaled").__name__
+        (False, 'Scaled')
+    """
+    if not (isinstance(norm, type) and issubclass(norm, Norm)):
+        raise TypeError(f"Expected `norm` to be a subclass of `lightning_gluon.norms.Norm`, but got {norm!r}.")
+    unknown = [option for option in norm.options if option not in CHECKS]
+    if unknown:
+        raise ValueError(
+            f"Norm {name!r} reads options that nobody checks: {', '.join(unknown)}. Register each of them before by "
+            "`lightning_gluon.register_option`."
+        )
+    add_row(NORMS, "norm", name, norm)

@@ -145,7 +145,7 @@ def _role_figure(samples: Samples, role: str) -> Any:
     figure, (along, against) = _figure(2, 10.5, 4.2)
     along.plot(steps, paper, color=PAPER, lw=1.2, marker=".", ms=4, label="trajectory, two minibatches (paper)")
     along.plot(
-        steps, _column(whole, "noise_floor"), color=NOISE, lw=1.2, ls="--", label=r"noise floor $\sqrt{2}\,\|g\|_*/t$"
+        steps, _column(whole, "noise_only"), color=NOISE, lw=1.2, ls="--", label=r"noise floor $\sqrt{2}\,\|g\|_*/t$"
     )
     along.plot(steps, same, color=SAME, lw=1.2, marker=".", ms=4, label=r"same sample $\hat L$")
     found = _fit(same, gradients)

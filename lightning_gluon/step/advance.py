@@ -1,109 +1,192 @@
 """One chunk of a step: the estimator is advanced, its direction goes through the LMO, the weights move.
 
-    M <- estimator(M, c_new, c_old);   X <- (1 - lr * weight_decay) X - lr * radius * D(M)
+    M <- estimator(M, c_new, c_old);   X <- (1 - lr * weight_decay) X - lr * radius * D(M);   X <- retraction(X)
 
-The only place that moves parameters.
+The only place that moves parameters, beside the kernels of estimators that step by themselves.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.adamw import adamw
 
 from lightning_gluon.estimators.carry import Carry
 from lightning_gluon.estimators.recursions import ESTIMATORS
-from lightning_gluon.norms.base import Norm
+from lightning_gluon.norms.needs import Context, Needs
 from lightning_gluon.norms.numerics import Workspace
-from lightning_gluon.norms.orthogonalize import compute_dtype, staging_dtype
-from lightning_gluon.norms.spectral import Spectral
-from lightning_gluon.norms.table import NORMS
+from lightning_gluon.norms.table import norm_of
+from lightning_gluon.step.decay import DECAYS, Decay
 from lightning_gluon.step.plan import Chunk, Stack, stack_views
+from lightning_gluon.step.retraction import RETRACTIONS, Retraction
 
-__all__ = ["Job", "advance_", "advance_all_", "prepare"]
-
-FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # where torch has a fused AdamW kernel
+State = MutableMapping[Tensor, Any]
+Signal = list[Tensor | None]
+Kept = dict[str, list[Tensor]]  # a statistic of a stack: one tensor per slot
 
 
 @dataclass
 class Job:
-    """A chunk with all that its step reads and writes on the device."""
+    """A chunk with all that its step reads and writes on the device.
+
+    Args:
+        chunk: Layout and options.
+        params: The weights.
+        new: Gradients in fp32 or wider.
+        old: Gradients at the previous iterate.
+        buffers: The estimator's buffers, in the dtype of the gradients.
+        kept: Statistics of norm and retraction, per stack.
+        partners: For every parameter the other factor of its product, as it was before the step.
+        lengths: Step length of every parameter, `lr * radius`.
+        keep: What decay leaves of the weights, `1 - lr * weight_decay`.
+        signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
+        carries: What keeps the buffers between steps.
+    """
 
     chunk: Chunk
     params: list[Tensor]
     new: list[Tensor]
     old: list[Tensor]
     buffers: dict[str, list[Tensor]]
-    members: list[Carry]
-
-    def arguments(self, *, compiled: bool) -> tuple:
-        """Return what `advance_` takes.
-
-        Compiled, what schedules change are tensors, since every number would make a graph of its own, and what the step
-        writes is marked as staying where it is: torch captures a CUDA graph only of what it may write in place.
-        """
-        group = self.chunk.group
-        lengths: Any = [group["lr"] * radius for radius in self.chunk.radii]
-        keep: Any = 1 - group["lr"] * group["weight_decay"]
-        if compiled:
-            kind: dict[str, Any] = {"dtype": self.new[0].dtype, "device": self.params[0].device}
-            # Non-blocking, or the host would wait for the device.
-            lengths = torch.tensor(lengths, dtype=kind["dtype"]).to(kind["device"], non_blocking=True)
-            keep = torch.full((), keep, **kind) if group["weight_decay"] else 1
-            for tensor in itertools.chain(self.params, *self.buffers.values()):
-                torch._dynamo.mark_static_address(tensor, guard=False)
-        signs = group.get("every", 1) > 1 and group["steps"] % group["every"] > 0  # LionMuon between spectral steps
-        return self.chunk, self.params, self.new, self.old, self.buffers, lengths, keep, signs
+    kept: list[Kept]
+    partners: list[Tensor]
+    lengths: Sequence[float] | Tensor = ()
+    keep: float | Tensor = 1.0
+    signal: Signal | None = None
+    carries: list[Carry] = field(default_factory=list)
 
     def finish(self) -> None:
         """Keep the buffers for the next step."""
         for name, values in self.buffers.items():
-            for member, value in zip(self.members, values, strict=True):
-                member.store(name, value)
+            for carry, value in zip(self.carries, values, strict=True):
+                carry.store(name, value)
+
+    def to_tensors(self) -> None:
+        """Prepare for a compiled step.
+
+        What schedules change becomes tensors, since every number would make a graph of its own. What the step writes is
+        marked as staying where it is: torch captures a CUDA graph only of what it may write in place.
+        """
+        dtype, device = self.new[0].dtype, self.params[0].device
+        # Non-blocking, or the host would wait for the device.
+        self.lengths = torch.tensor(self.lengths, dtype=dtype).to(device, non_blocking=True)
+        if self.chunk.group["weight_decay"]:
+            self.keep = torch.full((), float(self.keep), dtype=dtype, device=device)
+        statistics = itertools.chain.from_iterable(kept.values() for kept in self.kept)
+        for tensor in itertools.chain(self.params, *self.buffers.values(), *statistics):
+            torch._dynamo.mark_static_address(tensor, guard=False)
+
+    def arguments(self) -> tuple:
+        """Return what `advance_` takes."""
+        tensors = (self.params, self.new, self.old, self.buffers, self.kept, self.partners)
+        return self.chunk, *tensors, self.lengths, self.keep, self.signal
+
+
+def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Tensor]:
+    """Return the partners of all parameters whose norm reads one, as they are before anything moves.
+
+    A group names them in `partners`, one parameter or `None` for each of its own.
+    """
+    partners: dict[Tensor, Tensor] = {}
+    for chunk in chunks:
+        if not norm_of(chunk.group).reads_partner:
+            continue
+        for index in chunk.indices:
+            partner = chunk.group["partners"][index]
+            if partner is not None:
+                partners[chunk.group["params"][index]] = partner.clone()
+    return partners
 
 
 def prepare(
-    state: Any, chunk: Chunk, new: list[Tensor], old: list[Tensor] | None, signal: list[Tensor] | None
+    state: State,
+    chunk: Chunk,
+    new: list[Tensor],
+    old: list[Tensor] | None,
+    signal: Signal | None,
+    partners: Mapping[Tensor, Tensor],
 ) -> Job | None:
-    """Load the buffers of a chunk; AdamW's chunks are stepped here and now, by torch's own kernel.
+    """Load the buffers of a chunk; a chunk of an estimator that steps by itself is stepped here and now.
 
     Args:
         state: The optimizer's state, by parameter.
         chunk: Parameters of one group.
         new: Their gradients, which are only read.
         old: Their gradients at the previous iterate; `None` where there are none yet.
-        signal: 0 where a gradient is rounding noise, 1 elsewhere.
+        signal: 0 where a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
+        partners: What `partners_of` returned.
 
     Returns:
         What is left to do.
     """
     group, params = chunk.group, chunk.params
-    if signal is not None and NORMS[group["norm"]].guarded:
-        new = list(torch._foreach_mul(new, signal))
-        old = list(torch._foreach_mul(old, signal)) if old is not None else None
-    if group["estimator"] == "adamw":
-        _adamw_(state, group, params, new)
+    norm, estimator = norm_of(group).at(group["steps"]), ESTIMATORS[group["estimator"]]
+    if estimator.step_ is not None:
+        estimator.step_(state, group, params, new)
         return None
     work = torch.promote_types(new[0].dtype, torch.float32)
     new = [gradient.to(work) for gradient in new]
     old = new if old is None else [gradient.to(work) for gradient in old]
-    members = [
-        Carry(state[parameter], parameter, views, group)
-        for parameter, views in zip(params, chunk.factored, strict=True)
-    ]
-    buffers = {
-        name: [member.load(name, gradient) for member, gradient in zip(members, new, strict=True)]
-        for name in ESTIMATORS[group["estimator"]].buffers
-    }
     for stack in chunk.stacks:
-        stack.compute = stack.compute or _compute_dtype(group, stack, new[0])
-    return Job(chunk, params, new, old, buffers, members)
+        stack.norm = norm.on(new[0], (stack.count, *stack.shape))
+    carries = _carries(state, chunk)
+    return Job(
+        chunk=chunk,
+        params=params,
+        new=new,
+        old=old,
+        buffers={name: _loaded(carries, name, new) for name in estimator.buffers},
+        kept=_statistics(state, chunk, params),
+        partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
+        lengths=[group["lr"] * radius for radius in chunk.radii],
+        keep=1 - group["lr"] * group["weight_decay"],
+        signal=signal,
+        carries=carries,
+    )
+
+
+def _carries(state: State, chunk: Chunk) -> list[Carry]:
+    pairs = zip(chunk.params, chunk.factored, strict=True)
+    return [Carry(state[parameter], parameter, views, chunk.group) for parameter, views in pairs]
+
+
+def _loaded(carries: list[Carry], name: str, gradients: list[Tensor]) -> list[Tensor]:
+    return [carry.load(name, gradient) for carry, gradient in zip(carries, gradients, strict=True)]
+
+
+def _statistics(state: State, chunk: Chunk, params: list[Tensor]) -> list[Kept]:
+    """Return the statistics of every stack, and begin those that are not there yet."""
+    found = []
+    for stack in chunk.stacks:
+        kept: Kept = {}
+        for part in _parts(chunk, stack):
+            for statistic in part.statistics:
+                kept[statistic.name] = []
+                for slot in stack.slots:
+                    own, key = state[params[slot.member]], f"{statistic.name}{slot.index}"
+                    if key not in own:
+                        own[key] = statistic.first(slot.matrices(params[slot.member]))
+                    kept[statistic.name].append(own[key])
+        found.append(kept)
+    return found
+
+
+def _parts(chunk: Chunk, stack: Stack) -> list[Needs]:
+    retraction = _retraction(chunk)
+    return [part for part in (stack.norm, retraction) if part is not None]
+
+
+def _decay(chunk: Chunk) -> Decay:
+    return DECAYS[chunk.group.get("decay", "plain")]
+
+
+def _retraction(chunk: Chunk) -> Retraction | None:
+    name = chunk.group.get("retract")
+    return None if name is None else RETRACTIONS[name]
 
 
 def advance_all_(jobs: list[tuple]) -> None:
@@ -118,9 +201,11 @@ def advance_(
     new: list[Tensor],
     old: list[Tensor],
     buffers: dict[str, list[Tensor]],
+    kept: list[Kept],
+    partners: list[Tensor],
     lengths: Sequence[float] | Tensor,
     keep: float | Tensor,
-    signs: bool,
+    signal: Signal | None = None,
     *,
     workspace: Workspace,
 ) -> None:
@@ -132,23 +217,53 @@ def advance_(
         new: Gradients in fp32 or wider.
         old: Gradients at the previous iterate.
         buffers: The estimator's buffers, in the dtype of the gradients.
+        kept: Statistics of norm and retraction, per stack.
+        partners: For every parameter the other factor of its product; empty where the norm reads none.
         lengths: Step length of every parameter, `lr * radius`.
         keep: What decay leaves of the weights, `1 - lr * weight_decay`.
-        signs: Step along the signs instead of the spectral LMO.
+        signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
         workspace: Buffers to reuse.
     """
-    group = chunk.group
-    direction = ESTIMATORS[group["estimator"]].update(buffers, new, old, group)
-    if isinstance(keep, Tensor) or keep != 1:
-        torch._foreach_mul_(params, keep)
-    if group["norm"] == "identity":
+    direction = ESTIMATORS[chunk.group["estimator"]].update(buffers, new, old, chunk.group)
+    if signal is not None:
+        direction = _heard(direction, signal)
+    decay = _decay(chunk)
+    decays = isinstance(keep, Tensor) or keep != 1
+    if decays and not decay.reads_units:
+        decay.shrink_(params, keep, [])
+    if not chunk.stacks:  # the direction itself is the step
+        if decays and decay.reads_units:
+            decay.shrink_(params, keep, direction)
         _subtract_(params, direction, list(lengths))
         return
-    for stack in chunk.stacks:
-        units, factors = _lmo(chunk, stack, direction, signs, workspace)
-        scaled = [lengths[slot.member] * factor for slot, factor in zip(stack.slots, factors, strict=True)]
+    for stack, statistics in zip(chunk.stacks, kept, strict=True):
+        units = _lmo(stack, params, direction, statistics, partners, workspace)
         targets = [slot.of(params[slot.member]) for slot in stack.slots]
-        _subtract_(targets, [slot.update(units, params[slot.member].shape) for slot in stack.slots], scaled)
+        pieces = [slot.update(units, params[slot.member].shape) for slot in stack.slots]
+        if decays and decay.reads_units:
+            decay.shrink_(targets, keep, pieces)
+        _subtract_(targets, pieces, _scaled(stack, lengths))
+        _retract_(chunk, stack, params, statistics, workspace)
+
+
+def _heard(direction: list[Tensor], signal: Signal) -> list[Tensor]:
+    """Return directions without the entries that are rounding noise: the LMO of zero is zero, and of a part its own."""
+    judged = {index: entries for index, entries in enumerate(signal) if entries is not None}
+    if not judged:
+        return direction
+    kept = torch._foreach_mul([direction[index] for index in judged], list(judged.values()))
+    replaced = dict(zip(judged, kept, strict=True))
+    return [replaced.get(index, whole) for index, whole in enumerate(direction)]
+
+
+def _scaled(stack: Stack, lengths: Sequence[float] | Tensor) -> list[Any]:
+    """Return the length of every slot's step, by the factor that makes its unit a point of the unit sphere."""
+    assert stack.norm is not None
+    scaled = []
+    for slot in stack.slots:
+        _, rows, columns = slot.view.matrix
+        scaled.append(lengths[slot.member] * stack.norm.scale(rows, columns, slot.view.kernel))
+    return scaled
 
 
 def _subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) -> None:
@@ -162,72 +277,65 @@ def _subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) 
         torch._foreach_add_([targets[i] for i in where], [pieces[i] for i in where], alpha=-length)
 
 
-def norm_of(group: dict[str, Any], dtype: torch.dtype | None = None) -> Norm:
-    """Return the norm of a group, with its options."""
-    kind = NORMS[group["norm"]]
-    if not issubclass(kind, Spectral):
-        return kind()
-    return kind(group["scaling"], group["orthogonalizer"], group["orthogonalizer_steps"], dtype)
-
-
 def _lmo(
-    chunk: Chunk, stack: Stack, direction: list[Tensor], signs: bool, workspace: Workspace
-) -> tuple[Tensor, list[float]]:
-    """Return a stack of directions and the factor that makes each a point of its unit sphere."""
-    slot, like = stack.slots[0], direction[0]
-    compute = stack.compute or like.dtype
-    norm = norm_of(chunk.group, compute)
-    shape = (stack.count, *stack.shape)
-    spectral = isinstance(norm, Spectral)
-    if not spectral and len(stack.slots) == 1 and slot.whole:
-        batch = direction[slot.member].reshape(shape)
-    else:
-        batch = workspace.take("gather", shape, like, dtype=staging_dtype(compute) if spectral else None)
-        stack_views(stack, direction, batch)
-    scales = [norm.scale(*slot.view.matrix[1:], slot.view.kernel) for slot in stack.slots]
-    if signs:
-        rms = chunk.group["sign_radius"] * math.sqrt(min(stack.shape) / math.prod(stack.shape))
-        return batch.sign_(), [rms * scale for scale in scales]
-    return norm.lmo_(batch, workspace), scales
+    stack: Stack,
+    params: list[Tensor],
+    direction: list[Tensor],
+    statistics: Kept,
+    partners: list[Tensor],
+    workspace: Workspace,
+) -> Tensor:
+    """Return the directions of a stack, up to the norm's scale."""
+    norm = stack.norm
+    assert norm is not None
+    context = Context(workspace)
+    if norm.reads_weights:
+        context.weights = _gather(stack, params, params[0].dtype, workspace, "weights")
+    if norm.reads_partner:
+        context.partners = [partners[slot.member] for slot in stack.slots]
+    context.statistics = _joined(norm, statistics)
+    batch = _gather(stack, direction, norm.staging_dtype(direction[0]), workspace, "gather", copy=norm.overwrites)
+    units = norm.lmo_(batch, context)
+    _part_(stack, context.statistics, statistics)
+    return units
 
 
-def _compute_dtype(group: dict[str, Any], stack: Stack, like: Tensor) -> torch.dtype:
-    """Return the dtype in which a stack is orthogonalised."""
-    name, shape = group["orthogonalizer_dtype"], (stack.count, *stack.shape)
-    if name:
-        return getattr(torch, name)
-    return compute_dtype(like.device, method=group["orthogonalizer"], dtype=like.dtype, shape=shape)
+def _gather(
+    stack: Stack, tensors: list[Tensor], dtype: torch.dtype, workspace: Workspace, buffer: str, *, copy: bool = False
+) -> Tensor:
+    """Return the matrices of a stack from parameter-shaped tensors; a single whole tensor is not copied."""
+    shape, slot = (stack.count, *stack.shape), stack.slots[0]
+    only = tensors[slot.member]
+    alone = len(stack.slots) == 1 and slot.whole and not slot.transposed
+    if alone and not copy and only.dtype == dtype:
+        return only.reshape(shape)
+    batch = workspace.take(buffer, shape, only, dtype=dtype)
+    stack_views(stack, tensors, batch)
+    return batch
 
 
-def _adamw_(state: Any, group: dict[str, Any], params: list[Tensor], gradients: list[Tensor]) -> None:
-    """Step parameters on torch's own AdamW kernel, a fused one where the layouts are what it takes them for."""
-    fused = params[0].device.type in FUSED_DEVICES
-    for parameter in params:
-        if "exp_avg" not in state[parameter]:
-            place = parameter.device if fused else "cpu"
-            state[parameter]["step"] = torch.zeros((), dtype=torch.float32, device=place)
-            state[parameter]["exp_avg"] = torch.zeros_like(parameter)
-            state[parameter]["exp_avg_sq"] = torch.zeros_like(parameter)
-    moments = {key: [state[parameter][key] for parameter in params] for key in ("exp_avg", "exp_avg_sq", "step")}
-    # It walks through memory; moments lie like the parameter, except where that has gaps.
-    lists = zip(params, gradients, moments["exp_avg"], strict=True)
-    fused = fused and all(one.stride() == new.stride() == moment.stride() for one, new, moment in lists)
-    radius = group["radius"]
-    if isinstance(radius, list):
-        raise ValueError(f"Group {group['name']!r} runs AdamW, which has one learning rate: give it one radius.")
-    adamw(
-        params,
-        gradients,
-        moments["exp_avg"],
-        moments["exp_avg_sq"],
-        [],
-        moments["step"],
-        fused=fused,
-        amsgrad=False,
-        beta1=group["betas"][0],
-        beta2=group["betas"][1],
-        lr=group["lr"] * radius,
-        weight_decay=group["weight_decay"] / radius if radius else 0.0,
-        eps=group["eps"],
-        maximize=False,
-    )
+def _joined(part: Needs, statistics: Kept) -> dict[str, Tensor]:
+    """Return a part's statistics for the whole stack."""
+    return {own.name: torch.cat(statistics[own.name]) for own in part.statistics}
+
+
+def _part_(stack: Stack, joined: Mapping[str, Tensor], statistics: Kept) -> None:
+    """Write statistics of a whole stack back to every slot."""
+    for name, whole in joined.items():
+        for slot, own in zip(stack.slots, statistics[name], strict=True):
+            own.copy_(whole[slot.start : slot.stop])
+
+
+def _retract_(chunk: Chunk, stack: Stack, params: list[Tensor], statistics: Kept, workspace: Workspace) -> None:
+    """Bring the matrices of a stack back to where the group's retraction wants them."""
+    retraction = _retraction(chunk)
+    if retraction is None:
+        return
+    wide = torch.promote_types(params[0].dtype, torch.float32)
+    weights = workspace.take("weights", (stack.count, *stack.shape), params[0], dtype=wide)
+    stack_views(stack, params, weights)
+    context = Context(workspace, statistics=_joined(retraction, statistics))
+    retraction.retract_(weights, context)
+    _part_(stack, context.statistics, statistics)
+    for slot in stack.slots:
+        slot.of(params[slot.member]).copy_(slot.piece(weights, params[slot.member].shape))

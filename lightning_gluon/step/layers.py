@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.spectral import Spectral
-from lightning_gluon.norms.table import NORMS
+from lightning_gluon.norms.table import norm_of
 from lightning_gluon.step.plan import views_of
 
 __all__ = ["Layer"]
@@ -96,10 +96,9 @@ class Layer:
     def _blocks(self, tensor: Tensor) -> list[tuple[Norm, float, Tensor]]:
         """Return every view as `(norm, scale, matrices)`; only a spectral norm has a scale, which the view decides."""
         tensor = torch.atleast_1d(tensor)  # a scalar, such as a temperature
-        kind, blocks = NORMS[self.group["norm"]], []
-        spectral = issubclass(kind, Spectral)
-        unscaled = Spectral(scaling="none") if spectral else kind()
-        norm = Spectral(scaling=self.group["scaling"]) if spectral else unscaled
+        blocks = []
+        norm = norm_of(self.group)
+        unscaled = Spectral(scaling="none") if isinstance(norm, Spectral) else norm
         for view in views_of(self.group, self.index):
             blocks.append((unscaled, norm.scale(*view.matrix[1:], view.kernel), view.gather(tensor)))
         return blocks

@@ -1,115 +1,287 @@
-"""What is looked at in the gradients before anything moves: are they finite, and are they more than rounding noise."""
+"""Rounding noise: sums whose terms cancel, and the biases that take no step along what is left.
+
+A scale-free LMO makes a full step of whatever it is given. Where the true gradient of a bias is zero (in front of batch
+norm, at a key under softmax) it is given the rounding error of a sum. The bias is compared with its layer's own weight:
+
+    grad b_j = sum_t d_tj          grad W_jk = sum_t d_tj x_tk          silent <=> rms(grad b) < floor rms(grad W)
+
+Both sums run over the same signals `d`. The weight's says how large they are, and only where they cancel is the bias's
+smaller by orders of magnitude. Error rates: `docs/primers/noise.md`.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_gluon.norms.table import NORMS
+from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.step.plan import Chunk
 
-__all__ = ["NOISE_FLOOR", "GradientCheck"]
+__all__ = ["NOISE_FLOOR", "NoiseGuard"]
 
-# Rounding noise relative to the largest gradient (RMS) of the same module, measured on layers in front of batch norm
-# and on key biases under softmax: 9e-8 to 8e-4 in fp32, 3e-4 to 3e-2 in bf16 (a linear layer behind another one and in
-# front of batch norm: 0.2, which no floor can tell); real gradients of vectors with siblings were above 7e-2.
+# By the dtype of the backward pass, between true zeros and real gradients as `benchmarks/noise.py` measures them.
 NOISE_FLOOR = {torch.float64: 2**-38, torch.float32: 2**-9, torch.bfloat16: 2**-6, torch.float16: 2**-9}
-# A vector alone in its module (LayerScale: 1e-2) is compared with the whole model, hence with a lower floor.
-ALONE = 2**-6
+JUDGED_ROLES = ("bias",)
+# What stands for `bias` in the name of its weight: plain, and the direction in both styles of weight norm.
+WEIGHTS = ("weight", "weight_v", "parametrizations.weight.original1")
 
 
-class GradientCheck:
-    """What is known of a plan's gradients before a step: computed once per plan, so that a step only reads norms.
+@dataclass(frozen=True, eq=False)
+class Member:
+    """A parameter of the plan: where it stands, and what its group says of it."""
 
-    A scale-free LMO makes a full step of whatever it is given. Where the true gradient is zero - a bias in front of
-    batch norm, a key bias under softmax - what it is given is rounding error, so vectors are compared (in RMS) with the
-    largest gradient of their own module in the same backward pass; a vector alone in its module with the whole model.
+    index: int
+    name: str
+    parameter: Tensor
+    views: tuple[MatrixView, ...]
+    group: Mapping[str, Any]
+
+    @property
+    def judged(self) -> bool:
+        """True for a vector of biases whose LMO forgets the size of its gradient."""
+        norm = NORMS[self.group["norm"]]
+        role = self.group["role"]
+        return norm.guarded and role in JUDGED_ROLES and self.parameter.ndim == 1
+
+    @property
+    def maps(self) -> int:
+        """Number of maps that a matrix holds, as the partition reads it; 0 where it says nothing."""
+        return sum(view.matrix[0] for view in self.views)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all these maps together."""
+        return sum(view.matrix[0] * view.matrix[1] for view in self.views)
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """A bias and the weight of the same layer."""
+
+    bias: Member
+    weight: Member
+
+    @cached_property
+    def fused(self) -> bool:
+        """True where a matrix holds several maps, each with its own part of the bias."""
+        if self.weight.parameter.ndim != 2 or self.weight.maps < 2:
+            return False
+        return self.weight.rows == self.bias.parameter.numel()
+
+    @property
+    def parts(self) -> int:
+        """Number of parts that are judged apart."""
+        return self.weight.maps if self.fused else 1
+
+    @property
+    def scale(self) -> float:
+        """Root of the entries of the weight per entry of the bias: it turns 2-norms into root mean squares."""
+        return math.sqrt(self.weight.parameter.numel() / self.bias.parameter.numel())
+
+    @property
+    def floor(self) -> float:
+        """The floor of the bias's group, or of its dtype."""
+        floor = self.bias.group["noise_floor"]
+        if floor is not None:
+            return floor
+        return NOISE_FLOOR.get(self.bias.parameter.dtype, NOISE_FLOOR[torch.bfloat16])
+
+    @cached_property
+    def blocks(self) -> list[int]:
+        """Rows of every part where parts are blocks of rows, one after the other; empty where they are not."""
+        sizes: list[int] = []
+        for view in self.weight.views:
+            if not view.is_plain or view.dim != 0 or view.start != sum(sizes):
+                return []
+            sizes.append(view.stop - view.start)
+        return sizes
+
+    def parts_of_weight(self, tensor: Tensor) -> list[Tensor]:
+        """Return the maps of a tensor laid out like the weight, sharing storage."""
+        if self.blocks:
+            return list(tensor.split(self.blocks))
+        parts: list[Tensor] = []
+        for view in self.weight.views:
+            maps = view.of(tensor)
+            if view.matrix[0] > 1:
+                parts += maps.unbind()
+            else:
+                parts.append(maps)
+        return parts
+
+    def parts_of_bias(self, tensor: Tensor) -> list[Tensor]:
+        """Return the parts of a tensor laid out like the bias, one for each map, sharing storage."""
+        if self.blocks:
+            return list(tensor.split(self.blocks))
+        shape = self.weight.parameter.shape
+        view = self.weight.views[0]
+        stored_in_out = view.permute[-1] != len(view.split) - 1
+        column = tensor if stored_in_out else tensor.unsqueeze(1)
+        parts = self.parts_of_weight(column.expand(shape))
+        return [part[..., 0] for part in parts]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two norms that are compared, by their positions in the list of norms."""
+
+    pair: Pair
+    bias: int
+    weight: int
+
+
+class NoiseGuard:
+    """Which biases of a plan are judged, and by which weight: found once per plan, so that a step only reads norms.
+
+    Only biases are judged, and each by the weight of its own layer alone. Without a gradient of that weight a bias is
+    not judged. Every map of a fused weight (`qkv`) judges its own part of the bias.
+
+    A silent entry is left out of the direction that the LMO is given, so it takes no step. The step of the others keeps
+    the length of the vector's radius. The estimator of a silent entry runs as ever, and weight decay acts on it.
+
+    Where both gradients are exactly zero (an expert without tokens) nothing is silent. The momentum then goes on, as in
+    torch's optimizers.
 
     Args:
         chunks: The plan.
+
+    Example:
+        >>> from lightning_gluon import Gluon
+        >>> from lightning_gluon.step.plan import build_plan
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> layer.weight.grad, layer.bias.grad = torch.ones(2, 2), torch.tensor([1e-7, -1e-7])
+        >>> chunks = build_plan(Gluon(layer, lr=0.1).param_groups)
+        >>> gradients = [gradient for chunk in chunks for gradient in chunk.gradients]
+        >>> NoiseGuard(chunks).signal(gradients, torch.stack([gradient.norm() for gradient in gradients]))
+        [None, tensor([0., 0.])]
     """
 
     def __init__(self, chunks: list[Chunk]) -> None:
-        self.groups = [chunk.group for chunk in chunks for _ in chunk.indices]
-        self.names = [name for chunk in chunks for name in chunk.names]
-        params = [parameter for chunk in chunks for parameter in chunk.params]
-        self.guarded = any(NORMS[chunk.group["norm"]].guarded for chunk in chunks)
-        self.devices = [parameter.device for parameter in params]
-        self.device = self.devices[0]
-        modules: dict[str, int] = {}
-        owner = [modules.setdefault(name.rpartition(".")[0], len(modules)) for name in self.names]
-        floors = [_floor(chunk) for chunk in chunks for _ in chunk.indices]
-        self.owner = torch.tensor(owner, device=self.device)
-        self.modules = len(modules)
-        sizes = Counter(owner)
-        self.alone = torch.tensor([sizes[module] == 1 for module in range(self.modules)], device=self.device)
-        self.floor = torch.tensor(floors, dtype=torch.float32, device=self.device)
-        self.root = torch.tensor([parameter.numel() for parameter in params], device=self.device).float().sqrt_()
+        members = _members(chunks)
+        self.count = len(members)
+        self.device = members[0].parameter.device
+        self.pairs = _pairs(members)
+        self.comparisons = _comparisons(self.pairs, behind=self.count)
+        groups = {id(pair.bias.group): pair.bias.group for pair in self.pairs}
+        self.groups = list(groups.values())
+        self.floors: list[float | None] = []
+        self.lengths = [pair.bias.parameter.numel() for pair in self.pairs]
+        self.owner = _owners(self.pairs).to(self.device)
+        self.bias = self._on_device([comparison.bias for comparison in self.comparisons])
+        self.weight = self._on_device([comparison.weight for comparison in self.comparisons])
+        self.scale = self._on_device([comparison.pair.scale for comparison in self.comparisons])
 
-    def norms(self, gradients: list[Tensor], references: list[Tensor]) -> Tensor | None:
-        """Return the 2-norm of every gradient, after checking that all are dense and finite.
+    def _on_device(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=self.device)
+
+    def signal(self, gradients: list[Tensor], norms: Tensor) -> list[Tensor | None] | None:
+        """Return 1 for a gradient and 0 for rounding noise; nothing waits for the device.
 
         Args:
             gradients: Gradients in the order of the plan.
-            references: Gradients at the previous iterate, or an empty list.
+            norms: Their 2-norms.
 
         Returns:
-            One number per gradient, or `None` if the step is to be skipped.
-
-        Raises:
-            RuntimeError: If a gradient is sparse.
-            FloatingPointError: If a gradient is not finite and its group's `on_nonfinite` is `raise`.
+            One tensor per judged bias, laid out like it, and `None` for every other parameter; `None` where nothing is
+            judged.
         """
-        for name, gradient in zip(self.names, gradients, strict=True):
-            if gradient.layout != torch.strided:
-                raise RuntimeError(f"The gradient of {name!r} is sparse. Build its embedding with `sparse=False`.")
-        norms = self._norms(gradients)
-        policies = [group["on_nonfinite"] for group in self.groups]
-        if set(policies) == {"ignore"}:  # else the host waits for the device
-            return norms
-        total = norms.sum() + self._norms(references).sum() if references else norms.sum()
-        if bool(total.isfinite()):
-            return norms
-        bad = [  # a norm may overflow where the entries do not
-            index
-            for index, gradient in enumerate(gradients)
-            if policies[index] != "ignore"
-            and not (gradient.isfinite().all() and (not references or references[index].isfinite().all()))
-        ]
-        if not bad:
-            return norms
-        bad = [index for index in bad if policies[index] == "raise"]
-        if not bad:
+        floors = [group["noise_floor"] for group in self.groups]
+        if all(floor == 0 for floor in floors):
             return None
-        some = [f"{self.names[i]!r} {tuple(gradients[i].shape)}" for i in bad]
-        listed = ", ".join(some[:3]) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
-        raise FloatingPointError(
-            f"Non-finite gradient in {listed}. No weight and no state was changed. Lower `lr`, look for overflow in "
-            "the loss, or set `on_nonfinite='skip'` to drop such steps."
-        )
+        if floors != self.floors:
+            self.least = self._on_device([comparison.pair.floor for comparison in self.comparisons])
+            self.floors = floors
+        heard = self.shares(gradients, norms).less(self.least).logical_not()
+        entries = heard[self.owner].to(norms.dtype)
+        signal: list[Tensor | None] = [None] * self.count
+        for pair, own in zip(self.pairs, entries.split(self.lengths), strict=True):
+            signal[pair.bias.index] = own.to(pair.bias.parameter.device)
+        return signal
 
-    def _norms(self, tensors: list[Tensor]) -> Tensor:
-        # The 2-norm is vectorised on a CPU, the maximum is not: 40 times slower.
-        return torch.stack([norm.float().to(self.device) for norm in torch._foreach_norm(tensors)])
+    def shares(self, gradients: list[Tensor], norms: Tensor) -> Tensor:
+        """Return the RMS of every judged gradient relative to that of its weight, in the order of `comparisons`.
 
-    def signal(self, norms: Tensor) -> list[Tensor] | None:
-        """Return 1 for a gradient and 0 for rounding noise, in the plan's order; `None` where no group is guarded."""
-        if not self.guarded:
-            return None
-        rms = norms / self.root
-        largest = rms.new_zeros(self.modules).scatter_reduce_(0, self.owner, rms, "amax")
-        largest = torch.where(self.alone, ALONE * rms.max(), largest)
-        heard = (rms >= largest[self.owner] * self.floor).to(rms.dtype)
-        if len(set(self.devices)) == 1:
-            return list(heard.unbind())
-        parts = {device: heard.to(device).unbind() for device in set(self.devices)}
-        return [parts[device][index] for index, device in enumerate(self.devices)]
+        Where the weight's is zero or not finite (an fp16 norm overflows) the share is not finite: nothing is silent.
+
+        Args:
+            gradients: Gradients in the order of the plan.
+            norms: Their 2-norms.
+        """
+        norms = self._with_parts(gradients, norms)
+        terms = norms[self.weight]
+        shares = norms[self.bias] * self.scale / terms
+        return shares.where(terms.isfinite(), torch.nan)
+
+    def _with_parts(self, gradients: list[Tensor], norms: Tensor) -> Tensor:
+        """Append the norms of the parts of fused weights and of their biases."""
+        parts: list[Tensor] = []
+        for pair in self.pairs:
+            if pair.fused:
+                parts += pair.parts_of_bias(gradients[pair.bias.index])
+                parts += pair.parts_of_weight(gradients[pair.weight.index])
+        if not parts:
+            return norms
+        found = [norm.to(norms) for norm in torch._foreach_norm(parts)]
+        return torch.cat([norms, torch.stack(found)])
 
 
-def _floor(chunk: Chunk) -> float:
-    if not NORMS[chunk.group["norm"]].guarded:
-        return 0.0
-    floor = chunk.group["noise_floor"]
-    return NOISE_FLOOR.get(chunk.params[0].dtype, 2**-7) if floor is None else floor
+def _members(chunks: list[Chunk]) -> list[Member]:
+    """Number the parameters of a plan."""
+    members: list[Member] = []
+    for chunk in chunks:
+        group = chunk.group
+        for position, name, parameter in zip(chunk.indices, chunk.names, chunk.params, strict=True):
+            said = group["views"][position] or ()
+            views = tuple(MatrixView(*view) for view in said)
+            members.append(Member(len(members), name, parameter, views, group))
+    return members
+
+
+def _pairs(members: list[Member]) -> list[Pair]:
+    """Find the weight of every judged bias by its name: `X.weight` of `X.bias`, `in_proj_weight` of `in_proj_bias`."""
+    named = {member.name: member for member in members}
+    pairs: list[Pair] = []
+    for bias in members:
+        path, dot, last = bias.name.rpartition(".")
+        if not bias.judged or "bias" not in last:
+            continue
+        for other in WEIGHTS:
+            weight = named.get(path + dot + last.replace("bias", other))
+            if weight is not None and weight.parameter.numel() % bias.parameter.numel() == 0:
+                pairs.append(Pair(bias, weight))
+                break
+    return pairs
+
+
+def _comparisons(pairs: list[Pair], *, behind: int) -> list[Comparison]:
+    """Say which norms are compared: those of parts stand behind those of the plan, biases first."""
+    comparisons: list[Comparison] = []
+    for pair in pairs:
+        if not pair.fused:
+            comparisons.append(Comparison(pair, pair.bias.index, pair.weight.index))
+            continue
+        for bias in range(behind, behind + pair.parts):
+            comparisons.append(Comparison(pair, bias, bias + pair.parts))
+        behind += 2 * pair.parts
+    return comparisons
+
+
+def _owners(pairs: list[Pair]) -> Tensor:
+    """Return the comparison that every entry of every bias belongs to."""
+    owners = [torch.zeros(0, dtype=torch.long)]
+    first = 0
+    for pair in pairs:
+        own = torch.full(pair.bias.parameter.shape, first)
+        if pair.fused:
+            for number, part in enumerate(pair.parts_of_bias(own)):
+                part.fill_(first + number)
+        owners.append(own)
+        first += pair.parts
+    return torch.cat(owners)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.estimators.low_rank import factored_views
+from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.norms.views import MatrixView
 
@@ -35,6 +36,7 @@ class Slot:
     transposed: bool
     start: int
     stop: int
+    index: int = 0  # of the view among those of its parameter
 
     def __post_init__(self) -> None:
         """See whether the slot is one matrix stored the other way round: those are copied by blocked transposition."""
@@ -43,6 +45,11 @@ class Slot:
     def of(self, tensor: Tensor) -> Tensor:
         """Return the part of a parameter-shaped tensor that this slot reads, sharing storage."""
         return tensor if self.whole else self.view.of(tensor)
+
+    def matrices(self, tensor: Tensor) -> Tensor:
+        """Return the matrices `(batch, rows, columns)` of a parameter-shaped tensor, as they lie in the stack."""
+        found = self.view.gather(torch.atleast_1d(tensor))
+        return found.mT if self.transposed else found
 
     def piece(self, stack: Tensor, shape: Sequence[int]) -> Tensor:
         """Return this slot's part of a stack in the layout that `of` returns, sharing storage."""
@@ -68,7 +75,7 @@ class Stack:
     shape: tuple[int, int]
     slots: list[Slot] = field(default_factory=list)
     count: int = 0
-    compute: torch.dtype | None = None  # in which it is orthogonalised
+    norm: Norm | None = None  # of this step, with the choices made that depend on the stack
 
 
 @dataclass
@@ -168,7 +175,7 @@ def _cut(group: dict[str, Any], members: list[tuple[tuple, int]], chunk_numel: i
         held += size
     for chunk in chunks:
         chunk.factored = [factored_of(group, index) for index in chunk.indices]
-        if group["norm"] != "identity":
+        if NORMS[group["norm"]].stacks:
             _stack(chunk)
     return chunks
 
@@ -178,13 +185,13 @@ def _stack(chunk: Chunk) -> None:
     stacks: dict[tuple[int, int], Stack] = {}
     for member, index in enumerate(chunk.indices):
         views = views_of(chunk.group, index)
-        for view in views:
+        for number, view in enumerate(views):
             batch, out, fan_in = view.matrix
             transposed = NORMS[chunk.group["norm"]].turns and out > fan_in
             shape = (fan_in, out) if transposed else (out, fan_in)
             stack = stacks.setdefault(shape, Stack(shape))
             whole = len(views) == 1 and view.is_plain
-            stack.slots.append(Slot(member, view, whole, transposed, stack.count, stack.count + batch))
+            stack.slots.append(Slot(member, view, whole, transposed, stack.count, stack.count + batch, number))
             stack.count += batch
     chunk.stacks = list(stacks.values())
 

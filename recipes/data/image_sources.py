@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from recipes.data.encoded import EncodedImage, ImageFile
 from recipes.extras import require
 
-__all__ = ["ImageSource", "read_digits", "read_folder", "read_hub_images", "read_parquet"]
+__all__ = ["ImageSource", "read_digits", "read_folder", "read_hub_images", "read_parquet", "resize"]
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label", "labels")
+_SPLITS = ("train", "val", "test")
+_HUB_SPLITS = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
 _IN_MEMORY = 1 << 30  # bytes of decoded images that are kept; above, images are decoded when they are asked for
+_MOST_CLASSES = 1_000_000
+
+
+class Encoded(Protocol):
+    """An image that can be decoded, and says where it is if it cannot."""
+
+    def pixels(self) -> Tensor:
+        """Return the decoded image `(c, h, w)` as bytes."""
 
 
 @dataclass(frozen=True)
@@ -27,36 +37,38 @@ class ImageSource:
     Args:
         labels: Class indices, shape `(n,)`.
         pixels: Decoded images `(n, c, h, w)` as bytes, where all have one shape and fit into memory.
-        items: Whatever `decode` turns into an image, where they do not.
-        decode: Maps an item to a `(c, h, w)` tensor of bytes.
+        items: Encoded images, where they do not.
     """
 
     labels: Tensor
     pixels: Tensor | None = None
-    items: Sequence[Any] | None = None
-    decode: Callable[[Any], Tensor] | None = None
+    items: Sequence[Encoded] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def channels(self) -> int:
+        """Channels of every image; those that are decoded on demand are coloured."""
+        return 3 if self.pixels is None else self.pixels.shape[1]
 
     def images(self, indices: Sequence[int], size: int | None) -> Tensor:
         """Return the images at `indices` as bytes `(len(indices), c, h, w)`, resized to `size` where it is given."""
         if self.pixels is not None:
             return resize(self.pixels[torch.as_tensor(indices)], size)
-        assert self.items is not None and self.decode is not None
-        images = [resize(self.decode(self.items[i])[None], size) for i in indices]
+        images = [resize(self.items[i].pixels(), size) for i in indices]
         shapes = {tuple(image.shape) for image in images}
         if len(shapes) > 1:
             raise ValueError(
                 f"Expected images of one shape, but got {sorted(shapes)[:3]}. Set `image_size` to resize them."
             )
-        return torch.cat(images)
+        return torch.stack(images)
 
     def subset(self, indices: Tensor) -> ImageSource:
         """Return the source restricted to `indices`."""
-        pixels = None if self.pixels is None else self.pixels[indices]
-        items = None if self.items is None else _Picked(self.items, indices.tolist())
-        return ImageSource(self.labels[indices], pixels, items, self.decode)
+        if self.pixels is not None:
+            return ImageSource(self.labels[indices], self.pixels[indices])
+        return ImageSource(self.labels[indices], items=_Picked(self.items, indices.tolist()))
 
 
 class _Picked(Sequence[Any]):
@@ -74,16 +86,11 @@ class _Picked(Sequence[Any]):
 
 def resize(images: Tensor, size: int | None) -> Tensor:
     """Scale the shorter side to `size` and crop the middle; images that have that size already are returned as is."""
-    height, width = images.shape[-2:]
-    if size is None or (height, width) == (size, size):
+    if size is None or images.shape[-2:] == (size, size):
         return images
-    scale = size / min(height, width)
-    new = (max(size, round(height * scale)), max(size, round(width * scale)))
-    scaled = (
-        torch.nn.functional.interpolate(images.float(), new, mode="bilinear", antialias=True).round_().clamp_(0, 255)
-    )
-    top, left = (new[0] - size) // 2, (new[1] - size) // 2
-    return scaled[..., top : top + size, left : left + size].to(torch.uint8)
+    functional = require("torchvision.transforms.v2.functional", "vision")
+    scaled = functional.resize(images, [size], antialias=True)
+    return functional.center_crop(scaled, [size, size])
 
 
 def read_digits() -> dict[str, ImageSource]:
@@ -115,85 +122,78 @@ def read_parquet(path: str | Path) -> dict[str, ImageSource]:
 
     Raises:
         FileNotFoundError: If there is no training file.
+        ValueError: If a row has no image or no class.
     """
     folder = Path(path).expanduser()
     files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
-    groups = {split: [f for f in files if f.name.startswith(split)] for split in ("train", "val", "test")}
+    groups = {split: [file for file in files if file.name.startswith(split)] for split in _SPLITS}
     if not groups["train"]:
         raise FileNotFoundError(
             f"Expected `train*.parquet` in '{folder}', but found {[f.name for f in files] or 'no parquet file'}. "
             "Give the folder that holds the parquet files, or use source='digits', which needs no file."
         )
-    return {split: _read_parquet_split(paths) for split, paths in groups.items() if paths}
+    return {split: _read_parquet_split(found) for split, found in groups.items() if found}
 
 
 def _read_parquet_split(files: list[Path]) -> ImageSource:
-    parquet = require("pyarrow.parquet", "vision")
-    blobs: list[Any] = []
-    labels: list[int] = []
+    items: list[EncodedImage] = []
+    labels: list[Tensor] = []
     for file in files:
-        try:
-            table = parquet.read_table(file)
-        except (OSError, ValueError) as error:  # pyarrow's errors derive from both
-            raise ValueError(f"Expected a readable parquet file, but '{file}' is not: {error}") from error
-        image = _column(table.column_names, _IMAGE_COLUMNS, file)
-        label = _column(table.column_names, _LABEL_COLUMNS, file)
-        blobs += [value["bytes"] if isinstance(value, dict) else value for value in table[image].to_pylist()]
-        labels += table[label].to_pylist()
-    if not labels:
+        table = _read_table(file)
+        image = _column(table.column_names, _IMAGE_COLUMNS, str(file))
+        label = _column(table.column_names, _LABEL_COLUMNS, str(file))
+        labels.append(_classes(table[label].to_pylist(), str(file)))
+        items += _encoded(table[image].to_pylist(), str(file))
+    if not items:
         raise ValueError(f"Expected images, but the files {[f.name for f in files]} have no rows.")
-    return _decoded(blobs, torch.tensor(labels), _decode_bytes)
+    return _decoded(items, torch.cat(labels))
 
 
-def _column(names: list[str], wanted: tuple[str, ...], file: Path) -> str:
+def _read_table(file: Path) -> Any:
+    parquet = require("pyarrow.parquet", "vision")
+    arrow_error = require("pyarrow", "vision").ArrowException
+    if not file.is_file():  # reading a device may never end
+        raise ValueError(f"Expected a readable parquet file, but '{file}' is a device, a pipe or a link to nothing.")
+    try:
+        return parquet.read_table(file)
+    except (arrow_error, OSError) as error:
+        raise ValueError(f"Expected a readable parquet file, but '{file}' is not: {error}") from error
+
+
+def _column(names: list[str], wanted: tuple[str, ...], table: str) -> str:
     for name in wanted:
         if name in names:
             return name
-    raise ValueError(f"Expected a column out of {wanted} in '{file}', but it has {names}.")
+    raise ValueError(f"Expected a column out of {wanted} in '{table}', but it has {names}.")
 
 
-def _decode_bytes(blob: bytes) -> Tensor:
-    image = require("PIL.Image", "vision")
-    try:
-        with image.open(io.BytesIO(blob)) as opened:
-            return _to_tensor(opened)
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"Expected an encoded image (PNG, JPEG), but the bytes cannot be decoded: {error}") from error
+def _encoded(values: list[Any], table: str) -> Iterator[EncodedImage]:
+    for row, value in enumerate(values):
+        blob = value.get("bytes") if isinstance(value, dict) else value
+        yield EncodedImage(blob, table, row)
 
 
-def _decode_file(path: str) -> Tensor:
-    try:
-        return _decode_bytes(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"Expected an image file, but '{path}' cannot be decoded: {error}") from error
+def _classes(values: Sequence[Any], table: str) -> Tensor:
+    """Return labels as class indices; a whole number that is stored as a float is one."""
+    for row, value in enumerate(values):
+        if not (isinstance(value, (int, float)) and 0 <= value < _MOST_CLASSES and value == int(value)):
+            raise ValueError(
+                f"Expected class indices, whole numbers from 0 to {_MOST_CLASSES - 1:,}, but the label in row {row} of "
+                f"'{table}' is {value!r}."
+            )
+    return torch.tensor([int(value) for value in values], dtype=torch.long)
 
 
-def _to_tensor(image: Any) -> Tensor:
-    if image.mode[0] in "IF":  # `convert` cuts off above 255
-        image = _eight_bits(image)
-    pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, 3).permute(2, 0, 1)  # some sets mix grey and coloured images
-
-
-def _eight_bits(image: Any) -> Any:
-    """Scale a grey image of 16 bits to 8."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, whose scale is not known. Save it with 8 or 16 bits.")
-    grey = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32)
-    scaled = (grey.float() / 257).round().clamp(0, 255).to(torch.uint8)
-    return require("PIL.Image", "vision").frombytes("L", image.size, scaled.numpy().tobytes())
-
-
-def _decoded(items: Sequence[Any], labels: Tensor, decode: Callable[[Any], Tensor]) -> ImageSource:
+def _decoded(items: Sequence[Encoded], labels: Tensor) -> ImageSource:
     """Decode everything where the images are alike and small, leave them encoded where not."""
-    first = decode(items[0])
+    first = items[0].pixels()
     if first.numel() * len(items) > _IN_MEMORY:
-        return ImageSource(labels, items=items, decode=decode)
+        return ImageSource(labels, items=items)
     images = []
     for item in items:
-        image = decode(item)
+        image = item.pixels()
         if image.shape != first.shape:
-            return ImageSource(labels, items=items, decode=decode)
+            return ImageSource(labels, items=items)
         images.append(image)
     return ImageSource(labels, torch.stack(images))
 
@@ -213,27 +213,31 @@ def read_folder(path: str | Path) -> dict[str, ImageSource]:
         FileNotFoundError: If the folder is missing or holds no image.
         ValueError: If `train` lacks a class that another split has.
     """
-    folder = require("torchvision.datasets", "vision").ImageFolder
     root = Path(path).expanduser()
-    roots = {split: root / split for split in ("train", "val", "test") if (root / split).is_dir()}
+    roots = {split: root / split for split in _SPLITS if (root / split).is_dir()}
     if roots and "train" not in roots:
         raise FileNotFoundError(f"Expected a folder `train` in '{root}' beside {sorted(roots)}, but there is none.")
     splits: dict[str, ImageSource] = {}
     classes: dict[str, int] = {}
     for split, place in (roots or {"train": root}).items():
-        try:
-            found = folder(str(place))
-        except (FileNotFoundError, OSError) as error:
-            raise FileNotFoundError(
-                f"Expected '{place}' to hold one folder of images per class, but: {error} "
-                "Give another `path`, or use source='digits', which needs no file."
-            ) from error
+        found = _image_folder(place)
         classes = classes or found.class_to_idx  # a split that lacks a class would count from its own first one
-        if unknown := sorted(set(found.classes) - set(classes)):
+        unknown = sorted(set(found.classes) - set(classes))
+        if unknown:
             raise ValueError(f"Expected the classes of `train` in '{place}', but it also has {unknown[:5]}.")
         labels = torch.tensor([classes[found.classes[label]] for label in found.targets])
-        splits[split] = ImageSource(labels, items=[file for file, _ in found.samples], decode=_decode_file)
+        splits[split] = ImageSource(labels, items=[ImageFile(file) for file, _ in found.samples])
     return splits
+
+
+def _image_folder(place: Path) -> Any:
+    try:
+        return require("torchvision.datasets", "vision").ImageFolder(str(place))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"Expected '{place}' to hold one folder of images per class, but: {error} "
+            "Give another `path`, or use source='digits', which needs no file."
+        ) from error
 
 
 def read_hub_images(name: str) -> dict[str, ImageSource]:
@@ -251,7 +255,7 @@ def read_hub_images(name: str) -> dict[str, ImageSource]:
     """
     datasets = require("datasets", None)
     try:
-        loaded = datasets.load_dataset(name)
+        loaded = datasets.load_dataset(name, trust_remote_code=False)
     except Exception as error:  # the hub's client raises a dozen unrelated types when there is no network
         raise ConnectionError(
             f"Expected to load '{name}' from the hub, but: {type(error).__name__}: {error} Without a network use "
@@ -260,24 +264,33 @@ def read_hub_images(name: str) -> dict[str, ImageSource]:
     if "train" not in loaded:
         raise ValueError(f"Expected a split `train` in '{name}', but it has {sorted(loaded)}.")
     splits = {}
-    for split, names in (("train", ("train",)), ("val", ("validation", "valid", "val")), ("test", ("test",))):
-        found = next((n for n in names if n in loaded), None)
-        if found is None:
-            continue
-        table = loaded[found]
-        image = _column(table.column_names, _IMAGE_COLUMNS, Path(name))
-        label = _column(table.column_names, _LABEL_COLUMNS, Path(name))
-        splits[split] = ImageSource(
-            torch.tensor(table[label]), items=table.select_columns(image), decode=_Decode(image)
-        )
+    for split, names in _HUB_SPLITS.items():
+        for found in names:
+            if found in loaded:
+                splits[split] = _hub_split(loaded[found], f"{name} ({found})", datasets.Image(decode=False))
+                break
     return splits
 
 
-@dataclass(frozen=True)
-class _Decode:
-    """Decode a row of a hub dataset; a class, because workers have to pickle it."""
+def _hub_split(table: Any, name: str, encoded: Any) -> ImageSource:
+    image = _column(table.column_names, _IMAGE_COLUMNS, name)
+    label = _column(table.column_names, _LABEL_COLUMNS, name)
+    labels = _classes(list(table[label]), name)
+    rows = table.select_columns(image).cast_column(image, encoded)
+    return ImageSource(labels, items=_HubImages(rows, image, name))
 
-    column: str
 
-    def __call__(self, row: dict[str, Any]) -> Tensor:
-        return _to_tensor(row[self.column])
+class _HubImages(Sequence[Encoded]):
+    """Images of a hub dataset, encoded, each read when it is asked for."""
+
+    def __init__(self, rows: Any, column: str, name: str) -> None:
+        self.rows, self.column, self.name = rows, column, name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        value = self.rows[i][self.column] or {}
+        if value.get("bytes") is None and value.get("path"):
+            return ImageFile(value["path"])
+        return EncodedImage(value.get("bytes"), self.name, i)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,11 +11,20 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_gluon.valid import Check, number, whole
 from recipes.data.image_sources import ImageSource, read_digits, read_folder, read_hub_images, read_parquet
 from recipes.data.loader import ResumableLoader, default_seed
 
 __all__ = ["ImageData", "ImageDataset"]
 
+_CHECKS = {
+    "batch_size": whole(1),
+    "image_size": whole(1, none="the images' own size"),
+    "crop_padding": whole(),
+    "val_fraction": number(0, 1),
+    "limit": whole(1, none="all"),
+    "num_workers": whole(),
+}
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and standard deviation of ImageNet's channels
 
 
@@ -44,13 +54,8 @@ class ImageDataset(Dataset[Any]):
         flip: bool = False,
         seed: int = 0,
     ) -> None:
-        self.source, self.image_size, self.crop_padding, self.flip, self.seed = (
-            source,
-            image_size,
-            crop_padding,
-            flip,
-            seed,
-        )
+        self.source, self.image_size, self.seed = source, image_size, seed
+        self.crop_padding, self.flip = crop_padding, flip
         self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
         self.epoch = 0
 
@@ -114,7 +119,7 @@ class ImageData(LightningDataModule):
         seed: Seed of split, order and augmentation; None takes the one of `seed_everything`.
 
     Raises:
-        ValueError: If the source is unknown or lacks its `path`, or if nothing would be held out.
+        ValueError: If the source is unknown or lacks its `path`, a number is out of range, or nothing is held out.
 
     Example:
         >>> data = ImageData(batch_size=4)
@@ -139,6 +144,11 @@ class ImageData(LightningDataModule):
         num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
+        given = locals()
+        for name, check in _CHECKS.items():
+            check(name, given[name])
+        _check_numbers("mean", mean, number(-math.inf, signs="< <"))
+        _check_numbers("std", std, number(0, signs="< <"))
         super().__init__()
         if source not in _READERS:
             raise ValueError(f"Expected `source` to be one of {sorted(_READERS)}, but got {source!r}.")
@@ -178,14 +188,19 @@ class ImageData(LightningDataModule):
         self._measure()
 
     def _measure(self) -> None:
-        pixels = self.splits["train"].pixels
-        if pixels is None:
+        train = self.splits["train"]
+        if train.pixels is None:
             mean, std = _IMAGENET
         else:
-            scaled = pixels[:10_000].float() / 255
+            scaled = train.pixels[:10_000].float() / 255
             mean = scaled.mean((0, 2, 3)).tolist()
             std = scaled.std((0, 2, 3)).clamp(min=1e-3).tolist()
         self.mean, self.std = self.mean or mean, self.std or std
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (1, train.channels):
+                raise ValueError(
+                    f"Expected one `{name}` per channel, {train.channels} in all, but got {len(values)}: {values}."
+                )
 
     def dataset(self, split: str) -> ImageDataset:
         """Return a split as a dataset; only `train` is augmented."""
@@ -197,7 +212,7 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         """Return shuffled, augmented batches that can be resumed inside an epoch."""
-        return ResumableLoader(
+        loader = ResumableLoader(
             self.dataset("train"),
             batch_size=self.batch_size,
             seed=self.seed,
@@ -205,6 +220,7 @@ class ImageData(LightningDataModule):
             num_workers=self.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
+        return loader if self.trainer is None else loader.follow(self.trainer)
 
     def _in_order(self, split: str) -> DataLoader[Any]:
         return DataLoader(
@@ -222,6 +238,11 @@ class ImageData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the test images in order."""
         return self._in_order("test")
+
+
+def _check_numbers(name: str, values: list[float] | None, check: Check) -> None:
+    for value in values or []:
+        check(name, value)
 
 
 _READERS: dict[str, tuple[Any, str]] = {

@@ -8,23 +8,25 @@ the loader before it tells the sampler which epoch it is; the iterator below the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch.distributed as dist
+from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 __all__ = ["EpochSampler", "ResumableLoader", "default_seed"]
 
-_SEED_STRIDE = (
-    1_000_003  # a prime: `DistributedSampler` adds the epoch to the seed, and neighbouring seeds must not meet
-)
+# A prime: `DistributedSampler` adds the epoch to the seed, and neighbouring seeds must not meet.
+_SEED_STRIDE = 1_000_003
 _OWN = ("sampler", "batch_sampler", "drop_last", "persistent_workers")  # workers start anew in every epoch
 
 
 def default_seed(seed: int | None) -> int:
     """Return `seed`, or the one that `seed_everything` has set, or 0."""
-    return int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+    if seed is not None:
+        return seed
+    return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 class EpochSampler(DistributedSampler):
@@ -44,19 +46,23 @@ class EpochSampler(DistributedSampler):
     """
 
     def __init__(self, dataset: Any, *, shuffle: bool, seed: int) -> None:
-        ready = dist.is_available() and dist.is_initialized()
-        replicas, rank = (dist.get_world_size(), dist.get_rank()) if ready else (1, 0)
+        replicas, rank = 1, 0
+        if dist.is_available() and dist.is_initialized():
+            replicas, rank = dist.get_world_size(), dist.get_rank()
         super().__init__(dataset, replicas, rank, shuffle=shuffle, seed=seed * _SEED_STRIDE, drop_last=replicas > 1)
         self.start = 0
 
     def __iter__(self) -> Iterator[int]:
-        return iter(list(super().__iter__())[self.start :])
+        order = list(super().__iter__())
+        return iter(order[self.start :])
 
 
 class ResumableLoader(DataLoader):
     """A `DataLoader` over an `EpochSampler` that can be resumed inside an epoch.
 
-    The state is the epoch and the number of batches handed out, so that it does not depend on the number of workers.
+    The state is the epoch and the number of its batches that are done, so that it does not depend on the number of
+    workers. A batch is done when it is handed out. Under a Trainer that `follow` names, it is done when the Trainer
+    says so: a checkpoint that is written on an exception then counts the batch that failed as one to come.
     A dataset with a `set_epoch` method is told the epoch before the workers start: augmentation that is seeded by it
     comes out the same after a resume.
 
@@ -65,6 +71,7 @@ class ResumableLoader(DataLoader):
         batch_size: Samples per batch and process.
         shuffle: Whether to permute the samples anew in every epoch.
         seed: Seed of the order.
+        processed: Counts the batches of the current epoch that are done; None counts those handed out.
         **kwargs: Further arguments of `torch.utils.data.DataLoader`. What the loader decides itself, such as
             a sampler, is not heeded: Lightning's `overfit_batches` gives one when it turns `shuffle` off.
 
@@ -81,7 +88,16 @@ class ResumableLoader(DataLoader):
         True
     """
 
-    def __init__(self, dataset: Any, *, batch_size: int, shuffle: bool = True, seed: int = 0, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        *,
+        batch_size: int,
+        shuffle: bool = True,
+        seed: int = 0,
+        processed: Callable[[], int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.order = sampler = EpochSampler(dataset, shuffle=shuffle, seed=seed)
         if len(sampler) < batch_size:
             raise ValueError(
@@ -90,20 +106,39 @@ class ResumableLoader(DataLoader):
             )
         kwargs = {name: value for name, value in kwargs.items() if name not in _OWN}
         super().__init__(dataset, batch_size=batch_size, sampler=sampler, drop_last=True, **kwargs)
-        self._batches = 0
+        self.processed = processed
+        self._handed_out = 0
+        self._begun: int | None = None  # the epoch of the last iteration
         self._resume: dict[str, int] | None = None
+
+    def follow(self, trainer: Trainer) -> ResumableLoader:
+        """Count what a Trainer has processed instead of what was handed out.
+
+        The two differ while a batch is in the works. Lightning counts the batch that an exception ended as not
+        processed and takes it again after a resume, so the loader has to give it again.
+
+        Args:
+            trainer: The Trainer that trains on this loader.
+
+        Returns:
+            The loader itself.
+        """
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        self.processed = lambda: progress.current.processed
+        return self
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         sampler = self.order
-        resume, self._resume = self._resume, None
-        start = resume["batches"] if resume is not None and resume["epoch"] == sampler.epoch else 0
+        start = self._resumed_batches()
+        self._resume = None
+        self._handed_out = start
+        self._begun = sampler.epoch
         sampler.start = start * (self.batch_size or 1)
-        self._batches = start
         _tell_epoch(self.dataset, sampler.epoch)
         batches = super().__iter__()
         try:
             for batch in batches:
-                self._batches += 1
+                self._handed_out += 1
                 yield batch
         finally:
             sampler.start = 0
@@ -111,8 +146,8 @@ class ResumableLoader(DataLoader):
                 batches._shutdown_workers()
 
     def state_dict(self) -> dict[str, int]:
-        """Return the epoch and the number of its batches that were handed out."""
-        return {"epoch": self.order.epoch, "batches": self._batches}
+        """Return the epoch and the number of its batches that are done."""
+        return {"epoch": self.order.epoch, "batches": self._batches_done()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue after the batches that `state` counts, in the epoch that it names.
@@ -121,8 +156,19 @@ class ResumableLoader(DataLoader):
             state: What `state_dict` returned.
         """
         self._resume = dict(state)
-        self._batches = state["batches"]
         self.order.set_epoch(state["epoch"])
+
+    def _batches_done(self) -> int:
+        if self._resume is not None or self._begun != self.order.epoch:
+            return self._resumed_batches()  # the epoch is announced, its first batch was not asked for yet
+        if self.processed is None:
+            return self._handed_out
+        return min(self.processed(), self._handed_out)
+
+    def _resumed_batches(self) -> int:
+        if self._resume is None or self._resume["epoch"] != self.order.epoch:
+            return 0
+        return self._resume["batches"]
 
 
 def _tell_epoch(dataset: Dataset[Any], epoch: int) -> None:

@@ -23,7 +23,7 @@ CASES = {
     "plain": ("gluon", []),
     "monitored": ("gluon", ["monitor"]),
     "calibrate mvr1": ("gluon-mvr1", ["calibrate", "monitor"]),
-    "line search": ("gluon", ["search"]),
+    "calibrate": ("gluon", ["calibrate"]),
     "smoothness": ("gluon", ["smoothness"]),
 }
 
@@ -46,7 +46,6 @@ def train(folder: Path, name: str, rank: int) -> dict[str, Any]:
     make = {
         "monitor": lambda: SmoothnessMonitor(every_n_steps=2),
         "calibrate": lambda: RadiusScheduler("calibrate"),
-        "search": lambda: RadiusScheduler("calibrate", options={"line_search": True}),
         "smoothness": lambda: RadiusScheduler("smoothness", every_n_steps=2, options={"samples": 1}),
     }
     torch.manual_seed(1)
@@ -76,7 +75,7 @@ def launch(folder: Path, port: int) -> None:
 
 
 def test_two_ranks_agree(tmp_path: Path) -> None:
-    from test_two_point_ddp import free_port
+    from tests.replay.test_ddp import free_port
 
     launch(tmp_path, free_port())
     found = {name: [torch.load(tmp_path / f"{name}.{rank}.pt") for rank in range(2)] for name in CASES}
@@ -86,7 +85,7 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
     plain, watched = found["plain"][0]["state"], found["monitored"][0]["state"]
     assert all(torch.equal(value, watched[key]) for key, value in plain.items())
     changed = [name for name, (one, _) in found.items() if one["radii"] != found["plain"][0]["radii"]]
-    assert changed == ["calibrate mvr1", "line search", "smoothness"]
+    assert changed == ["calibrate mvr1", "calibrate", "smoothness"]
     assert (tmp_path / "monitored" / "smoothness.jsonl").exists()  # written by one rank alone
     assert not (tmp_path / "monitored" / "smoothness_2.jsonl").exists()
 

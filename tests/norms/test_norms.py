@@ -218,7 +218,7 @@ def test_empty_batch():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: make_norm("spectrum"), ValueError, r"`norm` to be one of spectral, .*max, but got 'spectrum'"),
+        (lambda: make_norm("spectrum"), ValueError, r"`norm` to be one of spectral, .*identity, but got 'spectrum'"),
         (lambda: make_norm("sign", scaling="rms"), TypeError, r"norm 'sign' to be among \[\], but got \['scaling'\]"),
         (lambda: Spectral("mup"), ValueError, r"`scaling` to be one of rms, muon, moonlight, none, but got 'mup'"),
         (lambda: Spectral(orthogonalizer="qr"), ValueError, r"`orthogonalizer` to be one of .*, but got 'qr'"),

@@ -1,0 +1,29 @@
+"""The one place where a benchmark reads what another library does not export.
+
+`torch.optim.Muon` has no public function for its orthogonalization. Its step could stand in for it, but the step also
+moves momentum and weights, and those would then be part of the time. The private function below is the one that the
+step of torch 2.11 to 2.14 calls; a test compares both, so a release that moves or changes it is seen.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.optim._muon import _zeropower_via_newtonschulz
+
+__all__ = ["torch_muon"]
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+STEPS = 5
+EPS = 1e-7
+
+
+def torch_muon(matrix: Tensor) -> Tensor:
+    """Orthogonalize a matrix as `torch.optim.Muon` does: five Newton-Schulz steps in bfloat16.
+
+    Args:
+        matrix: Shape (m, n).
+
+    Returns:
+        An approximation of `U V^T` in bfloat16, with singular values between about 0.7 and 1.2.
+    """
+    return _zeropower_via_newtonschulz(matrix, COEFFICIENTS, STEPS, EPS)

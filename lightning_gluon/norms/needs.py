@@ -1,0 +1,78 @@
+"""What a part of the step may ask for beside the momentum: a norm, a decay or a retraction declares it and is given it.
+
+| declaration | what is given |
+|---|---|
+| `reads_weights` | the weights of a stack, as `Context.weights` |
+| `reads_partner` | the other factor of a product of two parameters, before the step, as `Context.partners` |
+| `statistics` | tensors of its own that persist from step to step, as `Context.statistics` |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_gluon.norms.numerics import Workspace
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """A tensor that is kept per matrix from step to step.
+
+    Args:
+        name: Its name in the optimizer's state.
+        shape: Shape for a matrix of `rows` and `columns`, such as `lambda rows, columns: (rows, 1)`.
+        start: First value from the weights `(batch, rows, columns)`; without it zero.
+
+    Example:
+        >>> Statistic("row_mean", lambda rows, columns: (rows, 1)).first(torch.ones(2, 3, 5)).shape
+        torch.Size([2, 3, 1])
+    """
+
+    name: str
+    shape: Callable[[int, int], tuple[int, ...]]
+    start: Callable[[Tensor], Tensor] | None = None
+
+    def first(self, weights: Tensor) -> Tensor:
+        """Return the value before the first step.
+
+        Args:
+            weights: Matrices `(batch, rows, columns)`.
+
+        Returns:
+            `(batch, *shape)`, in fp32 or wider.
+        """
+        if self.start is not None:
+            return self.start(weights)
+        batch, rows, columns = weights.shape
+        wide = torch.promote_types(weights.dtype, torch.float32)
+        return weights.new_zeros((batch, *self.shape(rows, columns)), dtype=wide)
+
+
+@dataclass
+class Context:
+    """What the step gives beside a stack of matrices `(count, rows, columns)`; only what was declared is there.
+
+    Args:
+        workspace: Buffers to reuse between calls.
+        weights: The weights of the stack.
+        partners: For every matrix of the stack, the other factor of its product as it was before the step.
+        statistics: Tensors `(count, *shape)` by name, to be advanced in place.
+    """
+
+    workspace: Workspace = field(default_factory=Workspace)
+    weights: Tensor | None = None
+    partners: Sequence[Tensor] = ()
+    statistics: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Needs:
+    """Declarations of a part of the step."""
+
+    reads_weights: ClassVar[bool] = False
+    reads_partner: ClassVar[bool] = False
+    statistics: ClassVar[tuple[Statistic, ...]] = ()

@@ -1,0 +1,73 @@
+"""Style numbers of the package against their ceilings: none may grow, and each comes down as the code gets plainer."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from benchmarks.style import LIMITS, Source, Style, any_annotations, branches, excess, function_nodes, measure, twins
+
+# What the package may have today; the goal is `LIMITS`. Lower a number when a change makes it possible.
+CEILINGS = Style(
+    nodes_per_line=6.75,
+    function_nodes=125,
+    branches=9,
+    string_comparisons=28,
+    any_annotations=48,
+    twins=46,
+    longest_file=500,
+)
+
+TEXT = '''"""Module."""
+
+# A comment.
+def shout(word: Any, *, loud: bool = True) -> dict[str, Any]:  # inline
+    """Doc.
+
+    More.
+    """
+    if word == "quiet" and not loud:
+        return {}
+    return {letter: 1 for letter in word if letter}
+
+
+_SHOUT = 1  # a twin of the function
+'''
+
+
+def source(text: str, name: str = "one.py") -> Source:
+    return Source(Path(name), text, ast.parse(text))
+
+
+def test_the_package_is_not_denser_than_its_ceilings() -> None:
+    assert not excess(measure(Path("lightning_gluon")), CEILINGS)
+
+
+@pytest.mark.parametrize("name", asdict(LIMITS))
+def test_ceilings_reach_for_the_limits(name: str) -> None:
+    assert getattr(CEILINGS, name) >= getattr(LIMITS, name), "below the limit the limit itself is the ceiling"
+
+
+def test_counts_by_hand() -> None:
+    one = source(TEXT)
+    (function,) = one.functions()
+    assert one.code_lines() == 5  # def, if, return, return, assignment
+    assert any_annotations(function) == 2
+    assert branches(function) == 1 + 1 + 1 + 2  # if, and, comprehension with a condition
+    # if and == word "quiet" not loud | return {} | return {comprehension} letter 1 letter word letter
+    assert function_nodes(function) == 7 + 2 + 7
+    assert list(one.names()) == ["shout", "_SHOUT"]
+
+
+def test_twins_stand_in_two_modules() -> None:
+    one, two = source(TEXT), source("class Shout: ...\n__all__ = []", "two.py")
+    assert twins([one]) == {}
+    assert twins([one, two]) == {"shout": ["one.py:_SHOUT", "two.py:Shout"]}
+
+
+def test_a_folder_without_code_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Expected `folder` to hold Python functions"):
+        measure(tmp_path)
