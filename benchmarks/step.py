@@ -91,7 +91,8 @@ class Problem:
 
     def matrices(self, module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return the hidden matrices that stock Muon can take (2-D, whole), and everything else."""
-        hidden, rest = [], []
+        hidden: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, parameter in module.named_parameters():
             chosen = self.routes[name].role == HIDDEN and parameter.ndim == 2
             (hidden if chosen else rest).append(parameter)
