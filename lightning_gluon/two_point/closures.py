@@ -9,6 +9,7 @@ from typing import Any, TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 
+from lightning_gluon.two_point.exchange import exchanged_gradients
 from lightning_gluon.two_point.reference import ReferencePoint
 from lightning_gluon.two_point.streams import rng_state, set_rng_state
 
@@ -75,19 +76,13 @@ def _evaluate_twice(closure: Closure, reference: ReferencePoint) -> tuple[Any, d
     loss = _evaluate(closure)
     after = rng_state()
     params = [parameter for group in reference.groups for parameter in group["params"]]
-    gradients = [parameter.grad for parameter in params]
-    for parameter in params:
-        parameter.grad = None
     try:
         set_rng_state(before)
-        with reference.exchanged():
+        with exchanged_gradients(params, {}) as taken, reference.exchanged():
             _evaluate(_bare(closure))
-        taken = {parameter: parameter.grad for parameter in params if parameter.grad is not None}
     finally:
         set_rng_state(after)
-        for parameter, gradient in zip(params, gradients, strict=True):
-            parameter.grad = gradient
-    return loss, taken
+    return loss, taken.gradients
 
 
 def old_gradients(

@@ -14,11 +14,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from lightning_gluon.options import Group
+from lightning_gluon.two_point.exchange import Detour, Move, Shift, Swap, exchanged
 
 REFERENCES = ("copy", "step", "step8")
 TRANSPORTED = "transported"
@@ -48,20 +50,17 @@ def record_(kind: str, state: dict[str, Tensor], parameter: Tensor, before: Tens
     parameter.sub_(step).add_(step)
 
 
-def enter_(kind: str, state: dict[str, Tensor], parameter: Tensor) -> None:
-    """Exchange the weights with the previous iterate, in place."""
+def way_back(kind: str, state: Mapping[str, Tensor], parameter: Tensor) -> Move:
+    """Return the move that takes the weights to the previous iterate and back, bit for bit."""
     if kind == "copy":
-        _swap_(parameter, state["previous"])
-    else:
-        parameter.sub_(_step(kind, state, parameter))
+        return Swap(parameter, state["previous"])
+    return Shift(parameter, partial(_step, kind, state, parameter))
 
 
-def leave_(kind: str, state: dict[str, Tensor], parameter: Tensor) -> None:
-    """Undo `enter_`, bit for bit."""
-    if kind == "copy":
-        _swap_(parameter, state["previous"])
-    else:
-        parameter.add_(_step(kind, state, parameter))
+def way_ahead(momentum: float, state: Mapping[str, Tensor], parameter: Tensor) -> Move:
+    """Return the move to the transported point `X + b / (1 - b) (X - X_prev)` and back."""
+    ahead = momentum / (1 - momentum)
+    return Detour(parameter, lambda here: parameter.add_(here - state["previous"], alpha=ahead))
 
 
 def reference_layout(kind: str, parameter: Tensor) -> dict[str, Tensor]:
@@ -104,7 +103,7 @@ def _row_scale(step: Tensor) -> Tensor:
     return torch.where(top > 0, top / 127, torch.ones_like(top))
 
 
-def _step(kind: str, state: dict[str, Tensor], parameter: Tensor) -> Tensor:
+def _step(kind: str, state: Mapping[str, Tensor], parameter: Tensor) -> Tensor:
     """Return the stored step, dequantised."""
     if kind == "step":
         return state["displacement"]
@@ -112,19 +111,18 @@ def _step(kind: str, state: dict[str, Tensor], parameter: Tensor) -> Tensor:
     return state["displacement"].to(wide).mul_(state["displacement_scale"])
 
 
-def _swap_(one: Tensor, other: Tensor) -> None:
-    held = one.clone()
-    one.copy_(other)
-    other.copy_(held)
-
-
 @dataclass
 class Visit:
-    """A stay at the reference point: the weights that wait, and whether it was used since the last step."""
+    """A stay at the reference point: the moves there, and whether it was used since the last step."""
 
-    held: dict[Tensor, Tensor] = field(default_factory=dict)
+    moves: list[Move] = field(default_factory=list)
     used: bool = False
     folded: bool = False
+
+    @property
+    def away(self) -> bool:
+        """True while weights are at the reference point."""
+        return any(move.away for move in self.moves)
 
 
 @dataclass
@@ -180,40 +178,27 @@ class ReferencePoint:
         Raises:
             RuntimeError: If the method needs no reference, has taken no step, or is at it already.
         """
-        if not self.needed or self.visit.held:
+        if not self.needed or self.visit.away:
             raise RuntimeError(
                 "There is no reference point now: the method needs none, no step was taken, or it is in use."
             )
-        moved: list[Tensor] = []
         self.visit.used = True
-        try:
-            with torch.no_grad():
-                for group, point in zip(self.groups, self.points, strict=True):
-                    moved.extend(parameter for parameter in group["params"] if self._enter_(group, point, parameter))
+        self.visit.moves = self._moves()
+        with exchanged(self.visit.moves):
             yield
-        finally:
-            with torch.no_grad():
-                for parameter in reversed(moved):
-                    self._leave_(parameter)
+        self.visit.moves = []
 
-    def _enter_(self, group: Group, point: str | None, parameter: Tensor) -> bool:
-        state = self.state.get(parameter, {})
-        kept = "previous" in state or "displacement" in state
-        if not kept or (self.transported and point is None):
-            return False
-        if not self.transported:
-            enter_(self.kind, state, parameter)
-            return True
-        self.visit.held[parameter] = parameter.clone()
-        ahead = group["momentum"] / (1 - group["momentum"])
-        parameter.add_(self.visit.held[parameter] - state["previous"], alpha=ahead)
-        return True
-
-    def _leave_(self, parameter: Tensor) -> None:
-        if parameter in self.visit.held:
-            parameter.copy_(self.visit.held.pop(parameter))
-        else:
-            leave_(self.kind, self.state[parameter], parameter)
+    def _moves(self) -> list[Move]:
+        moves = []
+        for group, point in zip(self.groups, self.points, strict=True):
+            for parameter in group["params"]:
+                state = self.state.get(parameter, {})
+                kept = "previous" in state or "displacement" in state
+                if kept and not self.transported:
+                    moves.append(way_back(self.kind, state, parameter))
+                elif kept and point is not None:
+                    moves.append(way_ahead(group["momentum"], state, parameter))
+        return moves
 
     @contextmanager
     def tracking(self, params: Sequence[Tensor]) -> Iterator[None]:

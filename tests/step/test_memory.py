@@ -9,7 +9,7 @@ from torch import nn
 import lightning_gluon
 from lightning_gluon import METHODS, Gluon
 from lightning_gluon.estimators.low_rank import compress, expand
-from lightning_gluon.two_point.reference import enter_, leave_, record_, reference_layout
+from lightning_gluon.two_point.reference import record_, reference_layout, way_back
 
 
 def network(width: int = 48) -> nn.Sequential:
@@ -167,9 +167,10 @@ def test_exchange_is_undone_bit_for_bit(kind: str, dtype: torch.dtype) -> None:
         + 2 * epsilon * (after - before).abs()
     ).all()
     kept = parameter.clone()
-    enter_(kind, state, parameter)
+    move = way_back(kind, state, parameter)
+    move.go_()
     assert not torch.equal(parameter, kept)
-    leave_(kind, state, parameter)
+    move.back_()
     assert torch.equal(parameter, kept)
     layout = reference_layout(kind, parameter)
     assert {key: (v.shape, v.dtype) for key, v in state.items()} == {
