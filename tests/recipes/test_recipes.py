@@ -376,7 +376,7 @@ def test_flops_by_hand() -> None:
         (lambda: CausalLM("vit"), r"a model type for causal language models, but got 'vit'"),
         (
             lambda: CausalLM("qwen2", {"hiden_size": 8}),
-            r"entries of Qwen2Config, but got \['hiden_size'\].*hidden_size",
+            r"entries of Qwen2Config, but got 'hiden_size'. Similar names: hidden_size",
         ),
         (lambda: CausalLM("qwen2", pretrained=True), r"a hub id or a folder with pretrained=true"),
         (lambda: CausalLM("Qwen/Qwen2.5-0.5B"), r"name='qwen2' or 'mamba'.*source='python'"),
