@@ -1,76 +1,100 @@
-"""The last step, and how a gradient agrees with it: what the rule `calibrate` measures."""
+"""Agreement of a gradient with the last step: the measurement behind the rule `calibrate`.
+
+With `T_i = (1 - lr wd) X_i^{k-1} - X_i^k` the last step of matrix i without the decay, and `g_i` a fresh gradient,
+
+    a = sum_i <g_i, T_i> / sum_i ||g_i|| ||T_i||        in [-1, 1], Euclidean norms
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_gluon.optimizer import Gluon
-from lightning_gluon.radius.radii import first_radius, peak_lr
+from lightning_gluon.radius.observe import Evidence, Measurement
+from lightning_gluon.radius.radii import Group, peak_lr, stepped_by_adamw
+from lightning_gluon.radius.saved import Saved
+from lightning_gluon.roles import ROLES
 from lightning_gluon.smoothness.readings import inner, whole
 
-__all__ = ["LastStep"]
-
-# Vectors, with few entries per unit of norm, turn negative by noise first. They count where there is nothing else.
-MATRICES = ("hidden", "input", "embedding", "head")
+Gradients: TypeAlias = Mapping[Tensor, Tensor | None]
+Family: TypeAlias = list[tuple[Group, float]]
 
 
-class LastStep:
-    """The weights before the last step: a copy, or the method's own where it keeps the previous iterate exactly.
+class Agreement(Measurement):
+    """Keep the weights before the last step, and measure how far gradients agree with it.
+
+    It fills `agreement`, `reference_agreement`, `adamw_agreement`, `loss` and `warming_up` of the `Observation`. Only
+    matrices count, if there are any: vectors, with few entries per unit of norm, turn negative by noise first.
 
     Args:
         optimizer: The optimizer.
 
     Attributes:
-        before: The copies, by parameter.
-        factor: Factor on all radii of the last step, times the share of its peak that `lr` had.
+        before: Copies of the weights before the last step, by parameter; none of those that the method keeps itself.
         lr: `lr` of the first group in the last step.
-        decay: Share of the weights that decayed in the last step, by group.
+        decay: Share of the weights that decayed in the last step, by group; empty before the first step.
     """
 
     def __init__(self, optimizer: Gluon) -> None:
-        self.optimizer = optimizer
+        super().__init__(optimizer)
         self.before: dict[Tensor, Tensor] = {}
-        self.factor = 1.0
         self.lr = math.inf
         self.decay: list[float] = []
 
     @torch.no_grad()
-    def remember(self, base: Mapping[str, Any], *, copy: bool) -> None:
-        """Note the step about to be taken.
-
-        Args:
-            base: Initial radii by group name.
-            copy: Copy all weights, also those that the method keeps or that `agreement` does not count.
-        """
+    def remember(self) -> None:
+        """Note the step about to be taken, and copy the weights that the method does not keep itself."""
         groups = self.optimizer.param_groups
-        pairs = [(first_radius(group["radius"]), first_radius(base[group["name"]])) for group in groups]
-        scale = next((radius / initial for radius, initial in pairs if initial), 1.0)
-        peak = peak_lr(groups[0])
-        self.factor = scale * (groups[0]["lr"] / peak if peak else 1.0) or 1.0
-        self.lr = groups[0]["lr"]
-        self.decay = [group["lr"] * group["weight_decay"] for group in groups]
-        kept = self.optimizer.reference_point == "previous" and groups[0].get("reference", "copy") == "copy"
-        chosen = groups if copy else [group for family in self.families() for group, _ in family]
-        if kept and not copy:
-            chosen = [group for group in chosen if group["estimator"] == "adamw"]  # nothing is kept of these
-            self.before = {p: self.before[p] for group in chosen for p in group["params"] if p in self.before}
-        for parameter in (parameter for group in chosen for parameter in group["params"]):
+        self.lr = float(groups[0]["lr"])  # a tensor would change with the schedule
+        self.decay = [float(group["lr"]) * group["weight_decay"] for group in groups]
+        for parameter in self._copied():
             if parameter in self.before:
                 self.before[parameter].copy_(parameter)
             else:
                 self.before[parameter] = parameter.detach().clone()
 
-    def unit_step(self) -> dict[Tensor, Tensor]:
-        """Return `X^{k-1} - X^k` per unit of the factor."""
-        return {p: (before - p.detach()).div_(self.factor) for p, before in self.before.items()}
+    def _copied(self) -> Iterator[Tensor]:
+        """Yield the parameters whose previous weights nobody else keeps."""
+        first = self.optimizer.param_groups[0]
+        kept = self.optimizer.reference_point == "previous" and first.get("reference", "copy") == "copy"
+        for family in self.families():
+            for group, _ in family:
+                if not kept or stepped_by_adamw(group):
+                    yield from group["params"]
+
+    def observe(self, evidence: Evidence) -> dict[str, Any]:
+        """Return the agreements and the loss; waits for the device once."""
+        fields: dict[str, Any] = {"warming_up": self.warming_up()}
+        if not self.decay:  # no step was remembered
+            return fields
+        sums = self._sums()
+        largest = {name: both[1] for name, both in sums.items()}
+        largest["reference_agreement"] = largest["agreement"]  # over the same norms
+        loss = torch.as_tensor(evidence.loss).to(largest["agreement"])
+        values = []
+        for name, (product, _) in sums.items():
+            unit = largest[name]
+            values.append((product / unit.where(unit > 0, 1.0)).to(loss.device))
+        means = evidence.mean(torch.stack([*values, loss]))
+        return {**fields, **dict(zip((*sums, "loss"), means, strict=True))}
+
+    def _sums(self) -> dict[str, Tensor]:
+        optimizer = self.optimizer
+        gradients = {p: p.grad for group in optimizer.param_groups for p in group["params"]}
+        sums = {"agreement": self.agreement(gradients)}
+        if optimizer.reference_point == "previous" and optimizer.reference_gradients:
+            sums["reference_agreement"] = self.agreement(optimizer.reference_gradients)
+        if len(self.families()) > 1:
+            sums["adamw_agreement"] = self.agreement(gradients, family=1)
+        return sums
 
     @torch.no_grad()
-    def agreement(self, gradients: Mapping[Tensor, Tensor | None], family: int = 0) -> Tensor:
+    def agreement(self, gradients: Gradients, family: int = 0) -> Tensor:
         """Return `sum_i <g_i, T_i>` and its largest possible value `sum_i ||g_i|| ||T_i||`, the decay left out.
 
         Args:
@@ -78,32 +102,32 @@ class LastStep:
             family: Which of `families`.
 
         Returns:
-            Both sums; nobody has waited for them.
+            Both sums, shape (2,); nobody has waited for them.
         """
-        terms, largest = [], []
-        for group, decay in self.families()[family]:
-            for parameter in group["params"]:
-                gradient, before = gradients.get(parameter), self._before(parameter)
-                if gradient is not None and before is not None:
-                    step = ((1 - decay) * whole(before) if decay else whole(before)) - whole(parameter)
-                    gradient = whole(gradient)
-                    terms.append(inner(step, gradient).float())
-                    largest.append((step.norm() * gradient.norm()).float())
-        if not terms:
+        products, bounds = [], []
+        for parameter, decay in _members(self.families()[family]):
+            gradient, before = gradients.get(parameter), self._before(parameter)
+            if gradient is None or before is None:
+                continue
+            step, gradient = _step(before, parameter, decay), whole(gradient)
+            products.append(inner(step, gradient).float())
+            bounds.append((step.norm() * gradient.norm()).float())
+        if not products:
             return torch.zeros(2)
-        total = [torch.stack([value.to(values[0].device) for value in values]).sum() for values in (terms, largest)]
-        return torch.stack(total)
+        return torch.stack([_sum(products), _sum(bounds)])
 
-    def families(self) -> list[list[tuple[dict[str, Any], float]]]:
+    def families(self) -> list[Family]:
         """Return groups with their decay: the matrices that an LMO steps, and those that AdamW steps beside it.
 
-        Where there is only one kind of these it is alone, and where there are no matrices all groups are.
+        If there is only one kind of these, it is alone. If there are no matrices, all groups are one family.
         """
         pairs = list(zip(self.optimizer.param_groups, self.decay, strict=False))
-        matrices = [(group, decay) for group, decay in pairs if group["role"] in MATRICES]
-        lmo = [pair for pair in matrices if pair[0]["estimator"] != "adamw"]
-        adamw = [pair for pair in matrices if pair[0]["estimator"] == "adamw"]
-        return [lmo, adamw] if lmo and adamw else [matrices or pairs]
+        matrices = [pair for pair in pairs if ROLES[pair[0]["role"]].matrices]
+        lmo = [pair for pair in matrices if not stepped_by_adamw(pair[0])]
+        adamw = [pair for pair in matrices if stepped_by_adamw(pair[0])]
+        if lmo and adamw:
+            return [lmo, adamw]
+        return [matrices or pairs]
 
     def _before(self, parameter: Tensor) -> Tensor | None:
         if parameter in self.before:
@@ -113,17 +137,44 @@ class LastStep:
     def warming_up(self) -> float:
         """Return the share of its peak that `lr` has reached, if it is rising; else 1."""
         group = self.optimizer.param_groups[0]
-        return min(1.0, group["lr"] / peak_lr(group)) if group["lr"] > self.lr and peak_lr(group) else 1.0
+        peak = peak_lr(group)
+        if group["lr"] > self.lr and peak:
+            return min(1.0, group["lr"] / peak)
+        return 1.0
+
+    def forget(self) -> None:
+        """Let go of the copies."""
+        self.before = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values, and the copies by parameter name."""
         names = {layer.parameter: layer.name for layer in self.optimizer.layers()}
         before = {names[parameter]: value.clone() for parameter, value in self.before.items()}
-        return {"factor": self.factor, "lr": self.lr, "decay": list(self.decay), "before": before}
+        return {"lr": self.lr, "decay": list(self.decay), "before": before}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore them."""
-        self.factor, self.lr, self.decay = state["factor"], state["lr"], list(state["decay"])
-        for layer in self.optimizer.layers():
-            if layer.name in state["before"]:
-                self.before[layer.parameter] = state["before"][layer.name].to(layer.parameter.device, copy=True)
+        """Restore them, or raise a `ValueError` before anything has changed."""
+        saved = Saved(state, "RadiusScheduler.measurements.Agreement")
+        lr = float(saved.value("lr")) if saved.value("lr") == math.inf else saved.number("lr")
+        decay = saved.numbers("decay")
+        known = {layer.name: layer.parameter for layer in self.optimizer.layers()}
+        self.before = saved.tensors("before", known)
+        self.lr, self.decay = lr, decay
+
+
+def _members(family: Family) -> Iterator[tuple[Tensor, float]]:
+    for group, decay in family:
+        for parameter in group["params"]:
+            yield parameter, decay
+
+
+def _step(before: Tensor, parameter: Tensor, decay: float) -> Tensor:
+    """Return the last step of a parameter, the decay left out."""
+    start = whole(before)
+    if decay:
+        start = (1 - decay) * start
+    return start - whole(parameter)
+
+
+def _sum(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack([value.to(values[0].device) for value in values]).sum()

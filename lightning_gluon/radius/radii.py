@@ -5,28 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat, TypeAlias
 
-__all__ = ["Factors", "Limits", "first_radius", "peak_lr", "set_radii_"]
+from lightning_gluon.valid import number, pair_of
 
-Radius = float | list[float]
+Radius: TypeAlias = float | list[float]
+Group: TypeAlias = dict[str, Any]
 
 
 class Factors(NamedTuple):
-    """Factors on the initial radii: of what an LMO steps, and of what AdamW steps beside it."""
+    """Factors on the initial radii: of the groups that an LMO steps, and of those that AdamW steps."""
 
     lmo: float
     adamw: float
 
 
+Proposal: TypeAlias = SupportsFloat | Factors | Mapping[str, SupportsFloat]
+
+
 @dataclass(frozen=True)
 class Limits:
-    """How far radii may go.
+    """Limits on the radii that a rule asks for.
+
+        radius = clip(min(current^s wanted^(1 - s), max_growth * current), low * base, high * base)
 
     Args:
-        bounds: Smallest and largest radius, relative to the initial one.
+        bounds: Smallest and largest radius `(low, high)`, relative to the initial one.
         max_growth: Largest factor by which a radius may grow in one step.
-        smoothing: Weight on the old radius, in [0, 1), of a geometric average.
+        smoothing: Weight on the current radius (`s`), in [0, 1), of a geometric average.
 
     Raises:
         ValueError: If a value is out of range or the bounds are crossed.
@@ -42,13 +48,13 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        pair = isinstance(self.bounds, (list, tuple)) and len(self.bounds) == 2
-        if self.bounds is not None and not (pair and 0 <= self.bounds[0] < self.bounds[1]):
-            raise ValueError(f"Expected `bounds` (low, high) to satisfy 0 <= low < high, but got {self.bounds!r}.")
-        if self.max_growth is not None and not self.max_growth > 1:
-            raise ValueError(f"Expected `max_growth` to satisfy max_growth > 1, but got {self.max_growth!r}.")
-        if not 0 <= self.smoothing < 1:
-            raise ValueError(f"Expected `smoothing` to satisfy 0 <= smoothing < 1, but got {self.smoothing!r}.")
+        if self.bounds is not None:
+            low, high = pair_of(number())("bounds", self.bounds)
+            if not low < high:
+                raise ValueError(f"Expected `bounds` (low, high) to satisfy 0 <= low < high, but got {self.bounds!r}.")
+            object.__setattr__(self, "bounds", (low, high))
+        number(1, signs="< <", none=True)("max_growth", self.max_growth)
+        number(0, 1)("smoothing", self.smoothing)
 
     def __call__(self, wanted: float, *, current: float, base: float) -> float:
         """Return the radius that a wanted one becomes.
@@ -71,18 +77,21 @@ class Limits:
         if self.max_growth is not None and current:
             wanted = min(wanted, self.max_growth * current)
         if self.bounds is not None:
-            wanted = min(max(wanted, self.bounds[0] * base), self.bounds[1] * base)
+            low, high = self.bounds
+            wanted = min(max(wanted, low * base), high * base)
         return wanted
 
 
 def set_radii_(
-    groups: Iterable[dict[str, Any]],
-    proposal: float | Factors | Mapping[str, float],
+    groups: Iterable[Group],
+    proposal: Proposal,
     *,
     base: Mapping[str, Radius],
     limits: Limits,
 ) -> None:
     """Write radii into groups: one factor on all initial ones or two, or new ones by group or layer name.
+
+    Everything is checked first: an error leaves all groups as they were.
 
     Args:
         groups: Parameter groups of a `Gluon` optimizer.
@@ -95,39 +104,54 @@ def set_radii_(
         TypeError: If the proposal is of another kind.
     """
     groups = list(groups)
-    names = {name for group in groups for name in (group["name"], *group["param_names"])}
-    unknown = sorted(map(str, set(proposal) - names)) if isinstance(proposal, Mapping) else []
+    if isinstance(proposal, Mapping):
+        _check_names(proposal, groups)
+    written = []
+    for group in groups:
+        start = _listed(base[group["name"]], group)
+        now = _listed(group["radius"], group)
+        wanted = _wanted(proposal, group, start, now)
+        triples = zip(wanted, now, start, strict=True)
+        radii = [limits(one, current=current, base=first) for one, current, first in triples]
+        written.append(_joined(radii, group))
+    for group, radius in zip(groups, written, strict=True):
+        group["radius"] = radius
+
+
+def _check_names(proposal: Mapping[str, Any], groups: list[Group]) -> None:
+    known: set[str] = set()
+    for group in groups:
+        known.update([group["name"], *group["param_names"]])
+    unknown = sorted(map(str, set(proposal) - known))
     if unknown:
         raise ValueError(
             f"Expected the rule to return radii of groups or layers, but got one of {unknown[0]!r}. There are groups "
             f"{', '.join(group['name'] for group in groups)}."
         )
-    for group in groups:
-        initial, current = _listed(base[group["name"]], group), _listed(group["radius"], group)
-        wanted = _wanted(proposal, group, initial, current)
-        radii = [limits(w, current=c, base=b) for w, c, b in zip(wanted, current, initial, strict=True)]
-        group["radius"] = _joined(radii, group)
 
 
-def _wanted(
-    proposal: float | Factors | Mapping[str, float],
-    group: Mapping[str, Any],
-    initial: list[float],
-    current: list[float],
-) -> list[float]:
+def _wanted(proposal: Proposal, group: Group, start: list[float], current: list[float]) -> list[float]:
+    """Return the radii that a proposal asks for, one per parameter of a group."""
+    if isinstance(proposal, Mapping):
+        return _by_name(proposal, group, current)
     if isinstance(proposal, Factors):
-        proposal = proposal.adamw if group["estimator"] == "adamw" else proposal.lmo
-    if not isinstance(proposal, Mapping):
-        factor = _number(proposal)
-        return [factor * radius for radius in initial]
-    of_group = proposal.get(group["name"])
-    of_layers = current if of_group is None else [_number(of_group)] * len(current)
-    pairs = zip(group["param_names"], of_layers, strict=True)
-    return [_number(proposal[name]) if name in proposal else radius for name, radius in pairs]
+        proposal = proposal.adamw if stepped_by_adamw(group) else proposal.lmo
+    factor = _number(proposal)
+    return [factor * radius for radius in start]
+
+
+def _by_name(proposal: Mapping[str, Any], group: Group, current: list[float]) -> list[float]:
+    radii = list(current)
+    if proposal.get(group["name"]) is not None:
+        radii = [_number(proposal[group["name"]])] * len(current)
+    for index, name in enumerate(group["param_names"]):
+        if name in proposal:
+            radii[index] = _number(proposal[name])
+    return radii
 
 
 def _number(value: Any) -> float:
-    """Return what a rule answered as a plain float, for checkpoints and logs; it may be a tensor."""
+    """Return a rule's answer as a plain float, for checkpoints and logs; it may be a tensor."""
     try:
         if not isinstance(value, str):
             return float(value)
@@ -136,10 +160,10 @@ def _number(value: Any) -> float:
     raise TypeError(f"Expected the rule to return a factor, radii by group or layer name, or None, but got {value!r}.")
 
 
-def _joined(radii: list[float], group: Mapping[str, Any]) -> Radius:
+def _joined(radii: list[float], group: Group) -> Radius:
     if len(set(radii)) == 1:
         return radii[0]
-    if group["estimator"] == "adamw":
+    if stepped_by_adamw(group):
         raise ValueError(
             f"Group {group['name']!r} is stepped by AdamW and takes one radius, but the rule returned several. Return "
             "one for the group."
@@ -147,8 +171,13 @@ def _joined(radii: list[float], group: Mapping[str, Any]) -> Radius:
     return radii
 
 
-def _listed(radius: Radius, group: Mapping[str, Any]) -> list[float]:
+def _listed(radius: Radius, group: Group) -> list[float]:
     return list(radius) if isinstance(radius, list) else [radius] * len(group["params"])
+
+
+def stepped_by_adamw(group: Mapping[str, Any]) -> bool:
+    """Return whether AdamW steps a group: it has one radius, and no LMO."""
+    return group["estimator"] == "adamw"
 
 
 def first_radius(radius: Radius) -> float:
@@ -158,4 +187,18 @@ def first_radius(radius: Radius) -> float:
 
 def peak_lr(group: Mapping[str, Any]) -> float:
     """Return the largest `lr` of the group's schedule, as far as it says."""
-    return max(group.get("max_lr") or 0.0, group.get("initial_lr") or 0.0) or group["lr"]
+    peak = max(group.get("max_lr") or 0.0, group.get("initial_lr") or 0.0)
+    return peak or group["lr"]
+
+
+def logged_radii(groups: Iterable[Group]) -> dict[str, float]:
+    """Return the radii under the keys they are logged by: `radius/<group>`, or `radius/<layer>` if they differ."""
+    values: dict[str, float] = {}
+    for group in groups:
+        radius = group["radius"]
+        if not isinstance(radius, list):
+            values[f"radius/{group['name']}"] = radius
+            continue
+        for name, one in zip(group["param_names"], radius, strict=True):
+            values[f"radius/{name}"] = one
+    return values

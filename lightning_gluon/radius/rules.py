@@ -1,13 +1,10 @@
-"""The rules that set radii during training. A new rule is one class and one row of `RULES`.
+"""The rules that set radii during training, by name. A new rule is one class and one row of `RADIUS_RULES`.
 
-A rule is called before every step with an `Observation` and returns one factor on all initial radii, or `Factors` of
-what an LMO steps and what AdamW does, or a mapping from group names or layer names to radii, or `None` to leave
-everything as it is. Its attribute `needs` says what has to be measured for it: `"agreement"`, `"smoothness"` or
-`None`. A plain function is a rule; it may carry that attribute too.
-
-    theory       radius_k = radius_0 (k + 1)^-p                  p = 3/4 (Gluon), 2/3 (with the second gradient)
     smoothness   t = kappa ||g||_* / (L0 + L1 ||g||_*)           per role or layer, from the live same-sample fit
     calibrate    grow from tiny, slow down, hold, freeze         `lightning_gluon.radius.calibrate`
+
+A rule from outside the package gets its name by `register_radius_rule`. A rule or a plain function also works as it is,
+without a name. `schedule="theory"` of `configure_optimizers` is the decay of the papers' theorems.
 """
 
 from __future__ import annotations
@@ -17,53 +14,26 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from lightning_gluon.radius.calibrate import Calibrate, Observation
+from lightning_gluon.radius.calibrate import Calibrate
+from lightning_gluon.radius.observe import GroupReadings, LayerReadings, Observation, Reading
+from lightning_gluon.radius.rule import Adapter, Answer, RadiusRule
+from lightning_gluon.radius.saved import Saved
 from lightning_gluon.smoothness.fit import RunningFit
+from lightning_gluon.valid import number, one_of, whole
 
-__all__ = ["RULES", "Smoothness", "Theory", "make_rule"]
-
-
-class Theory:
-    """The decay of the papers' theorems, `radius_k = radius_0 (k + 1)^-p`, as a rule for the radius alone.
-
-    `schedule="theory"` of `configure_optimizers` decays `lr` instead and sets the theorem's momentum with it.
-
-    Args:
-        power: `p`; default 3/4, and 2/3 for methods that take the second gradient.
-
-    Raises:
-        ValueError: If `power` is not positive.
-
-    References:
-        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416, Theorem 2 (3/4).
-        "LiMuon", arXiv 2509.14562 (2/3).
-
-    Example:
-        >>> Theory()(Observation(step=15))
-        0.125
-    """
-
-    needs = None
-
-    def __init__(self, power: float | None = None) -> None:
-        if power is not None and not power > 0:
-            raise ValueError(f"Expected `power` to satisfy power > 0, but got {power!r}.")
-        self.power = power
-
-    def __call__(self, seen: Observation) -> float:
-        """Return the factor on all radii."""
-        power = self.power or (2 / 3 if seen.variance_reduced else 3 / 4)
-        return (seen.step + 1) ** -power
+READINGS = {"role": GroupReadings, "layer": LayerReadings}
 
 
-class Smoothness:
-    """The paper's Theorem 1 on the live same-sample fit, `t = kappa ||g||_* / (L0 + L1 ||g||_*)`, per role or layer.
+class Smoothness(RadiusRule):
+    """The paper's Theorem 1 on the live same-sample fit, per role or layer.
 
-    The one continuous rule with a fixed point that is approached from both sides, but its `kappa` does not transfer:
-    the best one was 0.6 on a small GPT and 0.33 on a small ViT, and it depends on the batch size.
+        radius = kappa ||g||_* / (L0 + L1 ||g||_*) / lr
+
+    This rule has a fixed point that it approaches from both sides, but its `kappa` does not transfer. The best one was
+    0.6 on a small GPT and 0.33 on a small ViT, and it depends on the batch size.
 
     Args:
-        kappa: Factor on the radius of the theorem.
+        kappa: Factor on the step length of the theorem.
         per: `"role"` or `"layer"`; a group that AdamW steps has one radius either way.
         window: Samples that the fit is over: short, since the smoothness seen depends on the radius itself.
         samples: Samples before the first radius is set, at most `window`.
@@ -81,59 +51,95 @@ class Smoothness:
         {'hidden': 0.01}
     """
 
-    needs = "smoothness"
-
     def __init__(self, *, kappa: float = 0.5, per: str = "role", window: int = 10, samples: int = 3) -> None:
-        if not kappa > 0:
-            raise ValueError(f"Expected `kappa` to satisfy kappa > 0, but got {kappa!r}.")
-        if per not in ("role", "layer"):
-            raise ValueError(f"Expected `per` to be 'role' or 'layer', but got {per!r}.")
+        number(signs="< <")("kappa", kappa)
+        one_of(*READINGS)("per", per)
         RunningFit(window)  # checks it
-        if not 1 <= samples <= window:
+        whole(1)("samples", samples)
+        if samples > window:
             raise ValueError(
                 f"Expected `samples` to satisfy 1 <= samples <= window, but got {samples!r} with window={window}."
             )
+        self.needs = (READINGS[per],)
         self.kappa = kappa
-        self.per = per
         self.window = window
         self.samples = samples
         self.fits: dict[str, RunningFit] = {}
 
-    def __call__(self, seen: Observation) -> dict[str, float] | None:
-        """Return new radii by name, on steps where smoothness was measured."""
-        if not seen.layers:
+    def __call__(self, observation: Observation) -> dict[str, float] | None:
+        """Return new radii by name, on steps with a sample of the smoothness."""
+        if not observation.layers:
             return None
         radii = {}
-        for name, reading in seen.layers.items():
-            running = self.fits.setdefault(name, RunningFit(self.window))
-            running.add(reading["L_hat"], reading["grad_dual_norm"])
-            fit = running.fit()
-            if fit is None or fit.samples < self.samples or reading["grad_dual_norm"] == 0:
-                continue
-            length = fit.radius(reading["grad_dual_norm"], self.kappa)
+        for name, reading in observation.layers.items():
+            length = self._length(name, reading)
             if math.isfinite(length):
                 radii[name] = length / reading["lr"]
         return radii
+
+    def _length(self, name: str, reading: Reading) -> float:
+        """Add a sample to the fit and return the step length it asks for; NaN if it asks for none."""
+        running = self.fits.setdefault(name, RunningFit(self.window))
+        gradient = reading["grad_dual_norm"]
+        running.add(reading["L_hat"], gradient)
+        fit = running.fit()
+        if fit is None or fit.samples < self.samples or gradient == 0:
+            return math.nan
+        return fit.radius(gradient, self.kappa)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the samples."""
         return {name: running.state_dict() for name, running in self.fits.items()}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
-        self.fits = {name: RunningFit(self.window) for name in state}
-        for name, saved in state.items():
-            self.fits[name].load_state_dict(saved)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them, or raise a `ValueError` before anything has changed."""
+        saved = Saved(state, "RadiusScheduler.rule")
+        fits = {}
+        for name in saved.state:
+            fits[name] = RunningFit(self.window)
+            fits[name].load_state_dict(saved.value(name))
+        self.fits = fits
 
 
-RULES: dict[str, Callable[..., Any]] = {"theory": Theory, "smoothness": Smoothness, "calibrate": Calibrate}
+RADIUS_RULES: dict[str, Callable[..., Any]] = {"smoothness": Smoothness, "calibrate": Calibrate}
 
 
-def make_rule(rule: Any, options: Mapping[str, Any] | None = None) -> Any:
+def register_radius_rule(name: str, rule: Callable[..., Any]) -> None:
+    """Give a rule a name, which `RadiusScheduler` and configuration files then take.
+
+    Args:
+        name: The name, not taken yet.
+        rule: A callable that makes the rule out of its options, such as a subclass of `RadiusRule`.
+
+    Raises:
+        ValueError: If the name is taken or no text.
+        TypeError: If the rule cannot be called.
+
+    Example:
+        >>> class Constant(RadiusRule):
+        ...     def __init__(self, factor: float = 1.0) -> None:
+        ...         self.factor = factor
+        ...     def __call__(self, observation):
+        ...         return self.factor
+        >>> register_radius_rule("constant-factor", Constant)
+        >>> make_rule("constant-factor", {"factor": 2.0})(Observation(step=0))
+        2.0
+        >>> del RADIUS_RULES["constant-factor"]
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"Expected `name` to be a text, but got {name!r}.")
+    if RADIUS_RULES.get(name, rule) is not rule:
+        raise ValueError(f"The name {name!r} belongs to the radius rule {RADIUS_RULES[name]!r} already. Take another.")
+    if not callable(rule):
+        raise TypeError(f"Expected `rule` to be a class or a function that makes a rule, but got {rule!r}.")
+    RADIUS_RULES[name] = rule
+
+
+def make_rule(rule: str | Callable[[Observation], Answer], options: Mapping[str, Any] | None = None) -> RadiusRule:
     """Return a rule by its name, or the rule given.
 
     Args:
-        rule: A name of `RULES`, a rule, or a function of an `Observation`.
+        rule: A name of `RADIUS_RULES`, a rule, or a function of an `Observation`.
         options: Arguments of the rule, for a name.
 
     Returns:
@@ -144,19 +150,27 @@ def make_rule(rule: Any, options: Mapping[str, Any] | None = None) -> Any:
         TypeError: If it is none of the three.
 
     Example:
-        >>> make_rule("theory", {"power": 0.5}).power
-        0.5
+        >>> make_rule("smoothness", {"kappa": 0.25}).kappa
+        0.25
     """
     if isinstance(rule, str):
-        if rule not in RULES:
-            raise ValueError(f"Expected `rule` to be one of {', '.join(RULES)}, or a function, but got {rule!r}.")
-        known = inspect.signature(RULES[rule]).parameters
-        for option in options or {}:
-            if option not in known:
-                raise ValueError(f"Unknown option {option!r} of rule {rule!r}. Expected one of: {', '.join(known)}.")
-        return RULES[rule](**(options or {}))
-    if options:
+        rule = _named(rule, dict(options or {}))
+    elif options:
         raise ValueError("`options` are for rules given by name: give a rule or a function its own arguments instead.")
-    if not callable(rule):
+    if isinstance(rule, RadiusRule):
+        return rule
+    if not callable(rule) or isinstance(rule, type):
         raise TypeError(f"Expected `rule` to be a name, a rule or a function, but got {type(rule).__name__}.")
-    return rule
+    return Adapter(rule)
+
+
+def _named(name: str, options: dict[str, Any]) -> Callable[[Observation], Answer]:
+    if name not in RADIUS_RULES:
+        known = ", ".join(RADIUS_RULES)
+        raise ValueError(f"Expected `rule` to be one of {known}, or a function, but got {name!r}.")
+    parameters = inspect.signature(RADIUS_RULES[name]).parameters
+    extra = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for option in options:
+        if option not in parameters and not extra:
+            raise ValueError(f"Unknown option {option!r} of rule {name!r}. Expected one of: {', '.join(parameters)}.")
+    return RADIUS_RULES[name](**options)

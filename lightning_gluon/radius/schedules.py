@@ -1,6 +1,6 @@
-"""How long a step is along training: the schedules that multiply every group's `lr`, and the momentum of the theory.
+"""Schedules of `lr`: the factor on every group's `lr` along training, and the momentum of the theory.
 
-With `K` steps in all, `W` warmup steps and `k` counted from 0, the factor on `lr` is `min(1, (k + 1) / W)` times
+With `K` steps in all, `W` warmup steps and `k` counted from 0, the factor is `min(1, (k + 1) / W)` times
 
     constant   1
     cosine     (1 + cos(pi (k - W) / (K - W))) / 2
@@ -15,31 +15,59 @@ where `(p, q)` is `(3/4, 1/2)` for Gluon (Theorem 2) and `(2/3, 2/3)` for MVR an
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_gluon.optimizer import Gluon
+from lightning_gluon.radius.radii import stepped_by_adamw
+from lightning_gluon.radius.saved import Saved
+from lightning_gluon.valid import number, one_of, pair_of, whole
 
-__all__ = ["SCHEDULES", "RadiusSchedule", "Schedule"]
+Count = Callable[["Schedule", int], int]
 
-SCHEDULES = ("constant", "cosine", "linear", "wsd", "theory", "theory_constant")
+
+@dataclass(frozen=True)
+class Shape:
+    """One kind of schedule.
+
+    Args:
+        factor: Factor on `lr` at a step.
+        length: Whether it needs to know the number of steps.
+        count: The step count whose powers are the theory's rates; `None` for schedules that follow no theorem.
+    """
+
+    factor: Callable[[Schedule, int], float]
+    length: bool = True
+    count: Count | None = None
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The factor on `lr`, and the momentum of the theory, as pure functions of the step.
 
+        lr[k] = lr * factor(k),        factor(k) = min(1, (k + 1) / warmup) * shape(k)
+
+    The shapes are the table at the top of this module. Those of the theory also set the weight `b` on the old
+    momentum, `1 - b[k] = count^-q`, with `count = k + 1` or the number of all steps.
+
     Args:
         name: One of `SCHEDULES`.
-        total_steps: Optimizer steps in all; not needed by `constant` and `theory`.
-        warmup: Steps of linear warmup.
-        decay: Share of the steps that `wsd` spends on its way down.
-        rates: Exponents `(radius, momentum)` of the theory.
+        total_steps: Optimizer steps in all (`K`); not needed by `constant` and `theory`.
+        warmup: Steps of linear warmup (`W`).
+        decay: Share of the steps, in (0, 1], that `wsd` spends on its way down.
+        rates: Exponents of the theory: `p` of the radius and `q` of the momentum.
 
     Raises:
-        ValueError: If the name is unknown, a count is negative, or a schedule with an end has no length.
+        ValueError: If the name is unknown, a count is negative, a share is out of range, the rates are not two numbers,
+            or a schedule with an end has no length.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416, Theorem 2 (3/4, 1/2).
+        "LiMuon", arXiv 2509.14562 (2/3, 2/3).
 
     Example:
         >>> [round(Schedule("linear", total_steps=4).factor(k), 2) for k in range(4)]
@@ -56,64 +84,111 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Check the schedule before anything is built on it."""
-        if self.name not in SCHEDULES:
-            raise ValueError(f"Expected `schedule` to be one of {', '.join(SCHEDULES)}, but got {self.name!r}.")
-        if not (isinstance(self.warmup, int) and self.warmup >= 0):
-            raise ValueError(f"Expected `warmup` to be a whole number of steps >= 0, but got {self.warmup!r}.")
-        if not (isinstance(self.decay, (int, float)) and 0 < self.decay <= 1):
-            raise ValueError(f"Expected `decay` to satisfy 0 < decay <= 1, but got {self.decay!r}.")
-        if self.name in ("theory", "theory_constant") and self.rates is None:
+        one_of(*SCHEDULES)("schedule", self.name)
+        whole(0, unit=" of steps")("warmup", self.warmup)
+        number(0, 1, signs="< <=")("decay", self.decay)
+        if self.rates is not None:  # plain values, also out of a configuration's own kind of list
+            object.__setattr__(self, "rates", pair_of(number())("rates", self.rates))
+        shape = SCHEDULES[self.name]
+        if shape.count is not None and self.rates is None:
             raise ValueError(
                 f"Schedule {self.name!r} needs a method whose theory has one, such as 'gluon' or 'gluon-mvr1'."
             )
-        known = isinstance(self.total_steps, (int, float)) and math.isfinite(self.total_steps) and self.total_steps >= 1
-        if self.name not in ("constant", "theory") and not known:
+        if shape.length and not _is_length(self.total_steps):
             raise ValueError(
                 f"Schedule {self.name!r} needs to know its length, but `total_steps` is {self.total_steps!r}. "
                 "Pass `total_steps=`, or set `max_steps` or `max_epochs` on the Trainer."
             )
 
     def factor(self, step: int) -> float:
-        """Return what `lr` is multiplied by at a step counted from 0."""
-        ramp = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        return ramp * self._decay(step)
-
-    def _decay(self, step: int) -> float:
-        theory = self._theory(step)
-        if theory is not None:
-            return theory[0]
-        if self.name == "constant" or self.total_steps is None:  # only a constant one is built without a length
-            return 1.0
-        left = min(1.0, max(0.0, (self.total_steps - step) / max(1, self.total_steps - self.warmup)))
-        if self.name == "linear":
-            return left
-        if self.name == "cosine":
-            return (1 + math.cos(math.pi * (1 - left))) / 2
-        return min(1.0, max(0.0, (self.total_steps - step) / (self.decay * self.total_steps)))
+        """Return the factor on `lr` at a step counted from 0."""
+        ramp = 1.0
+        if self.warmup:
+            ramp = min(1.0, (step + 1) / self.warmup)
+        return ramp * SCHEDULES[self.name].factor(self, step)
 
     def momentum(self, step: int) -> float | None:
-        """Return the theory's weight on the old momentum at a step, or `None` where the schedule leaves it alone."""
-        theory = self._theory(step)
-        return None if theory is None else 1 - theory[1]
-
-    def _theory(self, step: int) -> tuple[float, float] | None:
-        """Return the theory's factor on `lr` and its weight on the new gradient, `None` for the other schedules."""
-        count = {"theory": step + 1, "theory_constant": self.total_steps}.get(self.name)
+        """Return the theory's weight on the old momentum at a step, `None` if the schedule has no say in it."""
+        count = SCHEDULES[self.name].count
         if count is None or self.rates is None:
             return None
-        return count ** -self.rates[0], count ** -self.rates[1]
+        return 1 - count(self, step) ** -self.rates[1]
+
+    def rest(self, step: int, start: float) -> float:
+        """Return the share of the steps from `start` to the end that are still to come, in [0, 1]."""
+        assert self.total_steps is not None
+        span = max(1, self.total_steps - start)
+        return min(1.0, max(0.0, (self.total_steps - step) / span))
+
+
+def _is_length(steps: Any) -> bool:
+    return isinstance(steps, (int, float)) and math.isfinite(steps) and steps >= 1
+
+
+def _constant(schedule: Schedule, step: int) -> float:
+    return 1.0
+
+
+def _cosine(schedule: Schedule, step: int) -> float:
+    progress = 1 - schedule.rest(step, schedule.warmup)
+    return (1 + math.cos(math.pi * progress)) / 2
+
+
+def _linear(schedule: Schedule, step: int) -> float:
+    return schedule.rest(step, schedule.warmup)
+
+
+def _wsd(schedule: Schedule, step: int) -> float:
+    assert schedule.total_steps is not None
+    steps_down = schedule.decay * schedule.total_steps
+    return min(1.0, max(0.0, (schedule.total_steps - step) / steps_down))
+
+
+def _steps_so_far(schedule: Schedule, step: int) -> int:
+    return step + 1
+
+
+def _all_steps(schedule: Schedule, step: int) -> int:
+    assert schedule.total_steps is not None
+    return schedule.total_steps
+
+
+def _theory(count: Count) -> Callable[[Schedule, int], float]:
+    def factor(schedule: Schedule, step: int) -> float:
+        assert schedule.rates is not None
+        return count(schedule, step) ** -schedule.rates[0]
+
+    return factor
+
+
+SCHEDULES: dict[str, Shape] = {
+    "constant": Shape(_constant, length=False),
+    "cosine": Shape(_cosine),
+    "linear": Shape(_linear),
+    "wsd": Shape(_wsd),
+    "theory": Shape(_theory(_steps_so_far), length=False, count=_steps_so_far),
+    "theory_constant": Shape(_theory(_all_steps), count=_all_steps),
+}
 
 
 class RadiusSchedule(LRScheduler):
-    """Step a `Schedule`: multiplies every group's `lr`, and sets `momentum` where the theory says how.
+    """Step a `Schedule`: it multiplies every group's `lr`, and sets `momentum` if the theory says how.
 
-    The radii of the groups are never touched, so the geometry and the schedule stay apart. AdamW groups, whose averages
-    are governed by `betas`, keep their momentum.
+        lr_i[k] = lr_i * factor(k),        b[k] = momentum(k),        radius_i stays
+
+    The radii of the groups are never touched, so the geometry and the schedule stay apart. AdamW groups keep their
+    momentum: `betas` govern their averages.
 
     Args:
-        optimizer: The optimizer whose groups are scheduled.
-        schedule: The schedule to follow, one `step()` per optimizer step.
-        last_epoch: The last step taken; -1 at the start.
+        optimizer: The optimizer whose groups are scheduled (`lr_i`: the group's `lr` at construction).
+        schedule: The schedule to follow (`factor`, `momentum`), one `step()` per optimizer step.
+        last_epoch: The last step taken (`k`), counted from 0; -1 at the start.
+
+    Raises:
+        ValueError: On loading, if the saved learning rates or counts are missing, negative or no numbers.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
 
     Example:
         >>> import torch
@@ -125,6 +200,7 @@ class RadiusSchedule(LRScheduler):
 
     def __init__(self, optimizer: Gluon, schedule: Schedule, last_epoch: int = -1) -> None:
         self.schedule = schedule
+        self.first_groups = len(optimizer.param_groups)
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
@@ -132,23 +208,44 @@ class RadiusSchedule(LRScheduler):
         momentum = self.schedule.momentum(self.last_epoch)
         if momentum is not None:
             for group in self.optimizer.param_groups:
-                if group["estimator"] != "adamw":
+                if not stepped_by_adamw(group):
                     group["momentum"] = momentum
         factor = self.schedule.factor(self.last_epoch)
         self._admit_late_groups()
         return [base * factor for base in self.base_lrs]
 
     def _admit_late_groups(self) -> None:
-        """Let groups that were added while training follow the schedule from the `lr` that they were given."""
-        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
-            past = self.schedule.factor(max(0, self.last_epoch - 1))
-            group["initial_lr"] = group["lr"] / past if past else group["lr"]
-            self.base_lrs.append(group["initial_lr"])
+        """Let groups that were added while training follow the schedule from the `lr` that they were given last.
 
-    def state_dict(self) -> dict:
+        A callback that added a group may go on to raise its `lr`, as `BackboneFinetuning` does.
+        """
+        past = self.schedule.factor(max(0, self.last_epoch - 1))
+        for index, group in enumerate(self.optimizer.param_groups):
+            known = index < self.first_groups
+            if known or (index < len(self.base_lrs) and group["lr"] == self._last_lr[index]):
+                continue
+            group["initial_lr"] = group["lr"]
+            if past:
+                group["initial_lr"] = group["lr"] / past
+            self.base_lrs[index : index + 1] = [group["initial_lr"]]
+
+    def state_dict(self) -> dict[str, Any]:
         """Return plain values only, so that a checkpoint loads with `weights_only`."""
         return {**super().state_dict(), "schedule": asdict(self.schedule)}
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        """Restore the position; the schedule itself is the one given at construction."""
-        super().load_state_dict({key: value for key, value in state_dict.items() if key != "schedule"})
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the position; the schedule itself is the one given at construction.
+
+        Args:
+            state_dict: What `state_dict` returned.
+
+        Raises:
+            ValueError: If learning rates or counts are missing, negative or no numbers; nothing is restored then.
+        """
+        saved = Saved(state_dict, "RadiusSchedule")
+        saved.numbers("base_lrs")
+        saved.numbers("_last_lr")
+        saved.whole("last_epoch")
+        saved.whole("_step_count")
+        own = self.__dict__.keys() - {"optimizer", "schedule"}
+        super().load_state_dict({key: value for key, value in state_dict.items() if key in own})

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from lightning_gluon.smoothness.fit import RunningFit, SmoothnessFit, fit, noise_floor
+from lightning_gluon.smoothness.fit import RunningFit, SmoothnessFit, fit, noise_only
 
-__all__ = ["RunningFit", "SmoothnessFit", "fit", "noise_floor"]
+__all__ = ["RunningFit", "SmoothnessFit", "fit", "noise_only"]

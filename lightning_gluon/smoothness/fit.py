@@ -5,35 +5,45 @@
     L_hat[k] = ||c_new - c_old||_* / ||X^k - X^{k-1}||           same sample: what this library measures
     L_hat[k] = ||g^k - g^{k-1}||_* / ||X^k - X^{k-1}||           trajectory: the Gluon paper's, on two minibatches
 
-The difference of two minibatch gradients holds the noise of both, about `sqrt(2) ||g||_*` once noise dominates, so the
-trajectory estimate is then `sqrt(2) ||g||_* / t` whatever the smoothness is. That value is the `noise_floor`.
+Why the trajectory estimate mostly measures noise, and what a fit is worth: `docs/primers/smoothness.md`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-__all__ = ["RunningFit", "SmoothnessFit", "fit", "noise_floor"]
+from lightning_gluon.valid import number, whole
 
 PENALTY = 5.0  # weight of samples above the fit, the paper's lambda
 MAX_ROUNDS = 100  # the fit ends after finitely many rounds, in practice 3 to 6
+SINGULAR = 1e-14  # determinant, relative to its largest value, below which all gradient norms count as equal
+EXACT = 1e-18  # residual, relative to the samples squared, below which a fit of equal values counts as exact
+ABOVE = 1e-9  # residual, relative to the largest sample, from which a sample counts as above the fit
+
+Values: TypeAlias = Sequence[float] | Tensor
 
 
 @dataclass(frozen=True)
 class SmoothnessFit:
-    """What `fit` returns.
+    """The two constants of a layer or role, and how well they fit.
+
+        L(g) = L0 + L1 ||g||_*,        radius = kappa ||g||_* / L(g)        (Theorem 1)
 
     Args:
         L0: Smoothness at zero gradient, in units of the dual norm over the norm; scales with the loss.
-        L1: Its growth with the gradient, in units of 1 over the norm; does not depend on the scale of the loss.
+        L1: Growth of the smoothness with the gradient, in units of 1 over the norm; the loss's scale drops out.
         goodness: Share of the variance of `L_hat` explained, at most 1; 0 or less when a constant does as well.
-        above: Share of the samples above the fit.
+        above: Share of the samples above the fit, in [0, 1].
         samples: Number of samples.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416, Theorem 1.
 
     Example:
         >>> SmoothnessFit(L0=0.0, L1=50.0, goodness=1.0, above=0.0, samples=3).radius(4.0)
@@ -56,23 +66,21 @@ class SmoothnessFit:
         return kappa * grad_dual_norm / smoothness if smoothness > 0 else math.inf
 
 
-def fit(
-    L_hat: Sequence[float] | Tensor, grad_dual_norm: Sequence[float] | Tensor, penalty: float = PENALTY
-) -> SmoothnessFit:
+def fit(L_hat: Values, grad_dual_norm: Values, penalty: float = PENALTY) -> SmoothnessFit:
     """Fit `L_hat ~ L0 + L1 ||g||_*` with underestimates penalised, exactly.
 
         min_{L0, L1 >= 0}  sum_k r_k^2 + penalty * max(0, r_k)^2,       r_k = L_hat[k] - L0 - L1 ||g^k||_*
 
-    The objective is convex and piecewise quadratic: each round solves the quadratic piece it stands on over the
-    quadrant, and goes to the lowest point of the segment towards that solution, so it ends on the exact minimum.
+    The objective is convex and piecewise quadratic. Each round solves the quadratic piece it stands on over the
+    quadrant, and goes to the lowest point of the segment towards that solution. So it ends on the exact minimum.
     Samples that are not finite are left out.
 
     Shapes: `L_hat` and `grad_dual_norm` (samples,).
 
     Args:
-        L_hat: Smoothness estimates, at least one finite.
-        grad_dual_norm: Dual norms of the gradients they were taken at.
-        penalty: Extra weight of samples above the fit, >= 0 and finite (`lambda`).
+        L_hat: Smoothness estimates, at least one finite (`L_hat[k]`, in units of the dual norm over the norm).
+        grad_dual_norm: Dual norms of the gradients they were taken at (`||g^k||_*`).
+        penalty: Extra weight of samples above the fit, >= 0 and finite (`lambda` of the paper).
 
     Returns:
         The constants and how well they fit.
@@ -92,19 +100,15 @@ def fit(
     x = torch.as_tensor(grad_dual_norm, dtype=torch.float64).flatten().cpu()
     if len(x) != len(y):
         raise ValueError(f"Expected one `grad_dual_norm` per `L_hat`, but got {len(x)} and {len(y)}.")
-    _check_penalty(penalty)
+    number()("penalty", penalty)
     good = x.isfinite() & y.isfinite()
     if not good.any():
-        raise ValueError(f"Expected at least one finite sample in `L_hat`, but got {int(good.sum())} of {len(y)}.")
+        raise ValueError(f"Expected at least one finite sample in `L_hat`, but got 0 of {len(y)}.")
     x, y = x[good], y[good]
     unit_x, unit_y = _unit(x), _unit(y)
-    intercept, slope = _minimise(torch.stack([torch.ones_like(x), x / unit_x], 1), y / unit_y, penalty)
+    basis = torch.stack([torch.ones_like(x), x / unit_x], 1)
+    intercept, slope = _minimise(basis, y / unit_y, penalty)
     return _describe(x, y, intercept * unit_y, slope * unit_y / unit_x)
-
-
-def _check_penalty(penalty: float) -> None:
-    if not 0 <= penalty < math.inf:
-        raise ValueError(f"Expected a finite `penalty` >= 0, but got {penalty!r}.")
 
 
 def _unit(values: Tensor) -> float:
@@ -114,87 +118,133 @@ def _unit(values: Tensor) -> float:
 def _describe(x: Tensor, y: Tensor, L0: float, L1: float) -> SmoothnessFit:
     residual = y - L0 - L1 * x
     spread = float((y - y.mean()).square().sum())
-    left = float(residual.square().sum())
-    goodness = 1 - left / spread if spread > 0 else float(left <= 1e-18 * float(y.square().sum()))
-    above = float((residual > 1e-9 * y.abs().max()).double().mean())
+    error = float(residual.square().sum())
+    if spread > 0:
+        goodness = 1 - error / spread
+    else:
+        exact = error <= EXACT * float(y.square().sum())
+        goodness = float(exact)
+    high = residual > ABOVE * y.abs().max()
+    above = float(high.double().mean())
     return SmoothnessFit(L0, L1, goodness, above, len(y))
 
 
 def _minimise(basis: Tensor, y: Tensor, penalty: float) -> tuple[float, float]:
-    """Minimise the piecewise quadratic over the quadrant."""
-    here = _best_on_piece(basis, y, torch.ones_like(y))
+    """Minimise the piecewise quadratic over the quadrant.
+
+    Shapes: `basis` (samples, 2), `y` (samples,).
+    """
+    point = _best_on_piece(basis, y, torch.ones_like(y))
     for _ in range(MAX_ROUNDS):
-        residual = y - basis @ here
+        residual = y - basis @ point
         weight = 1 + penalty * (residual > 0)
-        there = _best_on_piece(basis, y, weight)
-        share = _lowest_on_segment(residual, basis @ (there - here), penalty)
-        moved = here + share * (there - here)
-        if torch.equal(moved, here) or (share == 1 and torch.equal((y - basis @ moved > 0), residual > 0)):
-            here = moved
+        target = _best_on_piece(basis, y, weight)
+        share = _lowest_on_segment(residual, basis @ (target - point), penalty)
+        new = point + share * (target - point)
+        still = torch.equal(new, point)
+        same_piece = share == 1 and torch.equal(y - basis @ new > 0, residual > 0)
+        point = new
+        if still or same_piece:
             break
-        here = moved
-    return float(here[0]), float(here[1])
+    return float(point[0]), float(point[1])
 
 
 def _best_on_piece(basis: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """Return the weighted least-squares point of the quadrant: of its interior, its two edges or its corner."""
-    gram, moment = basis.T @ (weight[:, None] * basis), basis.T @ (weight * y)
-    candidates = []
-    # Equal gradient norms leave the split between L0 and L1 open; the edges below then decide for L1, as the papers
+    gram = basis.T @ (weight[:, None] * basis)
+    moment = basis.T @ (weight * y)
+    # Equal gradient norms leave the split between L0 and L1 open. The edges below then decide for L1, as the papers
     # find.
-    determinant = float(gram[0, 0] * gram[1, 1] - gram[0, 1] ** 2)
-    if determinant > 1e-14 * float(gram[0, 0] * gram[1, 1]):
+    largest = float(gram[0, 0] * gram[1, 1])
+    determinant = largest - float(gram[0, 1] ** 2)
+    if determinant > SINGULAR * largest:
         inside = torch.linalg.solve(gram, moment)
         if bool((inside >= 0).all()):
             return inside
-    for edge in (1, 0):
-        point = torch.zeros(2, dtype=y.dtype)
-        if gram[edge, edge] > 0:
-            point[edge] = max(0.0, float(moment[edge] / gram[edge, edge]))
-        candidates.append((float(point @ gram @ point - 2 * moment @ point), point))
-    return min(candidates, key=lambda candidate: candidate[0])[1]
+    slope_only, constant = _on_edge(gram, moment, 1), _on_edge(gram, moment, 0)
+    if _objective(gram, moment, constant) < _objective(gram, moment, slope_only):
+        return constant
+    return slope_only
+
+
+def _on_edge(gram: Tensor, moment: Tensor, edge: int) -> Tensor:
+    """Return the best point with one coordinate alone."""
+    point = torch.zeros_like(moment)
+    if gram[edge, edge] > 0:
+        point[edge] = max(0.0, float(moment[edge] / gram[edge, edge]))
+    return point
+
+
+def _objective(gram: Tensor, moment: Tensor, point: Tensor) -> float:
+    return float(point @ gram @ point - 2 * moment @ point)
 
 
 def _lowest_on_segment(residual: Tensor, change: Tensor, penalty: float) -> float:
-    """Minimise `sum w (r - s c)^2` over s in [0, 1], w = 1 + penalty where r - s c > 0, by its increasing slope."""
+    """Minimise `sum w (r - s c)^2` over s in [0, 1], w = 1 + penalty if r - s c > 0, by its increasing slope."""
 
     def slope(share: float) -> float:
-        left = residual - share * change
-        return -float((change * left * (1 + penalty * (left > 0))).sum())
+        rest = residual - share * change
+        weight = 1 + penalty * (rest > 0)
+        return -float((change * rest * weight).sum())
 
     if slope(1.0) <= 0:
         return 1.0
-    crossings = residual / torch.where(change == 0, torch.ones_like(change), change)
-    inside = (change != 0) & (crossings > 0) & (crossings < 1)
-    knots = [0.0, *crossings[inside].sort().values.tolist(), 1.0]
+    knots = _knots(residual, change)
     low, high = 0, len(knots) - 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if slope(knots[middle]) <= 0 else (low, middle)
-    left, right = slope(knots[low]), slope(knots[high])
-    if left >= 0:
+        if slope(knots[middle]) <= 0:
+            low = middle
+        else:
+            high = middle
+    start, end = slope(knots[low]), slope(knots[high])
+    if start >= 0:
         return knots[low]
-    return knots[low] - left * (knots[high] - knots[low]) / (right - left)
+    return knots[low] - start * (knots[high] - knots[low]) / (end - start)
 
 
-def noise_floor(grad_dual_norm: float, step_norm: float) -> float:
-    """Return what the trajectory estimate reads when all it sees is noise: `sqrt(2) ||g||_* / ||X^k - X^{k-1}||`.
+def _knots(residual: Tensor, change: Tensor) -> list[float]:
+    """Return the shares in [0, 1] at which a sample crosses the fit, with both ends, in order."""
+    crossings = residual / torch.where(change == 0, torch.ones_like(change), change)
+    inside = (change != 0) & (crossings > 0) & (crossings < 1)
+    return [0.0, *crossings[inside].sort().values.tolist(), 1.0]
+
+
+def noise_only(grad_dual_norm: float, step_norm: float) -> float:
+    """Return the trajectory estimate of two gradients that are only noise: `sqrt(2) ||g||_* / ||X^k - X^{k-1}||`.
 
     Two independent minibatch gradients whose noise outweighs their mean differ by `sqrt(2)` times the length of one. A
-    trajectory estimate at this value says nothing of the smoothness; `L1 ~ sqrt(2) / t` for whatever radius t was used.
+    trajectory estimate at this value says nothing of the smoothness: `L1 ~ sqrt(2) / t` for whatever radius t was used.
+
+    Args:
+        grad_dual_norm: Dual norm of a minibatch gradient (`||g||_*`).
+        step_norm: Length of the step (`||X^k - X^{k-1}||`).
+
+    Returns:
+        The estimate, in units of the dual norm over the norm; NaN if nothing moved.
+
+    Example:
+        >>> round(noise_only(3.0, 0.1), 2)
+        42.43
     """
     return math.sqrt(2) * grad_dual_norm / step_norm if step_norm > 0 else math.nan
 
 
 class RunningFit:
-    """The fit over the last samples, kept as training goes on.
+    """The fit over the last samples, as training goes on.
+
+        L_hat[k] ~ L0 + L1 ||g^k||_*        for the last `window` samples k, by `fit`
 
     Args:
         window: Number of samples kept; older ones are forgotten.
-        penalty: As in `fit`.
+        penalty: As in `fit` (`lambda`).
 
     Raises:
-        ValueError: If `window` is below 2 or not whole, or the penalty is negative or not finite.
+        ValueError: If `window` is below 2 or not whole, or the penalty is negative or not finite; on loading, if the
+            saved samples are no pairs of finite numbers.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
 
     Example:
         >>> running = RunningFit(window=10)
@@ -205,9 +255,8 @@ class RunningFit:
     """
 
     def __init__(self, window: int = 200, penalty: float = PENALTY) -> None:
-        if not isinstance(window, int) or window < 2:
-            raise ValueError(f"Expected `window` to be a whole number, window >= 2, but got {window!r}.")
-        _check_penalty(penalty)
+        whole(2)("window", window)
+        number()("penalty", penalty)
         self.window = window
         self.penalty = penalty
         self.samples: list[tuple[float, float]] = []
@@ -216,7 +265,8 @@ class RunningFit:
     def add(self, L_hat: float, grad_dual_norm: float) -> None:
         """Add a sample; one that is not finite is passed over."""
         if math.isfinite(L_hat) and math.isfinite(grad_dual_norm):
-            self.samples = [*self.samples, (float(L_hat), float(grad_dual_norm))][-self.window :]
+            self.samples.append((float(L_hat), float(grad_dual_norm)))
+            del self.samples[: -self.window]
             self._fit = None
 
     def fit(self) -> SmoothnessFit | None:
@@ -230,7 +280,28 @@ class RunningFit:
         """Return the samples as plain numbers."""
         return {"L_hat": [pair[0] for pair in self.samples], "grad_dual_norm": [pair[1] for pair in self.samples]}
 
-    def load_state_dict(self, state: dict[str, list[float]]) -> None:
-        """Restore the samples."""
-        self.samples = list(zip(state["L_hat"], state["grad_dual_norm"], strict=True))
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the samples.
+
+        Args:
+            state: What `state_dict` returned.
+
+        Raises:
+            ValueError: If it is none, before anything has changed.
+        """
+        where = " in the saved samples of a smoothness fit"
+        if not isinstance(state, Mapping):
+            raise ValueError(f"Expected the saved samples of a fit to be a mapping, but got {type(state).__name__}.")
+        columns = {}
+        for name in ("L_hat", "grad_dual_norm"):
+            column = state.get(name)
+            if not isinstance(column, (list, tuple)):
+                raise ValueError(f"Expected `{name}`{where} to be a list, but got {column!r}.")
+            columns[name] = [float(number()(name, value, where)) for value in column]
+        values, norms = columns["L_hat"], columns["grad_dual_norm"]
+        if len(values) != len(norms):
+            raise ValueError(
+                f"Expected as many `L_hat` as `grad_dual_norm`{where}, but got {len(values)} and {len(norms)}."
+            )
+        self.samples = list(zip(values, norms, strict=True))[-self.window :]
         self._fit = None

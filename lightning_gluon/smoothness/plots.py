@@ -2,7 +2,7 @@
 
     python -m lightning_gluon.smoothness.plots smoothness RUN [--out FOLDER] [--tensorboard]
 
-`RUN` is a run's folder, or its `smoothness.jsonl`. Needs matplotlib: `pip install "lightning-gluon[plots]"`.
+`RUN` is a run's folder, or its `smoothness.jsonl`. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lightning_gluon.extras import require
 from lightning_gluon.smoothness.fit import fit
 
 __all__ = [
@@ -116,10 +117,7 @@ def to_tensorboard(figures: Mapping[str, Any], writer: Any, step: int) -> None:
 
 def require_matplotlib() -> None:
     """Raise an `ImportError` where matplotlib is not installed: better before a training than at its end."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ImportError('Drawing needs matplotlib: pip install "lightning-gluon[plots]"') from error
+    require("matplotlib.figure")
 
 
 def _figure(columns: int = 1, width: float = 6.4, height: float = 4.0) -> tuple[Any, list[Any]]:
@@ -147,7 +145,7 @@ def _role_figure(samples: Samples, role: str) -> Any:
     figure, (along, against) = _figure(2, 10.5, 4.2)
     along.plot(steps, paper, color=PAPER, lw=1.2, marker=".", ms=4, label="trajectory, two minibatches (paper)")
     along.plot(
-        steps, _column(whole, "noise_floor"), color=NOISE, lw=1.2, ls="--", label=r"noise floor $\sqrt{2}\,\|g\|_*/t$"
+        steps, _column(whole, "noise_only"), color=NOISE, lw=1.2, ls="--", label=r"noise floor $\sqrt{2}\,\|g\|_*/t$"
     )
     along.plot(steps, same, color=SAME, lw=1.2, marker=".", ms=4, label=r"same sample $\hat L$")
     found = _fit(same, gradients)

@@ -9,7 +9,7 @@ With `T = X^{k-1} - X^k` the last step (decay included), `t = ||T||` its length 
     update_rms          root mean square of the entries of T                            weight
     L_trajectory        ||g^k - g^{k-1}||_* / t, two minibatches (the Gluon paper's)    loss / norm^2
     L_hat               ||c_new - c_old||_* / t, the same minibatch                     loss / norm^2
-    noise_floor         sqrt(2) ||g^k||_* / t: L_trajectory when it is only noise       loss / norm^2
+    noise_only         sqrt(2) ||g^k||_* / t: L_trajectory when it is only noise       loss / norm^2
     noise_ratio         ||g^k - g^{k-1}||_* / ||g^k||_*; near sqrt(2): only noise       1
     same_to_different   ||c_new - c_old||_* / ||g^k - g^{k-1}||_*; over .8: t is far too large    1
     agreement           <g^k, D>: slope of a fresh sample along the last step           loss / norm
@@ -20,7 +20,7 @@ With `T = X^{k-1} - X^k` the last step (decay included), `t = ||T||` its length 
 
 A role is the product of its layers: its norm is the largest layer norm, its dual norm the sum of theirs.
 
-Where steps use transported gradients (`gluon-igt`) the readings of two minibatches, `L_trajectory`, `noise_floor` and
+Where steps use transported gradients (`gluon-igt`) the readings of two minibatches, `L_trajectory`, `noise_only` and
 `noise_ratio`, are those at the transported points; all others are at `X^k` if a probe was taken, as the fit needs it.
 """
 
@@ -33,7 +33,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_gluon.smoothness.fit import noise_floor
+from lightning_gluon.smoothness.fit import noise_only
 from lightning_gluon.step.layers import Layer
 
 __all__ = ["FIT_KEYS", "READINGS", "Pair", "combine", "derive", "inner", "measure", "whole"]
@@ -45,7 +45,7 @@ READINGS = (
     "update_rms",
     "L_trajectory",
     "L_hat",
-    "noise_floor",
+    "noise_only",
     "noise_ratio",
     "same_to_different",
     "agreement",
@@ -172,7 +172,7 @@ def derive(raw: Mapping[str, float]) -> dict[str, float]:
         "update_rms": math.sqrt(raw["square"] / raw["count"]),
         "L_trajectory": _over(get["different"], step),
         "L_hat": _over(get["same"], step),
-        "noise_floor": noise_floor(sample, step),
+        "noise_only": noise_only(sample, step),
         "noise_ratio": _over(get["different"], sample),
         "same_to_different": _over(get["same"], get["different"]),
         "agreement": _over(raw["grad_step"], step),

@@ -17,21 +17,18 @@ from tests._two_point import Loader, data, differing, fit, gluon, state
     ("method", "rule", "at"),
     [
         ("gluon", "calibrate", 12),
-        ("gluon", "search", 1),  # between the step that shows the direction and the look along it
         ("gluon-mvr1", "calibrate", 12),
         ("gluon-mvr1", "calibrate", 60),
         ("muon", "calibrate", 12),  # two ramps
         ("muon-mvr", "calibrate", 12),  # of which one needs copies
         ("gluon", "smoothness", 11),
-        ("gluon", "theory", 12),
     ],
 )
 def test_resumed_run_equals_the_whole_one(tmp_path: Path, method, rule, at):
     def train(folder, path=None):
         torch.manual_seed(0)
-        options = {"calibrate": {"start": 0.01}, "search": {"line_search": True}}.get(rule)
-        name = "calibrate" if rule == "search" else rule
-        scheduler = RadiusScheduler(name, options=options, every_n_steps=4)
+        options = {"start": 0.01} if rule == "calibrate" else None
+        scheduler = RadiusScheduler(rule, options=options, every_n_steps=4)
         saver = ModelCheckpoint(tmp_path / folder, every_n_train_steps=at, save_top_k=-1, filename="{step}")
         model = Deep(method) if method.startswith("muon") else Slope(method)
         loader, callbacks = Loader(data(batches=90)), [scheduler, saver]
@@ -84,7 +81,7 @@ def test_state_survives_an_exception():
         run(Broken(), scheduler)
     saved = scheduler.state_dict()
     assert saved["steps"] == 20
-    assert set(saved["last"]["before"]) == {"layer.weight"}
+    assert set(saved["measurements"]["Agreement"]["before"]) == {"layer.weight"}
     other = RadiusScheduler("calibrate")
     other.load_state_dict(saved)
     run(Slope(), other, max_steps=2)

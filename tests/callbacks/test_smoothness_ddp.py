@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader
 
 from lightning_gluon import configure_optimizers
 from lightning_gluon.callbacks import RadiusScheduler, SmoothnessMonitor
-from tests._two_point import QUIET, data, gluon, state
+from tests._two_point import QUIET, data, free_port, gluon, state
 
 CASES = {
     "plain": ("gluon", []),
     "monitored": ("gluon", ["monitor"]),
     "calibrate mvr1": ("gluon-mvr1", ["calibrate", "monitor"]),
-    "line search": ("gluon", ["search"]),
+    "calibrate": ("gluon", ["calibrate"]),
     "smoothness": ("gluon", ["smoothness"]),
 }
 
@@ -46,7 +46,6 @@ def train(folder: Path, name: str, rank: int) -> dict[str, Any]:
     make = {
         "monitor": lambda: SmoothnessMonitor(every_n_steps=2),
         "calibrate": lambda: RadiusScheduler("calibrate"),
-        "search": lambda: RadiusScheduler("calibrate", options={"line_search": True}),
         "smoothness": lambda: RadiusScheduler("smoothness", every_n_steps=2, options={"samples": 1}),
     }
     torch.manual_seed(1)
@@ -76,8 +75,6 @@ def launch(folder: Path, port: int) -> None:
 
 
 def test_two_ranks_agree(tmp_path: Path) -> None:
-    from test_two_point_ddp import free_port
-
     launch(tmp_path, free_port())
     found = {name: [torch.load(tmp_path / f"{name}.{rank}.pt") for rank in range(2)] for name in CASES}
     for name, (one, other) in found.items():
@@ -86,7 +83,7 @@ def test_two_ranks_agree(tmp_path: Path) -> None:
     plain, watched = found["plain"][0]["state"], found["monitored"][0]["state"]
     assert all(torch.equal(value, watched[key]) for key, value in plain.items())
     changed = [name for name, (one, _) in found.items() if one["radii"] != found["plain"][0]["radii"]]
-    assert changed == ["calibrate mvr1", "line search", "smoothness"]
+    assert changed == ["calibrate mvr1", "calibrate", "smoothness"]
     assert (tmp_path / "monitored" / "smoothness.jsonl").exists()  # written by one rank alone
     assert not (tmp_path / "monitored" / "smoothness_2.jsonl").exists()
 

@@ -8,19 +8,19 @@ from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from lightning_gluon import Gluon
-from lightning_gluon.radius.agreement import LastStep
+from lightning_gluon.radius.agreement import Agreement
 
 
-def stepped(method: str, model: nn.Module | None = None, **options) -> tuple[Gluon, LastStep, dict]:
+def stepped(method: str, model: nn.Module | None = None, **options) -> tuple[Gluon, Agreement, dict]:
     """Take one step on random gradients; return what remembers it, and the weights before."""
     torch.manual_seed(0)
     model = model or nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 2))
     optimizer = Gluon(model, lr=0.1, method=method, **options)
-    last = LastStep(optimizer)
+    last = Agreement(optimizer)
     for parameter in model.parameters():
         parameter.grad = torch.randn_like(parameter)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    last.remember({group["name"]: group["radius"] for group in optimizer.param_groups}, copy=False)
+    last.remember()
     optimizer.step()
     return optimizer, last, before
 
@@ -32,7 +32,7 @@ def by_hand(optimizer: Gluon, before: dict, names: list[str], decay: float = 0.0
     return agreement, sum(float(steps[name].norm() * weights[name].grad.norm()) for name in names)
 
 
-def agreement(optimizer: Gluon, last: LastStep, family: int = 0) -> list[float]:
+def agreement(optimizer: Gluon, last: Agreement, family: int = 0) -> list[float]:
     return last.agreement({p: p.grad for group in optimizer.param_groups for p in group["params"]}, family).tolist()
 
 
@@ -68,7 +68,7 @@ def test_a_model_of_vectors_counts_its_vectors():
 
 def test_nothing_moved_agrees_with_nothing():
     optimizer = Gluon(nn.Linear(3, 3), lr=0.1)
-    assert LastStep(optimizer).agreement({}).tolist() == [0.0, 0.0]
+    assert Agreement(optimizer).agreement({}).tolist() == [0.0, 0.0]
 
 
 def test_agreement_is_not_waited_for():

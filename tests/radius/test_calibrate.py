@@ -8,7 +8,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lightning_gluon.radius.calibrate import BACK, Calibrate, Observation
+from lightning_gluon.radius.calibrate import STEP_BACK, Calibrate
+from lightning_gluon.radius.observe import Observation
 
 
 def ramp(rule: Calibrate, agreements, **given) -> list[float]:
@@ -36,7 +37,7 @@ def test_growth_follows_the_agreement_and_the_memory(momentum):
     assert slowing == sorted(slowing, reverse=True)
     assert len(slowing) < 2.5 * memory
     assert set(steps[60 + len(slowing) :]) == {1.0}  # held where the agreement turned, and frozen there
-    assert (rule.done, rule.state.reason) == (True, "agreement")
+    assert (rule.done, rule.main.reason) == (True, "agreement")
 
 
 def test_on_a_plateau_the_ramp_goes_on_whatever_the_agreement():
@@ -48,9 +49,9 @@ def test_on_a_plateau_the_ramp_goes_on_whatever_the_agreement():
     plateau = [2.3 + 0.01 * math.sin(7 * step) for step in range(60)]
     slow, rule = steps(plateau)
     assert min(slow) == pytest.approx(1.05)
-    assert not rule.state.fallen
+    assert not rule.main.loss.drop
     held, rule = steps([*plateau[:30], *[loss - 0.1 for loss in plateau[30:]]])
-    assert rule.state.fallen
+    assert rule.main.loss.drop
     assert held[:30] == slow[:30]
     assert max(held[-20:]) < 1.05
 
@@ -62,7 +63,7 @@ def test_noise_alone_does_not_stop_the_ramp_early():
         values = torch.randn(400, generator=torch.Generator().manual_seed(seed)).tolist()
         rule, average = Calibrate(start=1e-9), 0.0
         ramp(rule, [None, *values])
-        lengths.append(rule.state.seen)
+        lengths.append(rule.main.agreement.count)
         for k, value in enumerate(values):
             average = 0.8 * average + 0.2 * value
             if k >= 4 and average <= 0:
@@ -77,8 +78,8 @@ def test_a_faint_turn_is_seen_by_the_longer_average(monkeypatch):
     faint = [None, *[1.0] * 30, *[0.2, -1.4] * 60]
     rule = Calibrate(start=1e-6)
     ramp(rule, faint)
-    assert rule.state.reason == "agreement"
-    monkeypatch.setattr("lightning_gluon.radius.calibrate.AVERAGED", (1,))
+    assert rule.main.reason == "agreement"
+    monkeypatch.setattr("lightning_gluon.radius.calibrate.MEMORIES", (1,))
     single = Calibrate(start=1e-6)
     ramp(single, faint)
     assert not single.done
@@ -93,7 +94,7 @@ def test_overshoot_is_seen_at_once_on_a_quadratic():
         last = math.copysign(1.0, x)
         x -= scale * last
     assert rule.done
-    assert abs(x) <= rule.state.scale
+    assert abs(x) <= rule.main.scale
 
 
 def test_two_points_stop_before_the_bottom_and_step_nowhere_back():
@@ -102,7 +103,7 @@ def test_two_points_stop_before_the_bottom_and_step_nowhere_back():
     while not rule.done:  # c_old agrees by 1, curvature 0.01 per unit of s: the best step is at s = 100
         s = factors[-1]
         factors.append(rule(Observation(step=len(factors), agreement=1 - 0.01 * s, reference_agreement=1.0)))
-    assert rule.state.reason == "curvature"
+    assert rule.main.reason == "curvature"
     assert factors[-1] == factors[-2]
     assert 100 / 3 < factors[-1] < 100
     # Steps along a longer memory add up: the ramp ends at 1 / sqrt(3.33) of that.
@@ -113,7 +114,7 @@ def test_two_points_stop_before_the_bottom_and_step_nowhere_back():
     assert 100 / 3 / (10 / 3) ** 0.5 < s < 0.75 * factors[-1]
     single = Calibrate(start=1.0, two_point=False)
     ramp(single, [None, *[1.0] * 50, *[-1.0] * 100], variance_reduced=True)
-    assert single.state.reason == "agreement"
+    assert single.main.reason == "agreement"
 
 
 def test_a_rising_loss_ends_the_ramp():
@@ -122,18 +123,18 @@ def test_a_rising_loss_ends_the_ramp():
         noise = 0.01 * math.sin(7 * step)
         loss = 2.3 + noise if step < 100 else 2.3 + noise + 0.02 * (step - 100)
         rule(Observation(step=step, agreement=math.sin(step), loss=loss))
-    assert (rule.done, rule.state.reason) == (True, "loss")
-    assert 100 < rule.state.seen < 125
+    assert (rule.done, rule.main.reason) == (True, "loss")
+    assert 100 < rule.main.agreement.count < 125
 
 
 def test_share_ends_the_ramp_where_it_stands():
     rule = Calibrate(start=1.0, share=0.1)
     factors = ramp(rule, [None, *[1.0] * 99], total_steps=100)
-    assert (rule.done, rule.state.reason) == (True, "share")
+    assert (rule.done, rule.main.reason) == (True, "share")
     assert factors[-1] == factors[9] < factors[8] * 1.2
     held = Calibrate(start=1.0)  # larger radii would not have paid off, but not beyond chance
     learn(held, [None, *[1.0] * 20, *[0.5, -0.5] * 200], total_steps=300)
-    assert (held.done, held.state.reason) == (True, "held")
+    assert (held.done, held.main.reason) == (True, "held")
 
 
 def test_share_ends_the_ramp_at_the_step_length_of_a_warm_up():
@@ -146,9 +147,9 @@ def test_share_ends_the_ramp_at_the_step_length_of_a_warm_up():
 def test_the_largest_factor_ends_the_ramp_with_a_step_back():
     rule = Calibrate(start=1.0, largest=8.0)
     factors = ramp(rule, [None, *[1.0] * 40])
-    assert (rule.done, rule.state.reason) == (True, "largest")
+    assert (rule.done, rule.main.reason) == (True, "largest")
     assert 8 <= max(factors) < 8 * 1.15
-    assert factors[-1] == pytest.approx(max(factors) * BACK)
+    assert factors[-1] == pytest.approx(max(factors) * STEP_BACK)
     warming = Calibrate(start=1.0, largest=8.0)  # half the peak of a warm-up: steps are half as long
     assert 16 <= max(ramp(warming, [None, *[1.0] * 60], warming_up=0.5)) < 16 * 1.15
 
@@ -180,19 +181,19 @@ def test_adamw_beside_an_lmo_has_a_ramp_of_its_own():
     turned = [None, *[1.0] * 30, *[-1.0] * 60]
     factors = learn(alone, turned)
     both = [
-        rule(Observation(step=k, agreement=a, beside=None if a is None else 0.5, loss=falling(k)))
+        rule(Observation(step=k, agreement=a, adamw_agreement=None if a is None else 0.5, loss=falling(k)))
         for k, a in enumerate(turned)
     ]
     assert both[0] == 1.0
     assert [pair.lmo for pair in both[1:]] == factors[1:]
     assert both[-1].adamw > 5 * both[-1].lmo
-    assert rule.state.frozen
+    assert rule.main.frozen
     assert not rule.done
     again = Calibrate(start=1.0, largest=1e6)
     again.load_state_dict(rule.state_dict())
     for k in range(100, 200):
-        seen = Observation(step=k, agreement=1.0, beside=0.5, loss=falling(k))
+        seen = Observation(step=k, agreement=1.0, adamw_agreement=0.5, loss=falling(k))
         assert rule(seen) == again(seen)
     assert rule.done
-    assert rule.beside.reason == "largest"  # four times that of the LMO
-    assert rule.beside.scale == pytest.approx(4e6 * BACK, rel=0.15)
+    assert rule.adamw.reason == "largest"  # four times that of the LMO
+    assert rule.adamw.scale == pytest.approx(4e6 * STEP_BACK, rel=0.15)

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_gluon import Gluon
 from lightning_gluon.norms.spectral import Spectral
-from lightning_gluon.smoothness.fit import RunningFit, SmoothnessFit, fit, noise_floor
+from lightning_gluon.smoothness.fit import RunningFit, SmoothnessFit, fit, noise_only
 from lightning_gluon.smoothness.readings import Pair, combine, derive, measure
 
 EXACT = 1e-12  # objective above scipy's, in units of the largest sample squared; measured 6e-15
@@ -73,9 +73,9 @@ def test_radius_without_curvature_is_infinite():
         (([1.0], [1.0, 2.0]), "one `grad_dual_norm` per `L_hat`, but got 2 and 1"),
         (([math.nan], [1.0]), "at least one finite sample"),
         (([], []), "at least one finite sample"),
-        (([1.0], [1.0], -1.0), "finite `penalty` >= 0, but got -1.0"),
-        (([1.0], [1.0], math.nan), "finite `penalty` >= 0, but got nan"),
-        (([1.0], [1.0], math.inf), "finite `penalty` >= 0, but got inf"),
+        (([1.0], [1.0], -1.0), "`penalty` to satisfy 0 <= penalty < inf, but got -1.0"),
+        (([1.0], [1.0], math.nan), "`penalty` to satisfy 0 <= penalty < inf, but got nan"),
+        (([1.0], [1.0], math.inf), "`penalty` to satisfy 0 <= penalty < inf, but got inf"),
     ],
 )
 def test_fit_refuses(arguments, message):
@@ -92,7 +92,7 @@ def test_running_fit_forgets_and_resumes():
     other = RunningFit(window=3)
     other.load_state_dict(running.state_dict())
     assert other.fit() == running.fit()
-    with pytest.raises(ValueError, match="window >= 2, but got 1"):
+    with pytest.raises(ValueError, match="whole number >= 2, but got 1"):
         RunningFit(window=1)
 
 
@@ -181,7 +181,7 @@ def test_trajectory_estimate_of_noise_returns_sqrt2_over_t(radius):
             reading = derive(measure([Pair(layer, gradient, *last)])[0])
             values.append(reading["L_trajectory"])
             gradients.append(reading["grad_dual_norm"])
-            assert reading["noise_floor"] == pytest.approx(noise_floor(reading["grad_dual_norm"], radius), rel=1e-3)
+            assert reading["noise_only"] == pytest.approx(noise_only(reading["grad_dual_norm"], radius), rel=1e-3)
             assert math.isnan(reading["L_hat"])
         last = (weight.detach().clone(), gradient)
         weight.grad = gradient
@@ -207,7 +207,7 @@ def test_readings_by_hand():
         "update_rms": math.sqrt(0.05 / 4),
         "L_trajectory": 15.0,
         "L_hat": 15.0,
-        "noise_floor": math.sqrt(2) * 15,
+        "noise_only": math.sqrt(2) * 15,
         "noise_ratio": 1.0,
         "same_to_different": 1.0,
         "agreement": 1.5,  # <g, T> / t = (0.4 - 0.1) / 0.2
@@ -227,7 +227,7 @@ def test_transported_gradients_stand_for_minibatches_only():
     for key in ("grad_dual_norm", "L_hat", "agreement", "alignment", "curvature"):
         assert found[key] == plain[key]
     assert found["L_trajectory"] == pytest.approx(25.0, rel=1e-5)
-    assert found["noise_floor"] == pytest.approx(math.sqrt(2) * 50, rel=1e-5)
+    assert found["noise_only"] == pytest.approx(math.sqrt(2) * 50, rel=1e-5)
     assert found["noise_ratio"] == pytest.approx(0.5, rel=1e-5)
 
 
@@ -252,7 +252,7 @@ def test_nothing_moved_gives_nan_and_no_layers_give_nothing():
     found = derive(measure([Pair(layer, torch.ones(2, 2), layer.parameter.detach().clone())])[0])
     assert math.isnan(found["L_hat"])
     assert math.isnan(found["agreement"])
-    assert math.isnan(noise_floor(1.0, 0.0))
+    assert math.isnan(noise_only(1.0, 0.0))
     assert measure([]) == []
 
 

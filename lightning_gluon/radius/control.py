@@ -1,0 +1,217 @@
+"""A rule at work on the groups of one optimizer: initial radii, late groups, freezing, what a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lightning_gluon.optimizer import Gluon
+from lightning_gluon.radius.observe import Evidence, Measurement, Observation, measurements_of
+from lightning_gluon.radius.radii import Group, Limits, Radius, first_radius, set_radii_, stepped_by_adamw
+from lightning_gluon.radius.rule import RadiusRule
+from lightning_gluon.radius.saved import Saved
+from lightning_gluon.valid import number
+
+UNCHANGED = Limits()
+
+
+@dataclass
+class RadiusControl:
+    """Ask a rule for radii before every step, and write them into the groups within limits.
+
+    It knows no Trainer: `begin` once, then `advance` between every backward pass and its step.
+
+    Args:
+        rule: The rule.
+        limits: Limits on what it asks for.
+        freeze_step: Step, or share of all steps if below 1, from which the radii stay.
+
+    Attributes:
+        steps: Steps taken so far.
+        base: Initial radii by group name.
+        radii: Radii that the rule has set, by group name; empty before the first.
+        measurements: The measurements that the rule needs, on the present optimizer; empty outside training.
+
+    Raises:
+        ValueError: If `freeze_step` is out of range.
+    """
+
+    rule: RadiusRule
+    limits: Limits = UNCHANGED
+    freeze_step: int | float | None = None
+    steps: int = field(default=0, init=False)
+    base: dict[str, Radius] = field(default_factory=dict, init=False)
+    radii: dict[str, Radius] = field(default_factory=dict, init=False)
+    measurements: list[Measurement] = field(default_factory=list, init=False)
+    _optimizer: Gluon | None = field(default=None, init=False)
+    _total_steps: int | None = field(default=None, init=False)
+    _pending: dict[str, Any] = field(
+        default_factory=dict, init=False
+    )  # measurements' states, until there is an optimizer
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        number(signs="< <", none=True)("freeze_step", self.freeze_step)
+        self.kinds = measurements_of(self.rule)
+
+    # ------------------------------------------------------------------ begin and end
+
+    def begin(self, optimizer: Gluon, total_steps: int | None) -> None:
+        """Take the initial radii, or write those of the run that is resumed.
+
+        Args:
+            optimizer: The optimizer.
+            total_steps: Steps in all; `None` if nobody knows.
+
+        Raises:
+            ValueError: If `freeze_step` is a share of an unknown length, or saved radii are another model's.
+        """
+        if total_steps is None and self.freeze_step is not None and self.freeze_step < 1:
+            raise ValueError(
+                f"`freeze_step`={self.freeze_step} is a share of all steps, but the Trainer does not know how many "
+                "there will be. Give a number of steps, or set `max_steps`."
+            )
+        groups = optimizer.param_groups
+        for group in groups:
+            _check_count(self.base.get(group["name"]), group)
+            _check_count(self.radii.get(group["name"]), group)
+        measurements = [kind(optimizer) for kind in self.kinds]
+        for measurement in measurements:
+            state = self._pending.get(type(measurement).__name__)
+            if state is not None:
+                measurement.load_state_dict(state)
+        self._pending = {}
+        self._optimizer, self._total_steps, self.measurements = optimizer, total_steps, measurements
+        for group in groups:
+            self.base.setdefault(group["name"], deepcopy(group["radius"]))
+            group["radius"] = deepcopy(self.radii.get(group["name"], group["radius"]))
+
+    def release(self, *, keep: bool = False) -> None:
+        """Let go of the optimizer.
+
+        Args:
+            keep: Keep the measurements' states: a checkpoint may be saved after this.
+        """
+        self._pending = self._states() if keep else {}
+        self._optimizer, self.measurements = None, []
+
+    # ------------------------------------------------------------------ one step
+
+    @property
+    def second_gradient(self) -> bool:
+        """Whether a measurement needs the gradient of one sample at two iterates."""
+        return any(kind.second_gradient for kind in self.kinds)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the radii stay from now on."""
+        if self.rule.done:
+            return True
+        if self.freeze_step is None:
+            return False
+        end = float(self.freeze_step)
+        if end < 1:
+            end = math.inf if self._total_steps is None else end * self._total_steps
+        return self.steps >= end
+
+    def advance(self, evidence: Evidence) -> None:
+        """Set the radii of the coming step, unless they are frozen.
+
+        Args:
+            evidence: What was measured since the last step.
+        """
+        assert self._optimizer is not None
+        self._admit(self._optimizer.param_groups)
+        if not self.frozen:
+            self._ask(self._optimizer, evidence)
+        self.steps += 1
+        if self.frozen:
+            for measurement in self.measurements:
+                measurement.forget()
+
+    def _ask(self, optimizer: Gluon, evidence: Evidence) -> None:
+        groups = optimizer.param_groups
+        answer = self.rule(self._observe(optimizer, evidence))
+        if answer is not None:
+            limits = self.limits
+            if self.steps == 0 and self.rule.ramp:  # there is no earlier radius to average with
+                limits = replace(limits, smoothing=0.0)
+            set_radii_(groups, answer, base=self.base, limits=limits)
+            self.radii = {group["name"]: deepcopy(group["radius"]) for group in groups}
+        if not self.rule.done:
+            for measurement in self.measurements:
+                measurement.remember()
+
+    def _observe(self, optimizer: Gluon, evidence: Evidence) -> Observation:
+        measured: dict[str, Any] = {}
+        for measurement in self.measurements:
+            measured.update(measurement.observe(evidence))
+        return Observation(
+            step=self.steps,
+            total_steps=self._total_steps,
+            momentum=max(group["momentum"] for group in optimizer.param_groups),
+            variance_reduced=optimizer.reference_point == "previous",
+            **measured,
+        )
+
+    def _admit(self, groups: list[Group]) -> None:
+        """Take in groups that were added late: a factor on the radius that all others of their kind have is theirs."""
+        for group in groups:
+            if group["name"] in self.base:
+                continue
+            self.base[group["name"]] = deepcopy(group["radius"])
+            factors = self._factors(groups, adamw=stepped_by_adamw(group))
+            if factors and math.isclose(min(factors), max(factors)):
+                set_radii_([group], factors[0], base=self.base, limits=UNCHANGED)
+                self.radii[group["name"]] = deepcopy(group["radius"])
+
+    def _factors(self, groups: list[Group], *, adamw: bool) -> list[float]:
+        """Return the factors on the initial radii of all groups that AdamW steps, or of all others."""
+        factors = []
+        for group in groups:
+            name = group["name"]
+            if stepped_by_adamw(group) == adamw and name in self.radii and first_radius(self.base[name]):
+                factors.append(first_radius(self.radii[name]) / first_radius(self.base[name]))
+        return factors
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values, and the tensors of the measurements while they are needed."""
+        return {
+            "steps": self.steps,
+            "base": deepcopy(self.base),
+            "radii": deepcopy(self.radii),
+            "rule": self.rule.state_dict(),
+            "measurements": self._states(),
+        }
+
+    def _states(self) -> dict[str, Any]:
+        if not self.measurements:
+            return self._pending
+        return {type(measurement).__name__: measurement.state_dict() for measurement in self.measurements}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them, or raise a `ValueError` before anything has changed.
+
+        Args:
+            state: What `state_dict` returned.
+        """
+        saved = Saved(state, "RadiusScheduler")
+        steps, base, radii = saved.whole("steps"), saved.radii("base"), saved.radii("radii")
+        measurements = Saved(saved.value("measurements"), f"{saved.owner}.measurements")
+        self.rule.load_state_dict(saved.value("rule"))
+        self.steps, self.base, self.radii = steps, base, radii
+        self._pending = dict(measurements.state)
+
+
+def _check_count(radius: Radius | None, group: Group) -> None:
+    """Raise if there is one radius per parameter of another group."""
+    if isinstance(radius, list) and len(radius) != len(group["params"]):
+        raise ValueError(
+            f"This RadiusScheduler holds {len(radius)} radii for group {group['name']!r}, which has "
+            f"{len(group['params'])} parameters: they are another model's. Use a new one."
+        )

@@ -1,0 +1,206 @@
+"""The evidence a rule is shown before a step, and the measurements it may ask for.
+
+A rule lists the measurements it needs, as classes: `needs = (GroupReadings,)`. Each one contributes fields of the
+`Observation`. A new measurement is a subclass of `Measurement` and, if its result is new, a field of `Observation`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_gluon.optimizer import Gluon
+from lightning_gluon.radius.radii import peak_lr, stepped_by_adamw
+from lightning_gluon.radius.saved import Saved
+from lightning_gluon.smoothness.readings import Pair, Raw, combine, derive, measure
+from lightning_gluon.step.layers import Layer
+from lightning_gluon.valid import number
+
+Reading: TypeAlias = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The evidence a rule is shown before a step; each measurement that the rule needs fills some fields.
+
+    Args:
+        step: Steps taken so far.
+        total_steps: Steps in all; `None` if nobody knows.
+        momentum: Weight on the old momentum.
+        variance_reduced: Whether the method takes the second gradient.
+        agreement: Agreement of this sample's gradient with the last step, in [-1, 1]; `None` before the second step.
+        reference_agreement: The same with this sample's gradient before the last step (`c_old`), over the same norms;
+            `None` without one.
+        adamw_agreement: Agreement over the groups that AdamW steps beside an LMO; `None` if there are none.
+        loss: Training loss of this step's sample.
+        warming_up: Share of its peak that a rising learning-rate schedule has reached; 1 when it is not rising.
+        layers: Readings by group or layer name (see `lightning_gluon.smoothness.readings`), with `lr` (the peak of the
+            group's schedule) and `radius`; empty on steps without a sample.
+
+    Example:
+        >>> Observation(step=10, agreement=0.5).loss is None
+        True
+    """
+
+    step: int
+    total_steps: int | None = None
+    momentum: float = 0.9
+    variance_reduced: bool = False
+    agreement: float | None = None
+    reference_agreement: float | None = None
+    adamw_agreement: float | None = None
+    loss: float | None = None
+    warming_up: float = 1.0
+    layers: Mapping[str, Reading] = field(default_factory=dict)
+
+
+@dataclass
+class Evidence:
+    """The raw material of measurements, between a backward pass and its step.
+
+    Args:
+        loss: Training loss of the step's sample, a 0-dim tensor.
+        pairs: Layers at this iterate and the one before, on steps with a sample of the smoothness; else empty.
+        mean: Waits for numbers on the device and returns their means over all ranks.
+    """
+
+    loss: Tensor
+    pairs: list[Pair] = field(default_factory=list)
+    mean: Callable[[Tensor], list[float]] = Tensor.tolist
+
+
+class WindowLoss:
+    """Training loss of an accumulation window; a tensor, so that nobody waits for it."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin a window."""
+        self.total = torch.zeros(())
+        self.parts = 0
+
+    def add(self, loss: Tensor) -> None:
+        """Add the loss of a micro-batch, divided by the length of a whole window."""
+        self.total = self.total.to(loss.device) + loss
+        self.parts += 1
+
+    def mean(self, window: int | None) -> Tensor:
+        """Return the mean over the micro-batches seen.
+
+        Args:
+            window: The length that the parts were divided by, `None` if they were not. The last window of an epoch may
+                be shorter.
+
+        Returns:
+            A 0-dim tensor.
+        """
+        if window is None or not self.parts:
+            return self.total
+        return self.total * (window / self.parts)
+
+    def state_dict(self) -> dict[str, float]:
+        """Return plain numbers."""
+        return {"total": float(self.total), "parts": self.parts}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them, or raise a `ValueError` before anything has changed."""
+        saved = Saved(state, "RadiusScheduler.loss")
+        total, parts = saved.number("total", number(-math.inf, math.inf, signs="<= <=")), saved.whole("parts")
+        self.total, self.parts = torch.tensor(total), parts
+
+
+class Measurement:
+    """One kind of evidence that a rule may ask for.
+
+    Args:
+        optimizer: The optimizer whose steps are measured.
+    """
+
+    second_gradient = False  # whether it needs the gradient of one sample at two iterates, every so many steps
+
+    def __init__(self, optimizer: Gluon) -> None:
+        self.optimizer = optimizer
+
+    def observe(self, evidence: Evidence) -> dict[str, Any]:
+        """Return fields of the `Observation`."""
+        raise NotImplementedError
+
+    def remember(self) -> None:
+        """Note the step about to be taken."""
+
+    def forget(self) -> None:
+        """Let go of all copies: the radii stay from now on."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them, or raise before anything has changed."""
+
+
+class GroupReadings(Measurement):
+    """Readings of every group, a product of its layers: `Observation.layers` by group name."""
+
+    second_gradient = True
+
+    def observe(self, evidence: Evidence) -> dict[str, Any]:
+        """Return the readings by name, on the steps that have a sample."""
+        pairs = evidence.pairs
+        members: dict[str, list[tuple[Layer, Raw]]] = {}
+        for pair, raw in zip(pairs, measure(pairs), strict=True):
+            members.setdefault(self.name(pair.layer), []).append((pair.layer, raw))
+        found = {}
+        for name, rows in members.items():
+            readings = _agreed_readings([raw for _, raw in rows], evidence.mean)
+            layer = rows[0][0]
+            found[name] = {**readings, "lr": peak_lr(layer.group), "radius": layer.radius}
+        return {"layers": found}
+
+    def name(self, layer: Layer) -> str:
+        """Return the name under which a layer is counted."""
+        return layer.group["name"]
+
+
+class LayerReadings(GroupReadings):
+    """Readings of every layer: `Observation.layers` by parameter name, but by group name if AdamW steps it."""
+
+    def name(self, layer: Layer) -> str:
+        """Return the name under which a layer is counted; a group of AdamW has one radius."""
+        return layer.group["name"] if stepped_by_adamw(layer.group) else layer.name
+
+
+def _agreed_readings(raws: Iterable[Raw], mean: Callable[[Tensor], list[float]]) -> Reading:
+    """Return the readings of several layers as of one, the same on all ranks."""
+    raw = combine(raws)
+    values = mean(torch.tensor(list(raw.values()), dtype=torch.float64))
+    return derive(dict(zip(raw, values, strict=True)))
+
+
+def measurements_of(rule: object) -> tuple[type[Measurement], ...]:
+    """Return the measurements that a rule declares in `needs`: none, one or several subclasses of `Measurement`.
+
+    Args:
+        rule: The rule.
+
+    Returns:
+        The classes.
+
+    Raises:
+        TypeError: If it declares something else.
+    """
+    needs = getattr(rule, "needs", None) or ()
+    kinds = tuple(needs) if isinstance(needs, (list, tuple)) else (needs,)
+    for kind in kinds:
+        if not (isinstance(kind, type) and issubclass(kind, Measurement)):
+            raise TypeError(
+                f"Expected `needs` of the rule to be measurements of `lightning_gluon.radius`, such as `Agreement` or "
+                f"`GroupReadings`, but got {kind!r}."
+            )
+    return kinds

@@ -1,0 +1,94 @@
+"""A radius rule: what it is asked before every step, what it may return, and how a plain function becomes one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+from lightning_gluon.radius.observe import Measurement, Observation, measurements_of
+from lightning_gluon.radius.radii import Proposal
+
+Answer: TypeAlias = Proposal | None
+
+
+class RadiusRule:
+    """Base class of the rules that set radii during training.
+
+        radius_i[k] = limits(rule(observation[k]))
+
+    Before every step a rule is called with an `Observation`. It returns one of
+
+        a number          one factor on all initial radii
+        `Factors`         one factor for what an LMO steps and one for what AdamW steps
+        a mapping         radii by group name or layer name; those that are not named stay
+        `None`            everything stays
+
+    Attributes:
+        needs: The measurements it needs, subclasses of `lightning_gluon.radius.Measurement`.
+        done: Whether the radii stay from now on; nothing is measured any more.
+        ramp: Whether it starts from a radius of its own, which is not averaged with the initial one.
+        doubt: A sentence if the radii it ended with may be wrong, for a warning; else empty.
+
+    Example:
+        >>> class Halve(RadiusRule):
+        ...     def __call__(self, observation):
+        ...         return 0.5**observation.step
+        >>> Halve()(Observation(step=2))
+        0.25
+    """
+
+    needs: tuple[type[Measurement], ...] = ()
+    ramp = False
+
+    @property
+    def done(self) -> bool:
+        """True when the radii no longer change."""
+        return False
+
+    @property
+    def doubt(self) -> str:
+        """A reason to doubt the radii that were found; empty if there is none."""
+        return ""
+
+    def __call__(self, observation: Observation) -> Answer:
+        """Return the radii of the coming step."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values, for a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore them, or raise before anything has changed."""
+
+
+class Adapter(RadiusRule):
+    """A function, or an object with some of the attributes of a rule, as a rule.
+
+    Args:
+        function: The function of an `Observation`.
+    """
+
+    def __init__(self, function: Callable[[Observation], Answer]) -> None:
+        self.function = function
+        self.needs = measurements_of(function)
+        self.ramp = bool(getattr(function, "ramp", False))
+
+    @property
+    def done(self) -> bool:
+        """The function's own word."""
+        return bool(getattr(self.function, "done", False))
+
+    def __call__(self, observation: Observation) -> Answer:
+        """Call the function."""
+        return self.function(observation)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the function's own state, if it has one."""
+        own = getattr(self.function, "state_dict", dict)
+        return own()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore it."""
+        if hasattr(self.function, "load_state_dict"):
+            self.function.load_state_dict(state)
