@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LOWEST := .venv-lowest
 WORKERS ?= 2
 
 # One thread per process: on small tensors more threads cost more than they bring. Nothing here needs the network.
@@ -11,13 +12,14 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install quickstart test test-slow lint format clean
+.PHONY: help install quickstart test test-slow test-lowest lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart  train a small ViT on digits with Gluon and with AdamW, and compare them"
 	@echo "make test        lint, types and tests"
 	@echo "make test-slow   the long tests as well"
+	@echo "make test-lowest the tests on the lowest versions that pyproject.toml allows"
 	@echo "make lint        ruff and mypy alone"
 	@echo "make format      let ruff rewrite what it can"
 
@@ -46,5 +48,15 @@ test: lint
 test-slow: lint
 	$(BIN)/pytest -n $(WORKERS) -m "slow or not slow" --timeout 3600
 
+# Of what the package names itself; the rest is what those versions need.
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install 'uv>=0.9'
+	$(LOWEST)/bin/uv pip install --python $(LOWEST)/bin/python --resolution lowest-direct --editable '.[dev]'
+	@touch $@
+
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS)
+
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache runs lightning_logs
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache runs lightning_logs

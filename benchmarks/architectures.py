@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ class Architecture:
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
+    library: ClassVar[str] = "ours"
 
     def build(self) -> nn.Module:
         """Return the model with random weights."""
@@ -41,6 +42,7 @@ class Timm(Architecture):
     """A model of timm on eight square images."""
 
     size: int = 64
+    library: ClassVar[str] = "timm"
 
     def build(self) -> nn.Module:
         """Return the model with random weights."""
@@ -63,6 +65,8 @@ class Timm(Architecture):
 @dataclass(frozen=True)
 class LongTable(Timm):
     """A mixer behind a class token and a table of 4096 positions."""
+
+    library: ClassVar[str] = "ours"
 
     def build(self) -> nn.Module:
         """Return the model with random weights."""
@@ -125,10 +129,11 @@ def sounds(random: torch.Generator) -> Batch:
 
 @dataclass(frozen=True)
 class Transformers(Architecture):
-    """A model of transformers: the prefix of its class and of its configuration, and the task its class is named for."""
+    """A model of transformers: the prefix of its class and its configuration, and the task its class is named for."""
 
     task: str = "ForCausalLM"
     inputs: Callable[[torch.Generator], Batch] = tokens
+    library: ClassVar[str] = "transformers"
 
     def build(self) -> nn.Module:
         """Return the model with random weights, without dropout."""
@@ -166,19 +171,22 @@ CONVOLUTIONS = [
 ]
 MIXED = [
     *[Timm(name) for name in ("efficientvit_b0", "fastvit_t8", "edgenext_xx_small", "mobilevit_xxs", "repvit_m0_9")],
-    *[Timm(name) for name in ("shvit_s1", "poolformer_s12", "pvt_v2_b0", "caformer_s18")],
+    *[Timm(name) for name in ("shvit_s1", "poolformer_s12", "pvt_v2_b0", "caformer_s18", "tiny_vit_5m_224")],
     *[Timm(name, size=224) for name in ("levit_128s", "efficientvit_m0")],
-    *[Timm(name, SMALL) for name in ("tiny_vit_5m_224", "visformer_tiny", "coatnet_pico_rw_224")],
+    *[Timm(name, SMALL) for name in ("visformer_tiny", "coatnet_pico_rw_224")],
     *[Timm(name, SMALL) for name in ("maxvit_rmlp_pico_rw_256", "twins_svt_small")],
 ]
 PATCHES = [
-    *[Timm(name, SHALLOW) for name in ("vit_tiny_patch16_224", "xcit_nano_12_p16_224", "cait_xxs24_224", "convit_tiny")],
+    *[
+        Timm(name, SHALLOW)
+        for name in ("vit_tiny_patch16_224", "xcit_nano_12_p16_224", "cait_xxs24_224", "convit_tiny")
+    ],
     *[Timm(name, SLIM) for name in ("beit_base_patch16_224", "deit3_small_patch16_224")],
     Timm("tnt_s_patch16_224", {"img_size": 64, "depth": 2}),
     Timm("eva02_tiny_patch14_224", {"img_size": 56, "depth": 3}, size=56),
     Timm("swin_tiny_patch4_window7_224", {"img_size": 56, **WINDOWS}, size=56),
     Timm("swinv2_tiny_window8_256", {"img_size": 64, **WINDOWS}),
-    *[Timm(name, {"img_size": 64, "num_blocks": 2}) for name in ("mixer_s32_224", "resmlp_12_224", "gmlp_ti16_224")],
+    *[Timm(name, SMALL) for name in ("resmlp_12_224", "gmlp_ti16_224")],
     LongTable("table of 4096 positions"),
 ]
 
@@ -193,11 +201,13 @@ TOWER = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 
 ENCODERS = [
     *[Transformers(name, DENSE, "ForMaskedLM") for name in ("Bert", "Electra", "ConvBert")],
-    *[Transformers(name, DISENTANGLED, "ForMaskedLM") for name in ("Deberta", "DebertaV2")],
+    Transformers("DebertaV2", DISENTANGLED, "ForMaskedLM"),
     Transformers("Bert (classes)", DENSE, "ForSequenceClassification", sentences),
     Transformers("Albert", {**DENSE, "embedding_size": 32}, "ForMaskedLM"),
     Transformers("FNet", {**WIDTH, "num_hidden_layers": 2, "intermediate_size": 128}, "ForMaskedLM"),
-    Transformers("DistilBert", {"vocab_size": 99, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128}, "ForMaskedLM"),
+    Transformers(
+        "DistilBert", {"vocab_size": 99, "dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 128}, "ForMaskedLM"
+    ),
     Transformers(
         "MobileBert",
         {**BODY, "intermediate_size": 64, "embedding_size": 32, "intra_bottleneck_size": 32},
@@ -205,8 +215,8 @@ ENCODERS = [
     ),
 ]
 DECODERS = [
-    *[Transformers(name, GPT, "LMHeadModel") for name in ("GPT2",)],
-    *[Transformers(name, GPT) for name in ("GPTBigCode",)],
+    Transformers("GPT2", GPT, "LMHeadModel"),
+    Transformers("GPTBigCode", GPT),
     Transformers("GPTJ", {**GPT, "rotary_dim": 8}),
     *[Transformers(name, DENSE) for name in ("GPTNeoX", "Phi")],
     *[Transformers(name, GROUPED) for name in ("Llama", "Qwen2", "Starcoder2")],
@@ -215,7 +225,14 @@ DECODERS = [
     Transformers("XLNet", {"vocab_size": 99, "d_model": 64, "n_layer": 2, "n_head": 4, "d_inner": 128}, "LMHeadModel"),
     Transformers(
         "GptOss",
-        {**BODY, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 64, "num_local_experts": 4},
+        {
+            **BODY,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "intermediate_size": 64,
+            "num_local_experts": 4,
+            "experts_implementation": "eager",
+        },
     ),
     Transformers("Mamba (32)", {**SCAN, "hidden_size": 32}),
     Transformers("Mamba (128)", {**SCAN, "hidden_size": 128}),

@@ -12,22 +12,30 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_gluon import norms
 from lightning_gluon.configure import configure_optimizers, equivalent_learning_rates
-from lightning_gluon.methods import METHODS
+from lightning_gluon.estimators.recursions import Estimator, register_estimator
+from lightning_gluon.methods import METHODS, Method, Rule, register_method
 from lightning_gluon.norms.orthogonalize import orthogonalize
+from lightning_gluon.norms.table import register_norm
 from lightning_gluon.optimizer import Gluon
+from lightning_gluon.options import register_option
 from lightning_gluon.partition import Partition, partition
 from lightning_gluon.radius import RadiusSchedule, Schedule
 
 if TYPE_CHECKING:
-    from lightning_gluon import callbacks, smoothness
+    from lightning_gluon import callbacks, smoothness, testing
 
 __version__ = "0.1.0.dev0"
 
+LAZY = ("callbacks", "smoothness", "testing")
+
 __all__ = [
     "METHODS",
+    "Estimator",
     "Gluon",
+    "Method",
     "Partition",
     "RadiusSchedule",
+    "Rule",
     "Schedule",
     "callbacks",
     "configure_optimizers",
@@ -35,11 +43,16 @@ __all__ = [
     "norms",
     "orthogonalize",
     "partition",
+    "register_estimator",
+    "register_method",
+    "register_norm",
+    "register_option",
     "smoothness",
+    "testing",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("callbacks", "smoothness"):  # these import lightning or are needed by few
+    if name in LAZY:  # these import lightning or are needed by few
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lightning_gluon.estimators.recursions import ESTIMATORS
+from lightning_gluon.norms.table import NORMS
+from lightning_gluon.registry import add_row
 from lightning_gluon.roles import ROLES
 
 __all__ = ["METHODS", "Method", "Rule"]
@@ -152,3 +155,34 @@ METHODS: dict[str, Method] = {
     "sgd": Method("the gradient itself: no ball at all", "folklore", _uniform("identity"), momentum=0.0),
     "adamw": Method("the baseline", "AdamW, arXiv 1711.05101", _uniform("identity", "adamw"), weight_decay=0.01),
 }
+
+
+def register_method(name: str, method: Method) -> None:
+    """Add a method from outside the package: a name for `method=` everywhere, on the command line too.
+
+    Args:
+        name: Its name.
+        method: The row, with a rule for every role.
+
+    Raises:
+        TypeError: If it is no `Method`.
+        ValueError: If the name is taken, a role has no rule, or a rule names a norm or an estimator that is not there.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> register_method("row-gluon", replace(METHODS["gluon"], summary="rows for tables"))
+        >>> METHODS.pop("row-gluon").summary
+        'rows for tables'
+    """
+    if not isinstance(method, Method):
+        raise TypeError(f"Expected `method` to be a `Method`, but got {type(method).__name__}.")
+    lacking = [role for role in ROLES if role not in method.rules]
+    if lacking:
+        raise ValueError(f"Method {name!r} has no rule for {', '.join(lacking)}. Give a rule for every role.")
+    for rule in method.rules.values():
+        if rule.norm not in NORMS or rule.estimator not in ESTIMATORS:
+            raise ValueError(
+                f"Method {name!r} asks for norm {rule.norm!r} and estimator {rule.estimator!r}, which are not both "
+                "there. Register them before by `lightning_gluon.register_norm` and `register_estimator`."
+            )
+    add_row(METHODS, "method", name, method)

@@ -1,4 +1,4 @@
-"""The one optimizer: parameter groups x (norm, estimator, radius); `update.py` holds its arithmetic.
+"""The optimizer as torch knows it: groups of (norm, estimator, radius), a step, and a state.
 
 X <- (1 - lr * weight_decay) X - lr * radius * D(M)          D(M) = argmax_{||D|| <= 1} <M, D>
 """
@@ -6,46 +6,29 @@ X <- (1 - lr * weight_decay) X - lr * radius * D(M)          D(M) = argmax_{||D|
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, TypeGuard
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
+from typing_extensions import Unpack
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
-from lightning_gluon.norms.numerics import Workspace
-from lightning_gluon.partition import Partition, partition
-from lightning_gluon.step.advance import advance_, advance_all_, partners_of, prepare
+from lightning_gluon.options import CHECKS, Group, Options
+from lightning_gluon.step.checks import check_options, check_ranks_fit, check_values, values_of
 from lightning_gluon.step.conditions import check_star_convex
-from lightning_gluon.step.finite import GradientCheck
-from lightning_gluon.step.groups import as_list, build_groups, check_options, check_ranks_fit, groups_of_routes
+from lightning_gluon.step.late import Settings, follow_family, late_groups, name_apart
 from lightning_gluon.step.layers import Layer
-from lightning_gluon.step.noise import NoiseGuard
-from lightning_gluon.step.plan import Chunk, build_plan
-from lightning_gluon.step.state import match_saved_state, memory
-from lightning_gluon.two_point.reference import ReferencePoint
-from lightning_gluon.two_point.streams import rng_state, set_rng_state
+from lightning_gluon.step.load import match_saved_state
+from lightning_gluon.step.round import Plan, Plans, Round
+from lightning_gluon.step.sources import read_source
+from lightning_gluon.step.state import memory
+from lightning_gluon.two_point.closures import CLOSURE, NOBODY, evaluate, old_gradients
+from lightning_gluon.two_point.reference import ReferencePoint, Visit
+from lightning_gluon.two_point.signals import held
 
 __all__ = ["Gluon"]
-
-# Plans kept, one for every set of parameters with a gradient, the oldest forgotten first: where experts are idle by
-# chance, every step has a set of its own.
-PLANS = 16
-
-
-@dataclass(frozen=True)
-class _Given:
-    """What the optimizer was built with, for groups that are added later."""
-
-    method: str
-    lr: float | None
-    weight_decay: float | Mapping[str, float] | None
-    momentum: float | None
-    radius: Mapping[str, float]
-    options: Mapping[str, Any]
 
 
 class Gluon(Optimizer):
@@ -58,27 +41,25 @@ class Gluon(Optimizer):
     `t = lr * radius` is the length of a step in the layer's own norm. With `weight_decay > 0` the weights stay in the
     ball of radius `radius / weight_decay`: the constrained form (Scion).
 
+    Shapes: any. A norm of matrices reads a parameter as the matrices `(out, in)` it holds, others read one vector.
+
     Args:
-        params: An `nn.Module` or a `Partition` (routed by what each layer is), `named_parameters()` or parameters
-            (routed by shape alone: matrices hidden, vectors bias), or groups: dicts with `params`, a `role` (without
-            one they are routed by shape), and any option.
+        params: An `nn.Module` or a `Partition` (routed by what each layer is), the module's own `parameters()` or
+            `named_parameters()` (the same), or groups: dicts with `params`, a `role`, and any option. Parameters
+            without module and role are routed by shape alone: matrices hidden, vectors bias.
         lr: Hidden radius, in the layer's own norm; schedules act on it.
         method: A row of `lightning_gluon.METHODS`; it gives each role its norm, estimator and relative radius.
         weight_decay: Decoupled decay in units of 1 / lr, one value or one per role; default: the method's.
         radius: Radii relative to the hidden one, by role, instead of the method's.
         momentum: Weight on the OLD momentum, in [0, 1); default: the method's.
-        compile: Let `torch.compile` make one graph of the step (a string: its mode; `reduce-overhead` also captures a
-            CUDA graph): the first step takes up to a minute, later ones launch fewer kernels. Learning rates and radii
-            may change, momenta may not.
-        **options: `orthogonalizer` (`polar_express`, `you`, `jordan` or `newton_schulz`, `svd`) with its steps and
-            dtype as `orthogonalizer_steps` and `orthogonalizer_dtype`, `momentum_dtype`, `on_nonfinite` (`raise`,
-            `skip`, `ignore`), `noise_floor`, `start`, `scaling`, and those of the method's estimators, which
-            `lightning-gluon methods NAME` prints and `lightning_gluon.callbacks.GluonOptimizer` explains: `rank`,
-            `reference`, `fold`, `q`, `gamma`, `clip`, `betas`...
+        **options: Options of the method, see `lightning_gluon.options.Options`. `compile` lets `torch.compile` make one
+            graph of the step: the first one takes up to a minute. Learning rates and radii may change afterwards,
+            momenta may not.
 
     Raises:
         ValueError: If an option is unknown or out of range, or a parameter does not fit its group's norm.
         TypeError: If a parameter is not real floating-point.
+        NotImplementedError: If parameters are sharded over ranks.
 
     References:
         A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
@@ -102,30 +83,17 @@ class Gluon(Optimizer):
         weight_decay: float | Mapping[str, float] | None = None,
         radius: Mapping[str, float] | None = None,
         momentum: float | None = None,
-        compile: bool | str = False,
-        **options: Any,
+        **options: Unpack[Options],
     ) -> None:
-        if not isinstance(compile, (bool, str)):
-            raise ValueError(f"Expected `compile` to be a bool or a mode of torch.compile, but got {compile!r}.")
-        self.compile = compile
+        self.compile: bool | str = CHECKS["compile"]("compile", options.pop("compile", None)) or False
         check_options(method, options)
-        if isinstance(params, nn.Module):
-            params = partition(params)
-        groups = build_groups(
-            params, method=method, lr=lr, weight_decay=weight_decay, radius=radius, momentum=momentum, options=options
-        )
+        partial_groups, self._partition = read_source(params)
+        self._settings = Settings(method, lr, weight_decay, momentum, radius, dict(options))
+        groups = self._settings.build(partial_groups)
         check_ranks_fit(groups)
-        self._partition = params if isinstance(params, Partition) else None
-        self._defaults_for_groups = _Given(
-            method=method,
-            lr=lr,
-            weight_decay=weight_decay,
-            momentum=momentum,
-            radius=dict(radius or {}),
-            options=dict(options),
-        )
+        name_apart(groups)  # before any is added
         self.reference_gradients: dict[Tensor, Tensor] = {}
-        self.two_point = "closure"  # who takes the second gradient: step(closure) itself, a "callback", or "none"
+        self.two_point = CLOSURE  # who takes the second gradient, see `two_point.closures`
         self._transient()
         key = "betas" if all("betas" in group for group in groups) else "momentum"
         super().__init__(groups, {"lr": lr, key: groups[0][key]})  # where `OneCycleLR`, `LearningRateMonitor` look
@@ -133,34 +101,31 @@ class Gluon(Optimizer):
             check_star_convex(self.layers())
 
     def _transient(self) -> None:
-        """Create what is not saved: plans, buffers to reuse, the view of the reference point."""
-        self._plans: dict[tuple, tuple[list[Chunk], GradientCheck, NoiseGuard] | None] = {}
-        self._workspace = Workspace()
-        self._reference = ReferencePoint(self)
-        self.folded = False
+        """Create what is not saved: plans, buffers to reuse, numbers that were checked."""
+        self._plans = Plans()
+        self._round = Round(self.compile)
+        self._visit = Visit()
+        self._checked: list[list[Any]] = []
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a pickle or a loaded state."""
         super().__setstate__(state)
         self.__dict__.setdefault("reference_gradients", {})
-        self.__dict__.setdefault("two_point", "closure")
+        self.__dict__.setdefault("two_point", CLOSURE)
         self.__dict__.setdefault("compile", False)
         self._transient()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a pickle holds: no plans, no buffers."""
-        return {
-            **super().__getstate__(),
-            "_partition": None,
-            "_defaults_for_groups": self._defaults_for_groups,
-            "two_point": self.two_point,
-            "compile": self.compile,
-        }
+        kept = {key: getattr(self, key) for key in ("_settings", "two_point", "compile")}
+        return {**super().__getstate__(), **kept, "_partition": None}
 
     # ------------------------------------------------------------------ groups
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def add_param_group(self, param_group: Group) -> None:
         """Add parameters, completing the group from the method; without names, group and parameters get unique ones.
+
+        Without a `role` it becomes one group per role. Those follow each other's learning rate, as the one group would.
 
         Args:
             param_group: A dict with `params` and any option of a group.
@@ -168,60 +133,14 @@ class Gluon(Optimizer):
         Raises:
             ValueError: If a parameter is already in a group, or a value does not fit.
         """
-        if not isinstance(param_group, Mapping) or "params" not in param_group:
-            found = list(param_group) if isinstance(param_group, Mapping) else type(param_group).__name__
-            raise ValueError(f"Expected `param_group` to be a dict with `params`, but got {found}.")
-        for group in self._complete(dict(param_group)):
-            taken = {other["name"] for other in self.param_groups}
-            base, count = group["name"], 2
-            while group["name"] in taken:
-                group["name"], count = f"{base}_{count}", count + 1
-            self._check_new(group)
-            names = {name for other in self.param_groups for name in other["param_names"]}
-            group["param_names"] = [
-                f"{name}_{group['name']}" if name in names else name for name in group["param_names"]
-            ]
+        if isinstance(param_group, Mapping) and "gradient_evaluations" in param_group:  # complete
+            groups = [param_group]
+            name_apart(groups, self.param_groups)
+        else:
+            groups = late_groups(param_group, self._settings, self._partition, self.param_groups)
+        for group in groups:
             super().add_param_group(group)
-        self._plans = {}
-
-    def _complete(self, group: dict[str, Any]) -> list[dict[str, Any]]:
-        if "steps" in group:  # built by build_groups
-            return [group]
-        defaults = self._defaults_for_groups
-        group["params"] = as_list(group["params"])
-        routed = [] if "role" in group else self._route(group["params"])
-        groups = build_groups(
-            [{**group, **part} for part in routed] or [group],
-            method=defaults.method,
-            lr=defaults.lr,
-            weight_decay=defaults.weight_decay,
-            momentum=defaults.momentum,
-            radius=None,
-            options=defaults.options,
-        )
-        for new in groups:
-            if "radius" not in group:
-                new["radius"] = defaults.radius.get(new["role"], new["radius"])
-            new["steps"] = max((other["steps"] for other in self.param_groups), default=0)
-        return groups
-
-    def _route(self, params: list) -> list[dict[str, Any]]:
-        """Return groups of late parameters as the partition routed them, or none where it does not know them all."""
-        pairs = []
-        for item in params:
-            tensor = item[1] if isinstance(item, tuple) else item
-            route = self._partition.find(tensor) if self._partition is not None else None
-            if route is None:
-                return []
-            pairs.append((route, tensor))
-        return groups_of_routes(pairs)
-
-    def _check_new(self, group: dict[str, Any]) -> None:
-        seen = {id(parameter) for other in self.param_groups for parameter in other["params"]}
-        for name, parameter in zip(group["param_names"], group["params"], strict=True):
-            if id(parameter) in seen:
-                raise ValueError(f"{name!r} is given twice: a parameter belongs to exactly one group.")
-            seen.add(id(parameter))
+        self._plans = Plans()
 
     def layers(self) -> list[Layer]:
         """Return every parameter with its role, norm, views and radius, for monitors and schedulers."""
@@ -230,17 +149,19 @@ class Gluon(Optimizer):
     # ------------------------------------------------------------------ two points
 
     @property
+    def _reference(self) -> ReferencePoint:
+        points = [ESTIMATORS[group["estimator"]].reference for group in self.param_groups]
+        return ReferencePoint(self.param_groups, self.state, points, self._visit)
+
+    @property
     def reference_point(self) -> str | None:
-        """Where a further gradient is needed: `None`, `"previous"` or `"transported"`."""
-        points = {ESTIMATORS[group["estimator"]].reference for group in self.param_groups} - {None}
-        if len(points) > 1:
-            raise ValueError("Estimators that need gradients at different points cannot be mixed in one optimizer.")
-        return points.pop() if points else None
+        """The place of a further gradient: `None`, `"previous"` or `"transported"`."""
+        return self._reference.point
 
     @property
     def needs_reference(self) -> bool:
-        """True when the next step needs gradients at the reference point: from the second step on."""
-        return self.reference_point is not None and any(group["steps"] > 0 for group in self.param_groups)
+        """True if the next step needs gradients at the reference point: from the second step on."""
+        return self._reference.needed
 
     @property
     def gradient_evaluations(self) -> int:
@@ -253,8 +174,17 @@ class Gluon(Optimizer):
 
     @property
     def folds(self) -> bool:
-        """True when the second gradient is folded into the first one's buffer (option `fold`)."""
+        """True if the second gradient is folded into the first one's buffer (option `fold`)."""
         return any(group.get("fold") for group in self.param_groups)
+
+    @property
+    def folded(self) -> bool:
+        """True if the gradients of the coming step are folded already."""
+        return self._visit.folded
+
+    @folded.setter
+    def folded(self, value: bool) -> None:
+        self._visit.folded = value
 
     def folding(self) -> AbstractContextManager[None]:
         """Let gradients accumulated inside enter `.grad` as `-b c_old`; the next step takes `.grad` as folded."""
@@ -276,147 +206,40 @@ class Gluon(Optimizer):
         Raises:
             FloatingPointError: If a gradient is not finite and `on_nonfinite` is `"raise"`; nothing has changed then.
             RuntimeError: If a gradient is sparse, or the second gradient (of `igt`: the one at its point) is missing.
+            ValueError: If a number of a group was changed to one that is out of range; nothing has changed then.
         """
-        loss = self._evaluate(closure)
-        plan = self._plan()
-        if plan is None:
-            return loss
-        chunks, check, guard = plan
-        gradients = [gradient for chunk in chunks for gradient in chunk.gradients]
-        references = self._reference_list(chunks)
-        self.reference_gradients, folded, self.folded = {}, self.folded, False
-        norms = check.norms(gradients, [] if folded else references)
+        self._check_values()
+        reference = self._reference
+        loss, taken = evaluate(closure, reference, self.two_point)
+        self.reference_gradients = taken or self.reference_gradients
+        plan = self._plans.find(self.param_groups)
+        if plan is not None:
+            self._step(plan, reference)
+        return loss
+
+    def _step(self, plan: Plan, reference: ReferencePoint) -> None:
+        gradients, references = plan.gradients, []
+        if reference.needed and not reference.transported and self.two_point != NOBODY:  # else c_old = c_new
+            references = old_gradients(plan.params, gradients, reference, self.reference_gradients)
+        folded, self.folded = self.folded, False
+        self.reference_gradients = {}
+        norms = plan.check.norms(gradients, [] if folded else references)
         if norms is None:
-            return loss
-        with _full_precision(chunks):
-            self._update(chunks, gradients, references, guard.signal(gradients, norms))
-        self._reference.stay({parameter for chunk in chunks for parameter in chunk.params})
-        self._count(chunks, bool(references))
-        if self.reference_point is not None:  # the peak is in the second backward pass: keep nothing there to reuse
-            self._workspace = Workspace()
-        return loss
+            return
+        signal = plan.guard.signal(gradients, norms)
+        with held():  # Ctrl-C waits: half a step would leave torn weights
+            self._round.update_(plan, self.state, reference, gradients, references, signal)
+            for group in self.param_groups:
+                group["steps"] += 1
+                group["gradient_evaluations"] += 2 if references else 1
 
-    def _update(
-        self,
-        chunks: list[Chunk],
-        gradients: list[Tensor],
-        references: list[Tensor],
-        signal: list[Tensor | None] | None,
-    ) -> None:
-        """Move chunk by chunk, so that one chunk's intermediates are held; compiled, all in one graph."""
-        start, jobs, partners = 0, [], partners_of(chunks)
-        with ExitStack() as tracked:
-            for chunk in chunks:
-                part = slice(start, start + len(chunk.indices))
-                start = part.stop
-                old, heard = references[part] if references else None, signal[part] if signal is not None else None
-                tracked.enter_context(self._reference.tracking(chunk.params))
-                job = prepare(self.state, chunk, gradients[part], old, heard, partners)
-                if job is not None and self.compile:
-                    jobs.append(job)
-                    continue
-                if job is not None:
-                    advance_(*job.arguments(), workspace=self._workspace)
-                    job.finish()
-                if not self.compile:
-                    tracked.close()
-            for job in jobs:
-                job.to_tensors()
-            if jobs:
-                self._advance_all([job.arguments() for job in jobs])
-            for job in jobs:
-                job.finish()
-
-    @cached_property
-    def _advance_all(self) -> Callable[..., None]:
-        mode = self.compile if isinstance(self.compile, str) else None
-        return torch.compile(advance_all_, dynamic=False, mode=mode)
-
-    def _plan(self) -> tuple[list[Chunk], GradientCheck, NoiseGuard] | None:
-        """Return the plan for the parameters that have a gradient now; `None` where none has."""
-        present = tuple(parameter.grad is not None for group in self.param_groups for parameter in group["params"])
-        if present not in self._plans:
-            if len(self._plans) == PLANS:
-                del self._plans[next(iter(self._plans))]
-            chunks = build_plan(self.param_groups)
-            self._plans[present] = (chunks, GradientCheck(chunks), NoiseGuard(chunks)) if chunks else None
-        return self._plans[present]
-
-    def _count(self, chunks: list[Chunk], two: bool) -> None:
-        for group in self.param_groups:
-            group["steps"] += 1
-            group["gradient_evaluations"] += 2 if two else 1
-
-    def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
-        """Run the closure, a second time at the previous iterate where nobody else does."""
-        if closure is None:
-            moved, self._reference.used = self._reference.used, False
-            missed = not moved and self.two_point == "closure" and self.needs_reference
-            if missed and self.reference_point == "transported":
-                raise RuntimeError(
-                    "The gradients were taken at the weights, not at the transported point: call `step(closure)`, or "
-                    "run forward and backward under `with optimizer.at_reference():`, or add "
-                    "`lightning_gluon.callbacks.VarianceReduction()` to the Trainer's callbacks."
-                )
-            return None
-        again = closure
-        if self.reference_point is not None and self.two_point == "closure" and _is_lightning(closure):
-            module, _, again = closure.args  # again: the closure itself, without the hooks around it
-            if module.automatic_optimization:  # before the first step, which could still be taken
-                raise RuntimeError(
-                    "This method takes a second gradient, which the closure alone cannot give exactly under Lightning. "
-                    "Add `lightning_gluon.callbacks.VarianceReduction()` to the Trainer's callbacks, or build the "
-                    "optimizer with `lightning_gluon.configure_optimizers`, which attaches it."
-                )
-        if self.reference_point is None or self.two_point != "closure" or not self.needs_reference:
-            with torch.enable_grad():
-                return closure()
-        if self.reference_point == "transported":
-            with self.at_reference(), torch.enable_grad():
-                return closure()
-        return self._evaluate_twice(closure, again)
-
-    def _evaluate_twice(self, closure: Callable[[], Any], again: Callable[[], Any]) -> Any:
-        before = rng_state()
-        with torch.enable_grad():
-            loss = closure()
-        after = rng_state()
-        params = [parameter for group in self.param_groups for parameter in group["params"]]
-        gradients = [parameter.grad for parameter in params]
-        for parameter in params:
-            parameter.grad = None
-        try:
-            set_rng_state(before)
-            with self.at_reference(), torch.enable_grad():
-                again()
-            self.reference_gradients = {p: p.grad for p in params if p.grad is not None}
-        finally:
-            set_rng_state(after)
-            for parameter, gradient in zip(params, gradients, strict=True):
-                parameter.grad = gradient
-        return loss
-
-    def _reference_list(self, chunks: list[Chunk]) -> list[Tensor]:
-        """Return c_old in the order of the plan; empty on a step that takes none."""
-        if self.reference_point != "previous" or not self.needs_reference or self.two_point == "none":
-            return []  # c_old = c_new: plain momentum
-        if not self.reference_gradients and not self.folded:
-            raise RuntimeError(
-                "The gradients at the previous iterate are missing: call `step(closure)`, or add "
-                "`lightning_gluon.callbacks.VarianceReduction()` to the Trainer's callbacks."
-            )
-        return [
-            self._old_gradient(parameter, gradient)
-            for chunk in chunks
-            for parameter, gradient in zip(chunk.params, chunk.gradients, strict=True)
-        ]
-
-    def _old_gradient(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        """Return c_old of one parameter; without a state it takes its first step, where c_old is c_new."""
-        if parameter not in self.state:
-            return gradient
-        old = self.reference_gradients.get(parameter)  # none: folded, or not used at the previous iterate
-        return gradient.new_zeros(()).expand_as(gradient) if old is None else old
+    def _check_values(self) -> None:
+        """Raise if a value was changed to one out of range since the last step."""
+        follow_family(self.param_groups)
+        if [values_of(group) for group in self.param_groups] != self._checked:
+            for group in self.param_groups:
+                check_values(group)
+            self._checked = [values_of(group) for group in self.param_groups]
 
     # ------------------------------------------------------------------ state
 
@@ -427,12 +250,12 @@ class Gluon(Optimizer):
             state_dict: What `state_dict()` returned.
 
         Raises:
-            ValueError: If names, groups or shapes do not match; nothing has changed then.
+            ValueError: If names, groups, values or buffers do not match; nothing has changed then.
         """
         state: dict[Tensor, dict[str, Any]] = {}
 
         def match(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            matched, moved = match_saved_state(self.param_groups, saved)
+            matched, moved = match_saved_state(self.param_groups, saved, reference=self.reference_point is not None)
             state.update(moved)
             return {**saved, "state": {}, "param_groups": matched}
 
@@ -449,18 +272,6 @@ class Gluon(Optimizer):
 
     def memory(self) -> dict[str, Any]:
         """Return the bytes the optimizer keeps, by role and by kind; see `lightning_gluon.step.state.memory`."""
-        return memory(self)
-
-
-def _full_precision(chunks: list[Chunk]) -> ExitStack:
-    """Return a context in which products keep their dtype, also where the step is taken under autocast."""
-    context = ExitStack()
-    for kind in {chunk.group["params"][chunk.indices[0]].device.type for chunk in chunks} - {"meta"}:
-        if torch.is_autocast_enabled(kind):
-            context.enter_context(torch.autocast(kind, enabled=False))
-    return context
-
-
-def _is_lightning(closure: Callable[[], Any]) -> TypeGuard[partial[Any]]:
-    """Tell whether Lightning's automatic optimization built this closure: a partial of `Precision._wrap_closure`."""
-    return isinstance(closure, partial) and getattr(closure.func, "__name__", "") == "_wrap_closure"
+        reference = self._reference
+        kind = reference.kind if reference.point is not None else None
+        return memory(self.param_groups, self.state, reference=kind, workspace_bytes=self._round.workspace.nbytes())

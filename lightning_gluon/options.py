@@ -1,14 +1,26 @@
-"""Every option of every method, once: its type and what it means; `valid` says what it may be."""
+"""Every option of every method, once: its type, what it may be, and what it means.
+
+An option is one line of `Options` (its type and its check) and one line of that class' docstring, which command lines
+show as help. What it is by default stands with the recursion or norm that reads it. Rows from outside the package add
+theirs by `register_option`.
+"""
 
 from __future__ import annotations
 
+from typing import Annotated, Any, TypeAlias, get_type_hints
+
 from typing_extensions import TypedDict
 
-__all__ = ["Options"]
+from lightning_gluon.valid import Check, dtype_name, number, one_of, pair_of, whole
+
+__all__ = ["CHECKS", "SETTINGS", "Group", "Options", "register_option"]
+
+# One parameter group, complete: plain values by name, `params` beside them.
+Group: TypeAlias = dict[str, Any]
 
 
 class Options(TypedDict, total=False):
-    """Options of the methods; what is left out is the method's own default.
+    """Options of the methods; one that is left out is the method's own default.
 
     Args:
         compile: Whether `torch.compile` makes one graph of the optimizer's step; a string is its mode.
@@ -17,7 +29,8 @@ class Options(TypedDict, total=False):
         orthogonalizer_dtype: Its dtype by name.
         momentum_dtype: Dtype of the momentum by name.
         on_nonfinite: `raise`, `skip` or `ignore`.
-        noise_floor: Share of a module's largest gradient below which a vector's gradient counts as rounding noise.
+        noise_floor: RMS of a bias's gradient, relative to its weight's, below which it counts as rounding noise and the
+            bias takes no step. `None` goes by the precision, 0 lets every bias step.
         start: What the momentum starts at, `gradient` or `zero`.
         scaling: Scaling of the spectral norm: `rms`, `muon`, `moonlight` or `none`.
         q: Weight on the new part of the inner recursion of `gluon-mvr2` and `gluon-mvr3`.
@@ -34,28 +47,89 @@ class Options(TypedDict, total=False):
         sign_radius: Radius of its sign steps, relative to the spectral one.
         betas: Both betas of `adamw`.
         eps: The epsilon of `adamw`.
+
+    Example:
+        >>> options: Options = {"rank": 8, "reference": "step8"}
+        >>> CHECKS["rank"]("rank", options["rank"])
+        8
     """
 
-    compile: bool | str | None
-    orthogonalizer: str | None
-    orthogonalizer_steps: int | None
-    orthogonalizer_dtype: str | None
-    momentum_dtype: str | None
-    on_nonfinite: str | None
-    noise_floor: float | None
-    start: str | None
-    scaling: str | None
-    q: float | None
-    gamma: float | None
-    clip: float | None
-    rank: int | None
-    oversampling: int | None
-    power_iterations: int | None
-    seed: int | None
-    reference: str | None
-    fold: bool | str | None
-    momentum_carry: float | None
-    every: int | None
-    sign_radius: float | None
-    betas: tuple[float, float] | None
-    eps: float | None
+    compile: Annotated[bool | str | None, one_of(True, False, None, "default", "reduce-overhead", "max-autotune",
+                                                 "max-autotune-no-cudagraphs")]  # fmt: skip
+    orthogonalizer: Annotated[str | None, one_of("polar_express", "you", "jordan", "newton_schulz", "svd")]
+    orthogonalizer_steps: Annotated[int | None, whole(1, none="the default")]
+    orthogonalizer_dtype: Annotated[str | None, dtype_name("bfloat16", "float16", "float32", "float64")]
+    momentum_dtype: Annotated[str | None, dtype_name()]
+    on_nonfinite: Annotated[str | None, one_of("raise", "skip", "ignore")]
+    noise_floor: Annotated[float | None, number(0, 1, none=True)]
+    start: Annotated[str | None, one_of("gradient", "zero")]
+    scaling: Annotated[str | None, one_of("rms", "muon", "moonlight", "none", None)]
+    q: Annotated[float | None, number(0, 1, signs="< <=")]
+    gamma: Annotated[float | None, number(0)]
+    clip: Annotated[float | None, number(0, none=True)]
+    rank: Annotated[int | None, whole(1, none="the full carry")]
+    oversampling: Annotated[int | None, whole(0)]
+    power_iterations: Annotated[int | None, whole(0)]
+    seed: Annotated[int | None, whole(-(2**63))]
+    reference: Annotated[str | None, one_of("copy", "step", "step8")]
+    fold: Annotated[bool | str | None, one_of(False, True, "bfloat16")]
+    momentum_carry: Annotated[float | None, number(0, 1)]
+    every: Annotated[int | None, whole(1, unit=" of steps")]
+    sign_radius: Annotated[float | None, number(0)]
+    betas: Annotated[tuple[float, float] | None, pair_of(number(0, 1))]
+    eps: Annotated[float | None, number(0)]
+
+
+# The numbers of every group, which schedules may change from step to step.
+SETTINGS: dict[str, Check] = {
+    "lr": number(0),
+    "momentum": number(0, 1),
+    "weight_decay": number(0),
+    "radius": number(0),
+}
+
+
+def _checks() -> dict[str, Check]:
+    """Return the check of every option, and leave plain types behind: command lines print them."""
+    hints = get_type_hints(Options, include_extras=True)
+    Options.__annotations__.update(get_type_hints(Options))
+    return {name: hint.__metadata__[0] for name, hint in hints.items()}
+
+
+CHECKS: dict[str, Check] = _checks()
+
+
+def register_option(name: str, type_: Any, check: Check, summary: str) -> None:
+    """Add an option that a norm or an estimator from outside the package reads.
+
+    Args:
+        name: Its name, a Python identifier.
+        type_: Its type, such as `float | None`.
+        check: What it may be, such as `lightning_gluon.valid.number(0, 1)`.
+        summary: One line for people.
+
+    Raises:
+        ValueError: If the name is taken or is no identifier.
+
+    Example:
+        >>> from lightning_gluon.valid import number
+        >>> register_option("sharpness", float | None, number(0), "Sharpness of `my_norm`.")
+        >>> CHECKS["sharpness"]("sharpness", 0.5)
+        0.5
+        >>> unregister_option("sharpness")
+    """
+    if not name.isidentifier() or name in CHECKS or name in SETTINGS:
+        taken = "is taken" if name.isidentifier() else "is no Python identifier"
+        raise ValueError(f"Expected the name of a new option, but {name!r} {taken}. Choose another name.")
+    CHECKS[name] = check
+    Options.__annotations__[name] = type_
+    start, example, rest = (Options.__doc__ or "").partition("\n\n    Example:")
+    Options.__doc__ = f"{start}\n        {name}: {summary}{example}{rest}"
+
+
+def unregister_option(name: str) -> None:
+    """Forget an option that `register_option` added."""
+    del CHECKS[name]
+    del Options.__annotations__[name]
+    lines = (Options.__doc__ or "").splitlines()
+    Options.__doc__ = "\n".join(line for line in lines if not line.startswith(f"        {name}: "))

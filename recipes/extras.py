@@ -31,7 +31,9 @@ def require(name: str, extra: str | None) -> ModuleType:
         package = name.split(".", maxsplit=1)[0]
         if error.name is not None and error.name.split(".")[0] != package:
             raise
-        target = f'"lightning-gluon[{extra}]"' if extra else package
+        command = f"pip install {package}"
+        if extra:  # the recipes are in a clone of the repository, and the package is on no index yet
+            command = f'pip install -e ".[{extra}]" in the root of the repository'
         raise ModuleNotFoundError(
-            f"Expected `{package}` to be installed, but it is not. Run: pip install {target}", name=package
+            f"Expected `{package}` to be installed, but it is not. Run {command}.", name=package
         ) from error

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import copy
+import difflib
+from types import ModuleType
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.throughput import measure_flops
-from lightning.pytorch import LightningModule
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_gluon.valid import number, whole
 from recipes.extras import require
+from recipes.optimizer import OptimizerByCallback
 
 __all__ = ["ImageClassifier"]
 
 
-class ImageClassifier(LightningModule):
+class ImageClassifier(OptimizerByCallback):
     """A timm model trained with cross-entropy.
 
     Args:
-        name: Name of a timm model, such as `vit_small_patch16_224`; `hf-hub:<id>` works too.
+        name: Name of a timm model, such as `vit_small_patch16_224`; `hf-hub:<id>` and `local-dir:<folder>` work too.
         num_classes: Number of classes.
         pretrained: Whether to load the model's weights from the hub.
         model_kwargs: Further arguments of `timm.create_model`, such as `img_size` or `embed_dim`.
@@ -29,8 +32,8 @@ class ImageClassifier(LightningModule):
         compile: Whether to compile the network.
 
     Raises:
-        ValueError: If timm does not know the model or its arguments.
-        ConnectionError: If pretrained weights cannot be fetched.
+        ValueError: If timm does not know the model or its arguments, or a number is out of range.
+        ConnectionError: If weights or the configuration of an id cannot be fetched.
 
     Example:
         >>> kwargs = dict(img_size=8, patch_size=4, in_chans=1, embed_dim=16, depth=1, num_heads=2)
@@ -50,6 +53,8 @@ class ImageClassifier(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        whole(1)("num_classes", num_classes)
+        number(0, 1)("label_smoothing", label_smoothing)
         self.save_hyperparameters()
         self.net = _create(name, num_classes, pretrained, model_kwargs or {})
         if grad_checkpointing:
@@ -131,20 +136,50 @@ class ImageClassifier(LightningModule):
 
 def _create(name: str, num_classes: int, pretrained: bool, kwargs: dict[str, Any]) -> Any:
     timm = require("timm", "vision")
-    if not name.startswith("hf-hub:") and not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise ValueError(f"Expected `name` to be a model of timm, but got {name!r}. Similar names: {near}.")
+    source = _source(timm, name)
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
     except TypeError as error:
         raise ValueError(f"Expected `model_kwargs` that '{name}' takes, but got {kwargs}: {error}") from error
     except Exception as error:  # the hub's client raises a dozen unrelated types when there is no network
-        if not pretrained:
+        if source == "local-dir":
+            raise ValueError(f"Expected a folder with a model of timm, but '{name}' is none: {error}") from error
+        if source is None and not pretrained:
             raise
         raise ConnectionError(
-            f"Expected to load the weights of '{name}' from the hub, but: {type(error).__name__}: {error} Without a "
-            "network set pretrained=false and train on the embedded source='digits'."
+            f"Expected to load '{name}' from the hub, but: {type(error).__name__}: {error} Without a "
+            "network give a model of timm with pretrained=false, and the embedded data source='digits'."
         ) from error
+
+
+def _source(timm: ModuleType, name: str) -> str | None:
+    """Return where timm finds a model: None for its own, whose name is checked, else `hf-hub` or `local-dir`."""
+    try:
+        source, model = timm.models.parse_model_name(name)
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"Expected `name` to be a model of timm, but got {name!r}: {error}") from error
+    if source is not None:
+        return source
+    architecture, _, tag = model.partition(".")
+    if not timm.is_model(architecture):
+        raise ValueError(
+            f"Expected `name` to be a model of timm, but got {name!r}. Similar names: "
+            f"{_near(architecture, timm.list_models())}."
+        )
+    weights = timm.list_models(f"{architecture}.*", pretrained=True)
+    if tag and model not in weights:
+        raise ValueError(
+            f"Expected `name` to have weights that timm knows, but got {name!r}. Similar names: "
+            f"{_near(model, weights)}."
+        )
+    return None
+
+
+def _near(name: str, known: list[str]) -> list[str]:
+    """Return up to five names that begin like `name` or are spelt like it."""
+    alike = [model for model in known if model.startswith(name[:-1])]
+    alike += difflib.get_close_matches(name.lower(), known, n=5)
+    return list(dict.fromkeys(alike))[:5]
 
 
 def _flops(net: torch.nn.Module, image: Tensor) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,12 @@ def fit(model: pl.LightningModule, *, loader: Any = None, ckpt_path: Path | None
     runner = trainer(**options)
     runner.fit(model, Loader(data()) if loader is None else loader, ckpt_path=ckpt_path)
     return runner
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
 
 
 def gluon(runner: pl.Trainer) -> Gluon:

@@ -38,3 +38,19 @@ def _seeded() -> Iterator[None]:
     yield
     torch.set_default_dtype(dtype)
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def tables() -> Iterator[None]:
+    """Put the tables back as they were, after a test that registers rows."""
+    from lightning_gluon.estimators.recursions import ESTIMATORS
+    from lightning_gluon.methods import METHODS
+    from lightning_gluon.norms.table import NORMS
+    from lightning_gluon.step.decay import DECAYS
+    from lightning_gluon.step.retraction import RETRACTIONS
+
+    kept = [(table, dict(table)) for table in (NORMS, ESTIMATORS, METHODS, DECAYS, RETRACTIONS)]
+    yield
+    for table, rows in kept:
+        table.clear()
+        table.update(rows)

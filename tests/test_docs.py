@@ -32,6 +32,17 @@ def test_snippets_run_and_print_what_they_say(tmp_path: Path, monkeypatch: pytes
         assert printed.getvalue() == (block[2] or ""), f"README.md, line {line}"
 
 
+@pytest.mark.usefixtures("tables")
+def test_extending_page_runs() -> None:
+    page = README.parent / "docs" / "extending.md"
+    namespace: dict[str, object] = {"__name__": "extending"}
+    blocks = list(BLOCK.finditer(page.read_text(encoding="utf-8")))
+    assert len(blocks) >= 4
+    for block in blocks:
+        exec(compile(block[1], str(page), "exec", dont_inherit=True), namespace)
+    assert "gluon-eq" in lightning_gluon.METHODS
+
+
 def test_first_snippet_trains(tmp_path: Path) -> None:
     namespace: dict = {"__name__": "readme"}
     exec(next(BLOCK.finditer(TEXT))[1], namespace)

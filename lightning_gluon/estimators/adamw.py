@@ -55,6 +55,12 @@ def adamw_(
     )
 
 
+def adamw_layout(parameter: Tensor) -> dict[str, Tensor]:
+    """Return what is kept of one parameter: both moments and the number of steps, as tensors on the meta device."""
+    moment = parameter.detach().to("meta")
+    return {"exp_avg": moment, "exp_avg_sq": moment, "step": torch.empty((), dtype=torch.float32, device="meta")}
+
+
 def _start(state: MutableMapping[str, Any], parameter: Tensor, place: torch.device | str) -> None:
     state["step"] = torch.zeros((), dtype=torch.float32, device=place)
     state["exp_avg"] = torch.zeros_like(parameter)

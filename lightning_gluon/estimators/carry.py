@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,40 @@ from lightning_gluon.estimators.low_rank import compress, expand, sketch_generat
 from lightning_gluon.norms.views import MatrixView
 
 __all__ = ["Carry"]
+
+
+def carry_layout(
+    buffers: Iterable[str], parameter: Tensor, factored: tuple[MatrixView, ...], group: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """Return what is kept of one parameter's buffers, by key.
+
+    Args:
+        buffers: Names of the estimator's buffers.
+        parameter: The parameter.
+        factored: The matrices its momentum is compressed as; empty for the dense carry.
+        group: Its group: `momentum_dtype` and `rank`.
+
+    Returns:
+        Tensors on the meta device: shapes and dtypes.
+    """
+    if not factored:
+        kept = dense_dtype(parameter, group)
+        return {name: torch.empty(parameter.shape, dtype=kept, device="meta") for name in buffers}
+    work = torch.promote_types(parameter.dtype, torch.float32)
+    shapes = {}
+    for index, view in enumerate(factored):
+        batch, rows, columns = view.matrix
+        rank = min(group["rank"], rows, columns)
+        shapes.update(
+            {f"U{index}": (batch, rows, rank), f"S{index}": (batch, rank), f"V{index}": (batch, columns, rank)}
+        )
+    return {key: torch.empty(shape, dtype=work, device="meta") for key, shape in shapes.items()}
+
+
+def dense_dtype(parameter: Tensor, group: Mapping[str, Any]) -> torch.dtype:
+    """Return the dtype in which a dense buffer is kept: fp32 or wider, if the group asks for no other."""
+    asked = group["momentum_dtype"]
+    return getattr(torch, asked) if asked else torch.promote_types(parameter.dtype, torch.float32)
 
 
 class Carry:
@@ -36,8 +71,8 @@ class Carry:
             first = torch.zeros_like(gradient) if self.group["start"] == "zero" else gradient.clone()
             if self.factored:
                 return first
-            keep = self.group["momentum_dtype"]
-            self.state[name] = first.to(getattr(torch, keep)) if keep else first
+            kept = dense_dtype(self.parameter, self.group)
+            self.state[name] = _saturated(first, kept).to(kept)
         return self.state[name].to(gradient.dtype)
 
     def store(self, name: str, value: Tensor) -> None:
@@ -45,7 +80,7 @@ class Carry:
         if self.factored:
             self._compress(value)
         elif self.state[name] is not value:
-            self.state[name].copy_(value)
+            self.state[name].copy_(_saturated(value, self.state[name].dtype))
 
     def _expand(self, like: Tensor) -> Tensor:
         if len(self.factored) == 1 and self.factored[0].is_plain:
@@ -68,3 +103,9 @@ class Carry:
             )
             for name, factor in zip("USV", factors, strict=True):
                 self.state[f"{name}{index}"] = factor
+
+
+def _saturated(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return values that a dtype can hold: sums of gradients may leave a range that the gradients are in."""
+    largest = torch.finfo(dtype).max
+    return value if largest >= torch.finfo(value.dtype).max else value.clamp(-largest, largest)

@@ -28,7 +28,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gluon.estimators.adamw import adamw_
+from lightning_gluon.estimators.adamw import adamw_, adamw_layout
+from lightning_gluon.options import CHECKS
+from lightning_gluon.registry import add_row
 
 __all__ = ["ESTIMATORS", "Estimator"]
 
@@ -52,6 +54,7 @@ class Estimator:
         options: Options of the estimator with their defaults, beyond `momentum`.
         step_: `(state, group, params, gradients)`, for a row that also moves the weights, by a kernel of its own; such
             a row has no recursion.
+        layout: `(parameter) -> {key: tensor on the meta device}`, for such a row: what it keeps.
 
     Example:
         >>> ESTIMATORS["mvr1"].gradients, ESTIMATORS["ema"].gradients
@@ -63,6 +66,7 @@ class Estimator:
     reference: str | None = None
     options: Options = field(default_factory=dict)
     step_: Kernel | None = None
+    layout: Callable[[Tensor], dict[str, Tensor]] | None = None
 
     @property
     def gradients(self) -> int:
@@ -149,5 +153,39 @@ ESTIMATORS: dict[str, Estimator] = {
     "mars_approximate": Estimator(_mars_approximate, ("momentum", "last_gradient"), options=MARS_OPTIONS),
     "igt": Estimator(_ema, reference="transported"),
     "dual_ema": Estimator(_dual_ema, options={"momentum_carry": 0.99}),
-    "adamw": Estimator(_none, ("exp_avg", "exp_avg_sq"), options={"betas": (0.9, 0.999), "eps": 1e-8}, step_=adamw_),
+    "adamw": Estimator(
+        _none,
+        ("exp_avg", "exp_avg_sq"),
+        options={"betas": (0.9, 0.999), "eps": 1e-8},
+        step_=adamw_,
+        layout=adamw_layout,
+    ),
 }
+
+
+def register_estimator(name: str, estimator: Estimator) -> None:
+    """Add an estimator from outside the package, for methods and groups.
+
+    Args:
+        name: Its name.
+        estimator: The row; options that it reads and nobody else does are registered before by
+            `lightning_gluon.register_option`.
+
+    Raises:
+        TypeError: If it is no `Estimator`.
+        ValueError: If the name is taken, or an option is unknown.
+
+    Example:
+        >>> register_estimator("last", Estimator(lambda buffers, new, old, options: new, buffers=()))
+        >>> ESTIMATORS.pop("last").gradients
+        1
+    """
+    if not isinstance(estimator, Estimator):
+        raise TypeError(f"Expected `estimator` to be an `Estimator`, but got {type(estimator).__name__}.")
+    unknown = [option for option in estimator.options if option not in CHECKS]
+    if unknown:
+        raise ValueError(
+            f"Estimator {name!r} reads options that nobody checks: {', '.join(unknown)}. Register each of them before "
+            "by `lightning_gluon.register_option`."
+        )
+    add_row(ESTIMATORS, "estimator", name, estimator)

@@ -7,7 +7,8 @@ A norm declares what the step has to give it. The step reads the declarations an
 | `options` | those options of its group, as fields |
 | `matrices` | the matrices that a parameter holds; without it the parameter as one flat vector |
 | `turns` | tall matrices turned, so that rows <= columns |
-| `guarded` | no gradient that is rounding noise |
+| `guarded` | biases without the entries that are rounding noise |
+| `overwrites` | a stack of its own, which it may write to |
 
 and those of `lightning_gluon.norms.needs`.
 """
@@ -38,6 +39,7 @@ class Norm(Needs, ABC):
     matrices: ClassVar[bool] = True
     turns: ClassVar[bool] = False
     guarded: ClassVar[bool] = False
+    attains: ClassVar[bool] = True  # `lmo` attains the dual norm; a direction that is balanced does not
     overwrites: ClassVar[bool] = False  # `lmo_` takes the stack as its working memory
     stacks: ClassVar[bool] = True  # goes through `lmo_`; else the direction itself is the step
 

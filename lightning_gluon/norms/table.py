@@ -10,6 +10,8 @@ from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.entries import Max, Sign
 from lightning_gluon.norms.slices import ColumnNorm, Euclidean, Identity, RMSVector, RowNorm
 from lightning_gluon.norms.spectral import Alternating, Spectral, SpectralConv
+from lightning_gluon.options import CHECKS
+from lightning_gluon.registry import add_row
 
 NORMS: dict[str, type[Norm]] = {
     "spectral": Spectral,
@@ -64,3 +66,33 @@ def norm_of(options: Mapping[str, Any]) -> Norm:
     """
     kind = NORMS[options["norm"]]
     return kind(**{name: options[option] for option, name in kind.options.items()})
+
+
+def register_norm(name: str, norm: type[Norm]) -> None:
+    """Add a norm from outside the package, for methods, groups and rules of the partition.
+
+    Args:
+        name: Its name.
+        norm: A subclass of `lightning_gluon.norms.Norm`; options that it reads and nobody else does are registered
+            before by `lightning_gluon.register_option`.
+
+    Raises:
+        TypeError: If it is no class of norms.
+        ValueError: If the name is taken, or an option is unknown.
+
+    Example:
+        >>> class Scaled(Spectral):
+        ...     turns = False
+        >>> register_norm("scaled", Scaled)
+        >>> make_norm("scaled").turns, NORMS.pop("scaled").__name__
+        (False, 'Scaled')
+    """
+    if not (isinstance(norm, type) and issubclass(norm, Norm)):
+        raise TypeError(f"Expected `norm` to be a subclass of `lightning_gluon.norms.Norm`, but got {norm!r}.")
+    unknown = [option for option in norm.options if option not in CHECKS]
+    if unknown:
+        raise ValueError(
+            f"Norm {name!r} reads options that nobody checks: {', '.join(unknown)}. Register each of them before by "
+            "`lightning_gluon.register_option`."
+        )
+    add_row(NORMS, "norm", name, norm)

@@ -56,7 +56,7 @@ def partition(module: nn.Module, rules: Rules | None = None, strict: bool = True
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2))
         >>> p = partition(net, rules={"2.*": "elementwise"})
         >>> [p.role(f"{index}.weight") for index in (0, 2, 4)]
-        ['embedding', 'elementwise', 'head']
+        ['input', 'elementwise', 'head']
         >>> p.reason("4.weight")
         'output layer: the last layer of the network'
     """

@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from lightning_gluon.extras import require
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -17,10 +19,7 @@ BESIDE_AXES = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
 
 def require_matplotlib() -> None:
     """Raise an `ImportError` if matplotlib is not installed: better before a training than at its end."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ImportError('Drawing needs matplotlib: pip install "lightning-gluon[plots]"') from error
+    require("matplotlib.figure")
 
 
 def new_figure(title: str, columns: int = 1, width: float = 6.4, height: float = 4.0) -> tuple[Figure, list[Axes]]:

@@ -171,7 +171,7 @@ def _with_gaps(heights: Mapping[int, float], line: range) -> list[float]:
 def _draw_zeros(axis: Axes, places: Sequence[float], style: Style, label: str | None) -> None:
     if places:
         edge = axis.get_xaxis_transform()
-        hollow = {"mfc": "white", "lw": 0, "ms": 6, "clip_on": False, "zorder": 3}
+        hollow: Style = {"mfc": "white", "lw": 0, "ms": 6, "clip_on": False, "zorder": 3}
         axis.plot(places, [0.0] * len(places), transform=edge, label=label, **hollow, **style)
 
 

@@ -2,7 +2,7 @@
 
     python -m lightning_gluon.smoothness.plots smoothness RUN [--out FOLDER] [--tensorboard]
 
-`RUN` is a run's folder, or its `smoothness.jsonl`. Needs matplotlib: `pip install "lightning-gluon[plots]"`.
+`RUN` is a run's folder, or its `smoothness.jsonl`. Needs matplotlib.
 """
 
 from __future__ import annotations

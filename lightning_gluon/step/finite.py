@@ -1,10 +1,11 @@
-"""Gradients before anything moves: they are dense, and they are finite."""
+"""Gradients before anything moves: they are dense, finite, and fit in what their momentum is stored in."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from lightning_gluon.estimators.carry import dense_dtype
 from lightning_gluon.step.plan import Chunk
 
 __all__ = ["GradientCheck"]
@@ -21,9 +22,12 @@ class GradientCheck:
         self.groups = [chunk.group for chunk in chunks for _ in chunk.indices]
         self.names = [name for chunk in chunks for name in chunk.names]
         self.device = chunks[0].params[0].device
+        self.largest = [limit for chunk in chunks for limit in _limits(chunk)]
+        highest = torch.finfo(torch.float32).max  # of a norm that is computed in fp32
+        self.limits = torch.tensor([min(limit, highest) for limit in self.largest], device=self.device)
 
     def norms(self, gradients: list[Tensor], references: list[Tensor]) -> Tensor | None:
-        """Return the 2-norm of every gradient, after checking that all are dense and finite.
+        """Return the 2-norm of every gradient, after checking that all are dense, finite and within range.
 
         Args:
             gradients: Gradients in the order of the plan.
@@ -34,7 +38,8 @@ class GradientCheck:
 
         Raises:
             RuntimeError: If a gradient is sparse.
-            FloatingPointError: If a gradient is not finite and its group's `on_nonfinite` is `raise`.
+            FloatingPointError: If a gradient is not finite, or too large for the dtype that its momentum is stored in,
+                and its group's `on_nonfinite` is `raise`.
         """
         for name, gradient in zip(self.names, gradients, strict=True):
             if gradient.layout != torch.strided:
@@ -43,28 +48,48 @@ class GradientCheck:
         policies = [group["on_nonfinite"] for group in self.groups]
         if set(policies) == {"ignore"}:  # else the host waits for the device
             return norms
-        total = norms.sum() + self._norms(references).sum() if references else norms.sum()
-        if bool(total.isfinite()):
+        within = norms <= self.limits
+        if references:
+            within &= self._norms(references) <= self.limits
+        if bool(within.all()):
             return norms
         bad = self._bad(gradients, references, policies)
-        if not bad:  # a norm may overflow where the entries do not
+        if not bad:  # a norm may be out of range where the entries are not
             return norms
         refused = [index for index in bad if policies[index] == "raise"]
         if not refused:
             return None
         some = [f"{self.names[index]!r} {tuple(gradients[index].shape)}" for index in refused]
         listed = ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
+        if all(bool(gradients[index].isfinite().all()) for index in refused):
+            raise FloatingPointError(
+                f"Gradient too large for its `momentum_dtype` in {listed}. No weight and no state was changed. Take "
+                "'bfloat16', which has the range of fp32, or set `on_nonfinite='skip'` to drop such steps."
+            )
         raise FloatingPointError(
             f"Non-finite gradient in {listed}. No weight and no state was changed. Lower `lr`, look for overflow in "
             "the loss, or set `on_nonfinite='skip'` to drop such steps."
         )
 
     def _bad(self, gradients: list[Tensor], references: list[Tensor], policies: list[str]) -> list[int]:
-        """Return the positions of gradients that are not finite at one of their two points."""
+        """Return the positions of gradients that are not finite, or out of range, at one of their two points."""
         points = [gradients, references] if references else [gradients]
         watched = [index for index, policy in enumerate(policies) if policy != "ignore"]
-        return [index for index in watched if not all(bool(point[index].isfinite().all()) for point in points)]
+        return [index for index in watched if not all(self._fits(point[index], index) for point in points)]
+
+    def _fits(self, gradient: Tensor, index: int) -> bool:
+        return bool((gradient.abs() <= self.largest[index]).all())  # false for what is not a number
 
     def _norms(self, tensors: list[Tensor]) -> Tensor:
         # The 2-norm is vectorised on a CPU, the maximum is not: 40 times slower.
         return torch.stack([norm.float().to(self.device) for norm in torch._foreach_norm(tensors)])
+
+
+def _limits(chunk: Chunk) -> list[float]:
+    """Return the largest entry that the momentum of each parameter can hold."""
+    limits = []
+    for parameter, factored in zip(chunk.params, chunk.factored, strict=True):
+        work = torch.promote_types(parameter.dtype, torch.float32)
+        kept = work if factored else dense_dtype(parameter, chunk.group)
+        limits.append(min(torch.finfo(kept).max, torch.finfo(parameter.dtype).max))
+    return limits

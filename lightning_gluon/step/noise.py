@@ -12,9 +12,9 @@ smaller by orders of magnitude. Error rates: `docs/primers/noise.md`.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from lightning_gluon.step.plan import Chunk
 __all__ = ["NOISE_FLOOR", "NoiseGuard"]
 
 # By the dtype of the backward pass, between true zeros and real gradients as `benchmarks/noise.py` measures them.
-NOISE_FLOOR = {torch.float64: 2**-38, torch.float32: 2**-14, torch.bfloat16: 2**-6, torch.float16: 2**-10}
+NOISE_FLOOR = {torch.float64: 2**-38, torch.float32: 2**-9, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 JUDGED_ROLES = ("bias",)
 # What stands for `bias` in the name of its weight: plain, and the direction in both styles of weight norm.
 WEIGHTS = ("weight", "weight_v", "parametrizations.weight.original1")
@@ -46,57 +46,93 @@ class Member:
     @property
     def judged(self) -> bool:
         """True for a vector of biases whose LMO forgets the size of its gradient."""
-        guarded = NORMS[self.group["norm"]].guarded
-        return guarded and self.group["role"] in JUDGED_ROLES and self.parameter.ndim == 1
+        norm = NORMS[self.group["norm"]]
+        role = self.group["role"]
+        return norm.guarded and role in JUDGED_ROLES and self.parameter.ndim == 1
+
+    @property
+    def maps(self) -> int:
+        """Number of maps that a matrix holds, as the partition reads it; 0 where it says nothing."""
+        return sum(view.matrix[0] for view in self.views)
+
+    @property
+    def rows(self) -> int:
+        """Rows of all these maps together."""
+        return sum(view.matrix[0] * view.matrix[1] for view in self.views)
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
-    """A bias and the weight of the same layer."""
+class Affine:
+    """A layer of a weight and a bias."""
 
     bias: Member
     weight: Member
 
-    @property
+    @cached_property
     def fused(self) -> bool:
         """True where a matrix holds several maps, each with its own part of the bias."""
-        views = self.weight.views
-        rows = sum(view.matrix[0] * view.matrix[1] for view in views)
-        several = sum(view.matrix[0] for view in views) > 1
-        return several and self.weight.parameter.ndim == 2 and rows == self.bias.parameter.numel()
+        if self.weight.parameter.ndim != 2 or self.weight.maps < 2:
+            return False
+        return self.weight.rows == self.bias.parameter.numel()
+
+    @property
+    def parts(self) -> int:
+        """Number of parts that are judged apart."""
+        return self.weight.maps if self.fused else 1
 
     @property
     def scale(self) -> float:
-        """Root of the entries of the weight per entry of the bias: what turns 2-norms into root mean squares."""
+        """Root of the entries of the weight per entry of the bias: it turns 2-norms into root mean squares."""
         return math.sqrt(self.weight.parameter.numel() / self.bias.parameter.numel())
 
     @property
     def floor(self) -> float:
         """The floor of the bias's group, or of its dtype."""
         floor = self.bias.group["noise_floor"]
-        return NOISE_FLOOR.get(self.bias.parameter.dtype, 2**-7) if floor is None else floor
+        if floor is not None:
+            return floor
+        return NOISE_FLOOR.get(self.bias.parameter.dtype, NOISE_FLOOR[torch.bfloat16])
+
+    @cached_property
+    def blocks(self) -> list[int]:
+        """Rows of every part where parts are blocks of rows, one after the other; empty where they are not."""
+        sizes: list[int] = []
+        for view in self.weight.views:
+            if not view.is_plain or view.dim != 0 or view.start != sum(sizes):
+                return []
+            sizes.append(view.stop - view.start)
+        return sizes
 
     def parts_of_weight(self, tensor: Tensor) -> list[Tensor]:
         """Return the maps of a tensor laid out like the weight, sharing storage."""
+        if self.blocks:
+            return list(tensor.split(self.blocks))
         parts: list[Tensor] = []
         for view in self.weight.views:
             maps = view.of(tensor)
-            parts += maps.unbind() if view.matrix[0] > 1 else [maps]
+            if view.matrix[0] > 1:
+                parts += maps.unbind()
+            else:
+                parts.append(maps)
         return parts
 
     def parts_of_bias(self, tensor: Tensor) -> list[Tensor]:
         """Return the parts of a tensor laid out like the bias, one for each map, sharing storage."""
-        shape, view = self.weight.parameter.shape, self.weight.views[0]
-        transposed = view.permute[-1] != len(view.split) - 1  # stored (in, out)
-        wide = tensor.expand(shape) if transposed else tensor.unsqueeze(1).expand(shape)
-        return [part[..., 0] for part in self.parts_of_weight(wide)]
+        if self.blocks:
+            return list(tensor.split(self.blocks))
+        shape = self.weight.parameter.shape
+        view = self.weight.views[0]
+        stored_in_out = view.permute[-1] != len(view.split) - 1
+        column = tensor if stored_in_out else tensor.unsqueeze(1)
+        parts = self.parts_of_weight(column.expand(shape))
+        return [part[..., 0] for part in parts]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Two norms that are compared, by their positions in the list of norms."""
 
-    pair: Pair
+    layer: Affine
     bias: int
     weight: int
 
@@ -104,9 +140,14 @@ class Comparison:
 class NoiseGuard:
     """Which biases of a plan are judged, and by which weight: found once per plan, so that a step only reads norms.
 
-    Only biases are judged, each by the weight of its own layer alone, and not where that has no gradient. Every map of a
-    fused weight (`qkv`) judges its own part of the bias. Where both gradients are exactly zero (an expert without
-    tokens) nothing is silent.
+    Only biases are judged, and each by the weight of its own layer alone. Without a gradient of that weight a bias is
+    not judged. Every map of a fused weight (`qkv`) judges its own part of the bias.
+
+    A silent entry is left out of the direction that the LMO is given, so it takes no step. The step of the others keeps
+    the length of the vector's radius. The estimator of a silent entry runs as ever, and weight decay acts on it.
+
+    Where both gradients are exactly zero (an expert without tokens) nothing is silent. The momentum then goes on, as in
+    torch's optimizers.
 
     Args:
         chunks: The plan.
@@ -123,31 +164,22 @@ class NoiseGuard:
     """
 
     def __init__(self, chunks: list[Chunk]) -> None:
-        members = list(_members(chunks))
+        members = _members(chunks)
         self.count = len(members)
         self.device = members[0].parameter.device
-        pairs = list(_pairs(members))
-        self.fused = [pair for pair in pairs if pair.fused]
-        self.comparisons = [*_whole(pairs), *_parts(self.fused, behind=self.count)]
-        self.pairs = list(dict.fromkeys(comparison.pair for comparison in self.comparisons))
-        self.groups = list({id(pair.bias.group): pair.bias.group for pair in self.pairs}.values())
+        self.affine = _affine(members)
+        self.comparisons = _comparisons(self.affine, behind=self.count)
+        groups = {id(layer.bias.group): layer.bias.group for layer in self.affine}
+        self.groups = list(groups.values())
         self.floors: list[float | None] = []
-        if not self.pairs:
-            return
-        self.lengths = [pair.bias.parameter.numel() for pair in self.pairs]
-        self.entries = torch.cat([self._owners(pair) for pair in self.pairs]).to(self.device)
-        self.bias = torch.tensor([comparison.bias for comparison in self.comparisons], device=self.device)
-        self.weight = torch.tensor([comparison.weight for comparison in self.comparisons], device=self.device)
-        self.scale = torch.tensor([comparison.pair.scale for comparison in self.comparisons], device=self.device)
+        self.lengths = [layer.bias.parameter.numel() for layer in self.affine]
+        self.owner = _owners(self.affine).to(self.device)
+        self.bias = self._on_device([comparison.bias for comparison in self.comparisons])
+        self.weight = self._on_device([comparison.weight for comparison in self.comparisons])
+        self.scale = self._on_device([comparison.layer.scale for comparison in self.comparisons])
 
-    def _owners(self, pair: Pair) -> Tensor:
-        """Return which comparison every entry of a bias belongs to."""
-        own = [position for position, comparison in enumerate(self.comparisons) if comparison.pair is pair]
-        owners = torch.full(pair.bias.parameter.shape, own[0])
-        if pair.fused:
-            for part, position in zip(pair.parts_of_bias(owners), own, strict=True):
-                part.fill_(position)
-        return owners
+    def _on_device(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, device=self.device)
 
     def signal(self, gradients: list[Tensor], norms: Tensor) -> list[Tensor | None] | None:
         """Return 1 for a gradient and 0 for rounding noise; nothing waits for the device.
@@ -164,19 +196,19 @@ class NoiseGuard:
         if all(floor == 0 for floor in floors):
             return None
         if floors != self.floors:
-            least = [comparison.pair.floor for comparison in self.comparisons]
-            self.floors, self.least = floors, torch.tensor(least, device=self.device)
-        silent = self.shares(gradients, norms) < self.least
-        heard = silent.logical_not()[self.entries].to(norms.dtype)
+            self.least = self._on_device([comparison.layer.floor for comparison in self.comparisons])
+            self.floors = floors
+        heard = self.shares(gradients, norms).less(self.least).logical_not()
+        entries = heard[self.owner].to(norms.dtype)
         signal: list[Tensor | None] = [None] * self.count
-        for pair, entries in zip(self.pairs, heard.split(self.lengths), strict=True):
-            signal[pair.bias.index] = entries.to(pair.bias.parameter.device)
+        for layer, own in zip(self.affine, entries.split(self.lengths), strict=True):
+            signal[layer.bias.index] = own.to(layer.bias.parameter.device)
         return signal
 
     def shares(self, gradients: list[Tensor], norms: Tensor) -> Tensor:
         """Return the RMS of every judged gradient relative to that of its weight, in the order of `comparisons`.
 
-        Where the weight's is zero or not finite (an fp16 norm overflows) the share is not finite, and nothing is silent.
+        Where the weight's is zero or not finite (an fp16 norm overflows) the share is not finite: nothing is silent.
 
         Args:
             gradients: Gradients in the order of the plan.
@@ -184,54 +216,72 @@ class NoiseGuard:
         """
         norms = self._with_parts(gradients, norms)
         terms = norms[self.weight]
-        return torch.where(terms.isfinite(), norms[self.bias] * self.scale / terms, torch.nan)
+        shares = norms[self.bias] * self.scale / terms
+        return shares.where(terms.isfinite(), torch.nan)
 
     def _with_parts(self, gradients: list[Tensor], norms: Tensor) -> Tensor:
         """Append the norms of the parts of fused weights and of their biases."""
         parts: list[Tensor] = []
-        for pair in self.fused:
-            parts += pair.parts_of_bias(gradients[pair.bias.index])
-            parts += pair.parts_of_weight(gradients[pair.weight.index])
+        for layer in self.affine:
+            if layer.fused:
+                parts += layer.parts_of_bias(gradients[layer.bias.index])
+                parts += layer.parts_of_weight(gradients[layer.weight.index])
         if not parts:
             return norms
-        return torch.cat([norms, torch.stack([norm.to(norms) for norm in torch._foreach_norm(parts)])])
+        found = [norm.to(norms) for norm in torch._foreach_norm(parts)]
+        return torch.cat([norms, torch.stack(found)])
 
 
-def _members(chunks: list[Chunk]) -> Iterator[Member]:
+def _members(chunks: list[Chunk]) -> list[Member]:
     """Number the parameters of a plan."""
-    index = 0
+    members: list[Member] = []
     for chunk in chunks:
+        group = chunk.group
         for position, name, parameter in zip(chunk.indices, chunk.names, chunk.params, strict=True):
-            views = tuple(MatrixView(*view) for view in chunk.group["views"][position] or ())
-            yield Member(index, name, parameter, views, chunk.group)
-            index += 1
+            said = group["views"][position] or ()
+            views = tuple(MatrixView(*view) for view in said)
+            members.append(Member(len(members), name, parameter, views, group))
+    return members
 
 
-def _pairs(members: list[Member]) -> Iterator[Pair]:
+def _affine(members: list[Member]) -> list[Affine]:
     """Find the weight of every judged bias by its name: `X.weight` of `X.bias`, `in_proj_weight` of `in_proj_bias`."""
-    counts = Counter(member.name for member in members)  # of two networks: a name that two share says nothing
-    named = {member.name: member for member in members if counts[member.name] == 1}
+    named = {member.name: member for member in members}
+    layers: list[Affine] = []
     for bias in members:
         path, dot, last = bias.name.rpartition(".")
         if not bias.judged or "bias" not in last:
             continue
-        names = [path + dot + last.replace("bias", weight) for weight in WEIGHTS]
-        weight = next((named[name] for name in names if name in named), None)
-        if weight is not None and weight.parameter.numel() % bias.parameter.numel() == 0:
-            yield Pair(bias, weight)
+        for other in WEIGHTS:
+            weight = named.get(path + dot + last.replace("bias", other))
+            if weight is not None and weight.parameter.numel() % bias.parameter.numel() == 0:
+                layers.append(Affine(bias, weight))
+                break
+    return layers
 
 
-def _whole(pairs: list[Pair]) -> Iterator[Comparison]:
-    """Compare whole biases, whose norms are those of the plan."""
-    for pair in pairs:
-        if not pair.fused:
-            yield Comparison(pair, pair.bias.index, pair.weight.index)
+def _comparisons(layers: list[Affine], *, behind: int) -> list[Comparison]:
+    """Say which norms are compared: those of parts stand behind those of the plan, biases first."""
+    comparisons: list[Comparison] = []
+    for layer in layers:
+        if not layer.fused:
+            comparisons.append(Comparison(layer, layer.bias.index, layer.weight.index))
+            continue
+        for bias in range(behind, behind + layer.parts):
+            comparisons.append(Comparison(layer, bias, bias + layer.parts))
+        behind += 2 * layer.parts
+    return comparisons
 
 
-def _parts(pairs: list[Pair], *, behind: int) -> Iterator[Comparison]:
-    """Compare the parts of fused biases, whose norms stand behind those of the plan."""
-    for pair in pairs:
-        count = len(pair.parts_of_weight(pair.weight.parameter.detach()))
-        for part in range(count):
-            yield Comparison(pair, behind + part, behind + count + part)
-        behind += 2 * count
+def _owners(layers: list[Affine]) -> Tensor:
+    """Return the comparison that every entry of every bias belongs to."""
+    owners = [torch.zeros(0, dtype=torch.long)]
+    first = 0
+    for layer in layers:
+        own = torch.full(layer.bias.parameter.shape, first)
+        if layer.fused:
+            for number, part in enumerate(layer.parts_of_bias(own)):
+                part.fill_(first + number)
+        owners.append(own)
+        first += layer.parts
+    return torch.cat(owners)

@@ -11,19 +11,19 @@ entry by no more than the rounding of its own update. The two exchanges then nee
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lightning_gluon.optimizer import Gluon
-
-__all__ = ["REFERENCES", "ReferencePoint", "enter_", "leave_", "record_", "reference_bytes"]
+from lightning_gluon.options import Group
+from lightning_gluon.two_point.exchange import Detour, Move, Shift, Swap, exchanged
 
 REFERENCES = ("copy", "step", "step8")
+TRANSPORTED = "transported"
 
 
 def record_(kind: str, state: dict[str, Tensor], parameter: Tensor, before: Tensor) -> None:
@@ -50,29 +50,43 @@ def record_(kind: str, state: dict[str, Tensor], parameter: Tensor, before: Tens
     parameter.sub_(step).add_(step)
 
 
-def enter_(kind: str, state: dict[str, Tensor], parameter: Tensor) -> None:
-    """Exchange the weights with the previous iterate, in place."""
+def way_back(kind: str, state: Mapping[str, Tensor], parameter: Tensor) -> Move:
+    """Return the move that takes the weights to the previous iterate and back, bit for bit."""
     if kind == "copy":
-        _swap_(parameter, state["previous"])
-    else:
-        parameter.sub_(_step(kind, state, parameter))
+        return Swap(parameter, state["previous"])
+    return Shift(parameter, partial(_step, kind, state, parameter))
 
 
-def leave_(kind: str, state: dict[str, Tensor], parameter: Tensor) -> None:
-    """Undo `enter_`, bit for bit."""
+def way_ahead(momentum: float, state: Mapping[str, Tensor], parameter: Tensor) -> Move:
+    """Return the move to the transported point `X + b / (1 - b) (X - X_prev)` and back."""
+    ahead = momentum / (1 - momentum)
+    return Detour(parameter, lambda here: parameter.add_(here - state["previous"], alpha=ahead))
+
+
+def reference_layout(kind: str, parameter: Tensor) -> dict[str, Tensor]:
+    """Return what is kept of one parameter's reference, by key.
+
+    Args:
+        kind: `copy`, `step` or `step8`.
+        parameter: The parameter.
+
+    Returns:
+        Tensors on the meta device: shapes and dtypes.
+
+    Example:
+        >>> {key: entry.dtype for key, entry in reference_layout("step", torch.ones(2, 3)).items()}
+        {'displacement': torch.bfloat16}
+    """
+    shape = parameter.shape
     if kind == "copy":
-        _swap_(parameter, state["previous"])
-    else:
-        parameter.add_(_step(kind, state, parameter))
-
-
-def reference_bytes(kind: str, parameter: Tensor) -> int:
-    """Return the persistent bytes of one parameter's reference."""
-    if kind == "copy":
-        return parameter.numel() * parameter.element_size()
+        return {"previous": parameter.detach().to("meta")}
     if kind == "step":
-        return 2 * parameter.numel()
-    return parameter.numel() + 4 * (parameter.shape[0] if parameter.ndim > 1 else 1)
+        return {"displacement": torch.empty(shape, dtype=torch.bfloat16, device="meta")}
+    scale = (shape[0], *(1 for _ in shape[1:])) if parameter.ndim > 1 else tuple(1 for _ in shape)
+    return {
+        "displacement": torch.empty(shape, dtype=torch.int8, device="meta"),
+        "displacement_scale": torch.empty(scale, dtype=torch.float32, device="meta"),
+    }
 
 
 def _store(state: dict[str, Tensor], key: str, value: Tensor) -> None:
@@ -89,7 +103,7 @@ def _row_scale(step: Tensor) -> Tensor:
     return torch.where(top > 0, top / 127, torch.ones_like(top))
 
 
-def _step(kind: str, state: dict[str, Tensor], parameter: Tensor) -> Tensor:
+def _step(kind: str, state: Mapping[str, Tensor], parameter: Tensor) -> Tensor:
     """Return the stored step, dequantised."""
     if kind == "step":
         return state["displacement"]
@@ -97,30 +111,62 @@ def _step(kind: str, state: dict[str, Tensor], parameter: Tensor) -> Tensor:
     return state["displacement"].to(wide).mul_(state["displacement_scale"])
 
 
-def _swap_(one: Tensor, other: Tensor) -> None:
-    held = one.clone()
-    one.copy_(other)
-    other.copy_(held)
+@dataclass
+class Visit:
+    """A stay at the reference point: the moves there, and whether it was used since the last step."""
+
+    moves: list[Move] = field(default_factory=list)
+    used: bool = False
+    folded: bool = False
+
+    @property
+    def away(self) -> bool:
+        """True while weights are at the reference point."""
+        return any(move.away for move in self.moves)
 
 
+@dataclass
 class ReferencePoint:
-    """Where an optimizer's further gradient is taken: the previous iterate, or the transported point of `igt`.
+    """The point of an optimizer's further gradient: the previous iterate, or the transported point of `igt`.
+
+    The whole model moves together, whatever each group's estimator is.
 
     Args:
-        optimizer: The optimizer; the whole model moves together, whatever each group's estimator is.
+        groups: The parameter groups.
+        state: The optimizer's state, by parameter.
+        points: For every group the point that its estimator needs: `None`, `previous` or `transported`.
+        visit: What is remembered between calls.
+
+    Raises:
+        ValueError: If groups need different points.
     """
 
-    def __init__(self, optimizer: Gluon) -> None:
-        self.optimizer = optimizer
-        self.used = False  # since the last step without a closure
-        self._held: dict[Tensor, Tensor] = {}
+    groups: Sequence[Group]
+    state: Mapping[Tensor, dict[str, Tensor]]
+    points: Sequence[str | None]
+    visit: Visit
+
+    def __post_init__(self) -> None:
+        """Find the one point that all groups agree on."""
+        points = set(self.points) - {None}
+        if len(points) > 1:
+            raise ValueError("Estimators that need gradients at different points cannot be mixed in one optimizer.")
+        self.point = points.pop() if points else None
 
     @property
     def kind(self) -> str:
         """How the previous iterate is kept, the same for all groups."""
-        if self.optimizer.reference_point == "transported":
-            return "copy"
-        return next(group["reference"] for group in self.optimizer.param_groups if "reference" in group)
+        return next((group["reference"] for group in self.groups if "reference" in group), REFERENCES[0])
+
+    @property
+    def needed(self) -> bool:
+        """True if the next step needs gradients at the reference point: from the second step on."""
+        return self.point is not None and any(group["steps"] > 0 for group in self.groups)
+
+    @property
+    def transported(self) -> bool:
+        """True if the point is ahead of the weights, and the only one where gradients are taken."""
+        return self.point == TRANSPORTED
 
     @contextmanager
     def exchanged(self) -> Iterator[None]:
@@ -132,62 +178,48 @@ class ReferencePoint:
         Raises:
             RuntimeError: If the method needs no reference, has taken no step, or is at it already.
         """
-        if not self.optimizer.needs_reference or self._held:
+        if not self.needed or self.visit.away:
             raise RuntimeError(
                 "There is no reference point now: the method needs none, no step was taken, or it is in use."
             )
-        moved: list[Tensor] = []
-        self.used = True
-        try:
-            with torch.no_grad():
-                for group in self.optimizer.param_groups:
-                    moved.extend(parameter for parameter in group["params"] if self._enter_(group, parameter))
+        self.visit.used = True
+        self.visit.moves = self._moves()
+        with exchanged(self.visit.moves):
             yield
-        finally:
-            with torch.no_grad():
-                for parameter in reversed(moved):
-                    self._leave_(parameter)
+        self.visit.moves = []
 
-    def _enter_(self, group: dict[str, Any], parameter: Tensor) -> bool:
-        state = self.optimizer.state.get(parameter, {})
-        if self.optimizer.reference_point == "previous":
-            if "previous" not in state and "displacement" not in state:
-                return False
-            enter_(self.kind, state, parameter)
-            return True
-        if "previous" not in state or group["estimator"] != "igt":
-            return False
-        self._held[parameter] = parameter.clone()
-        ahead = group["momentum"] / (1 - group["momentum"])
-        parameter.add_(self._held[parameter] - state["previous"], alpha=ahead)
-        return True
-
-    def _leave_(self, parameter: Tensor) -> None:
-        if parameter in self._held:
-            parameter.copy_(self._held.pop(parameter))
-        else:
-            leave_(self.kind, self.optimizer.state[parameter], parameter)
+    def _moves(self) -> list[Move]:
+        moves = []
+        for group, point in zip(self.groups, self.points, strict=True):
+            for parameter in group["params"]:
+                state = self.state.get(parameter, {})
+                kept = "previous" in state or "displacement" in state
+                if kept and not self.transported:
+                    moves.append(way_back(self.kind, state, parameter))
+                elif kept and point is not None:
+                    moves.append(way_ahead(group["momentum"], state, parameter))
+        return moves
 
     @contextmanager
     def tracking(self, params: Sequence[Tensor]) -> Iterator[None]:
         """Record where parameters come from while they are moved."""
-        if self.optimizer.reference_point is None:
+        if self.point is None:
             yield
             return
-        kind, state = self.kind, self.optimizer.state
         before = [parameter.clone() for parameter in params]
         yield
         for parameter, previous in zip(params, before, strict=True):
-            record_(kind, state[parameter], parameter, previous)
+            record_(self.kind, self.state[parameter], parameter, previous)
 
     def stay(self, stepped: set[Tensor]) -> None:
         """Record that a parameter which took no step was already here one iterate ago."""
-        if self.optimizer.reference_point is None:
+        if self.point is None:
             return
-        for group in self.optimizer.param_groups:
+        for group in self.groups:
             for parameter in group["params"]:
-                if parameter not in stepped and self.optimizer.state.get(parameter):
-                    record_(self.kind, self.optimizer.state[parameter], parameter, parameter.clone())
+                state = self.state.get(parameter)
+                if state and parameter not in stepped:
+                    record_(self.kind, state, parameter, parameter.clone())
 
     @contextmanager
     def folding(self) -> Iterator[None]:
@@ -199,21 +231,39 @@ class ReferencePoint:
         Yields:
             Nothing; run the backward pass of the second gradient inside.
         """
-        optimizer = self.optimizer
         hooks, waiting = [], {}
-        for group in optimizer.param_groups:
-            factor = -group["momentum"] if group.get("fold") else 0.0
-            for parameter in group["params"]:
-                share = factor if parameter in optimizer.state else 0.0  # on its first step c_old is c_new
-                if parameter.requires_grad:
-                    hooks.append(parameter.register_hook(lambda gradient, share=share: gradient * share))
-                if group.get("fold") == "bfloat16" and parameter.grad is not None:
-                    waiting[parameter], parameter.grad = parameter.grad.to(torch.bfloat16), None
+        for group in self.groups:
+            for parameter in filter(_learns, group["params"]):
+                hooks.append(parameter.register_hook(_times(self._share(group, parameter))))
+            if isinstance(group.get("fold"), str):
+                waiting.update(_set_aside_(group["params"], getattr(torch, group["fold"])))
         try:
             yield
-            optimizer.folded = True
+            self.visit.folded = True
         finally:
             for hook in hooks:
                 hook.remove()
             for parameter, first in waiting.items():
-                parameter.grad = first.to(parameter.dtype) if parameter.grad is None else parameter.grad.add_(first)
+                second, first = parameter.grad, first.to(parameter.dtype)
+                parameter.grad = first if second is None else second.add_(first)
+
+    def _share(self, group: Group, parameter: Tensor) -> float:
+        """Return the factor of `c_old`; on a parameter's first step, where c_old is c_new, it is zero."""
+        return -group["momentum"] if group.get("fold") and parameter in self.state else 0.0
+
+
+def _learns(parameter: Tensor) -> bool:
+    return parameter.requires_grad
+
+
+def _times(factor: float) -> Callable[[Tensor], Tensor]:
+    return lambda gradient: gradient * factor
+
+
+def _set_aside_(params: Iterable[Tensor], dtype: torch.dtype) -> dict[Tensor, Tensor]:
+    """Take gradients off their parameters, and return them in another dtype."""
+    aside = {}
+    for parameter in params:
+        if parameter.grad is not None:
+            aside[parameter], parameter.grad = parameter.grad.to(dtype), None
+    return aside

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
-__all__ = ["atomic_write", "cache_folder", "digest"]
+__all__ = ["atomic_write", "cache_folder", "cached", "digest"]
+
+T = TypeVar("T")
 
 
 def cache_folder(folder: str | None) -> Path:
@@ -19,9 +23,32 @@ def cache_folder(folder: str | None) -> Path:
     return Path(place).expanduser()
 
 
+def cached(path: Path, read: Callable[[Path], T], write: Callable[[Path], None]) -> T:
+    """Read a file of the cache, and make it first where it is missing or cannot be read.
+
+    Args:
+        path: The file.
+        read: Reads it, and raises if it is not whole.
+        write: Makes it.
+
+    Returns:
+        The content that `read` returned.
+    """
+    if path.exists():
+        try:
+            return read(path)
+        except Exception as error:  # a reader may say anything of a file that is cut off
+            warnings.warn(f"The file '{path}' of the cache cannot be read and is made anew: {error}", stacklevel=2)
+    with atomic_write(path) as temporary:
+        write(temporary)
+    return read(path)
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Give a temporary file in the same folder that becomes `path` if the block succeeds and vanishes if not.
+
+    The file is on the disk before it has its name: a machine that stops does not leave a part of it behind.
 
     Args:
         path: The file to make.
@@ -35,6 +62,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

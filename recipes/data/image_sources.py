@@ -1,23 +1,33 @@
-"""Where images come from: scikit-learn's digits, parquet files, a folder of images, a dataset on the hub."""
+"""Sources of images: scikit-learn's digits, parquet files, a folder of images, a dataset on the hub."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from recipes.data.encoded import EncodedImage, ImageFile
+from recipes.data.hub import find_split, load_dataset
 from recipes.extras import require
 
-__all__ = ["ImageSource", "read_digits", "read_folder", "read_hub_images", "read_parquet"]
+__all__ = ["ImageSource", "read_digits", "read_folder", "read_hub_images", "read_parquet", "resize"]
 
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label", "labels")
+_SPLITS = ("train", "val", "test")
 _IN_MEMORY = 1 << 30  # bytes of decoded images that are kept; above, images are decoded when they are asked for
+_MOST_CLASSES = 1_000_000
+
+
+class Encoded(Protocol):
+    """An image that can be decoded, and says where it is if it cannot."""
+
+    def pixels(self) -> Tensor:
+        """Return the decoded image `(c, h, w)` as bytes."""
 
 
 @dataclass(frozen=True)
@@ -27,36 +37,42 @@ class ImageSource:
     Args:
         labels: Class indices, shape `(n,)`.
         pixels: Decoded images `(n, c, h, w)` as bytes, where all have one shape and fit into memory.
-        items: Whatever `decode` turns into an image, where they do not.
-        decode: Maps an item to a `(c, h, w)` tensor of bytes.
+        items: Encoded images, where they do not.
     """
 
     labels: Tensor
     pixels: Tensor | None = None
-    items: Sequence[Any] | None = None
-    decode: Callable[[Any], Tensor] | None = None
+    items: Sequence[Encoded] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def channels(self) -> int:
+        """Channels of every image; those that are decoded on demand are coloured."""
+        return 3 if self.pixels is None else self.pixels.shape[1]
 
     def images(self, indices: Sequence[int], size: int | None) -> Tensor:
         """Return the images at `indices` as bytes `(len(indices), c, h, w)`, resized to `size` where it is given."""
         if self.pixels is not None:
             return resize(self.pixels[torch.as_tensor(indices)], size)
-        assert self.items is not None and self.decode is not None
-        images = [resize(self.decode(self.items[i])[None], size) for i in indices]
+        images = []
+        for i in indices:
+            pixels = self.items[i].pixels()
+            images.append(resize(pixels, size))
         shapes = {tuple(image.shape) for image in images}
         if len(shapes) > 1:
-            raise ValueError(
-                f"Expected images of one shape, but got {sorted(shapes)[:3]}. Set `image_size` to resize them."
-            )
-        return torch.cat(images)
+            few = sorted(shapes)[:3]
+            raise ValueError(f"Expected images of one shape, but got {few}. Set `image_size` to resize them.")
+        return torch.stack(images)
 
     def subset(self, indices: Tensor) -> ImageSource:
         """Return the source restricted to `indices`."""
-        pixels = None if self.pixels is None else self.pixels[indices]
-        items = None if self.items is None else _Picked(self.items, indices.tolist())
-        return ImageSource(self.labels[indices], pixels, items, self.decode)
+        labels = self.labels[indices]
+        if self.pixels is not None:
+            return ImageSource(labels, self.pixels[indices])
+        picked = _Picked(self.items, indices.tolist())
+        return ImageSource(labels, items=picked)
 
 
 class _Picked(Sequence[Any]):
@@ -74,16 +90,14 @@ class _Picked(Sequence[Any]):
 
 def resize(images: Tensor, size: int | None) -> Tensor:
     """Scale the shorter side to `size` and crop the middle; images that have that size already are returned as is."""
-    height, width = images.shape[-2:]
-    if size is None or (height, width) == (size, size):
+    if size is None:
         return images
-    scale = size / min(height, width)
-    new = (max(size, round(height * scale)), max(size, round(width * scale)))
-    scaled = (
-        torch.nn.functional.interpolate(images.float(), new, mode="bilinear", antialias=True).round_().clamp_(0, 255)
-    )
-    top, left = (new[0] - size) // 2, (new[1] - size) // 2
-    return scaled[..., top : top + size, left : left + size].to(torch.uint8)
+    target = (size, size)
+    if images.shape[-2:] == target:
+        return images
+    functional = require("torchvision.transforms.v2.functional", "vision")
+    scaled = functional.resize(images, [size], antialias=True)
+    return functional.center_crop(scaled, target)
 
 
 def read_digits() -> dict[str, ImageSource]:
@@ -95,11 +109,22 @@ def read_digits() -> dict[str, ImageSource]:
     datasets = require("sklearn.datasets", "vision")
     selection = require("sklearn.model_selection", "vision")
     digits = datasets.load_digits()
-    pixels = torch.from_numpy(digits.images * (255.0 / 16.0)).round().to(torch.uint8)[:, None]
-    source = ImageSource(torch.from_numpy(digits.target).long(), pixels)
+    labels = torch.from_numpy(digits.target).long()
+    sixteenths = torch.from_numpy(digits.images)
+    pixels = (sixteenths * (255 / 16)).round().to(torch.uint8)
+    source = ImageSource(labels, pixels.unsqueeze(1))
     indices = torch.arange(len(source)).numpy()
-    train, test = selection.train_test_split(indices, test_size=0.2, random_state=0, stratify=digits.target)
-    return {"train": source.subset(torch.from_numpy(train)), "test": source.subset(torch.from_numpy(test))}
+    train, test = selection.train_test_split(
+        indices,
+        test_size=0.2,
+        random_state=0,
+        stratify=digits.target,
+    )
+    splits = {}
+    for name, part in (("train", train), ("test", test)):
+        chosen = torch.from_numpy(part)
+        splits[name] = source.subset(chosen)
+    return splits
 
 
 def read_parquet(path: str | Path) -> dict[str, ImageSource]:
@@ -115,85 +140,95 @@ def read_parquet(path: str | Path) -> dict[str, ImageSource]:
 
     Raises:
         FileNotFoundError: If there is no training file.
+        ValueError: If a row has no image or no class.
     """
     folder = Path(path).expanduser()
-    files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
-    groups = {split: [f for f in files if f.name.startswith(split)] for split in ("train", "val", "test")}
-    if not groups["train"]:
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        files = sorted(folder.glob("data/*.parquet"))
+    splits = {}
+    for split in _SPLITS:
+        found = [file for file in files if file.name.startswith(split)]
+        if found:
+            splits[split] = _read_parquet_split(found)
+    if "train" not in splits:
+        names = [file.name for file in files]
         raise FileNotFoundError(
-            f"Expected `train*.parquet` in '{folder}', but found {[f.name for f in files] or 'no parquet file'}. "
+            f"Expected `train*.parquet` in '{folder}', but found {names or 'no parquet file'}. "
             "Give the folder that holds the parquet files, or use source='digits', which needs no file."
         )
-    return {split: _read_parquet_split(paths) for split, paths in groups.items() if paths}
+    return splits
 
 
 def _read_parquet_split(files: list[Path]) -> ImageSource:
-    parquet = require("pyarrow.parquet", "vision")
-    blobs: list[Any] = []
-    labels: list[int] = []
+    items: list[EncodedImage] = []
+    labels: list[Tensor] = []
     for file in files:
-        try:
-            table = parquet.read_table(file)
-        except (OSError, ValueError) as error:  # pyarrow's errors derive from both
-            raise ValueError(f"Expected a readable parquet file, but '{file}' is not: {error}") from error
-        image = _column(table.column_names, _IMAGE_COLUMNS, file)
-        label = _column(table.column_names, _LABEL_COLUMNS, file)
-        blobs += [value["bytes"] if isinstance(value, dict) else value for value in table[image].to_pylist()]
-        labels += table[label].to_pylist()
-    if not labels:
-        raise ValueError(f"Expected images, but the files {[f.name for f in files]} have no rows.")
-    return _decoded(blobs, torch.tensor(labels), _decode_bytes)
+        table, place = _read_table(file), str(file)
+        image = _column(table.column_names, _IMAGE_COLUMNS, place)
+        label = _column(table.column_names, _LABEL_COLUMNS, place)
+        classes = _classes(table[label].to_pylist(), place)
+        labels.append(classes)
+        items += _encoded(table[image].to_pylist(), place)
+    if not items:
+        names = [file.name for file in files]
+        raise ValueError(f"Expected images, but the files {names} have no rows.")
+    return _decoded(items, torch.cat(labels))
 
 
-def _column(names: list[str], wanted: tuple[str, ...], file: Path) -> str:
+def _read_table(file: Path) -> Any:
+    parquet = require("pyarrow.parquet", "vision")
+    arrow_error = require("pyarrow", "vision").ArrowException
+    if not file.is_file():  # reading a device may never end
+        raise ValueError(f"Expected a readable parquet file, but '{file}' is a device, a pipe or a link to nothing.")
+    try:
+        return parquet.read_table(file)
+    except (arrow_error, OSError) as error:
+        raise ValueError(f"Expected a readable parquet file, but '{file}' is not: {error}") from error
+
+
+def _column(names: list[str], wanted: tuple[str, ...], table: str) -> str:
     for name in wanted:
         if name in names:
             return name
-    raise ValueError(f"Expected a column out of {wanted} in '{file}', but it has {names}.")
+    raise ValueError(f"Expected a column out of {wanted} in '{table}', but it has {names}.")
 
 
-def _decode_bytes(blob: bytes) -> Tensor:
-    image = require("PIL.Image", "vision")
-    try:
-        with image.open(io.BytesIO(blob)) as opened:
-            return _to_tensor(opened)
-    except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"Expected an encoded image (PNG, JPEG), but the bytes cannot be decoded: {error}") from error
+def _encoded(values: list[Any], table: str) -> Iterator[EncodedImage]:
+    for row, value in enumerate(values):
+        if isinstance(value, dict):
+            value = value.get("bytes")
+        yield EncodedImage(value, table, row)
 
 
-def _decode_file(path: str) -> Tensor:
-    try:
-        return _decode_bytes(Path(path).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"Expected an image file, but '{path}' cannot be decoded: {error}") from error
+def _classes(values: Sequence[Any], table: str) -> Tensor:
+    """Return labels as class indices."""
+    for row, value in enumerate(values):
+        if not _is_class(value):
+            raise ValueError(
+                f"Expected class indices, whole numbers from 0 to {_MOST_CLASSES - 1:,}, but the label in row {row} of "
+                f"'{table}' is {value!r}."
+            )
+    return torch.tensor([int(value) for value in values], dtype=torch.long)
 
 
-def _to_tensor(image: Any) -> Tensor:
-    if image.mode[0] in "IF":  # `convert` cuts off above 255
-        image = _eight_bits(image)
-    pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, 3).permute(2, 0, 1)  # some sets mix grey and coloured images
+def _is_class(value: Any) -> bool:
+    """Whether a label is a class index; a whole number that is stored as a float is one."""
+    if not isinstance(value, (int, float)):
+        return False
+    return 0 <= value < _MOST_CLASSES and value == int(value)
 
 
-def _eight_bits(image: Any) -> Any:
-    """Scale a grey image of 16 bits to 8."""
-    if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, whose scale is not known. Save it with 8 or 16 bits.")
-    grey = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32)
-    scaled = (grey.float() / 257).round().clamp(0, 255).to(torch.uint8)
-    return require("PIL.Image", "vision").frombytes("L", image.size, scaled.numpy().tobytes())
-
-
-def _decoded(items: Sequence[Any], labels: Tensor, decode: Callable[[Any], Tensor]) -> ImageSource:
+def _decoded(items: Sequence[Encoded], labels: Tensor) -> ImageSource:
     """Decode everything where the images are alike and small, leave them encoded where not."""
-    first = decode(items[0])
+    first = items[0].pixels()
     if first.numel() * len(items) > _IN_MEMORY:
-        return ImageSource(labels, items=items, decode=decode)
+        return ImageSource(labels, items=items)
     images = []
     for item in items:
-        image = decode(item)
+        image = item.pixels()
         if image.shape != first.shape:
-            return ImageSource(labels, items=items, decode=decode)
+            return ImageSource(labels, items=items)
         images.append(image)
     return ImageSource(labels, torch.stack(images))
 
@@ -213,27 +248,44 @@ def read_folder(path: str | Path) -> dict[str, ImageSource]:
         FileNotFoundError: If the folder is missing or holds no image.
         ValueError: If `train` lacks a class that another split has.
     """
-    folder = require("torchvision.datasets", "vision").ImageFolder
     root = Path(path).expanduser()
-    roots = {split: root / split for split in ("train", "val", "test") if (root / split).is_dir()}
-    if roots and "train" not in roots:
-        raise FileNotFoundError(f"Expected a folder `train` in '{root}' beside {sorted(roots)}, but there is none.")
-    splits: dict[str, ImageSource] = {}
-    classes: dict[str, int] = {}
-    for split, place in (roots or {"train": root}).items():
-        try:
-            found = folder(str(place))
-        except (FileNotFoundError, OSError) as error:
-            raise FileNotFoundError(
-                f"Expected '{place}' to hold one folder of images per class, but: {error} "
-                "Give another `path`, or use source='digits', which needs no file."
-            ) from error
-        classes = classes or found.class_to_idx  # a split that lacks a class would count from its own first one
-        if unknown := sorted(set(found.classes) - set(classes)):
-            raise ValueError(f"Expected the classes of `train` in '{place}', but it also has {unknown[:5]}.")
-        labels = torch.tensor([classes[found.classes[label]] for label in found.targets])
-        splits[split] = ImageSource(labels, items=[file for file, _ in found.samples], decode=_decode_file)
-    return splits
+    folders = {}
+    for split in _SPLITS:
+        place = root / split
+        if place.is_dir():
+            folders[split] = place
+    if not folders:
+        folders["train"] = root
+    if "train" not in folders:
+        names = sorted(folders)
+        raise FileNotFoundError(f"Expected a folder `train` in '{root}' beside {names}, but there is none.")
+    found = {split: _image_folder(place) for split, place in folders.items()}
+    classes = found["train"].class_to_idx
+    return {split: _folder_split(images, classes) for split, images in found.items()}
+
+
+def _folder_split(found: Any, classes: dict[str, int]) -> ImageSource:
+    """Return a split's images; one that lacks a class would count its own from the first it has."""
+    unknown = set(found.classes).difference(classes)
+    if unknown:
+        few = sorted(unknown)[:5]
+        raise ValueError(f"Expected the classes of `train` in '{found.root}', but it also has {few}.")
+    items, labels = [], []
+    for file, label in found.samples:
+        name = found.classes[label]
+        items.append(ImageFile(file))
+        labels.append(classes[name])
+    return ImageSource(torch.tensor(labels), items=items)
+
+
+def _image_folder(place: Path) -> Any:
+    try:
+        return require("torchvision.datasets", "vision").ImageFolder(str(place))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"Expected '{place}' to hold one folder of images per class, but: {error} "
+            "Give another `path`, or use source='digits', which needs no file."
+        ) from error
 
 
 def read_hub_images(name: str) -> dict[str, ImageSource]:
@@ -249,35 +301,40 @@ def read_hub_images(name: str) -> dict[str, ImageSource]:
         ConnectionError: If the hub cannot be reached or does not know the id.
         ValueError: If there is no split `train`, or no column with images or labels.
     """
-    datasets = require("datasets", None)
-    try:
-        loaded = datasets.load_dataset(name)
-    except Exception as error:  # the hub's client raises a dozen unrelated types when there is no network
-        raise ConnectionError(
-            f"Expected to load '{name}' from the hub, but: {type(error).__name__}: {error} Without a network use "
-            "source='digits' (embedded) or source='parquet' with the `path` of a local copy."
-        ) from error
-    if "train" not in loaded:
-        raise ValueError(f"Expected a split `train` in '{name}', but it has {sorted(loaded)}.")
+    loaded = load_dataset(name, None, otherwise="source='digits' (embedded) or source='parquet'")
     splits = {}
-    for split, names in (("train", ("train",)), ("val", ("validation", "valid", "val")), ("test", ("test",))):
-        found = next((n for n in names if n in loaded), None)
-        if found is None:
-            continue
-        table = loaded[found]
-        image = _column(table.column_names, _IMAGE_COLUMNS, Path(name))
-        label = _column(table.column_names, _LABEL_COLUMNS, Path(name))
-        splits[split] = ImageSource(
-            torch.tensor(table[label]), items=table.select_columns(image), decode=_Decode(image)
-        )
+    for split in _SPLITS:
+        found = find_split(loaded, split)
+        if found is not None:
+            splits[split] = _hub_split(loaded[found], f"{name} ({found})")
     return splits
 
 
-@dataclass(frozen=True)
-class _Decode:
-    """Decode a row of a hub dataset; a class, because workers have to pickle it."""
+def _hub_split(table: Any, name: str) -> ImageSource:
+    image = _column(table.column_names, _IMAGE_COLUMNS, name)
+    label = _column(table.column_names, _LABEL_COLUMNS, name)
+    values = list(table[label])
+    labels = _classes(values, name)
+    datasets = require("datasets", None)
+    as_stored = datasets.Image(decode=False)
+    rows = table.select_columns(image).cast_column(image, as_stored)
+    return ImageSource(labels, items=_HubImages(rows, image, name))
 
-    column: str
 
-    def __call__(self, row: dict[str, Any]) -> Tensor:
-        return _to_tensor(row[self.column])
+class _HubImages(Sequence[Encoded]):
+    """Images of a hub dataset, encoded, each read when it is asked for."""
+
+    def __init__(self, rows: Any, column: str, name: str) -> None:
+        self.rows, self.column, self.name = rows, column, name
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: Any) -> Any:
+        row = self.rows[i]
+        value = row[self.column] or {}
+        blob = value.get("bytes")
+        path = value.get("path")
+        if blob is None and path:
+            return ImageFile(path)
+        return EncodedImage(blob, self.name, i)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +13,24 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from recipes.data.cache import atomic_write, cache_folder, digest
+from lightning_gluon.valid import number, one_of, whole
+from recipes.data.cache import cache_folder, cached, digest
 from recipes.data.loader import ResumableLoader, default_seed
 from recipes.data.text_sources import Corpus, read_files, read_hub_text, read_python
-from recipes.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer, train_bpe
+from recipes.data.tokenizer import ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer, train_bpe
 
 __all__ = ["PackedTokens", "TextData"]
+
+_PATHS = {"files": "a text file or a folder of them", "hub": "a hub id such as `JeanKaddour/minipile`"}
+_CHECKS = {
+    "source": one_of("python", "packages", "files", "hub"),
+    "seq_len": whole(1),
+    "batch_size": whole(1),
+    "val_fraction": number(0, 1),
+    "max_bytes": whole(1, none="everything"),
+    "max_val_sequences": whole(1, none="all"),
+    "num_workers": whole(),
+}
 
 
 class PackedTokens(Dataset[Any]):
@@ -52,10 +65,11 @@ class TextData(LightningDataModule):
 
     Args:
         source: `python` (embedded: the standard library's sources), `packages` (those and the installed packages'),
-            `files` (a text file or a folder) or `hub` (an id).
+            `files` (text, JSON lines or parquet: a file or a folder) or `hub` (an id).
         path: The file or folder of `files`, the id of `hub`.
         val_path: A file or folder that is held out, for `files`.
         hub_config: Name of the hub dataset's configuration.
+        column: The column with the text, of JSON lines, parquet and the hub.
         tokenizer: `bpe` (trained on the training split), `bytes`, or a model's hub id or folder.
         vocab_size: Number of tokens of `bpe`.
         seq_len: Predictions per sequence.
@@ -68,7 +82,7 @@ class TextData(LightningDataModule):
         seed: Seed of the order; None takes the one of `seed_everything`.
 
     Raises:
-        ValueError: If the source is unknown or lacks its `path`.
+        ValueError: If the source is unknown or lacks its `path`, or a number is out of range.
     """
 
     def __init__(
@@ -77,6 +91,7 @@ class TextData(LightningDataModule):
         path: str | None = None,
         val_path: str | None = None,
         hub_config: str | None = None,
+        column: str = "text",
         tokenizer: str = "bpe",
         vocab_size: int = 4096,
         seq_len: int = 256,
@@ -88,13 +103,16 @@ class TextData(LightningDataModule):
         num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
+        given = locals()
+        for name, check in _CHECKS.items():
+            check(name, given[name])
         super().__init__()
-        if source not in ("python", "packages", "files", "hub"):
-            raise ValueError(f"Expected `source` to be one of python, packages, files, hub, but got {source!r}.")
-        if source in ("files", "hub") and not path:
-            kind = "a text file or a folder of them" if source == "files" else "a hub id such as `JeanKaddour/minipile`"
-            raise ValueError(f"Expected `path` with source={source!r}: {kind}.")
-        self.source, self.path, self.val_path, self.hub_config = source, path, val_path, hub_config
+        if source in _PATHS and not path:
+            raise ValueError(f"Expected `path` with source={source!r}: {_PATHS[source]}.")
+        if tokenizer == "bpe":
+            check_vocabulary(vocab_size)
+        self.source, self.path, self.val_path = source, path, val_path
+        self.hub_config, self.column = hub_config, column
         self.tokenizer_name, self.bpe_size = tokenizer, vocab_size
         self.seq_len, self.batch_size, self.num_workers = seq_len, batch_size, num_workers
         self.val_fraction, self.max_bytes, self.max_val_sequences = val_fraction, max_bytes, max_val_sequences
@@ -117,9 +135,8 @@ class TextData(LightningDataModule):
         """
         if self.tokens:
             return
-        tokenizer, files = self._tokenize()
+        tokenizer, tokens = self._tokenize()
         self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
-        tokens = {split: np.load(file, mmap_mode="r") for split, file in files.items()}
         for split, array in tokens.items():
             if len(array) <= self.seq_len:
                 raise ValueError(
@@ -129,30 +146,30 @@ class TextData(LightningDataModule):
         self.tokens = tokens
 
     def _read(self) -> Corpus:
+        bounds = self.max_bytes, self.val_fraction
         if self.source == "files":
-            return read_files(str(self.path), self.max_bytes, self.val_fraction, val_path=self.val_path)
+            return read_files(str(self.path), *bounds, val_path=self.val_path, column=self.column)
         if self.source == "hub":
-            return read_hub_text(str(self.path), self.hub_config, self.max_bytes, self.val_fraction)
-        return read_python(self.max_bytes, self.val_fraction, packages=self.source == "packages")
+            return read_hub_text(str(self.path), self.hub_config, *bounds, column=self.column)
+        return read_python(*bounds, packages=self.source == "packages")
 
-    def _tokenize(self) -> tuple[Tokenizer, dict[str, Path]]:
+    def _tokenize(self) -> tuple[Tokenizer, dict[str, np.ndarray]]:
         corpus = self._read()
-        text = digest(chain(corpus.train, ["held out"], corpus.val))
-        tokenizer = self._tokenizer(corpus.train, digest(corpus.train))
-        name = digest([text, tokenizer.key])
-        files = {split: self.cache / f"tokens-{name}-{split}.npy" for split in ("train", "val")}
+        everything = chain(corpus.train, ["held out"], corpus.val)
+        tokenizer = self._tokenizer(corpus.train)
+        name = digest([digest(everything), tokenizer.key])
+        tokens = {}
         for split, documents in (("train", corpus.train), ("val", corpus.val)):
-            if not files[split].exists():
-                tokens = np.concatenate([np.zeros(0, np.uint32), *tokenizer.encode(documents)])
-                with atomic_write(files[split]) as temporary, temporary.open("wb") as handle:
-                    np.save(handle, tokens)
-        return tokenizer, files
+            write = partial(_write_tokens, tokenizer, documents)
+            tokens[split] = cached(self.cache / f"tokens-{name}-{split}.npy", _read_tokens, write)
+        return tokenizer, tokens
 
-    def _tokenizer(self, documents: list[str], fingerprint: str) -> Tokenizer:
+    def _tokenizer(self, documents: list[str]) -> Tokenizer:
         if self.tokenizer_name == "bytes":
             return ByteTokenizer()
         if self.tokenizer_name == "bpe":
-            return train_bpe(documents, self.bpe_size, self.cache / f"bpe-{fingerprint}-{self.bpe_size}.json")
+            file = f"bpe-{digest(documents)}-{self.bpe_size}-words.json"
+            return train_bpe(documents, self.bpe_size, self.cache / file)
         return load_tokenizer(self.tokenizer_name)
 
     def train_dataloader(self) -> ResumableLoader:
@@ -168,8 +185,10 @@ class TextData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the held-out sequences in order."""
-        end = None if self.max_val_sequences is None else self.max_val_sequences * self.seq_len + 1
-        dataset = PackedTokens(self.tokens["val"][:end], self.seq_len)
+        tokens = self.tokens["val"]
+        if self.max_val_sequences is not None:
+            tokens = tokens[: self.max_val_sequences * self.seq_len + 1]
+        dataset = PackedTokens(tokens, self.seq_len)
         return DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -179,3 +198,18 @@ class TextData(LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the held-out sequences in order."""
         return self.val_dataloader()
+
+
+def _write_tokens(tokenizer: Tokenizer, documents: list[str], file: Path) -> None:
+    none = np.zeros(0, np.uint32)
+    encoded = tokenizer.encode(documents)
+    tokens = np.concatenate([none, *encoded])
+    with file.open("wb") as handle:
+        np.save(handle, tokens)
+
+
+def _read_tokens(file: Path) -> np.ndarray:
+    tokens = np.load(file, mmap_mode="r")
+    if tokens.dtype != np.uint32 or tokens.ndim != 1:
+        raise ValueError(f"it holds an array of {tokens.dtype} with shape {tokens.shape}, which is no list of tokens")
+    return tokens

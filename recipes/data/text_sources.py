@@ -1,6 +1,6 @@
-"""Where text comes from: the Python sources of this environment, local files, a dataset on the hub.
+"""Sources of text: the Python sources of this environment, local files, a dataset on the hub.
 
-A source is a list of training documents and a list of held-out ones. Documents are kept whole, or one file is cut at
+A source is a list of training documents and a list of held-out ones. Documents are kept whole, or one text is cut at
 one place; no held-out character is ever trained on.
 """
 
@@ -10,15 +10,17 @@ import sysconfig
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
-from recipes.extras import require
+from recipes.data.hub import find_split, load_dataset
+from recipes.data.text_files import find_files, read_documents, read_source
 
 __all__ = ["Corpus", "read_files", "read_hub_text", "read_python"]
 
 _BUCKETS = 10_000  # resolution of the held-out fraction
-_TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".json", ".jsonl", ".csv", ".tex", ".html", ".c", ".h", ".cpp", ".rs")
+_PACKAGES = ("site-packages/", "dist-packages/")
+_WITHOUT_NETWORK = "source='python' (embedded: the sources of this Python) or source='files'"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,13 @@ class Corpus:
 
     train: list[str]
     val: list[str]
+
+
+class Document(NamedTuple):
+    """A text and the name whose checksum says whether it is held out."""
+
+    name: str
+    text: str
 
 
 def read_python(max_bytes: int | None, val_fraction: float, *, packages: bool = False) -> Corpus:
@@ -54,11 +63,13 @@ def read_python(max_bytes: int | None, val_fraction: float, *, packages: bool = 
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     files = _sources(root)
-    files = {n: p for n, p in files.items() if packages or not n.startswith(("site-packages/", "dist-packages/"))}
     if packages:  # those of a virtual environment lie elsewhere
-        files |= _sources(Path(sysconfig.get_paths()["purelib"]), "site-packages/")
-    ordered = sorted(files, key=lambda n: (_checksum(n), n))
-    corpus = _split_documents(_read_all(files[n] for n in ordered), ordered, max_bytes, val_fraction)
+        files |= _sources(Path(sysconfig.get_paths()["purelib"]), _PACKAGES[0])
+    else:
+        files = {name: file for name, file in files.items() if not name.startswith(_PACKAGES)}
+    ordered = sorted(files, key=_by_checksum)
+    documents = (Document(name, read_source(files[name])) for name in ordered)
+    corpus = _split(documents, max_bytes, val_fraction)
     if not any(corpus.train):
         raise FileNotFoundError(
             f"Expected Python sources under '{root}', but found none to read. Use source='files' with `path`."
@@ -67,41 +78,48 @@ def read_python(max_bytes: int | None, val_fraction: float, *, packages: bool = 
 
 
 def _sources(root: Path, prefix: str = "") -> dict[str, Path]:
-    return {prefix + p.relative_to(root).as_posix(): p for p in root.rglob("*.py") if p.is_file()}
+    files = {}
+    for file in root.rglob("*.py"):
+        name = file.relative_to(root).as_posix()
+        if file.is_file():
+            files[prefix + name] = file
+    return files
 
 
-def read_files(path: str, max_bytes: int | None, val_fraction: float, *, val_path: str | None = None) -> Corpus:
-    """Read a text file, or all text files below a folder.
+def read_files(
+    path: str, max_bytes: int | None, val_fraction: float, *, val_path: str | None = None, column: str = "text"
+) -> Corpus:
+    """Read a file, or all files with documents below a folder.
+
+    A text file is one document. JSON-lines and parquet files have a document per row.
 
     Args:
         path: A file or a folder.
         max_bytes: Where to stop reading; None reads everything.
-        val_fraction: Part that is held out: of the files, or the end of the text where the files are too few.
-        val_path: A file or a folder to hold out instead. A training file with the same text is left out.
+        val_fraction: Part that is held out: of the documents, or the end of the text where they are too few.
+        val_path: A file or a folder to hold out instead. A training document with the same text is left out.
+        column: The column with the text, where a file has columns.
 
     Returns:
         The corpus.
 
     Raises:
-        ValueError: If nothing is left to train on or to hold out.
+        ValueError: If a file is no text, or nothing is left to train on or to hold out.
     """
-    files = _text_files(path)
-    if val_path is not None:
-        held_out = _text_files(val_path)
-        shared = {f.resolve() for f in files} & {f.resolve() for f in held_out}
-        if shared:
-            raise ValueError(f"Expected `path` and `val_path` to share no file, but both hold '{min(shared)}'.")
-        val = dict.fromkeys(_read_all(held_out))
-        corpus = Corpus(_bounded((text for text in _read_all(files) if text not in val), max_bytes), list(val))
-    elif len(files) == 1:
-        (text,) = _bounded(_read_all(files), max_bytes) or [""]
-        corpus = _cut(text, val_fraction)
+    files = find_files(path)
+    documents = _documents(files, Path(path).expanduser(), column)
+    if val_path is None:
+        corpus = _split(documents, max_bytes, val_fraction)
     else:
-        root = Path(path).expanduser()
-        names = [f.relative_to(root).as_posix() for f in files]
-        corpus = _split_documents(_read_all(files), names, max_bytes, val_fraction)
-    for split, documents in (("train", corpus.train), ("held-out", corpus.val)):
-        if not any(documents):
+        held_out = find_files(val_path)
+        _check_apart(files, held_out)
+        others = _documents(held_out, Path(val_path).expanduser(), column)
+        val = dict.fromkeys(text for _, text in others)
+        train = (text for _, text in documents if text not in val)
+        kept = _bounded(train, max_bytes)
+        corpus = Corpus(kept, list(val))
+    for split, texts in (("train", corpus.train), ("held-out", corpus.val)):
+        if not any(texts):
             raise ValueError(
                 f"Expected text in '{path}', but the {split} split is empty. Give a larger file, another "
                 "`val_fraction`, or use source='python', which needs no file."
@@ -109,7 +127,24 @@ def read_files(path: str, max_bytes: int | None, val_fraction: float, *, val_pat
     return corpus
 
 
-def read_hub_text(name: str, config: str | None, max_bytes: int | None, val_fraction: float) -> Corpus:
+def _check_apart(files: list[Path], held_out: list[Path]) -> None:
+    resolved = {file.resolve() for file in files}
+    for file in held_out:
+        if file.resolve() in resolved:
+            raise ValueError(f"Expected `path` and `val_path` to share no file, but both hold '{file}'.")
+
+
+def _documents(files: list[Path], root: Path, column: str) -> Iterator[Document]:
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        for row, text in enumerate(read_documents(file, column)):
+            title = f"{name}:{row}" if row else name
+            yield Document(title, text)
+
+
+def read_hub_text(
+    name: str, config: str | None, max_bytes: int | None, val_fraction: float, *, column: str = "text"
+) -> Corpus:
     """Read a text dataset from the Hugging Face hub by its id, such as `JeanKaddour/minipile`.
 
     Args:
@@ -117,97 +152,81 @@ def read_hub_text(name: str, config: str | None, max_bytes: int | None, val_frac
         config: Name of the dataset's configuration, such as `wikitext-103-raw-v1`.
         max_bytes: Where to stop reading the training split; None reads everything.
         val_fraction: Part that is held out where the dataset has no validation split.
+        column: The column with the text.
 
     Returns:
         The corpus.
 
     Raises:
         ConnectionError: If the hub cannot be reached or does not know the id.
-        ValueError: If there is no split `train`, or no column `text`.
+        ValueError: If there is no split `train`, or no such column.
     """
-    datasets = require("datasets", None)
-    try:
-        loaded = datasets.load_dataset(name, config)
-    except Exception as error:  # the hub's client raises a dozen unrelated types when there is no network
-        raise ConnectionError(
-            f"Expected to load '{name}' from the hub, but: {type(error).__name__}: {error} Without a network use "
-            "source='python' (embedded: the sources of this Python) or source='files' with the `path` of a local copy."
-        ) from error
-    if "train" not in loaded:
-        raise ValueError(f"Expected a split `train` in '{name}', but it has {sorted(loaded)}.")
+    loaded = load_dataset(name, config, otherwise=_WITHOUT_NETWORK)
     columns = loaded["train"].column_names
-    if "text" not in columns:
-        raise ValueError(f"Expected a column `text` in '{name}', but it has {columns}.")
-    documents = (row["text"] for row in loaded["train"] if row["text"])  # a third of WikiText's rows are empty
-    val = next((s for s in ("validation", "valid", "val") if s in loaded), None)
-    if val is not None:
-        return Corpus(_bounded(documents, max_bytes), [row["text"] for row in loaded[val] if row["text"]])
-    return _split_documents(documents, map(str, count()), max_bytes, val_fraction)
+    if column not in columns:
+        raise ValueError(f"Expected a column `{column}` in '{name}', but it has {columns}. Set `column`.")
+    rows = enumerate(loaded["train"])
+    train = (Document(str(i), row[column]) for i, row in rows)
+    held_out = find_split(loaded, "val")
+    if held_out is None:
+        return _split(train, max_bytes, val_fraction)
+    val = (row[column] for row in loaded[held_out])
+    texts = (text for _, text in train)
+    return Corpus(
+        _bounded(filter(None, texts), max_bytes),  # a third of WikiText's rows are empty
+        list(filter(None, val)),
+    )
 
 
 def _checksum(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def _split_documents(
-    documents: Iterable[str], names: Iterable[str], max_bytes: int | None, val_fraction: float
-) -> Corpus:
+def _by_checksum(name: str) -> tuple[int, str]:
+    return _checksum(name), name
+
+
+def _split(documents: Iterable[Document], max_bytes: int | None, val_fraction: float) -> Corpus:
     """Hold a document out if the checksum of its name says so, or the end of the text where there are too few."""
-    train: list[str] = []
-    val: list[str] = []
+    corpus = Corpus([], [])
     seen: set[str] = set()
     size = 0
-    for document, name in zip(documents, names, strict=False):
-        if not document or document in seen:
+    for name, text in documents:
+        if not text or text in seen:
             continue
-        seen.add(document)
-        held_out = _checksum("held out " + name) % _BUCKETS < val_fraction * _BUCKETS
-        (val if held_out else train).append(document)
-        size += len(document)
+        seen.add(text)
+        bucket = _checksum("held out " + name) % _BUCKETS
+        split = corpus.val if bucket < val_fraction * _BUCKETS else corpus.train
+        split.append(text)
+        size += len(text)
         if max_bytes is not None and size >= max_bytes:
             break
-    if not (train and val):  # too few documents for their checksums to tell them apart
-        return _cut("".join(_bounded(train + val, max_bytes)), val_fraction)
-    return Corpus(train, val)
+    if corpus.train and corpus.val:
+        return corpus
+    # Too few documents for their checksums to tell them apart.
+    whole = "".join(_bounded(corpus.train + corpus.val, max_bytes))
+    return _cut(whole, val_fraction)
 
 
 def _bounded(documents: Iterable[str], max_bytes: int | None) -> list[str]:
+    if max_bytes is None:
+        return list(documents)
     kept: list[str] = []
-    size = 0
+    room = max_bytes
     for document in documents:
-        room = len(document) if max_bytes is None else max_bytes - size
         if room <= 0:
             break
         kept.append(document[:room])
-        size += len(document)
+        room -= len(document)
     return kept
 
 
 def _cut(text: str, val_fraction: float) -> Corpus:
     """Cut one text in two, at a line's end if it has one before the place."""
     end = int(len(text) * (1 - val_fraction))
-    place = text.rfind("\n", 0, end) + 1 or end
-    return Corpus([text[:place]], [text[place:]])
-
-
-def _text_files(path: str) -> list[Path]:
-    place = Path(path).expanduser()
-    if place.is_file():
-        return [place]
-    files = sorted(p for p in place.rglob("*") if p.suffix in _TEXT_SUFFIXES and p.is_file())
-    if not files:
-        raise FileNotFoundError(
-            f"Expected '{path}' to be a text file or a folder with some ({', '.join(_TEXT_SUFFIXES[:4])}, ...), but "
-            "found none. Give another `path`, or use source='python', which needs no file."
-        )
-    return files
-
-
-def _read_all(files: Iterable[Path]) -> Iterator[str]:
-    for file in files:
-        try:
-            yield file.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            raise OSError(
-                f"Expected to read '{file}', but: {error}. Check its permissions or give another `path`."
-            ) from error
+    line = text.rfind("\n", 0, end) + 1
+    place = line or end
+    return Corpus(
+        train=[text[:place]],
+        val=[text[place:]],
+    )

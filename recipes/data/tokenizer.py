@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
 
-from recipes.data.cache import atomic_write, digest
+from recipes.data.cache import cached, digest
 from recipes.extras import require
 
 __all__ = ["ByteTokenizer", "Tokenizer", "load_tokenizer", "train_bpe"]
 
 _END = "<|endoftext|>"
 _BATCH = 256  # documents that are encoded together
+_LONGEST_WORD = 64  # bytes; the time of training grows with the square of a word's length
 
 
 class Tokenizer(Protocol):
-    """What the data module needs of a tokenizer; `key` tells its tokens from those of any other."""
+    """The part of a tokenizer that the data module needs; `key` tells its tokens from those of any other."""
 
     vocab_size: int
     key: str
@@ -80,6 +82,8 @@ class BPETokenizer:
 def train_bpe(documents: Iterable[str], vocab_size: int, cache: Path) -> BPETokenizer:
     """Train a byte-level BPE tokenizer, or read the one that was trained on the same documents before.
 
+    A token never spans two words. Text without spaces is cut into words of 64 bytes.
+
     Args:
         documents: Training documents; held-out ones do not belong here.
         vocab_size: Number of tokens, at least 257: the bytes and the end of a document.
@@ -91,25 +95,40 @@ def train_bpe(documents: Iterable[str], vocab_size: int, cache: Path) -> BPEToke
     Raises:
         ValueError: If `vocab_size` is too small.
     """
-    if vocab_size < 257:
-        raise ValueError(f"Expected `vocab_size` >= 257 (256 bytes and the end of a document), but got {vocab_size}.")
+    check_vocabulary(vocab_size)
     tokenizers = require("tokenizers", "text")
-    if not cache.exists():
-        bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
-        bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-        bpe.decoder = tokenizers.decoders.ByteLevel()
-        trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[_END],
-            initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        bpe.train_from_iterator(documents, trainer)
-        with atomic_write(cache) as temporary:
-            bpe.save(str(temporary))
-    trained = tokenizers.Tokenizer.from_file(str(cache))
+
+    def read(file: Path) -> Any:
+        return tokenizers.Tokenizer.from_file(str(file))
+
+    def write(file: Path) -> None:
+        _train(tokenizers, documents, vocab_size).save(str(file))
+
+    trained = cached(cache, read, write)
     trained.encode_special_tokens = True  # a source that spells the end of a document does not end there
     return BPETokenizer(trained, _END)
+
+
+def check_vocabulary(size: int) -> None:
+    """Raise if a vocabulary cannot hold the 256 bytes and the end of a document."""
+    if size < 257:
+        raise ValueError(f"Expected `vocab_size` >= 257 (256 bytes and the end of a document), but got {size}.")
+
+
+def _train(tokenizers: ModuleType, documents: Iterable[str], vocab_size: int) -> Any:
+    splitters = tokenizers.pre_tokenizers
+    words = splitters.ByteLevel(add_prefix_space=False)
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = splitters.Sequence([words, splitters.FixedLength(_LONGEST_WORD)])
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[_END],
+        initial_alphabet=sorted(splitters.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(documents, trainer)
+    return bpe
 
 
 def load_tokenizer(name: str) -> BPETokenizer:
@@ -127,7 +146,7 @@ def load_tokenizer(name: str) -> BPETokenizer:
     """
     transformers = require("transformers", "text")
     try:
-        loaded = transformers.AutoTokenizer.from_pretrained(name)
+        loaded = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConnectionError(
             f"Expected to load the tokenizer '{name}', but: {error} Without a network use tokenizer='bpe' (trained on "

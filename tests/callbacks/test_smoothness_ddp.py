@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_gluon import configure_optimizers
 from lightning_gluon.callbacks import RadiusScheduler, SmoothnessMonitor
-from tests._two_point import QUIET, data, gluon, state
+from tests._two_point import QUIET, data, free_port, gluon, state
 
 CASES = {
     "plain": ("gluon", []),
@@ -75,8 +75,6 @@ def launch(folder: Path, port: int) -> None:
 
 
 def test_two_ranks_agree(tmp_path: Path) -> None:
-    from tests.replay.test_ddp import free_port
-
     launch(tmp_path, free_port())
     found = {name: [torch.load(tmp_path / f"{name}.{rank}.pt") for rank in range(2)] for name in CASES}
     for name, (one, other) in found.items():

@@ -389,9 +389,9 @@ def test_nothing_to_draw_is_no_error_at_the_end_of_a_training(tmp_path):
     assert not list(tmp_path.glob("smoothness*"))
 
 
-def test_drawing_without_matplotlib_names_the_extra(tmp_path, monkeypatch):
+def test_drawing_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     model = Net(method="gluon")
-    with pytest.raises(ImportError, match="Drawing needs matplotlib"):  # not after the training
+    with pytest.raises(ImportError, match="Expected `matplotlib` to be installed"):  # not after the training
         fit(model, callbacks=[SmoothnessMonitor(figures=True)], default_root_dir=tmp_path)
     assert model.seen == 0

@@ -123,13 +123,13 @@ def test_hugging_face_vit_s() -> None:
         "ViTForImageClassification", hidden_size=384, num_attention_heads=6, intermediate_size=1536, num_labels=1000
     )
     p = check(model, {"classifier.weight": ("head", [(1000, 384)])})
-    assert counts(p) == {"hidden": 72, "embedding": 1, "head": 1, "bias": 124, "elementwise": 2}
+    assert counts(p) == {"hidden": 72, "input": 1, "head": 1, "bias": 124, "elementwise": 2}
     assert p.views("vit.embeddings.patch_embeddings.projection.weight") == [(384, 768)]
 
 
 def test_timm_vit_s() -> None:
     p = check(create("vit_small_patch16_224"), {})
-    assert counts(p) == {"hidden": 48, "embedding": 1, "head": 1, "bias": 100, "elementwise": 2}
+    assert counts(p) == {"hidden": 48, "input": 1, "head": 1, "bias": 100, "elementwise": 2}
     assert sum(len(r.matrices) for r in p.by_role()["hidden"]) == 72
 
 
@@ -159,7 +159,7 @@ def test_a_lightning_module() -> None:
             self.backbone = create("resnet10t", num_classes=0)
             self.out = nn.Linear(512, 3, device="meta")
 
-    check(Lit(), {"out.weight": ("head", [(3, 512)]), "backbone.conv1.0.weight": ("embedding", [(24, 27)])})
+    check(Lit(), {"out.weight": ("head", [(3, 512)]), "backbone.conv1.0.weight": ("input", [(24, 27)])})
 
 
 def test_a_headless_language_model_with_a_head_of_the_users() -> None:
@@ -176,7 +176,7 @@ def test_two_models_side_by_side() -> None:
     p = check(Wrapper(teacher=teacher, student=student), {})
     heads = {name for name, route in p.routes.items() if route.role == "head"}
     assert heads == {"teacher.fc.weight", "student.head.weight"}
-    assert {n for n, r in p.routes.items() if r.role == "embedding"} == {
+    assert {n for n, r in p.routes.items() if r.role == "input"} == {
         "teacher.conv1.weight", "student.patch_embed.proj.weight",
     }  # fmt: skip
     assert all(route.frozen == name.startswith("teacher") for name, route in p.routes.items())
@@ -254,7 +254,7 @@ def test_torchvision(name: str, inputs: list[str], outputs: list[str]) -> None:
         model = models.get_model(name)
     p = check(model, {})
     found = p.by_role()
-    assert [route.name for route in found["embedding"]] == [f"{layer}.weight" for layer in inputs]
+    assert [route.name for route in found["input"]] == [f"{layer}.weight" for layer in inputs]
     assert [route.name for route in found["head"]] == [f"{layer}.weight" for layer in outputs]
 
 
@@ -269,7 +269,7 @@ def test_every_family_of_timm(family: str) -> None:
     if not names:
         pytest.skip("a family without models")
     p = check(create(names[0]), {})
-    assert "embedding" in p.by_role()
+    assert "input" in p.by_role()
 
 
 @pytest.mark.slow

@@ -70,7 +70,7 @@ def test_a_cnn_reads_pixels_first() -> None:
     )  # fmt: skip
     p = partition(net)
     assert [p.role(f"{i}.weight") for i in (0, 1, 3, 4, 5, 7)] == [
-        "embedding", "bias", "elementwise", "hidden", "hidden", "head",
+        "input", "bias", "elementwise", "hidden", "hidden", "head",
     ]  # fmt: skip
     assert p.views("0.weight") == [(8, 27)] and p.views("5.weight") == [(4, 36)] * 4 and p.views("3.weight") == []
     assert p.route("5.weight").norm == "conv" and p.route("4.weight").norm == "spectral"
@@ -81,7 +81,7 @@ def test_a_linear_layer_that_says_so_reads_the_input(name: str) -> None:
     net = Attributes(
         **{name: nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 8))}, body=nn.Linear(8, 8), out=nn.Linear(8, 2)
     )
-    assert [roles(net)[n] for n in (f"{name}.1.weight", "body.weight", "out.weight")] == ["embedding", "hidden", "head"]
+    assert [roles(net)[n] for n in (f"{name}.1.weight", "body.weight", "out.weight")] == ["input", "hidden", "head"]
 
 
 def test_two_maps_in_one_gate() -> None:
@@ -110,7 +110,7 @@ def test_a_gan_has_two_inputs_and_two_outputs() -> None:
     )
     found = {name: role for name, role in roles(net).items() if role not in {"bias", "hidden"}}
     assert found == {
-        "generator.2.weight": "head", "discriminator.0.weight": "embedding", "discriminator.4.weight": "head",
+        "generator.2.weight": "head", "discriminator.0.weight": "input", "discriminator.4.weight": "head",
     }  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def test_names_of_heads_on_the_input_side_do_not_count() -> None:
     stem = nn.ModuleList([nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)])
     net = Attributes(backbone=Attributes(resnet_head=stem, down=nn.Conv2d(8, 8, 3)), head=nn.Conv2d(8, 2, 3))
     assert [role for name, role in roles(net).items() if "bias" not in name] == [
-        "embedding",
+        "input",
         "hidden",
         "hidden",
         "head",
@@ -165,7 +165,7 @@ def test_a_decoder_gives_raw_channels_last() -> None:
     net = Attributes(encoder=encoder, decoder=decoder, classifier=nn.Linear(8, 3))
     found = {name.removesuffix(".weight"): role for name, role in roles(net).items() if role != "bias"}
     assert found == {
-        "encoder.conv_in": "embedding", "encoder.conv_out": "hidden", "decoder.conv1": "hidden",
+        "encoder.conv_in": "input", "encoder.conv_out": "hidden", "decoder.conv1": "hidden",
         "decoder.conv2": "head", "classifier": "head",
     }  # fmt: skip
 
@@ -175,7 +175,7 @@ def test_input_layers_that_are_not_registered_first() -> None:
         body=nn.Linear(8, 8), embed_state=nn.Linear(5, 8), conv2d1=nn.Conv2d(1, 8, 3), conv2d2=nn.Conv2d(8, 8, 3),
         attention=nn.Conv2d(3, 1, 7), out=nn.Linear(8, 2),
     )  # fmt: skip
-    assert [name for name, role in roles(net).items() if role == "embedding"] == [
+    assert [name for name, role in roles(net).items() if role == "input"] == [
         "embed_state.weight",
         "conv2d1.weight",
     ]
@@ -437,7 +437,11 @@ def test_a_parameter_that_no_rule_fits() -> None:
 @pytest.mark.parametrize(
     ("rules", "error", "message"),
     [
-        ({"0.weight": "hiden"}, ValueError, "to be one of hidden, embedding, head, bias, elementwise, but got 'hiden'"),
+        (
+            {"0.weight": "hiden"},
+            ValueError,
+            "to be one of hidden, input, embedding, head, bias, elementwise, but got 'hiden'",
+        ),
         ({"nowhere.*": "hidden"}, ValueError, r"a name glob matched none: 'nowhere.\*'"),
         ({nn.Conv2d: "hidden"}, ValueError, "a module type matched none: Conv2d"),
         ({3: "hidden"}, TypeError, "a name glob or a torch.nn.Module type, but got 3"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -386,7 +387,7 @@ def test_atomic_write_leaves_nothing_behind(tmp_path: Path) -> None:
         (lambda p: read_parquet(p), r"`train\*.parquet` in .* no parquet file.*source='digits'"),
         (lambda p: ImageData("folder", str(p / "none")).setup("fit"), r"one folder of images per class"),
         (lambda p: read_files(str(p / "none"), None, 0.1), r"to be a text file or a folder .* source='python'"),
-        (lambda _: require("no_such_package", "vision"), r'pip install "lightning-gluon\[vision\]"'),
+        (lambda _: require("no_such_package", "vision"), r'Run pip install -e "\.\[vision\]" in the root'),
         (lambda _: require("no_such_package", None), r"pip install no_such_package"),
     ],
 )
@@ -434,13 +435,12 @@ class NoNetwork:
     """Stands in for the `datasets` package on a machine without a network."""
 
     @staticmethod
-    def load_dataset(*args: Any) -> None:
+    def load_dataset(*args: Any, **kwargs: Any) -> None:
         raise OSError("no route to host")
 
 
 def test_hub_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.data.text_sources.require", lambda *_: NoNetwork)
-    monkeypatch.setattr("recipes.data.image_sources.require", lambda *_: NoNetwork)
+    monkeypatch.setitem(sys.modules, "datasets", NoNetwork)
     with pytest.raises(ConnectionError, match=r"Salesforce/wikitext.*source='python' \(embedded"):
         TextData("hub", "Salesforce/wikitext", hub_config="wikitext-103-raw-v1").setup("fit")
     with pytest.raises(ConnectionError, match=r"uoft-cs/cifar10.*source='digits' \(embedded"):

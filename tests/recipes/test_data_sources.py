@@ -167,6 +167,10 @@ class Rows(list[Any]):
     def select_columns(self, name: str) -> Rows:
         return Rows({name: row[name]} for row in self)
 
+    def cast_column(self, name: str, feature: dict[str, bool]) -> Rows:
+        assert feature == {"decode": False}
+        return self
+
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Rows]:
@@ -176,8 +180,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Rows]:
     class Datasets:
         """Stands in for the `datasets` package."""
 
+        Image = dict
+
         @staticmethod
-        def load_dataset(*_: Any) -> dict[str, Rows]:
+        def load_dataset(*_: Any, trust_remote_code: bool) -> dict[str, Rows]:
+            assert not trust_remote_code
             return found
 
     monkeypatch.setitem(sys.modules, "datasets", Datasets)
@@ -196,9 +203,14 @@ def test_empty_rows_of_a_hub_dataset_are_no_documents(hub: dict[str, Rows]) -> N
     assert 5 < len(corpus.val) < 25
 
 
+def stored(image: Any) -> dict[str, Any]:
+    """Return an image as the hub stores it."""
+    return {"bytes": encoded(image), "path": None}
+
+
 def test_images_of_the_hub(hub: dict[str, Rows]) -> None:
-    hub["train"] = Rows({"image": Image.new("L", (6, 4), i), "label": i % 2} for i in range(10))
-    hub["valid"] = Rows({"image": Image.new("RGB", (6, 4), (i, 0, 0)), "label": 1} for i in range(4))
+    hub["train"] = Rows({"image": stored(Image.new("L", (6, 4), i)), "label": i % 2} for i in range(10))
+    hub["valid"] = Rows({"image": stored(Image.new("RGB", (6, 4), (i, 0, 0))), "label": 1} for i in range(4))
     data = ImageData("hub", "some/images", batch_size=4, image_size=4, mean=[0.0] * 3, std=[1.0] * 3)
     data.setup("fit")
     assert {split: len(source) for split, source in data.splits.items()} == {"train": 10, "val": 4, "test": 4}
@@ -212,3 +224,25 @@ def test_hub_datasets_without_a_training_split(hub: dict[str, Rows]) -> None:
     for read in (lambda: read_hub_text("some/text", None, None, 0.1), lambda: read_hub_images("some/images")):
         with pytest.raises(ValueError, match=r"a split `train` in 'some/.*', but it has \['test'\]"):
             read()
+
+
+def test_a_hub_image_that_cannot_be_decoded_is_named(hub: dict[str, Rows], tmp_path: Path) -> None:
+    (tmp_path / "junk.png").write_bytes(b"junk")
+    images = [{"bytes": b"junk", "path": None}, None, {"bytes": None, "path": str(tmp_path / "junk.png")}]
+    hub["train"] = Rows({"image": image, "label": 0} for image in images)
+    train = read_hub_images("some/images")["train"]
+    for row, message in enumerate(
+        ["row 0 of 'some/images .train.' cannot", "row 1 of 'some/i.* has none", "junk.png' c"]
+    ):
+        with pytest.raises(ValueError, match=message):
+            train.images([row], None)
+    hub["train"] = Rows([{"image": stored(Image.new("L", (6, 4))), "label": -1}])
+    with pytest.raises(ValueError, match=r"the label in row 0 of 'some/images \(train\)' is -1"):
+        read_hub_images("some/images")
+
+
+def test_another_column_of_the_hub(hub: dict[str, Rows]) -> None:
+    hub["train"] = Rows({"story": f"once {i}"} for i in range(50))
+    with pytest.raises(ValueError, match=r"a column `text` in 'some/text', but it has \['story'\]. Set `column`"):
+        read_hub_text("some/text", None, None, 0.1)
+    assert len(read_hub_text("some/text", None, None, 0.2, column="story").train) > 30

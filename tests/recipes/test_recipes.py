@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import warnings
@@ -10,12 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_gluon import METHODS, Gluon
+from lightning_gluon.callbacks import GluonOptimizer
 from lightning_gluon.cli.fit import GluonCLI
-from recipes import CausalLM, ImageClassifier
+from recipes import CausalLM, ImageClassifier, ImageData, TextData
 from recipes.metrics import Perplexity, count_items, count_samples
 
 RECIPES = Path("recipes")
@@ -197,6 +202,70 @@ def test_pretrained_weights_come_in_training_mode(tmp_path: Path) -> None:
         assert all(module.training for module in model.modules())
 
 
+def test_a_model_of_timm_in_a_folder(tmp_path: Path) -> None:
+    saved = timm.create_model("resnet18", num_classes=3)
+    timm.models.save_for_hf(saved, tmp_path, safe_serialization=True)
+    loaded = ImageClassifier(f"local-dir:{tmp_path}", num_classes=3, pretrained=True)
+    assert torch.equal(loaded.net.conv1.weight, saved.conv1.weight)
+    assert len(loaded.net.fc.bias) == 3
+
+
+def test_code_of_the_hub_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder whose model comes with code of its own is refused at once, without a question on the terminal."""
+    config = {"model_type": "strange", "auto_map": {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "code.py").write_text("raise SystemExit('ran')")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    for pretrained in (False, True):
+        with pytest.raises(ConnectionError, match="trust_remote_code"):
+            CausalLM(str(tmp_path), pretrained=pretrained)
+
+
+def test_every_call_says_that_it_trusts_no_code() -> None:
+    loads = re.compile(r"(from_pretrained|load_dataset|from_config)\(([^()]|\([^()]*\))*\)")
+    found = [call[0] for file in RECIPES.rglob("*.py") for call in loads.finditer(file.read_text())]
+    assert len(found) >= 5
+    assert all("trust_remote_code=False" in call for call in found)
+
+
+# ----------------------------------------------------------------------------------------------- under a stock Trainer
+
+
+def recipe(model: str) -> tuple[Any, Any]:
+    """Return the tiny module and data of a recipe."""
+    parts: dict[str, dict[str, Any]] = {"model": {}, "data": {}}
+    for name in ("base", "tiny"):
+        content = yaml.safe_load((RECIPES / model / f"{name}.yaml").read_text())
+        for part, arguments in parts.items():
+            arguments.update(content.get(part, {}).get("init_args", {}))
+    modules = {"vit": (ImageClassifier, ImageData), "qwen2_5": (CausalLM, TextData)}
+    cls, data = modules[model]
+    return cls(**parts["model"]), data(**parts["data"])
+
+
+def stock_trainer(*callbacks: Any) -> Trainer:
+    return Trainer(fast_dev_run=2, accelerator="cpu", callbacks=list(callbacks), enable_progress_bar=False)
+
+
+@pytest.mark.parametrize("model", ["vit", "qwen2_5"])
+def test_a_stock_trainer_with_the_optimizer_as_a_callback(model: str) -> None:
+    module, data = recipe(model)
+    before = [p.detach().clone() for p in module.parameters()]
+    trainer = stock_trainer(GluonOptimizer("gluon", lr=0.02))
+    trainer.fit(module, datamodule=data)
+    assert isinstance(trainer.optimizers[0], Gluon)
+    assert trainer.global_step == 2
+    assert any(not torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    trainer.validate(module, datamodule=data)
+
+
+def test_a_stock_trainer_without_an_optimizer() -> None:
+    module, data = recipe("vit")
+    for callbacks in ((), (GluonOptimizer("gluon"),)):
+        with pytest.raises(MisconfigurationException, match="No `configure_optimizers"):
+            stock_trainer(*callbacks).fit(module, datamodule=data)
+
+
 # ------------------------------------------------------------------------------------------------- runs and their files
 
 
@@ -314,7 +383,22 @@ def test_flops_by_hand() -> None:
         (lambda: CausalLM("qwen2", {"num_hidden_layers": 1}, lora={"rr": 1}), r"arguments of `peft.LoraConfig`"),
         (lambda: ImageClassifier("vit_tinyy"), r"a model of timm, but got 'vit_tinyy'. Similar names"),
         (lambda: ImageClassifier("vit_tiny_patch16_224", model_kwargs={"dept": 1}), r"`model_kwargs` that 'vit_tiny"),
-        (lambda: ImageClassifier("vit_tiny_patch16_224", pretrained=True), r"weights of 'vit_tiny.*source='digits'"),
+        (lambda: ImageClassifier("vit_tiny_patch16_224", pretrained=True), r"to load 'vit_tiny.*source='digits'"),
+        (lambda: ImageClassifier("vit_smal_patch16_224"), r"Similar names: \['vit_small_patch16_224'"),
+        (lambda: ImageClassifier("resnet18.a1_in1kk"), r"weights that timm knows.*\['resnet18.a1_in1k'"),
+        (
+            lambda: ImageClassifier("local-dir:nowhere"),
+            r"a folder with a model of timm, but 'local-dir:nowhere' is none",
+        ),
+        (lambda: ImageClassifier("hfhub:timm/x"), r"a model of timm, but got 'hfhub:timm/x': .*hf-hub, local-dir"),
+        (
+            lambda: ImageClassifier("timm/resnet18"),
+            r"a model of timm, but got 'timm/resnet18': .*'hf-hub:timm/resnet18'",
+        ),
+        (lambda: ImageClassifier("hf-hub:timm/resnet18.x"), r"to load 'hf-hub:timm/resnet18.x' from the hub"),
+        (lambda: ImageClassifier("resnet18", num_classes=0), r"`num_classes` to be a whole number >= 1"),
+        (lambda: ImageClassifier("resnet18", label_smoothing=1.5), r"`label_smoothing` to satisfy"),
+        (lambda: CausalLM("qwen2", loss_chunk=0), r"`loss_chunk` to be a whole number >= 1"),
     ],
 )
 def test_bad_models(make: Any, message: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lightning_gluon import configure_optimizers
-from tests._two_point import QUIET, SaveAt, data, gluon, state
+from tests._two_point import QUIET, SaveAt, data, free_port, gluon, state
 
 CLOSE = 1e-6  # measured: 3e-7 in fp32, from the order of the sums
 
@@ -101,12 +100,6 @@ def worker(folder: Path, names: list[str]) -> None:
         strategy = DDPStrategy(**plugins, **CASES[name].strategy)
         ends = train(CASES[name], folder / f"{name}.ckpt", 2, rank, strategy=strategy, devices=2)
         torch.save(ends, folder / f"{name}.{rank}.pt")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def launch(folder: Path, names: list[str]) -> None:

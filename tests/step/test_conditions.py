@@ -20,7 +20,8 @@ def layer(spectral: float) -> nn.Module:
 
 
 def build(model: nn.Module, **options: float) -> Gluon:
-    return Gluon(list(model.named_parameters()), **{"lr": 0.1, "method": "muon-mvr", "momentum": 0.9, **options})
+    groups = [{"params": list(model.named_parameters()), "role": "hidden"}]
+    return Gluon(groups, **{"lr": 0.1, "method": "muon-mvr", "momentum": 0.9, **options})
 
 
 def test_decay_faster_than_momentum_is_refused() -> None:

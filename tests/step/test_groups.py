@@ -42,7 +42,7 @@ BAD_OPTIONS = [
     (dict(method="gluon", reference="step"), r"Unknown option `reference` for method 'gluon'"),
     (dict(method="gluon-mvr2", q=0.0), r"`q` of group .* 0 < q <= 1"),
     (dict(method="mars", gamma=-1), r"`gamma`"),
-    (dict(momentum_dtype="int8"), r"`momentum_dtype` to be a floating-point dtype"),
+    (dict(momentum_dtype="int8"), r"`momentum_dtype` of group 'hidden' to be a floating-point dtype"),
     (dict(scaling="mup"), r"`scaling` of group 'hidden' to be one of rms"),
     (dict(lr="0.02"), r"`lr` of group 'hidden' to satisfy 0 <= lr < inf, but got '0.02'"),
     (dict(lr="auto"), r"`lr` of group 'hidden' to be a number, but got 'auto', which .*configure_optimizers` knows"),
@@ -87,7 +87,7 @@ def test_bad_parameters() -> None:
             Gluon(unordered, lr=0.1)
     with pytest.raises(ValueError, match="every group to have `params`, but one has only: role"):
         Gluon([{"role": "hidden"}], lr=0.1)
-    with pytest.raises(ValueError, match=r"by `role`, but got `use_muon`.* role='hidden' for True"):
+    with pytest.raises(ValueError, match=r"`use_muon` is not an option here.* role='hidden' for True"):
         Gluon([{"params": [weight], "use_muon": False}], lr=0.1, method="muon")
     with pytest.raises(ValueError, match="`role` of group 'x' to be one of hidden"):
         Gluon([{"params": [weight], "role": "x"}], lr=0.1)

@@ -9,7 +9,7 @@ from torch import nn
 import lightning_gluon
 from lightning_gluon import METHODS, Gluon
 from lightning_gluon.estimators.low_rank import compress, expand
-from lightning_gluon.two_point.reference import enter_, leave_, record_, reference_bytes
+from lightning_gluon.two_point.reference import record_, reference_layout, way_back
 
 
 def network(width: int = 48) -> nn.Sequential:
@@ -167,11 +167,15 @@ def test_exchange_is_undone_bit_for_bit(kind: str, dtype: torch.dtype) -> None:
         + 2 * epsilon * (after - before).abs()
     ).all()
     kept = parameter.clone()
-    enter_(kind, state, parameter)
+    move = way_back(kind, state, parameter)
+    move.go_()
     assert not torch.equal(parameter, kept)
-    leave_(kind, state, parameter)
+    move.back_()
     assert torch.equal(parameter, kept)
-    assert sum(v.numel() * v.element_size() for v in state.values()) == reference_bytes(kind, parameter)
+    layout = reference_layout(kind, parameter)
+    assert {key: (v.shape, v.dtype) for key, v in state.items()} == {
+        key: (v.shape, v.dtype) for key, v in layout.items()
+    }
 
 
 @pytest.mark.parametrize(("kind", "bound"), [("copy", 0.0), ("step", 1e-3), ("step8", 2e-2)])

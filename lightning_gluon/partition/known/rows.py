@@ -1,0 +1,71 @@
+"""The forms that rows of the tables take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+__all__ = ["Fused", "Layout", "RawMap"]
+
+
+class Layout(Enum):
+    """How a map is stored.
+
+    `OUT_IN` is `y = W x` with all dimensions but the last as out. `OUT_FIRST` has all but the first as in.
+    `IN_FIRST` is `y = x W` with all dimensions but the first as out. `BATCH` is a stack of `(out, in)`, and
+    `BATCH_IN_OUT` a stack of `(in, out)`.
+    """
+
+    OUT_IN = "out, in"
+    OUT_FIRST = "out, in..."
+    IN_FIRST = "in, out..."
+    BATCH = "batch, out, in"
+    BATCH_IN_OUT = "batch, in, out"
+
+    @property
+    def transposed(self) -> bool:
+        """True when the in dimension is stored before the out dimension."""
+        return self in (Layout.IN_FIRST, Layout.BATCH_IN_OUT)
+
+
+@dataclass(frozen=True)
+class RawMap:
+    """A family of bare arrays that are maps.
+
+    Args:
+        owner: Pattern of the owner's class name, or of a base class.
+        local: Pattern of the parameter's name.
+        layout: How the map is stored.
+        role: Its role.
+    """
+
+    owner: str
+    local: str
+    layout: Layout
+    role: str = "hidden"
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A family of weights that hold several maps along their out dimension.
+
+    `sizes`, `groups`, `count` and `when` are formulas over the attributes of the module that holds the layer, see
+    `lightning_gluon.partition.formula`. The out dimension is laid out `(groups, sum(sizes))`.
+
+    Args:
+        layer: Pattern of the layer's name.
+        parts: Names of the maps in order.
+        sizes: Rows of each map within one group; empty for equal sizes.
+        groups: Number of groups.
+        holder: Pattern of the class of the module that holds the layer, or of a base class; empty for any.
+        when: Condition on the holder's own attributes; empty for none.
+        count: Number of equal maps, where it varies; `parts` is empty then.
+    """
+
+    layer: str
+    parts: tuple[str, ...]
+    sizes: tuple[str, ...] = ()
+    groups: str = "1"
+    holder: str = ""
+    when: str = ""
+    count: str = ""

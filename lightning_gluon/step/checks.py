@@ -1,0 +1,217 @@
+"""Checks of parameter groups: when they are made, when they are loaded, and before a step that finds them changed."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightning_gluon.estimators.recursions import ESTIMATORS
+from lightning_gluon.methods import METHODS, Method
+from lightning_gluon.norms.spectral import Spectral
+from lightning_gluon.norms.table import NORMS, norm_of
+from lightning_gluon.options import CHECKS, SETTINGS, Group
+from lightning_gluon.registry import load_plugins
+from lightning_gluon.roles import ROLES
+from lightning_gluon.step.plan import factored_of, views_of
+from lightning_gluon.valid import did_you_mean, one_of
+
+# Options of every group, whatever its norm and estimator, with their defaults.
+COMMON: dict[str, Any] = {
+    "momentum_dtype": None,  # a torch dtype by name; None: fp32, or fp64 for fp64 parameters
+    "on_nonfinite": "raise",
+    "noise_floor": None,  # None: that of the precision, see `step.noise`
+}
+ANY_METHOD = ("start", *Spectral.options)  # any method may be given a spectral norm
+SHARDED = (
+    "{what}. Sharded training (FSDP, tensor parallelism, DeepSpeed ZeRO-3) is not supported yet, since an LMO needs "
+    "whole matrices. Train with DDP or on one device."
+)
+LAYERS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
+
+
+def find_method(name: str) -> Method:
+    """Return a row of the method table, or raise naming the rows there are."""
+    load_plugins()
+    if not isinstance(name, str) or name not in METHODS:
+        near = did_you_mean(name, METHODS)
+        raise ValueError(f"Expected `method` to be one of {', '.join(METHODS)}, but got {name!r}.{near}")
+    return METHODS[name]
+
+
+def options_of(row: Method) -> set[str]:
+    """Return the names of the options that a method takes."""
+    estimators = [ESTIMATORS[name].options for name in row.estimators]
+    norms = [NORMS[name].options for name in row.norms]
+    return {*COMMON, *ANY_METHOD}.union(*estimators, *norms)
+
+
+def check_options(method: str, options: Iterable[str]) -> None:
+    """Raise unless a method knows all of its options, before anything is made of them."""
+    accepted = options_of(find_method(method))
+    for option in options:
+        if option not in accepted:
+            near = did_you_mean(option, accepted.union(SETTINGS))
+            raise ValueError(
+                f"Unknown option `{option}` for method {method!r}. Expected one of: {', '.join(sorted(accepted))}; or "
+                f"{', '.join(SETTINGS)}.{near}"
+            )
+
+
+def check_names(group: Group) -> None:
+    """Raise unless role, norm and estimator of a group are known."""
+    where = _where(group)
+    for key, known in (("role", ROLES), ("norm", NORMS), ("estimator", ESTIMATORS)):
+        if key in group:
+            one_of(*known)(key, group[key], where)
+
+
+def check_group(group: Group) -> None:
+    """Check every value of a complete group; what a check returns is kept.
+
+    Args:
+        group: The group.
+
+    Raises:
+        ValueError: If a value is out of range, or does not fit the parameters.
+        TypeError: If a parameter is not real floating-point.
+    """
+    check_names(group)
+    check_values(group)
+    _check_parameters(group, _where(group))
+
+
+def check_values(group: Group) -> None:
+    """Check options and numbers of a complete group; what a check returns is kept.
+
+    Args:
+        group: The group.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    where = _where(group)
+    _check_lr(group, where)
+    for key in filter(group.__contains__, CHECKS):
+        group[key] = CHECKS[key](key, group[key], where)
+    for key in ("lr", "momentum", "weight_decay"):
+        SETTINGS[key](key, group[key], where)
+    _check_radius(group, where)
+    norm_of(group)  # which checks how its options go together
+
+
+def values_of(group: Mapping[str, Any]) -> list[Any]:
+    """Return what `check_values` looks at, as it is now; lists are copied, since schedules write into them."""
+    values = [group[key] for key in (*SETTINGS, *CHECKS) if key in group]
+    return [list(value) if isinstance(value, list) else value for value in values]
+
+
+def _check_radius(group: Mapping[str, Any], where: str) -> None:
+    radius = group["radius"]
+    if not isinstance(radius, (list, tuple)):
+        SETTINGS["radius"]("radius", radius, where)
+        return
+    if len(radius) != len(group["params"]):
+        raise ValueError(f"Expected `radius`{where} to be one number or {len(group['params'])}, but got {len(radius)}.")
+    if ESTIMATORS[group["estimator"]].step_ is not None:
+        raise ValueError(f"Expected one number as `radius`{where}: AdamW has one learning rate, but got {radius!r}.")
+    for value in radius:
+        SETTINGS["radius"]("radius", value, where)
+
+
+def _where(group: Mapping[str, Any]) -> str:
+    return f" of group {group['name']!r}"
+
+
+def _check_lr(group: Group, where: str) -> None:
+    if group["lr"] is None:
+        raise ValueError(f"`lr`{where} is missing: it is the hidden radius, such as lr=0.02.")
+    if isinstance(group["lr"], str) and group["lr"] == "auto":
+        raise ValueError(
+            f"Expected `lr`{where} to be a number, but got 'auto', which `lightning_gluon.configure_optimizers` knows: "
+            "it adds a callback to the module's Trainer."
+        )
+
+
+def _check_parameters(group: Group, where: str) -> None:
+    count = len(group["params"])
+    if len(group["param_names"]) != count or len(group["views"]) != count:
+        raise ValueError(f"`param_names` and `views`{where} must be as long as `params` ({count}).")
+    matrices = NORMS[group["norm"]].matrices
+    for name, parameter in zip(group["param_names"], group["params"], strict=True):
+        check_whole(name, parameter)
+        if not parameter.is_floating_point():
+            raise TypeError(f"{name!r} has dtype {parameter.dtype}; an LMO needs real floating-point parameters.")
+        if parameter.ndim < 2 and matrices:
+            raise ValueError(
+                f"Norm {group['norm']!r}{where} is a norm of matrices, but {name!r} has shape "
+                f"{tuple(parameter.shape)}. Give it the role 'bias', or the norm 'rms'."
+            )
+
+
+def check_whole(name: str, parameter: Tensor) -> None:
+    """Raise if a parameter is a piece of one: a DTensor, or the flat parameter of FSDP1.
+
+    Args:
+        name: Its name.
+        parameter: The parameter.
+
+    Raises:
+        NotImplementedError: If it is a piece.
+    """
+    loaded = sys.modules.get("torch.distributed.tensor")  # without it there are no DTensors
+    if isinstance(parameter, getattr(loaded, "DTensor", ())):
+        raise NotImplementedError(SHARDED.format(what=f"{name!r} is a DTensor"))
+    if getattr(parameter, "_is_flat_param", False) or "_fsdp_wrapped_module" in name:
+        raise NotImplementedError(SHARDED.format(what=f"{name!r} belongs to FSDP's flat parameter"))
+
+
+def check_whole_module(module: nn.Module) -> None:
+    """Raise if the matrices of a module are spread over ranks: as DTensors, or as flat pieces by FSDP1 or DeepSpeed.
+
+    Args:
+        module: The module.
+
+    Raises:
+        NotImplementedError: If a parameter is a piece, or a layer that owns a matrix holds a vector in its place.
+    """
+    for name, parameter in module.named_parameters():
+        check_whole(name, parameter)
+    for name, layer in module.named_modules():
+        weight = layer._parameters.get("weight") if isinstance(layer, LAYERS) else None
+        if weight is not None and not isinstance(weight, nn.UninitializedParameter) and weight.ndim < 2:
+            what = f"The weight of {name!r}, a {type(layer).__name__}, has shape {tuple(weight.shape)}"
+            raise NotImplementedError(SHARDED.format(what=what))
+
+
+def check_ranks_fit(groups: Sequence[Group]) -> None:
+    """Raise if no matrix of the model can take the rank, and say once how many are carried dense instead."""
+    groups = [group for group in groups if group.get("rank") is not None and NORMS[group["norm"]].matrices]
+    members = [(group, index) for group in groups for index in range(len(group["params"]))]
+    if not members:
+        return
+    sizes = [_largest_rank(group, index) for group, index in members]
+    rank = min(group["rank"] for group in groups)
+    if rank > max(sizes):
+        group, index = members[sizes.index(max(sizes))]
+        raise ValueError(
+            f"Expected `rank` to satisfy 1 <= rank <= min(out, in), but got rank={rank} and the largest matrix, "
+            f"{group['param_names'][index]!r} with shape {tuple(group['params'][index].shape)}, allows {max(sizes)}. "
+            "Lower `rank`, or set rank=None for the full carry."
+        )
+    dense = [(group, index) for group, index in members if not factored_of(group, index)]
+    if dense:
+        group, index = dense[0]
+        warnings.warn(
+            f"rank={rank} would not be smaller than the matrix itself for {len(dense)} of {len(members)} matrices, "
+            f"such as {group['param_names'][index]!r} with shape {tuple(group['params'][index].shape)}: their momentum "
+            "is carried in full.",
+            stacklevel=4,
+        )
+
+
+def _largest_rank(group: Group, index: int) -> int:
+    return min(min(view.matrix[1:]) for view in views_of(group, index))

@@ -1,0 +1,314 @@
+"""The contract of norms, estimators and methods, for rows of your own.
+
+    from lightning_gluon.testing import check_estimator, check_method, check_norm
+
+    check_norm(MyNorm())            # your subclass of `lightning_gluon.norms.Norm`
+    check_estimator(my_row)         # your `lightning_gluon.estimators.Estimator`
+    check_method("my-method")       # a registered row of `METHODS`
+
+Each check raises `AssertionError` with one sentence that says which promise is broken. The package's own tests run them
+over every registered row.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_gluon.estimators.recursions import Estimator
+from lightning_gluon.norms.base import Norm
+from lightning_gluon.norms.needs import Context
+from lightning_gluon.optimizer import Gluon
+
+EXACT = 1e-10  # fp64, exact singular values; measured 1e-13 at most
+CLOSE = 1e-5  # fp32; measured 2e-6 at most
+SHAPES = ((6, 10), (10, 6), (7, 7))
+SCALES = (1e-30, 1e-9, 1e9, 1e30)
+
+__all__ = ["check_estimator", "check_method", "check_norm"]
+
+
+def check_norm(norm: Norm) -> None:
+    """Check what a step relies on in a norm and its LMO.
+
+        <G, D(G)> = ||G||_*  and  ||D(G)|| = 1        a norm that `attains`
+        ||D(G)|| <= 1                                 any other
+        D(c G) = D(G), c > 0;   D(0) = 0;   a batch is its points;   the input, its dtype and its device are kept
+
+    Shapes: points of (6, 10), (10, 6) and (7, 7), or vectors of their length for a norm of vectors.
+
+    Args:
+        norm: The norm; a spectral one with `orthogonalizer="svd"`, since the identities are checked to 1e-10.
+
+    Raises:
+        AssertionError: If a promise is broken.
+
+    References:
+        Definitions: "Gluon", arXiv 2505.13416, section 2.
+
+    Example:
+        >>> from lightning_gluon.norms import RowNorm
+        >>> check_norm(RowNorm())
+    """
+    for shape in SHAPES:
+        point = shape if norm.rank == 2 else (shape[0] * shape[1],)
+        _check_duality(norm, point)
+        _check_invariance(norm, point)
+        _check_batch(norm, point)
+        _check_stack(norm, shape)
+
+
+def _draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def _require(holds: bool | Tensor, promise: str, part: object) -> None:
+    if not bool(holds):
+        raise AssertionError(f"{part!r} breaks a promise: {promise}.")
+
+
+def _near(one: Tensor, other: Tensor, bound: float) -> bool:
+    """Return whether two tensors agree to a bound, relative to the larger one's size."""
+    size = max(one.abs().max().item(), other.abs().max().item(), 1e-300)
+    return (one - other).abs().max().item() <= bound * size
+
+
+def _check_duality(norm: Norm, shape: tuple[int, ...]) -> None:
+    for seed in range(3):
+        g, x = _draw(*shape, seed=seed), _draw(*shape, seed=seed + 10)
+        d = norm.lmo(g)
+        length, dual = norm.norm(d), norm.dual_norm(g)
+        _require(length <= 1 + EXACT, "||D(G)|| <= 1", norm)
+        bound = norm.norm(x) * dual
+        _require((x * g).sum().abs() <= bound * (1 + EXACT), "|<X, G>| <= ||X|| ||G||_*", norm)
+        if norm.attains:
+            _require(_near((g * d).sum(), dual, EXACT), "<G, D(G)> = ||G||_*", norm)
+            _require(_near(length, torch.ones_like(length), EXACT), "||D(G)|| = 1", norm)
+
+
+def _check_invariance(norm: Norm, shape: tuple[int, ...]) -> None:
+    g = _draw(*shape).float()
+    before = g.clone()
+    d = norm.lmo(g)
+    _require(torch.equal(g, before), "`lmo` leaves its input as it is", norm)
+    _require(torch.equal(norm.lmo(torch.zeros_like(g)), torch.zeros_like(g)), "D(0) = 0", norm)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        _require(norm.lmo(g.to(dtype)).dtype == dtype, "`lmo` keeps the dtype", norm)
+    for scale in SCALES:
+        _require(_near(norm.lmo(g * scale), d, CLOSE), f"D(c G) = D(G), for c = {scale:g}", norm)
+
+
+def _check_batch(norm: Norm, shape: tuple[int, ...]) -> None:
+    g = torch.stack([_draw(*shape, seed=seed) * 10.0**seed for seed in range(3)])
+    apart = torch.stack([norm.lmo(point) for point in g])
+    _require(_near(norm.lmo(g), apart, EXACT), "a batch is its points", norm)
+    for measure in (norm.norm, norm.dual_norm):
+        _require(measure(g).shape == g.shape[:1], "one number per point of a batch", norm)
+
+
+def _check_stack(norm: Norm, shape: tuple[int, int]) -> None:
+    """Check `scale * lmo_` of a stack, as the step calls it, against `lmo`, with the declared needs at hand."""
+    rows, columns = sorted(shape) if norm.turns else shape
+    if not norm.matrices:
+        rows, columns = 1, rows * columns
+    stack = torch.stack([_draw(rows, columns, seed=seed) for seed in range(2)])
+    kept = {own.name: own.first(stack) for own in norm.statistics}
+    context = Context(statistics=kept)
+    if norm.reads_weights:
+        context.weights = torch.ones_like(stack)
+    if norm.reads_partner:
+        context.partners = [torch.ones(columns, 2, dtype=stack.dtype) for _ in stack]
+    concrete = norm.on(stack, stack.shape)
+    staged = stack.to(concrete.staging_dtype(stack))
+    units = concrete.lmo_(staged.clone(), context)
+    _require(units.shape == stack.shape, "`lmo_` keeps the shape of the stack", norm)
+    _require(units.isfinite().all(), "`lmo_` is finite for a finite stack", norm)
+    declared = {own.name: (len(stack), *own.shape(rows, columns)) for own in norm.statistics}
+    _require({name: tuple(own.shape) for name, own in kept.items()} == declared, "statistics keep their shapes", norm)
+    plain = not (norm.reads_weights or norm.reads_partner or norm.statistics)
+    if plain:
+        whole = norm.lmo(stack.squeeze(1) if norm.rank == 1 else stack).view_as(stack)
+        _require(_near(units * norm.scale(rows, columns), whole, EXACT), "scale * lmo_(stack) = lmo(stack)", norm)
+
+
+def check_estimator(estimator: Estimator, options: Mapping[str, Any] | None = None) -> None:
+    """Check what a step relies on in an estimator's recursion.
+
+        without noise: gradients that are all G give directions that are all G        (buffers started at G)
+        buffers are advanced in place; gradients are only read; every parameter is on its own; the same every time
+
+    Args:
+        estimator: The row.
+        options: Options of its group beside its own defaults; default: momentum .9.
+
+    Raises:
+        AssertionError: If a promise is broken.
+
+    References:
+        The identities of STORM, arXiv 1905.10018, and of Gluon-MVR, arXiv 2512.16598.
+
+    Example:
+        >>> from lightning_gluon.estimators.recursions import ESTIMATORS
+        >>> check_estimator(ESTIMATORS["mvr2"])
+    """
+    if estimator.step_ is not None:
+        return  # it has no direction
+    group = {"momentum": 0.9, **estimator.options, **(options or {})}
+    if "clip" in group:
+        group["clip"] = None  # a bound on the gradient would scale it
+    gradients = [_draw(4, 3), _draw(5, seed=1)]
+    buffers = {name: [g.clone() for g in gradients] for name in estimator.buffers}
+    for _ in range(4):
+        direction = estimator.update(buffers, gradients, gradients, group)
+        agree = all(_near(one, other, EXACT) for one, other in zip(direction, gradients, strict=True))
+        _require(agree, "constant gradients are their own estimate", estimator)
+    _check_recursion(estimator, group)
+
+
+def _check_recursion(estimator: Estimator, group: Mapping[str, Any]) -> None:
+    together = _run(estimator, group, [0, 1])
+    again = _run(estimator, group, [0, 1])
+    apart = _run(estimator, group, [0]) + _run(estimator, group, [1])
+    _require(all(map(torch.equal, together, again)), "the same gradients give the same directions", estimator)
+    _require(all(map(torch.equal, together, apart)), "a parameter does not depend on its neighbours", estimator)
+
+
+def _run(estimator: Estimator, group: Mapping[str, Any], members: list[int]) -> list[Tensor]:
+    """Return the directions of three steps, and check that the recursion keeps to its own buffers."""
+    shapes = [(4, 3), (5,)]
+    first = [_draw(*shapes[member], seed=member) for member in members]
+    buffers = {name: [g.clone() for g in first] for name in estimator.buffers}
+    addresses = {name: [own.data_ptr() for own in kept] for name, kept in buffers.items()}
+    direction = first
+    for step in range(3):
+        new = [_draw(*shapes[member], seed=10 * step + member) for member in members]
+        old = [g * 0.9 for g in new]
+        read = [g.clone() for g in (*new, *old)]
+        direction = [one.clone() for one in estimator.update(buffers, new, old, group)]
+        _require(all(map(torch.equal, (*new, *old), read)), "gradients are only read", estimator)
+    stay = addresses == {name: [own.data_ptr() for own in kept] for name, kept in buffers.items()}
+    _require(stay, "buffers are advanced in place", estimator)
+    return direction
+
+
+def check_method(method: str, **options: Any) -> None:
+    """Check a registered method in training: what a Trainer, a checkpoint and a scheduler rely on.
+
+    - `step(closure)` evaluates as many gradients as the method says, and leaves `.grad` as it is.
+    - The state is complete after the first step; zero gradients at `lr = 0` move nothing.
+    - Groups hold plain values; a `weights_only` checkpoint resumes bit for bit; the optimizer can be copied.
+
+    Args:
+        method: A row of `lightning_gluon.METHODS`.
+        **options: Its options, as for `Gluon`.
+
+    Raises:
+        AssertionError: If a promise is broken.
+
+    References:
+        The contract of `torch.optim.Optimizer`, and of Lightning's automatic optimization.
+
+    Example:
+        >>> check_method("gluon")
+    """
+    _check_zero(method, options)
+    net = _network()
+    optimizer = Gluon(net, lr=0.02, method=method, **options)
+    counter = _Counter(net)
+    counter.take(optimizer, 0)
+    _require(counter.calls == 1, "the first step evaluates one gradient", method)
+    keys = {parameter: set(optimizer.state[parameter]) for parameter in net.parameters()}
+    for step in range(1, 4):
+        counter.take(optimizer, step)
+    _require(counter.calls == optimizer.gradient_evaluations, "gradient evaluations are counted", method)
+    present = {parameter: set(optimizer.state[parameter]) for parameter in net.parameters()}
+    _require(present == keys, "the state is complete after the first step", method)
+    for group in optimizer.param_groups:
+        plain = {key: value for key, value in group.items() if key != "params"}
+        _require(_is_plain(plain), f"group {group['name']!r} holds plain values", method)
+    if optimizer.reference_point is None:
+        _check_gradients(optimizer, net, method)
+    _check_resume(optimizer, net, method, options)
+
+
+def _network(seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 16), nn.Tanh(), nn.LayerNorm(16), nn.Linear(16, 5))
+
+
+def _backward(net: nn.Module, step: int) -> Tensor:
+    x = _draw(32, 12, seed=100 + step).float()
+    net.zero_grad()
+    loss = (net(x) - torch.sin(3 * x[:, :5])).square().mean()
+    loss.backward()
+    return loss
+
+
+class _Counter:
+    """Counts the evaluations of a network's loss."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.net = net
+        self.calls = 0
+
+    def take(self, optimizer: Gluon, step: int) -> None:
+        """Take a step with a closure."""
+
+        def closure() -> Tensor:
+            self.calls += 1
+            return _backward(self.net, step)
+
+        optimizer.step(closure)
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(map(_is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (int, float, str, bool)
+
+
+def _weights(net: nn.Module) -> Tensor:
+    return torch.cat([parameter.detach().flatten().clone() for parameter in net.parameters()])
+
+
+def _check_zero(method: str, options: Mapping[str, Any]) -> None:
+    net = _network()
+    optimizer = Gluon(net, lr=0.0, method=method, **options)
+    before = _weights(net)
+    for parameter in net.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()  # what sharded checkpointing does first
+    _require(torch.equal(_weights(net), before), "zero gradients at lr = 0 move nothing", method)
+    _require(len(optimizer.state) == len(list(net.parameters())), "they begin the state of all parameters", method)
+    copied = copy.deepcopy(optimizer).state_dict()
+    _require(copied["param_groups"] == optimizer.state_dict()["param_groups"], "the optimizer can be copied", method)
+
+
+def _check_gradients(optimizer: Gluon, net: nn.Module, method: str) -> None:
+    gradients = [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
+    optimizer.step()
+    present = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
+    _require(all(map(torch.equal, present, gradients)), "a step leaves `.grad` as it is", method)
+
+
+def _check_resume(optimizer: Gluon, net: nn.Module, method: str, options: Mapping[str, Any]) -> None:
+    other = _network(seed=1)
+    other.load_state_dict(net.state_dict())
+    resumed = Gluon(other, lr=0.5, method=method, **options)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    for step in range(4, 7):
+        for model, stepped in ((net, optimizer), (other, resumed)):
+            _Counter(model).take(stepped, step)
+    _require(torch.equal(_weights(net), _weights(other)), "a resumed run is the run, bit for bit", method)
+    counts = resumed.gradient_evaluations, optimizer.gradient_evaluations
+    _require(counts[0] == counts[1], "the count of gradient evaluations is resumed", method)
