@@ -16,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_gluon.options import Group
+from lightning_gluon.partition.build import partition
 from lightning_gluon.partition.names import route_by_name
-from lightning_gluon.partition.partition import partition
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.partition.route import Route, default_norm
 from lightning_gluon.roles import ROLES
