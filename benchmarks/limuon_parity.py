@@ -44,9 +44,15 @@ def run(options: dict[str, Any], seed: int, epochs: int, lr: float) -> dict[str,
     seed_everything(seed, verbose=False)
     model = DigitsViT(**options, lr=lr)
     trainer = Trainer(
-        accelerator="cpu", max_epochs=epochs, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, num_sanity_val_steps=0, check_val_every_n_epoch=epochs,
-    )  # fmt: skip
+        accelerator="cpu",
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        check_val_every_n_epoch=epochs,
+    )
     trainer.fit(model, datamodule=ImageData("digits", batch_size=64, val_fraction=0, seed=seed))
     optimizer = trainer.optimizers[0]
     return {

@@ -28,6 +28,7 @@ from lightning_gluon import orthogonalize
 
 SHAPES = {"square": (768, 768), "4:1": (1536, 384), "1:7": (128, 896)}
 QUICK = {"square": (128, 128), "4:1": (256, 64), "1:7": (48, 336)}
+KEYS = ("method", "dtype", "shape")  # what a row of the table is of
 SPECTRA = ("gaussian", "1/i", "1/i^2", "low rank")
 TORCH = "torch.optim.Muon"
 VARIANTS = (
@@ -71,9 +72,18 @@ def measure(label: str, dtype: str, call: Callable[[Tensor], Tensor], matrices: 
     for (spectrum, shape), g in matrices.items():
         d = call(g.float()).double()
         values = torch.linalg.svdvals(d)
-        gap = 1 - (g * d).sum() / values[0] / torch.linalg.svdvals(g).sum()
-        record = {"method": label, "dtype": dtype, "spectrum": spectrum, "shape": shape, "rows_columns": list(g.shape)}
-        record |= {"gap": gap.item(), "largest": values[0].item(), "smallest": values[-1].item()}
+        steepest = torch.linalg.svdvals(g).sum()
+        gap = 1 - (g * d).sum() / values[0] / steepest
+        record = {
+            "method": label,
+            "dtype": dtype,
+            "spectrum": spectrum,
+            "shape": shape,
+            "rows_columns": list(g.shape),
+            "gap": gap.item(),
+            "largest": values[0].item(),
+            "smallest": values[-1].item(),
+        }
         if spectrum == "gaussian":
             record["seconds"], record["relative_time"] = relative_time(call, g.float(), repeats)
         records.append(record)
@@ -83,15 +93,20 @@ def measure(label: str, dtype: str, call: Callable[[Tensor], Tensor], matrices: 
 def table(records: list[dict]) -> Table:
     """Return one row per method, dtype and shape; gaps of the spectra side by side."""
     out = Table(title="Gap of the spectral LMO (%), singular values of D, time against torch.optim.Muon's products")
-    for name in ("method", "dtype", "shape", *SPECTRA, "largest", "smallest (gaussian)", "time"):
-        out.add_column(name, justify="left" if name in ("method", "dtype", "shape") else "right")
-    keys = list(dict.fromkeys((r["method"], r["dtype"], r["shape"]) for r in records))
-    for key in keys:
-        rows = {r["spectrum"]: r for r in records if (r["method"], r["dtype"], r["shape"]) == key}
-        gaps = [f"{100 * rows[s]['gap']:.2f}" for s in SPECTRA]
-        largest = max(r["largest"] for r in rows.values())
-        gaussian = rows["gaussian"]
-        out.add_row(*key, *gaps, f"{largest:.3f}", f"{gaussian['smallest']:.3f}", f"{gaussian['relative_time']:.2f}")
+    for name in KEYS:
+        out.add_column(name)
+    for name in (*SPECTRA, "largest", "smallest (gaussian)", "time"):
+        out.add_column(name, justify="right")
+    rows: dict[tuple, dict[str, dict]] = {}
+    for record in records:
+        key = tuple(record[name] for name in KEYS)
+        rows.setdefault(key, {})[record["spectrum"]] = record
+    for key, spectra in rows.items():
+        gaps = [f"{100 * spectra[name]['gap']:.2f}" for name in SPECTRA]
+        largest = max(record["largest"] for record in spectra.values())
+        gaussian = spectra["gaussian"]
+        smallest, time_taken = gaussian["smallest"], gaussian["relative_time"]
+        out.add_row(*key, *gaps, f"{largest:.3f}", f"{smallest:.3f}", f"{time_taken:.2f}")
     return out
 
 

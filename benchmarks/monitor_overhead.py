@@ -64,10 +64,15 @@ def seconds(method: str, given: argparse.Namespace, monitored: bool) -> float:
     batch = (torch.randn(given.batch, 3, 32, 32), torch.randint(10, (given.batch,)))
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            accelerator="cpu", max_steps=given.steps, callbacks=[SmoothnessMonitor()] if monitored else [],
-            logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+            accelerator="cpu",
+            max_steps=given.steps,
+            callbacks=[SmoothnessMonitor()] if monitored else [],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
             default_root_dir=folder,
-        )  # fmt: skip
+        )
         start = time.process_time()
         trainer.fit(Vit(method, given.width, given.depth), Repeated(batch, given.steps))
         return time.process_time() - start
@@ -89,10 +94,16 @@ def main() -> None:
         pairs = [(seconds(method, given, False), seconds(method, given, True)) for _ in range(given.rounds)]
         plain, watched = (statistics.median(column) for column in zip(*pairs, strict=True))
         row = {
-            "every_n_steps": 50, "width": given.width, "depth": given.depth, "batch": given.batch, "steps": given.steps,
-            "cpu_seconds": round(plain, 2), "cpu_seconds_monitored": round(watched, 2),
-            "share": round(watched / plain - 1, 4), "shares": [round(b / a - 1, 4) for a, b in pairs],
-        }  # fmt: skip
+            "every_n_steps": 50,
+            "width": given.width,
+            "depth": given.depth,
+            "batch": given.batch,
+            "steps": given.steps,
+            "cpu_seconds": round(plain, 2),
+            "cpu_seconds_monitored": round(watched, 2),
+            "share": round(watched / plain - 1, 4),
+            "shares": [round(b / a - 1, 4) for a, b in pairs],
+        }
         print(journal.append("run", method=method, **row))
 
 

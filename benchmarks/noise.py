@@ -1,18 +1,22 @@
-"""How well does the guard tell rounding noise from gradients, over many architectures and precisions?
+"""How well does the optimizer tell rounding noise from gradients?
 
-For every architecture, at its first step and after four steps of AdamW, every vector that is stepped by a scale-free
-norm is compared with its gradient in fp64:
+For many architectures, at the first step and after four steps of AdamW, the gradients of a precision are given to the
+optimizer. What it leaves where it is, it takes for noise. The same gradients in fp64 say what is noise.
 
-    zero     the fp64 gradient is below 1e-10 of its weight's (without a weight: of its module's largest), in RMS
-    missed   a true zero that is heard: it takes a full step along rounding noise
-    silent   a real gradient that is taken for noise
+    zero     the fp64 gradient is below 1e-10 of that of its weight's row (without a weight: of its module's largest)
+    missed   zero, and moved: a full step along rounding
+    part     the same for zero entries of a vector that has real ones too, the key's third of a `qkv` bias; where they
+             are missed, the RMS norm still moves them by no more than their share of the vector
+    silent   real, and not moved
     harm     silent, although the gradient agrees with fp64 to better than its own length
 
-once by the layer's own weight (`weight`, what `lightning_gluon.step.noise` does) and once by the largest gradient of
-the module (`module`, for comparison). Each map of a fused weight counts as one vector. 16-mixed runs in fp16 autocast
-on the CPU, under the largest loss scale that leaves all gradients finite, and after the four steps alone: it is slow.
+The zero entries of a vector count as one, and so do its real ones. They are silent when most of them are. Entries whose
+gradient is exactly zero count nowhere.
 
-    python -m benchmarks.noise [--only NAME ...] [--table] [--output benchmarks/results/noise.jsonl]
+`module` is another criterion, for comparison: a vector is noise beside the largest gradient of its module.
+
+fp16 is run on the CPU, under the largest loss scale that leaves all gradients finite, and at the second point only: it
+is slow.
 """
 
 from __future__ import annotations
@@ -32,94 +36,70 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.architectures import ARCHITECTURES, Architecture, Batch
-from benchmarks.journal import Journal
+from benchmarks.journal import Journal, Row
 from lightning_gluon import Gluon
-from lightning_gluon.norms.table import NORMS
-from lightning_gluon.step.noise import NOISE_FLOOR, NoiseGuard, Pair
-from lightning_gluon.step.plan import Chunk, build_plan
 
-TRUE_ZERO = 1e-10
 RESULTS = Path(__file__).parent / "results" / "noise.jsonl"
+TRUE_ZERO = 1e-10
+FLOORS = (14, 12, 10, 9, 8, 6, 5, 4)  # 2^-n
+ALONE = 2**-6  # of the criterion `module`: a vector without siblings beside the model's largest gradient
+VECTORS = ("bias", "elementwise")  # the roles that are stepped as one vector
 Gradients = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Precision:
-    """How gradients are computed, and the floors for what rounding leaves."""
+    """How gradients are computed, and the floor n of 2^-n for what rounding leaves."""
 
     name: str
     dtype: torch.dtype
-    floor_of_module: float  # the former criterion's
+    floor: int = 0
     scale: float = 1.0
     slow: bool = False
 
     def gradients(self, model: nn.Module, architecture: Architecture, batch: Batch) -> Gradients:
-        """Return all gradients in fp64, divided by the largest loss scale that leaves them finite."""
+        """Return all gradients in fp64, under the largest loss scale that leaves them finite."""
         buffers = [buffer.clone() for buffer in model.buffers()]
         scale = self.scale
         while True:
-            model.zero_grad(set_to_none=True)
-            torch.manual_seed(0)
-            with torch.autocast("cpu", self.dtype, enabled=self.dtype.itemsize < 4):
-                loss = architecture.loss(model, batch)
-            (scale * loss).backward()
-            named = [(name, parameter.grad) for name, parameter in model.named_parameters()]
-            found = {name: gradient.double() / scale for name, gradient in named if gradient is not None}
+            found = self._gradients(model, architecture, batch, scale)
             for buffer, kept in zip(model.buffers(), buffers, strict=True):
                 buffer.copy_(kept)
-            if scale <= 1 or all(bool(gradient.isfinite().all()) for gradient in found.values()):
+            finite = all(bool(gradient.isfinite().all()) for gradient in found.values())
+            if finite or scale <= 1:
                 return found
             scale /= 4
 
+    def _gradients(self, model: nn.Module, architecture: Architecture, batch: Batch, scale: float) -> Gradients:
+        model.zero_grad(set_to_none=True)
+        torch.manual_seed(0)
+        with torch.autocast("cpu", self.dtype, enabled=self.dtype.itemsize < 4):
+            loss = architecture.loss(model, batch)
+        (scale * loss).backward()
+        found: Gradients = {}
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                found[name] = parameter.grad.double() / scale
+        return found
 
-EXACT = Precision("64-true", torch.float64, 0.0)
+
+EXACT = Precision("64-true", torch.float64)
 PRECISIONS = (
-    Precision("32-true", torch.float32, 2**-9),
-    Precision("bf16-mixed", torch.bfloat16, 2**-6),
-    Precision("16-mixed", torch.float16, 2**-9, scale=2.0**16, slow=True),
+    Precision("32-true", torch.float32, 9),
+    Precision("bf16-mixed", torch.bfloat16, 6),
+    Precision("16-mixed", torch.float16, 9, scale=2.0**16, slow=True),
 )
-ALONE = 2**-6  # the former criterion's factor for a vector without siblings, beside the model's largest gradient
 
 
 @dataclass(frozen=True)
 class Vector:
-    """One vector, or one map's part of it, in fp64 and as it was rounded, with what it is compared with."""
-
-    name: str
-    exact: Tensor
-    rounded: Tensor
-    exact_terms: float  # RMS of the weight's gradient; of the module's largest where there is no weight
-    terms: float | None  # the same as it was rounded, where the guard judges at all
-    by_module: bool  # silent by the former criterion
-
-    @property
-    def share(self) -> float | None:
-        """RMS relative to that of the weight, as the guard sees it."""
-        if not self.terms:
-            return None
-        return rms(self.rounded) / self.terms
-
-    @property
-    def zero(self) -> bool:
-        """True where there is nothing but rounding."""
-        return rms(self.exact) < TRUE_ZERO * self.exact_terms
-
-    @property
-    def agrees(self) -> bool:
-        """True where there is more signal than rounding."""
-        error = self.rounded - self.exact
-        return float(error.norm()) < float(self.exact.norm())
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What a vector is, and what both criteria make of it."""
+    """The zero or the real entries of one parameter."""
 
     name: str
     zero: bool
+    part: bool  # the parameter has entries of both kinds
     agrees: bool
-    share: float | None
-    by_weight: bool  # silent
+    floors: tuple[int, ...]  # of the layer's own weight, at which it is silent
     by_module: bool
 
 
@@ -129,7 +109,7 @@ def rms(tensor: Tensor) -> float:
 
 
 def largest_of_modules(gradients: Gradients) -> dict[str, float]:
-    """Return the largest RMS among each parameter's siblings, the model's where it has none."""
+    """Return the largest RMS among each parameter's siblings, a share of the model's where it has none."""
     owners = {name: name.rpartition(".")[0] for name in gradients}
     siblings = Counter(owners.values())
     largest: dict[str, float] = defaultdict(float)
@@ -143,45 +123,95 @@ def largest_of_modules(gradients: Gradients) -> dict[str, float]:
     return found
 
 
-def vectors(chunks: list[Chunk], exact: Gradients, rounded: Gradients, floor: float) -> Iterator[Vector]:
-    """Return every vector of a scale-free norm; `floor` is the former criterion's."""
-    paired = {pair.bias.name: pair for pair in NoiseGuard(chunks).pairs}
+def weight_of(name: str, gradients: Gradients) -> Tensor | None:
+    """Return the gradient of the weight whose sums a bias shares."""
+    path, dot, last = name.rpartition(".")
+    if "bias" not in last:
+        return None
+    for weight in ("weight", "weight_v", "parametrizations.weight.original1"):
+        found = gradients.get(path + dot + last.replace("bias", weight))
+        if found is not None:
+            return found
+    return None
+
+
+def scale_of(name: str, exact: Gradients, largest: dict[str, float]) -> Tensor:
+    """Return what the entries of a vector's fp64 gradient are compared with."""
+    size = exact[name].numel()
+    weight = weight_of(name, exact)
+    if weight is None:
+        return torch.full((size,), largest[name], dtype=torch.float64)
+    if weight.shape[0] != size and weight.ndim > 1 and weight.shape[1] == size:
+        weight = weight.transpose(0, 1)  # stored (in, out)
+    if weight.shape[0] != size:
+        return torch.full((size,), rms(weight), dtype=torch.float64)
+    return weight.reshape(size, -1).square().mean(1).sqrt()
+
+
+def zeros_of(name: str, exact: Gradients, largest: dict[str, float]) -> Tensor:
+    """Return which entries of a vector have a true gradient of zero."""
+    gradient = exact[name].flatten()
+    if weight_of(name, exact) is None:
+        return torch.full(gradient.shape, rms(gradient) < TRUE_ZERO * largest[name])
+    return gradient.abs() < TRUE_ZERO * scale_of(name, exact, largest)
+
+
+def moved_by(optimizer: Gluon, gradients: Gradients, floor: int) -> dict[str, Tensor]:
+    """Return which entries a step moves, and take it back."""
+    moved: dict[str, Tensor] = {}
+    layers = [layer for layer in optimizer.layers() if layer.name in gradients]
+    before = [layer.parameter.detach().clone() for layer in layers]
+    for layer in layers:
+        layer.parameter.grad = gradients[layer.name].to(layer.parameter.dtype)
+    for group in optimizer.param_groups:
+        group["noise_floor"] = 2.0**-floor
+    optimizer.step()
+    for layer, start in zip(layers, before, strict=True):
+        if layer.role in VECTORS:
+            moved[layer.name] = (layer.parameter.detach() != start).flatten()
+        layer.parameter.detach().copy_(start)
+    return moved
+
+
+def vectors(optimizer: Gluon, exact: Gradients, rounded: Gradients, floor: int) -> Iterator[Vector]:
+    """Return every vector with what both criteria make of it; `floor` is that of `module`."""
+    moved = {floor: moved_by(optimizer, rounded, floor) for floor in FLOORS}
     largest, exact_largest = largest_of_modules(rounded), largest_of_modules(exact)
-    for name in guarded(chunks):
-        by_module = rms(rounded[name]) < floor * largest[name]
-        pair = paired.get(name)
-        if pair is None:
-            yield Vector(name, exact[name], rounded[name], exact_largest[name], None, by_module)
-            continue
-        for part in range(pair.parts):
-            one, other = part_of(pair, exact, part), part_of(pair, rounded, part)
-            yield Vector(name, one[0], other[0], rms(one[1]), rms(other[1]), by_module)
+    for name in moved[FLOORS[0]]:
+        by_module = rms(rounded[name]) < 2.0**-floor * largest[name]
+        zero = zeros_of(name, exact, exact_largest)
+        true, found = exact[name].flatten(), rounded[name].flatten()
+        for mask in (zero, ~zero):
+            own = mask & (found != 0)
+            if not own.any():
+                continue
+            error = (found - true)[own]
+            silent = tuple(n for n in FLOORS if moved[n][name][own].float().mean() < 0.5)
+            part = bool(zero.any()) and not zero.all()
+            yield Vector(name, mask is zero, part, bool(error.norm() < true[own].norm()), silent, by_module)
 
 
-def part_of(pair: Pair, gradients: Gradients, part: int) -> tuple[Tensor, Tensor]:
-    """Return one part of a bias's gradient, and that of its weight."""
-    bias, weight = gradients[pair.bias.name], gradients[pair.weight.name]
-    if not pair.fused:
-        return bias, weight
-    return pair.parts_of_bias(bias)[part], pair.parts_of_weight(weight)[part]
+class Double(TorchFunctionMode):
+    """Models that cast to fp32 themselves (a softmax, a norm) stay in fp64."""
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replace every mention of fp32."""
+        wide = tuple(torch.float64 if value is torch.float32 else value for value in args)
+        named = {key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()}
+        if function is Tensor.float:
+            function = Tensor.double
+        return function(*wide, **named)
 
 
-def judged(found: Iterator[Vector], floor: float) -> Iterator[Judgement]:
-    """Judge all vectors but those that are exactly zero, where there is nothing to amplify."""
-    for vector in found:
-        share = vector.share
-        if vector.rounded.any():
-            silent = share is not None and share < floor
-            yield Judgement(vector.name, vector.zero, vector.agrees, share, silent, vector.by_module)
-
-
-def guarded(chunks: list[Chunk]) -> list[str]:
-    """Return the names of all parameters whose norm forgets the size of a gradient."""
-    names: list[str] = []
-    for chunk in chunks:
-        if NORMS[chunk.group["norm"]].guarded:
-            names += chunk.names
-    return names
+def in_double(batch: Batch) -> Batch:
+    """Return a batch for a model in fp64."""
+    wide = dict(batch)
+    for key, value in batch.items():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            wide[key] = value.double()
+    return wide
 
 
 def states(architecture: Architecture) -> Iterator[tuple[int, nn.Module, Batch]]:
@@ -198,67 +228,19 @@ def states(architecture: Architecture) -> Iterator[tuple[int, nn.Module, Batch]]
     yield 4, model, unseen
 
 
-class Double(TorchFunctionMode):
-    """Models that cast to fp32 themselves (a softmax, a norm) stay in fp64."""
-
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Replace every mention of fp32."""
-        wide = tuple(torch.float64 if value is torch.float32 else value for value in args)
-        named = {key: torch.float64 if value is torch.float32 else value for key, value in (kwargs or {}).items()}
-        return (Tensor.double if function is Tensor.float else function)(*wide, **named)
-
-
-def in_double(batch: Batch) -> Batch:
-    """Return a batch for a model in fp64."""
-    floating = {key: value for key, value in batch.items() if isinstance(value, Tensor) and value.is_floating_point()}
-    return {**batch, **{key: value.double() for key, value in floating.items()}}
-
-
-def measure(architecture: Architecture) -> dict[Precision, list[Judgement]]:
-    """Return all judgements, by precision."""
-    found: dict[Precision, list[Judgement]] = {precision: [] for precision in PRECISIONS}
+def measure(architecture: Architecture) -> dict[Precision, list[Vector]]:
+    """Return all vectors, by precision."""
+    found: dict[Precision, list[Vector]] = {precision: [] for precision in PRECISIONS}
     for steps, model, batch in states(architecture):
         with Double():
             exact = EXACT.gradients(copy.deepcopy(model).double(), architecture, in_double(batch))
+        # By signs, where a gradient of any size makes the same step.
+        optimizer = Gluon(model, lr=0.01, method="signsgd")
         for precision in PRECISIONS:
-            if precision.slow and not steps:
-                continue
-            rounded = precision.gradients(model, architecture, batch)
-            chunks = build_plan(Gluon(model, lr=0.02).param_groups)
-            seen = vectors(chunks, exact, rounded, precision.floor_of_module)
-            found[precision] += judged(seen, NOISE_FLOOR[precision.dtype])
+            if steps or not precision.slow:
+                rounded = precision.gradients(model, architecture, batch)
+                found[precision] += vectors(optimizer, exact, rounded, precision.floor)
     return found
-
-
-def record(architecture: Architecture, precision: Precision, judgements: list[Judgement]) -> dict[str, object]:
-    """Return one line of the results."""
-    zeros = [one for one in judgements if one.zero]
-    real = [one for one in judgements if not one.zero]
-    own = [one for one in judgements if one.share is not None]
-    return {
-        "architecture": architecture.name,
-        "library": version_of(architecture.library),
-        "precision": precision.name,
-        "floor": NOISE_FLOOR[precision.dtype],
-        "torch": torch.__version__.partition("+")[0],
-        "zeros": len(zeros),
-        "real": len(real),
-        "real_agreeing": sum(one.agrees for one in real),
-        "missed_by_weight": sum(not one.by_weight for one in zeros),
-        "missed_by_module": sum(not one.by_module for one in zeros),
-        "silent_by_weight": sum(one.by_weight for one in real),
-        "silent_by_module": sum(one.by_module for one in real),
-        "harm_by_weight": sum(one.by_weight and one.agrees for one in real),
-        "harm_by_module": sum(one.by_module and one.agrees for one in real),
-        "zeros_not_judged": sum(one.share is None for one in zeros),
-        "largest_share_of_zeros": rounded(max((one.share for one in own if one.zero), default=None)),
-        "smallest_share_of_real": rounded(min((one.share for one in own if not one.zero), default=None)),
-        "missed": sorted({one.name for one in zeros if not one.by_weight})[:5],
-        "silent": sorted({one.name for one in real if one.by_weight})[:5],
-        "silent_before": sorted({one.name for one in real if one.by_module})[:5],
-    }
 
 
 def version_of(library: str) -> str:
@@ -269,51 +251,94 @@ def version_of(library: str) -> str:
         return library
 
 
-def rounded(share: float | None) -> float | None:
-    """Return two digits."""
-    return share if share is None else float(f"{share:.1e}")
+def record(architecture: Architecture, precision: Precision, found: list[Vector]) -> Row:
+    """Return one row of the results; counts under `weight` are one per floor."""
+    zeros = [vector for vector in found if vector.zero and not vector.part]
+    parts = [vector for vector in found if vector.zero and vector.part]
+    real = [vector for vector in found if not vector.zero]
+    agreeing = [vector for vector in real if vector.agrees]
+    return {
+        "architecture": architecture.name,
+        "library": version_of(architecture.library),
+        "precision": precision.name,
+        "zeros": len(zeros),
+        "parts": len(parts),
+        "real": len(real),
+        "agreeing": len(agreeing),
+        "weight": {
+            "floors": FLOORS,
+            "missed": [sum(floor not in vector.floors for vector in zeros) for floor in FLOORS],
+            "missed_parts": [sum(floor not in vector.floors for vector in parts) for floor in FLOORS],
+            "silent": [sum(floor in vector.floors for vector in real) for floor in FLOORS],
+            "harm": [sum(floor in vector.floors for vector in agreeing) for floor in FLOORS],
+        },
+        "module": {
+            "floors": [precision.floor],
+            "missed": [sum(not vector.by_module for vector in zeros)],
+            "missed_parts": [sum(not vector.by_module for vector in parts)],
+            "silent": [sum(vector.by_module for vector in real)],
+            "harm": [sum(vector.by_module for vector in agreeing)],
+        },
+        "missed": names(vector for vector in zeros if precision.floor not in vector.floors),
+        "harmed": names(vector for vector in agreeing if precision.floor in vector.floors),
+        "harmed_by_module": names(vector for vector in agreeing if vector.by_module),
+    }
 
 
-def table(lines: list[dict[str, Any]]) -> str:
-    """Return the totals as Markdown."""
-    rows = [
-        "| precision | criterion | floor | true zeros | missed | real gradients | silent | of which agree with fp64 |",
-        "|---|---|---|---|---|---|---|---|",
+def names(found: Iterator[Vector]) -> list[str]:
+    """Return the first names."""
+    return sorted({vector.name for vector in found})[:4]
+
+
+def table(rows: list[Row], criterion: str) -> str:
+    """Return the totals of a criterion as Markdown, one line per precision and floor; the floor in use is bold."""
+    lines = [
+        "| precision | floor | true zeros | missed | parts | missed | real gradients | silent | harm |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for precision in PRECISIONS:
-        own = [line for line in lines if line["precision"] == precision.name]
-        floors = {"weight": NOISE_FLOOR[precision.dtype], "module": precision.floor_of_module}
-        for criterion, floor in floors.items():
-            zeros, real, agreeing = (sum(line[key] for line in own) for key in ("zeros", "real", "real_agreeing"))
-            counts = [sum(line[f"{error}_by_{criterion}"] for line in own) for error in ("missed", "silent", "harm")]
-            missed, silent, harm = (
-                f"{count} ({100 * count / of:.1f} %)" for count, of in zip(counts, (zeros, real, agreeing), strict=True)
-            )
-            power = f"2^{round(math.log2(floor))}"
-            rows.append(
-                f"| {precision.name} | {criterion} | {power} | {zeros} | {missed} | {real} | {silent} | {harm} |"
-            )
-    return "\n".join(rows)
+        own = [row for row in rows if row["precision"] == precision.name]
+        zeros, parts, real = (sum(row[key] for row in own) for key in ("zeros", "parts", "real"))
+        for place, floor in enumerate(own[0][criterion]["floors"]):
+            errors = Counter[str]()
+            for row in own:
+                errors.update({key: counts[place] for key, counts in row[criterion].items()})
+            label = f"**2^-{floor}**" if floor == precision.floor else f"2^-{floor}"
+            missed = f"{zeros} | {errors['missed']}{share(errors['missed'], zeros)}"
+            inside = f"{parts} | {errors['missed_parts']}"
+            silent = f"{real} | {errors['silent']}{share(errors['silent'], real)} | {errors['harm']}"
+            lines.append(f"| {precision.name} | {label} | {missed} | {inside} | {silent} |")
+    return "\n".join(lines)
+
+
+def share(count: int, of: int) -> str:
+    """Return the share of a count, where there is one."""
+    return f" ({count / of:.2%})" if count else ""
+
+
+def totals(journal: Journal) -> list[Row]:
+    """Return the last row of every architecture and precision."""
+    return journal.latest("run", "architecture", "precision")
 
 
 def main() -> None:
-    """Measure, one row per architecture and precision as they come."""
+    """Measure what the results lack, or all that is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="names of architectures")
-    parser.add_argument("--table", action="store_true", help="print the totals of results there are")
+    parser.add_argument("--only", nargs="*", help="names of architectures to measure (again)")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
-    if options.table:
-        print(table(Journal(options.output).latest("run", "architecture", "precision")))
-        return
     torch.set_num_threads(1)
-    chosen = [some for some in ARCHITECTURES if not options.only or some.name in options.only]
     journal = Journal(options.output)
-    for architecture in chosen:
-        for precision, judgements in measure(architecture).items():
-            journal.append("run", **record(architecture, precision, judgements))
+    known = {row["architecture"] for row in journal.of("run")}
+    for architecture in ARCHITECTURES:
+        chosen = architecture.name in options.only if options.only else architecture.name not in known
+        if not chosen:
+            continue
+        for precision, found in measure(architecture).items():
+            journal.append("run", **record(architecture, precision, found))
         print(architecture.name, flush=True)
-    print(table(journal.latest("run", "architecture", "precision")))
+    for criterion in ("weight", "module"):
+        print(f"\n{criterion}\n\n{table(totals(journal), criterion)}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import itertools
 import math
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,12 @@ GOAL = 0.03  # gap to the best fixed radius
 BESIDE = ("input", "embedding", "head", "bias", "elementwise")  # roles that AdamW steps beside Muon
 ADAMW = {"radius": dict.fromkeys(BESIDE, 0.1)}  # where Muon's own is 0.015
 METHODS: dict[str, dict[str, Any]] = {
-    "gluon": {}, "muon": {}, "gluon-mvr1": {}, "limuon": {"rank": 4}, "muon, adamw 0.1": {"method": "muon", **ADAMW},
-}  # fmt: skip
+    "gluon": {},
+    "muon": {},
+    "gluon-mvr1": {},
+    "limuon": {"rank": 4},
+    "muon, adamw 0.1": {"method": "muon", **ADAMW},
+}
 MOMENTA = (0.9, 0.95, 0.97)
 SHARES = (1.0, 0.25)  # of the batch size
 LONG_STEPS = 800  # at least, at the largest momentum: its ramp is three times as long
@@ -83,8 +88,10 @@ def _run(given: argparse.Namespace, journal: Journal) -> None:
 
 def key_of(run: dict[str, Any]) -> str:
     """Return what identifies a run: its cell, its seed, and its fixed radius or its rule."""
-    what = f"fixed {run['fixed']:g}" if "fixed" in run else run["rule"]
-    return "/".join([*(str(run[name]) for name in NAMES), str(run["seed"]), what])
+    parts = [str(run[name]) for name in NAMES]
+    parts.append(str(run["seed"]))
+    parts.append(run["rule"] if "rule" in run else f"fixed {run['fixed']:g}")
+    return "/".join(parts)
 
 
 class Cell:
@@ -158,24 +165,41 @@ def table(runs: list[dict[str, Any]]) -> str:
     A gap is the mean over seeds of the difference to the best fixed radius, in per cent of that one's mean loss, and
     after the sign the standard error of that mean. The best radius is the one with the lowest mean.
     """
-    cells: dict[tuple, dict[Any, dict[int, float]]] = {}
+    cells: dict[tuple, CellLosses] = {}
     for run in runs:
-        cell = cells.setdefault(tuple(run[name] for name in NAMES), {})
-        cell.setdefault(run.get("rule", run.get("fixed")), {})[run["seed"]] = run["loss"]
-    lines = [
-        "| " + " | ".join(NAMES) + " | seeds | best radius | its loss | " + " | ".join(RULES) + " |",
-        "|---" * (len(NAMES) + 3 + len(RULES)) + "|",
-    ]
+        names = tuple(run[name] for name in NAMES)
+        cell = cells.setdefault(names, CellLosses())
+        losses = cell.rules[run["rule"]] if "rule" in run else cell.fixed[run["fixed"]]
+        losses[run["seed"]] = run["loss"]
+    head = [*NAMES, "seeds", "best radius", "its loss", *RULES]
+    lines = [_line(head), "|---" * len(head) + "|"]
     for names, cell in cells.items():
-        fixed = {what: losses for what, losses in cell.items() if isinstance(what, float)}
-        if not fixed:  # a sweep that was cut off
-            continue
-        seeds = max(len(losses) for losses in fixed.values())
-        radius = best_radius({r: statistics.mean(x.values()) for r, x in fixed.items() if len(x) == seeds})
-        gaps = [_gap(cell.get(rule, {}), fixed[radius]) for rule in RULES]
-        values = [*map(str, names), str(seeds), f"{radius:g}", f"{statistics.mean(fixed[radius].values()):.4f}", *gaps]
-        lines.append("| " + " | ".join(values) + " |")
+        if cell.fixed:  # else the sweep was cut off
+            lines.append(_line([*map(str, names), *cell.values()]))
     return "\n".join(lines)
+
+
+def _line(values: list[str]) -> str:
+    return f"| {' | '.join(values)} |"
+
+
+class CellLosses:
+    """Losses of one cell by seed, of every fixed radius and of every rule."""
+
+    def __init__(self) -> None:
+        self.fixed: dict[float, dict[int, float]] = defaultdict(dict)
+        self.rules: dict[str, dict[int, float]] = defaultdict(dict)
+
+    def values(self) -> list[str]:
+        """Return the number of seeds, the best radius, its loss, and the gap of every rule to it."""
+        seeds = max(map(len, self.fixed.values()))
+        means = {}
+        for radius, losses in self.fixed.items():
+            if len(losses) == seeds:
+                means[radius] = statistics.mean(losses.values())
+        best = best_radius(means)
+        gaps = [_gap(self.rules[rule], self.fixed[best]) for rule in RULES]
+        return [str(seeds), f"{best:g}", f"{means[best]:.4f}", *gaps]
 
 
 def _gap(losses: dict[int, float], best: dict[int, float]) -> str:
@@ -187,8 +211,12 @@ def _gap(losses: dict[int, float], best: dict[int, float]) -> str:
     gap = statistics.mean(gaps)
     if not math.isfinite(gap):
         return "**diverged**"
-    error = f" ± {statistics.stdev(gaps) / math.sqrt(len(gaps)):.1f}" if len(gaps) > 1 else ""
-    return f"{gap:+.1f}{error} %" if gap <= 100 * GOAL else f"**{gap:+.1f}{error} %**"
+    text = f"{gap:+.1f}"
+    if len(gaps) > 1:
+        error = statistics.stdev(gaps) / math.sqrt(len(gaps))
+        text += f" ± {error:.1f}"
+    text += " %"
+    return text if gap <= 100 * GOAL else f"**{text}**"
 
 
 if __name__ == "__main__":

@@ -90,9 +90,16 @@ def _language_model(width: int = 64, depth: int = 2) -> nn.Module:
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
-        vocab_size=256, hidden_size=width, intermediate_size=2 * width, num_hidden_layers=depth, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=False, use_cache=False,
-    )  # fmt: skip
+        vocab_size=256,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=depth,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
     return Qwen2ForCausalLM(config)
 
 
@@ -180,9 +187,14 @@ def train(
     torch.manual_seed(seed)
     module = Module(task, options)
     trainer = Trainer(
-        accelerator="cpu", max_steps=steps, callbacks=callbacks or [], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
+        accelerator="cpu",
+        max_steps=steps,
+        callbacks=callbacks or [],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
     start, failure = time.perf_counter(), ""
     try:
         trainer.fit(module, _Batches(task, seed, batch, steps))

@@ -55,9 +55,14 @@ def build(model: str) -> tuple[nn.Module, int]:
             return MambaForCausalLM(config), share
         if name == "qwen2_5":
             config = Qwen2Config(
-                hidden_size=896, intermediate_size=4864, num_hidden_layers=24 // share, num_attention_heads=14,
-                num_key_value_heads=2, vocab_size=151936 // share, tie_word_embeddings=True,
-            )  # fmt: skip
+                hidden_size=896,
+                intermediate_size=4864,
+                num_hidden_layers=24 // share,
+                num_attention_heads=14,
+                num_key_value_heads=2,
+                vocab_size=151936 // share,
+                tie_word_embeddings=True,
+            )
             return Qwen2ForCausalLM(config), share
     raise ValueError(f"Unknown model {model!r}: vit_ti, vit_s, vit_b, mamba_130m or qwen2_5, optionally /share.")
 
@@ -315,8 +320,11 @@ def floors(problem: Problem, rate: dict[str, Any]) -> dict[str, float]:
                 flops += 2 * small**3 * (6 * aspect + 15 if aspect > 1.5 else 6 * (2 * aspect + 1))
     tflop, gb = flops / 1e12, 24 * entries / 1e9
     return {
-        "tflop": tflop, "traffic_gb": gb, "parameters": entries, "floor_s": tflop / rate["tflop_s"] + gb / rate["gb_s"]
-    }  # fmt: skip
+        "tflop": tflop,
+        "traffic_gb": gb,
+        "parameters": entries,
+        "floor_s": tflop / rate["tflop_s"] + gb / rate["gb_s"],
+    }
 
 
 KINDS = {"products": ("mm",), "copies": ("copy", "_to_copy"), "norms": ("norm", "amax", "amin")}

@@ -15,7 +15,7 @@ import re
 import sys
 import tokenize
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,7 +24,8 @@ __all__ = ["LIMITS", "Style", "measure", "twins"]
 ROOT = Path(__file__).resolve().parents[1]
 DIRECTIVE = re.compile(r"#\s*(type:|noqa|fmt:|pragma|mypy|pyright|pylint|ruff)")  # comments that say nothing to people
 ANY = re.compile(r"\bAny\b")
-SHARED_NAMES = ("all", "tensors")  # `__all__`, and an alias that stands for one thing
+SHARED_NAMES = ("all", "getattr", "tensors")  # what modules are made of, and an alias that stands for one thing
+TABLES = "known"  # a folder whose files hold the same tables, one file per library: they count as one module
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 BRANCHES = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.ExceptHandler, ast.IfExp, ast.match_case)
@@ -40,7 +41,7 @@ class Style:
         branches: Cyclomatic complexity of the function at the 90th percentile.
         string_comparisons: Comparisons with a string literal.
         any_annotations: Arguments and results annotated with `Any`.
-        twins: Top-level names that two modules define.
+        twins: Top-level names that two modules define, case and underscores apart.
         longest_file: Lines of the longest file.
     """
 
@@ -74,9 +75,12 @@ class Source:
 
     def code_lines(self) -> int:
         """Return the number of lines that hold code."""
-        lines = self.text.splitlines()
-        blank = {number for number, line in enumerate(lines, 1) if not line.strip()}
-        return len(lines) - len(blank | self._docstring_lines() | self._comment_lines())
+        prose = self._docstring_lines() | self._comment_lines()
+        count = 0
+        for number, line in enumerate(self.text.splitlines(), 1):
+            if line.strip() and number not in prose:
+                count += 1
+        return count
 
     def _docstring_lines(self) -> set[int]:
         found: set[int] = set()
@@ -88,9 +92,14 @@ class Source:
         return found
 
     def _comment_lines(self) -> set[int]:
-        tokens = tokenize.generate_tokens(io.StringIO(self.text).readline)
-        comments = [token for token in tokens if token.type == tokenize.COMMENT and token.line.lstrip().startswith("#")]
-        return {token.start[0] for token in comments if not DIRECTIVE.match(token.string)}
+        found = set()
+        lines = io.StringIO(self.text)
+        for token in tokenize.generate_tokens(lines.readline):
+            comment = token.type == tokenize.COMMENT
+            alone = token.line.lstrip().startswith("#")
+            if comment and alone and not DIRECTIVE.match(token.string):
+                found.add(token.start[0])
+        return found
 
     def functions(self) -> Iterator[Function]:
         """Yield every function and method, the inner ones too."""
@@ -163,9 +172,17 @@ def compares_with_text(node: ast.AST) -> bool:
 def any_annotations(function: Function) -> int:
     """Return the number of arguments and results that are annotated with `Any`."""
     given = function.args
-    arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
-    annotations = [argument.annotation for argument in arguments if argument is not None] + [function.returns]
-    return sum(annotation is not None and bool(ANY.search(ast.unparse(annotation))) for annotation in annotations)
+    arguments = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+    for rest in (given.vararg, given.kwarg):
+        if rest is not None:
+            arguments.append(rest)
+    annotations = [argument.annotation for argument in arguments]
+    annotations.append(function.returns)
+    count = 0
+    for annotation in annotations:
+        if annotation is not None and ANY.search(ast.unparse(annotation)):
+            count += 1
+    return count
 
 
 def twins(files: list[Source]) -> dict[str, list[str]]:
@@ -179,15 +196,19 @@ def twins(files: list[Source]) -> dict[str, list[str]]:
     """
     found: dict[str, dict[Path, str]] = defaultdict(dict)
     for source in files:
+        module = source.path.parent if source.path.parent.name == TABLES else source.path
         for name in source.names():
             key = name.strip("_").lower()
             if key not in SHARED_NAMES:
-                found[key][source.path] = name
-    several = {key: places for key, places in found.items() if len(places) > 1}
-    return {key: [f"{path}:{name}" for path, name in places.items()] for key, places in sorted(several.items())}
+                found[key][module] = f"{module}:{name}"
+    several = {}
+    for key in sorted(found):
+        if len(found[key]) > 1:
+            several[key] = list(found[key].values())
+    return several
 
 
-def percentile(values: list[int], share: float = 0.9) -> int:
+def percentile(values: Iterable[int], share: float = 0.9) -> int:
     """Return the value that so many of all values lie below."""
     ordered = sorted(values)
     return ordered[int(share * len(ordered))]
@@ -206,17 +227,23 @@ def measure(folder: Path) -> Style:
         ValueError: If the folder holds no function.
     """
     files = sources(folder)
-    functions = [function for source in files for function in source.functions()]
+    functions: list[Function] = []
+    lines = size = comparisons = 0
+    for source in files:
+        functions.extend(source.functions())
+        lines += source.code_lines()
+        size += nodes(source.tree)
+        comparisons += sum(map(compares_with_text, ast.walk(source.tree)))
     if not functions:
         raise ValueError(f"Expected `folder` to hold Python functions, but found none in '{folder}'.")
-    thousand = sum(source.code_lines() for source in files) / 1000
-    comparisons = sum(compares_with_text(node) for source in files for node in ast.walk(source.tree))
+    thousands = lines / 1000
+    annotations = sum(map(any_annotations, functions))
     return Style(
-        nodes_per_line=round(sum(nodes(source.tree) for source in files) / thousand / 1000, 2),
-        function_nodes=percentile([function_nodes(function) for function in functions]),
-        branches=percentile([branches(function) for function in functions]),
-        string_comparisons=round(comparisons / thousand, 1),
-        any_annotations=round(sum(any_annotations(function) for function in functions) / thousand, 1),
+        nodes_per_line=round(size / lines, 2),
+        function_nodes=percentile(map(function_nodes, functions)),
+        branches=percentile(map(branches, functions)),
+        string_comparisons=round(comparisons / thousands, 1),
+        any_annotations=round(annotations / thousands, 1),
         twins=len(twins(files)),
         longest_file=max(len(source.text.splitlines()) for source in files),
     )
@@ -225,21 +252,24 @@ def measure(folder: Path) -> Style:
 def excess(found: Style, limits: Style) -> dict[str, str]:
     """Return the numbers that are above their limit, as sentences by name."""
     allowed = asdict(limits)
-    return {
-        name: f"{name} is {value}, above {allowed[name]}"
-        for name, value in asdict(found).items()
-        if value > allowed[name]
-    }
+    above = {}
+    for name, value in asdict(found).items():
+        if value > allowed[name]:
+            above[name] = f"{name} is {value}, above {allowed[name]}"
+    return above
 
 
 def dense_functions(folder: Path, count: int) -> list[str]:
     """Return the functions with the most nodes, as `nodes branches file:name`."""
     rows = []
     for source in sources(folder):
+        file = source.path.relative_to(folder)
         for function in source.functions():
-            place = f"{source.path.relative_to(folder)}:{function.name}"
-            rows.append((function_nodes(function), branches(function), place))
-    return [f"{size:5d} nodes, {paths:3d} branches  {place}" for size, paths, place in sorted(rows)[::-1][:count]]
+            size = function_nodes(function)
+            paths = branches(function)
+            rows.append((size, f"{size:5d} nodes, {paths:3d} branches  {file}:{function.name}"))
+    rows.sort(reverse=True)
+    return [text for _, text in rows[:count]]
 
 
 def main() -> None:
@@ -250,11 +280,14 @@ def main() -> None:
     given = parser.parse_args()
     found = measure(given.folder)
     above = excess(found, LIMITS)
+    limits = asdict(LIMITS)
     for name, value in asdict(found).items():
-        print(f"{name:20} {value:8}  limit {getattr(LIMITS, name)}{'  above' if name in above else ''}")
+        verdict = "above" if name in above else ""
+        print(f"{name:20} {value:8}  limit {limits[name]:4}  {verdict}")
     if given.worst:
         print(*dense_functions(given.folder, given.worst), sep="\n")
-        print(*(f"{name}: {', '.join(places)}" for name, places in twins(sources(given.folder)).items()), sep="\n")
+        for name, places in twins(sources(given.folder)).items():
+            print(f"{name}: {', '.join(places)}")
     sys.exit(bool(above))
 
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import importlib
 import os
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
+
+from lightning_gluon import __version__
 
 __all__ = ["main"]
 
@@ -14,53 +19,68 @@ HELP = """usage: lightning-gluon COMMAND [options]
   partition                          print the role, norm and matrices of every parameter of a model
   methods                            print the table of methods
 
+  --version                          print the version
+  --traceback                        with a command: show where a mistake was found, not only what it is
+
   lightning-gluon fit -c recipes/vit/base.yaml -c recipes/vit/tiny.yaml -c recipes/methods/gluon.yaml
   lightning-gluon partition --model timm/vit_small_patch16_224
-  lightning-gluon partition --model transformers/qwen2 --kwargs '{"num_hidden_layers": 2}'"""
+  lightning-gluon partition --model transformers/qwen2 --kwargs '{"num_hidden_layers": 2}'
+
+A class path such as my_project.Net is searched among installed packages first and then in the working directory, and
+its module is run. No other command or option looks into the working directory."""
+
+# The module of a command, and its function of the same name: imported when the command is given.
+COMMANDS = {
+    "fit": "train",
+    "validate": "train",
+    "test": "train",
+    "predict": "train",
+    "partition": "partition",
+    "methods": "methods",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run a command.
+    """Run a command. A mistake found before the first batch is one line; later errors come with their traceback.
 
     Args:
         argv: Its arguments; None takes the process's.
 
     Raises:
-        SystemExit: If the command is unknown or jsonargparse is missing.
+        SystemExit: If there is a mistake in the arguments, a file or a model.
     """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    where = "--traceback" in arguments
+    arguments = [argument for argument in arguments if argument != "--traceback"]
     try:
-        _run(argv)
+        _run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter flushes once more
+    except SystemExit as end:
+        if where and end.__cause__ is not None:
+            traceback.print_exception(end.__cause__)
+        raise
 
 
-def _run(argv: Sequence[str] | None) -> None:
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if os.getcwd() not in sys.path:  # class paths of the project one stands in, as with `python -m`
-        sys.path.insert(0, os.getcwd())
-    if not arguments or arguments[0] in ("-h", "--help"):
+def _run(arguments: list[str]) -> None:
+    if not arguments or {"-h", "--help"}.intersection(arguments[:1]):
         print(HELP)
-    elif arguments[0] in ("partition", "methods"):
-        from lightning_gluon.cli import tables
-
-        getattr(tables, arguments[0])(arguments[1:])
-    elif arguments[0] in ("fit", "validate", "test", "predict"):
-        _train(None if argv is None else arguments)
+    elif arguments[0] == "--version":
+        print(f"lightning-gluon {__version__}")
     else:
-        raise SystemExit(
-            f"Expected a command out of fit, validate, test, predict, partition, methods; got {arguments[0]!r}."
-        )
+        _command(arguments[0])(arguments)
 
 
-def _train(arguments: list[str] | None) -> None:
-    try:
-        import jsonargparse  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise SystemExit('Expected `jsonargparse` to be installed. Run: pip install "lightning-gluon[cli]"') from error
-    from lightning_gluon.cli.fit import GluonCLI
-
-    GluonCLI(args=arguments, parser_kwargs={"prog": "lightning-gluon"})
+def _command(name: str) -> Callable[[Sequence[str]], None]:
+    """Import the function of a command."""
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" Did you mean `{near[0]}`?" if near else ""
+        listed = ", ".join(COMMANDS)
+        raise SystemExit(f"lightning-gluon: error: Expected a command out of {listed}; got {name!r}.{hint}")
+    place = COMMANDS[name]
+    return getattr(importlib.import_module(f"lightning_gluon.cli.{place}"), place)
 
 
 if __name__ == "__main__":

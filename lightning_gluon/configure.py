@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from typing_extensions import Unpack
 
 from lightning_gluon.optimizer import Gluon
+from lightning_gluon.options import Options
 from lightning_gluon.partition import Partition
 from lightning_gluon.partition import partition as route
 from lightning_gluon.radius import RadiusSchedule, Schedule
 from lightning_gluon.replay.lightning import stepping_batches, trainer_of
-from lightning_gluon.step.checks import check_options, find_method
+from lightning_gluon.step.checks import check_options, check_whole_module, find_method
 from lightning_gluon.step.noise import NOISE_FLOOR
 
 if TYPE_CHECKING:
@@ -45,7 +47,7 @@ def configure_optimizers(
     total_steps: int | None = None,
     partition: Partition | None = None,
     rules: Rules | None = None,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Any:
     """Partition a module, build the optimizer of a method, and schedule it: what `configure_optimizers` returns.
 
@@ -82,6 +84,7 @@ def configure_optimizers(
 
     Example:
         >>> from torch import nn
+    from typing_extensions import Unpack
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> configured = configure_optimizers(model, "muon", lr=0.02, schedule="cosine", warmup=0.1, total_steps=100)
         >>> configured["lr_scheduler"]["interval"], configured["lr_scheduler"]["scheduler"].schedule.warmup
@@ -95,6 +98,7 @@ def configure_optimizers(
         length = stepping_batches(trainer)
     plan = Schedule(schedule, length, warmup_steps(warmup, length), decay, row.theory)
     check_options(method, [option for option in options if option != "compile"])
+    check_whole_module(module)
     if rules is not None:
         if partition is not None:
             raise ValueError("Expected `partition` or `rules`, but got both. Give the rules to the partition.")

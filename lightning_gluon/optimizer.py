@@ -91,7 +91,7 @@ class Gluon(Optimizer):
         self._settings = Settings(method, lr, weight_decay, momentum, radius, dict(options))
         groups = self._settings.build(partial_groups)
         check_ranks_fit(groups)
-        name_apart(groups)
+        name_apart(groups)  # before any is added
         self.reference_gradients: dict[Tensor, Tensor] = {}
         self.two_point = CLOSURE  # who takes the second gradient, see `two_point.closures`
         self._transient()
@@ -133,23 +133,14 @@ class Gluon(Optimizer):
         Raises:
             ValueError: If a parameter is already in a group, or a value does not fit.
         """
-        complete = isinstance(param_group, Mapping) and "gradient_evaluations" in param_group
-        groups = [param_group] if complete else self._late(param_group)
-        self._check_new(groups)
+        if isinstance(param_group, Mapping) and "gradient_evaluations" in param_group:  # complete
+            groups = [param_group]
+            name_apart(groups, self.param_groups)
+        else:
+            groups = late_groups(param_group, self._settings, self._partition, self.param_groups)
         for group in groups:
             super().add_param_group(group)
         self._plans = Plans()
-
-    def _late(self, group: Group) -> list[Group]:
-        return late_groups(group, self._settings, self._partition, self.param_groups)
-
-    def _check_new(self, groups: list[Group]) -> None:
-        seen = {parameter for other in self.param_groups for parameter in other["params"]}
-        for group in groups:
-            for name, parameter in zip(group["param_names"], group["params"], strict=True):
-                if parameter in seen:
-                    raise ValueError(f"{name!r} is given twice: a parameter belongs to exactly one group.")
-                seen.add(parameter)
 
     def layers(self) -> list[Layer]:
         """Return every parameter with its role, norm, views and radius, for monitors and schedulers."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -102,7 +102,7 @@ def dtype_name(*names: str) -> Check:
 
 
 def plain(value: Any) -> Any:
-    """Return Python's own numbers and sequences for those of NumPy, OmegaConf and others.
+    """Return Python's own numbers, sequences and dicts for those of NumPy, OmegaConf and others.
 
     A checkpoint that holds others is not loaded with `weights_only`. A tensor of one number stays a tensor, since a
     learning rate may be one.
@@ -111,7 +111,7 @@ def plain(value: Any) -> Any:
         value: Anything.
 
     Returns:
-        The same, or a plain copy of it: tuples stay tuples, other sequences become lists.
+        The same, or a plain copy of it: tuples stay tuples, other sequences become lists, mappings become dicts.
 
     Example:
         >>> plain(range(2)), plain((1, 2))
@@ -121,6 +121,8 @@ def plain(value: Any) -> Any:
         return value
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
         return tuple(plain(item) for item in value)
     if isinstance(value, Sequence) or (isinstance(value, torch.Tensor) and value.ndim == 1):

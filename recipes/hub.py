@@ -31,9 +31,11 @@ def build_causal_lm(name: str, config: dict[str, Any], *, pretrained: bool) -> A
         ValueError: If the model type is unknown, an entry does not exist, or a model type is to be loaded with weights.
     """
     transformers = require("transformers", "text")
-    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
-    causal = transformers.models.auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    near = f"Similar model types: {difflib.get_close_matches(name, causal, n=5, cutoff=0.3)}."
+    auto = transformers.models.auto
+    known = auto.configuration_auto.CONFIG_MAPPING_NAMES
+    causal = auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    alike = difflib.get_close_matches(name, causal, n=5, cutoff=0.3)
+    near = f"Similar model types: {alike}."
     if name in known:
         if name not in causal:
             raise ValueError(f"Expected a model type for causal language models, but got {name!r}. {near}")
@@ -41,33 +43,46 @@ def build_causal_lm(name: str, config: dict[str, Any], *, pretrained: bool) -> A
             raise ValueError(f"Expected a hub id or a folder with pretrained=true, but got the model type {name!r}.")
         default = transformers.AutoConfig.for_model(name)
         _check(default, config)
-        loaded = transformers.AutoConfig.for_model(name, **_scan(default, config))
+        entries = _scan(default, config)
+        loaded = transformers.AutoConfig.for_model(name, **entries)
     elif "/" not in name and not Path(name).is_dir():
         raise ValueError(f"Expected a model type of transformers, a hub id or a folder, but got {name!r}. {near}")
     else:
         loaded = _from_hub(transformers.AutoConfig, name)
         _check(loaded, config)
-        for key, value in _scan(loaded, config).items():
+        entries = _scan(loaded, config)
+        for key, value in entries.items():
             setattr(loaded, key, value)
     if pretrained:
         # They come in evaluation mode, which Lightning leaves as it is: no dropout, no recomputation of activations.
-        return _from_hub(transformers.AutoModelForCausalLM, name, config=loaded, dtype="float32").train()
-    return transformers.AutoModelForCausalLM.from_config(loaded, dtype="float32", trust_remote_code=False)
+        net = _from_hub(transformers.AutoModelForCausalLM, name, config=loaded, dtype="float32")
+        return net.train()
+    return transformers.AutoModelForCausalLM.from_config(
+        loaded,
+        dtype="float32",
+        trust_remote_code=False,
+    )
 
 
 def _check(loaded: Any, config: dict[str, Any]) -> None:
     unknown = [key for key in config if not hasattr(loaded, key)]
     if unknown:
-        valid = ", ".join(sorted(k for k in loaded.to_dict() if not k.startswith("_")))
-        raise ValueError(f"Expected entries of {type(loaded).__name__}, but got {unknown}. Valid are: {valid}.")
+        kind = type(loaded).__name__
+        entries = sorted(loaded.to_dict())
+        valid = ", ".join(key for key in entries if not key.startswith("_"))
+        raise ValueError(f"Expected entries of {kind}, but got {unknown}. Valid are: {valid}.")
 
 
 def _scan(loaded: Any, config: dict[str, Any]) -> dict[str, Any]:
     """Choose mambapy's scan for a Mamba where it is installed and mamba-ssm's kernels are not."""
-    if not hasattr(loaded, "use_mambapy") or "use_mambapy" in config:
+    if not hasattr(loaded, "use_mambapy"):
         return config
-    kernels = importlib.util.find_spec("mamba_ssm") is not None
-    return {**config, "use_mambapy": not kernels and importlib.util.find_spec("mambapy") is not None}
+    if "use_mambapy" in config:
+        return config
+    kernels = importlib.util.find_spec("mamba_ssm")
+    scan = importlib.util.find_spec("mambapy")
+    use_scan = kernels is None and scan is not None
+    return {**config, "use_mambapy": use_scan}
 
 
 def _from_hub(auto: Any, name: str, **kwargs: Any) -> Any:

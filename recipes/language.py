@@ -67,12 +67,12 @@ class CausalLM(OptimizerByCallback):
         if lora is not None:
             self.net = add_lora(self.net, lora)
         if grad_checkpointing:
-            new, old = "activation_checkpointing_enable", "gradient_checkpointing_enable"  # transformers 5 renamed it
-            getattr(self.net, new if hasattr(self.net, new) else old)()
+            _save_memory(self.net)
         if loss_chunk is not None:
             _check_chunked(self.net.config)
         if compile:
-            (self.net if loss_chunk is None else self._body).compile()
+            called = self.net if loss_chunk is None else self._body
+            called.compile()
         self.loss_chunk = loss_chunk
         self.val_perplexity, self.test_perplexity = Perplexity(), Perplexity()
         self._shape = (0, 0)
@@ -102,14 +102,23 @@ class CausalLM(OptimizerByCallback):
 
     def mean_loss(self, batch: Tensor) -> Tensor:
         """Return the mean cross-entropy (nats) over all predictions of a batch."""
-        self._shape = (batch.shape[0], batch.shape[1] - 1)
-        inputs, targets = batch[:, :-1], batch[:, 1:].flatten()
+        samples, length = batch.shape
+        self._shape = (samples, length - 1)
+        inputs = batch[:, :-1]
+        targets = batch[:, 1:].flatten()
         if self.loss_chunk is None:
-            return cross_entropy(self(inputs).flatten(0, 1).float(), targets)
-        hidden = self._body(input_ids=inputs, use_cache=False)[0].flatten(0, 1)
-        chunks = zip(hidden.split(self.loss_chunk), targets.split(self.loss_chunk), strict=True)
+            logits = self(inputs).flatten(0, 1)
+            return cross_entropy(logits.float(), targets)
+        output = self._body(input_ids=inputs, use_cache=False)
+        hidden = output[0]
+        chunks = zip(
+            hidden.flatten(0, 1).split(self.loss_chunk),
+            targets.split(self.loss_chunk),
+            strict=True,
+        )
         losses = [checkpoint(self._chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]
-        return torch.stack(losses).sum() / targets.numel()
+        total = torch.stack(losses).sum()
+        return total / targets.numel()
 
     @property
     def _body(self) -> Any:
@@ -128,9 +137,10 @@ class CausalLM(OptimizerByCallback):
 
     def _evaluate(self, batch: Tensor, split: str) -> None:
         loss = self.mean_loss(batch)
+        samples, length = self._shape
         perplexity: Any = getattr(self, f"{split}_perplexity")
-        perplexity.update(loss, weight=batch.shape[0] * (batch.shape[1] - 1))
-        self.log(f"{split}/loss", loss, prog_bar=True, batch_size=len(batch), sync_dist=True)
+        perplexity.update(loss, weight=samples * length)
+        self.log(f"{split}/loss", loss, prog_bar=True, batch_size=samples, sync_dist=True)
         self.log(f"{split}/perplexity", perplexity, prog_bar=True)
 
     def validation_step(self, batch: Tensor, batch_idx: int) -> None:
@@ -153,13 +163,27 @@ class CausalLM(OptimizerByCallback):
         """
         samples, length = self._shape
         config = self.net.config
-        looked_up = 0 if config.tie_word_embeddings else self.net.get_input_embeddings().weight.numel()
-        weights = sum(p.numel() for p in self.net.parameters()) - looked_up
+        weights = sum(p.numel() for p in self.net.parameters())
+        if not config.tie_word_embeddings:
+            table = self.net.get_input_embeddings().weight
+            weights -= table.numel()
         heads = getattr(config, "num_attention_heads", 0)
-        width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads) if heads else 0
-        per_token = 6 * weights + 12 * config.num_hidden_layers * width * length
+        width = 0
+        if heads:
+            head_width = getattr(config, "head_dim", None)
+            width = heads * (head_width or config.hidden_size // heads)
+        attention = 12 * config.num_hidden_layers * width * length
+        per_token = 6 * weights + attention
         share = 1.0 if self.training else 1 / 3  # a backward pass costs two forward passes
         return int(share * per_token * samples * length)
+
+
+def _save_memory(net: Any) -> None:
+    """Recompute activations; transformers 5 has renamed the method."""
+    if hasattr(net, "activation_checkpointing_enable"):
+        net.activation_checkpointing_enable()
+    else:
+        net.gradient_checkpointing_enable()
 
 
 def _check_chunked(config: Any) -> None:

@@ -1,4 +1,4 @@
-"""What the recipes measure beside the loss."""
+"""Metrics beside the loss, and counts of samples and tokens for the throughput."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ class Perplexity(Metric):
     def __init__(self) -> None:
         super().__init__()
         for name in ("total", "tokens"):
-            self.add_state(name, torch.zeros((), dtype=torch.float32), dist_reduce_fx="sum")
+            zero = torch.zeros((), dtype=torch.float32)
+            self.add_state(name, zero, dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, weight: int) -> None:
         """Add the mean loss of `weight` tokens."""
-        self.total = self.total.float() + weight * loss.detach().float()
+        nats = weight * loss.detach().float()
+        self.total = self.total.float() + nats
         self.tokens = self.tokens.float() + weight
 
     def compute(self) -> Tensor:
@@ -45,9 +47,16 @@ class Perplexity(Metric):
 
 def count_samples(batch: Any) -> int:
     """Return the number of images or sequences in a batch, for Lightning's `ThroughputMonitor`."""
-    return len(batch[0]) if isinstance(batch, (tuple, list)) else len(batch)
+    if isinstance(batch, (tuple, list)):
+        images, *_ = batch
+        return len(images)
+    return len(batch)
 
 
 def count_items(batch: Any) -> int:
     """Return the number of images or predicted tokens in a batch, for Lightning's `ThroughputMonitor`."""
-    return len(batch[0]) if isinstance(batch, (tuple, list)) else len(batch) * (batch.shape[1] - 1)
+    samples = count_samples(batch)
+    if isinstance(batch, (tuple, list)):
+        return samples
+    predictions = batch.shape[1] - 1
+    return samples * predictions

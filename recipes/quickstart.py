@@ -31,6 +31,7 @@ from recipes.extras import require
 
 FOLDER = Path("runs/quickstart")
 EPOCHS = 30
+COLORS = ("tab:blue", "tab:orange")
 
 # Each the best of five learning rates by mean validation loss over three seeds, a fifth of the training images held out
 # for it: gluon .005 .01 .02 .04 .08, adamw .001 .002 .004 .008 .016. What is not named here is the method's default.
@@ -124,29 +125,35 @@ def train(method: str) -> tuple[Record, lightning_gluon.Gluon]:
 def compare(runs: dict[str, tuple[Record, lightning_gluon.Gluon]]) -> Table:
     """Return the runs side by side, one column per method."""
     table = Table("", *runs, title=f"ViT on digits, {EPOCHS} epochs")
-    rows: dict[str, list[str]] = {
-        "learning rate": [f"{SETTINGS[method]['lr']:g}" for method in runs],
-        "validation accuracy": [f"{record.val[-1][2]:.2%}" for record, _ in runs.values()],
-        "validation loss": [f"{record.val[-1][1]:.4f}" for record, _ in runs.values()],
-        "seconds per step (median)": [f"{statistics.median(record.seconds):.4f}" for record, _ in runs.values()],
-        "optimizer state, bytes": [f"{optimizer.memory()['state_bytes']:,}" for _, optimizer in runs.values()],
-        "gradient evaluations": [f"{optimizer.gradient_evaluations:,}" for _, optimizer in runs.values()],
-    }
-    for name, cells in rows.items():
+    columns = [_column(method, *run) for method, run in runs.items()]
+    for name in columns[0]:
+        cells = [column[name] for column in columns]
         table.add_row(name, *cells)
     return table
+
+
+def _column(method: str, record: Record, optimizer: lightning_gluon.Gluon) -> dict[str, str]:
+    rate = SETTINGS[method]["lr"]
+    seconds = statistics.median(record.seconds)
+    _, loss, accuracy = record.val[-1]
+    state = optimizer.memory()["state_bytes"]
+    return {
+        "learning rate": f"{rate:g}",
+        "validation accuracy": f"{accuracy:.2%}",
+        "validation loss": f"{loss:.4f}",
+        "seconds per step (median)": f"{seconds:.4f}",
+        "optimizer state, bytes": f"{state:,}",
+        "gradient evaluations": f"{optimizer.gradient_evaluations:,}",
+    }
 
 
 def draw(runs: dict[str, tuple[Record, lightning_gluon.Gluon]], path: Path) -> None:
     """Draw accuracy and loss of every run along training."""
     pyplot = require("matplotlib.pyplot", "plots")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-    for color, (method, (record, _)) in zip(("tab:blue", "tab:orange"), runs.items(), strict=True):
-        steps, losses, accuracies = zip(*record.val, strict=True)
-        label = f"{method}, lr {SETTINGS[method]['lr']:g}"
-        left.plot(steps, [100 * accuracy for accuracy in accuracies], color=color, label=label)
-        right.plot(steps, losses, color=color, label=f"{method}, validation")
-        right.plot(*zip(*record.train, strict=True), color=color, alpha=0.3, lw=0.8, label=f"{method}, training batch")
+    for color, method in zip(COLORS, runs, strict=True):
+        record, _ = runs[method]
+        _draw_run(left, right, method, record, color)
     left.set(title="Validation accuracy", xlabel="optimizer step", ylabel="correct, %", ylim=(50, 101))
     right.set(title="Loss", xlabel="optimizer step", ylabel="cross-entropy", yscale="log")
     for axes in (left, right):
@@ -157,13 +164,32 @@ def draw(runs: dict[str, tuple[Record, lightning_gluon.Gluon]], path: Path) -> N
     pyplot.close(figure)
 
 
+def _draw_run(left: Any, right: Any, method: str, record: Record, color: str) -> None:
+    rate = SETTINGS[method]["lr"]
+    steps, losses, accuracies = zip(*record.val, strict=True)
+    percent = [100 * accuracy for accuracy in accuracies]
+    left.plot(steps, percent, color=color, label=f"{method}, lr {rate:g}")
+    right.plot(steps, losses, color=color, label=f"{method}, validation")
+    steps, losses = zip(*record.train, strict=True)
+    right.plot(
+        steps,
+        losses,
+        color=color,
+        alpha=0.3,
+        lw=0.8,
+        label=f"{method}, training batch",
+    )
+
+
 def main() -> None:
     """Print the partition, train both, print the comparison and say where everything is."""
     warnings.filterwarnings("ignore", ".*does not have many workers.*")  # 1,437 tiny images in memory need none
     warnings.filterwarnings("ignore", ".*treespec.*")  # between Lightning and torch
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.set_num_threads(1)  # tensors this small lose time on more threads
-    console, started = Console(width=None if sys.stdout.isatty() else 120), time.perf_counter()
+    started = time.perf_counter()
+    width = None if sys.stdout.isatty() else 120
+    console = Console(width=width)
     console.print(lightning_gluon.partition(DigitsViT("gluon").net))
     runs = {}
     for method in SETTINGS:
@@ -172,11 +198,15 @@ def main() -> None:
     picture = FOLDER / "curves.png"
     draw(runs, picture)
     console.print(compare(runs))
-    console.print(f"Done in {time.perf_counter() - started:.0f} s.", highlight=False)
+    seconds = time.perf_counter() - started
+    console.print(f"Done in {seconds:.0f} s.", highlight=False)
     console.print(f"Curves       {picture}", highlight=False)
     console.print(f"TensorBoard  tensorboard --logdir {FOLDER}", highlight=False)
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
     main()

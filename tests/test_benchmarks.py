@@ -8,6 +8,7 @@ import importlib
 import inspect
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,17 @@ import pytest
 import torch
 
 import lightning_gluon
-from benchmarks import compare, journal, monitor_overhead, real_sizes, small_tasks, step
+from benchmarks import (
+    compare,
+    journal,
+    monitor_overhead,
+    real_sizes,
+    small_tasks,
+    step,
+    trajectories,
+    trajectory_cases,
+    trajectory_runs,
+)
 from benchmarks.journal import Journal, read
 from benchmarks.yardsticks import torch_muon
 
@@ -34,14 +45,11 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 
 # ------------------------------------------------------------------------------------------------ exported names
 
-INTERNALS = {  # file: what it measures that is no part of the package's surface
-    "benchmarks/noise.py": {
-        "lightning_gluon.norms.table NORMS",
-        "lightning_gluon.step.noise NOISE_FLOOR",
-        "lightning_gluon.step.noise NoiseGuard",
-        "lightning_gluon.step.plan Chunk",
-        "lightning_gluon.step.plan build_plan",
-    },
+INTERNALS = {  # file: modules it takes internals from. Only what measures a part of the package needs to stay here.
+    "recipes/data/images.py": {"lightning_gluon.valid"},
+    "recipes/data/text.py": {"lightning_gluon.valid"},
+    "recipes/image.py": {"lightning_gluon.valid"},
+    "recipes/language.py": {"lightning_gluon.valid"},
 }
 TORCH_INTERNALS = {  # file: what it needs that torch does not export
     "benchmarks/yardsticks.py": {"torch.optim._muon"},
@@ -84,7 +92,7 @@ def internals_used(tree: ast.AST) -> set[str]:
 @pytest.mark.parametrize("file", SCRIPTS, ids=str)
 def test_scripts_use_exported_names_only(file: Path) -> None:
     tree = ast.parse(file.read_text())
-    assert internals_used(tree) == INTERNALS.get(file.as_posix(), set())
+    assert {used.split()[0] for used in internals_used(tree)} == INTERNALS.get(file.as_posix(), set())
     private = {module for module, name in imported_names(tree) if module.startswith("torch") and "._" in module}
     assert private == TORCH_INTERNALS.get(file.as_posix(), set())
 
@@ -203,6 +211,55 @@ def test_real_sizes_do_not_mix_or_run_without_a_device(tmp_path: Path, monkeypat
     Journal(tmp_path / "x.jsonl").header(steps=7, tiny=True)
     with pytest.raises(SystemExit, match=r"holds runs with .*7"):
         real_sizes.main(["--tiny", "--steps", "3", "--output", str(tmp_path / "x.jsonl")])
+
+
+# ---------------------------------------------------------------------------------------------------- trajectories
+
+
+def test_trajectories_repeat_and_tell_a_change() -> None:
+    case = trajectory_cases.Case("gluon-mvr1", {"momentum": 0.9})
+    one, again = (trajectory_runs.run(case, "mixture", "fp64", 3) for _ in range(2))
+    other = trajectory_runs.run(trajectory_cases.Case("gluon-mvr1", {"momentum": 0.9 + 1e-6}), "mixture", "fp64", 3)
+    assert trajectories.compare(one, again) == trajectories.Difference()
+    found = trajectories.compare(one, other)
+    assert found.is_far("fp64") and not found.is_far("fp32")
+    assert found.where.endswith("after step 2")  # c_old is c_new in the first step
+
+
+def test_nan_and_refusals_are_far_and_roles_are_noted() -> None:
+    start = [torch.zeros(2)]
+    one = trajectory_runs.Trajectory(["w"], {"w": "hidden"}, start, {1: [torch.ones(2)]})
+    nan = trajectory_runs.Trajectory(["w"], {"w": "head"}, start, {1: [torch.tensor([1.0, math.nan])]})
+    refused = trajectory_runs.Trajectory([], {}, [], refusal="ValueError: no")
+    for other in (nan, refused):
+        assert all(trajectories.compare(one, other).is_far(precision) for precision in ("fp32", "fp64"))
+    assert trajectories.compare(one, nan).notes == ("role of w: hidden here, head there",)
+    assert not trajectories.report({"gluon | a | fp64": one}, {"gluon | a | fp64": nan})
+    assert not trajectories.report({}, {"gluon | a | fp64": one})  # a case that no longer runs
+    assert trajectories.report({"gluon | a | fp64": one}, {})
+
+
+def test_trajectories_are_written_and_read(tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    with warnings.catch_warnings():
+        trajectory_runs.write(tmp_path / "x.pt", ["sgd"], 2, False)
+    assert torch.get_num_threads() == threads == 1
+    package, rows = trajectory_runs.read(tmp_path / "x.pt")
+    assert package == Path(lightning_gluon.__file__).parent
+    keys = {
+        f"{case} | {model} | {dtype}"
+        for case in ("sgd", "sgd momentum=0.5")
+        for model in trajectory_cases.MODELS
+        for dtype in ("fp64", "fp32")
+    }
+    assert rows.keys() == keys
+    assert trajectories.report(rows, rows)
+
+
+def test_a_revision_stands_alone() -> None:
+    with trajectories.alone(str(trajectories.ROOT)) as folder:
+        assert [path.name for path in folder.iterdir()] == ["lightning_gluon"]
+        assert (folder / "lightning_gluon" / "methods.py").exists()
 
 
 # ------------------------------------------------------------------------------------------------ a step's neighbours

@@ -3,44 +3,66 @@
 from __future__ import annotations
 
 import inspect
-from itertools import chain
 from types import MethodType
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from typing_extensions import Unpack
 
 from lightning_gluon.configure import check_lr, configure_optimizers, warmup_steps
-from lightning_gluon.options import Options
+from lightning_gluon.options import CHECKS, Group, Options
 from lightning_gluon.partition import partition
-from lightning_gluon.partition.overrides import Overrides
+from lightning_gluon.partition.overrides import Overrides, Rules
 from lightning_gluon.radius import Schedule
 from lightning_gluon.roles import ROLES
 from lightning_gluon.step.checks import find_method
 from lightning_gluon.step.groups import build_groups
 from lightning_gluon.step.sources import read_group
+from lightning_gluon.valid import plain
 
 __all__ = ["GluonOptimizer"]
 
-_ANY_RANK = 1 << 20
-_NOT_GROUPED = ("compile", "method", "schedule", "warmup", "decay", "total_steps")
+# Rows and columns of the weights that options are tried on: more than any rank.
+ANY_RANK = 1 << 20
+
+# Settings that are no options of a group: what every method has, and the schedule.
+NO_OPTIONS = (
+    "lr",
+    "weight_decay",
+    "radius",
+    "momentum",
+    "compile",
+    "method",
+    "schedule",
+    "warmup",
+    "decay",
+    "total_steps",
+)
 
 
 class GluonOptimizer(Callback):
     """Replace a module's `configure_optimizers` by `lightning_gluon.configure_optimizers` when fitting begins.
 
-    The parameters are those of `lightning_gluon.configure_optimizers` and the options of all methods. An option that is
-    None is the method's own default. Method, options and their ranges are checked at construction, before any model
-    is built. The optimizer itself is made late, so that it sees names, module types and sharded weights. Lightning
-    wants a `configure_optimizers` before it asks any callback: under the stock `Trainer` a module that has none needs
-    one, if only to return None.
+        X <- (1 - lr * weight_decay) X - lr * radius[role] * D(M)
+
+    with the step length `lr * radius[role]` in the norm of the role, the decay `weight_decay` and the momentum
+    `M <- momentum M + ...` of the method. The schedule multiplies `lr`.
+
+    The arguments are those of `lightning_gluon.configure_optimizers` and the options of all methods. An option that is
+    None is the method's own default. Method, options and their ranges are checked at construction, before any model is
+    built. The optimizer itself is made late: it then sees names, module types and sharded weights. Lightning asks for
+    a `configure_optimizers` before it asks any callback. Under the stock `Trainer` a module without one needs one that
+    returns None.
+
+    Shapes: parameters of any shape. A role that holds matrices reads a parameter as one or more of shape `(out, in)`.
 
     Args:
         method: A row of `lightning_gluon.METHODS`.
-        lr: The hidden radius, or `auto` to find it; for `adamw` the learning rate. None leaves the module's own
-            optimizer alone.
+        lr: The hidden radius, in the norm of a hidden matrix, or `auto` to find it; for `adamw` the learning rate.
+            None leaves the module's own optimizer alone.
         weight_decay: Decoupled decay in units of 1 / lr, one value or one per role.
         radius: Radii relative to the hidden one, by role.
         momentum: Weight on the old momentum, in [0, 1).
@@ -56,6 +78,9 @@ class GluonOptimizer(Callback):
     Raises:
         TypeError: If `rules` is no mapping of names to roles.
         ValueError: If the method, an option or a role is unknown, or a value is out of range.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
 
     Example:
         >>> optimizer = GluonOptimizer("limuon", lr=0.02, rank=8)
@@ -79,7 +104,7 @@ class GluonOptimizer(Callback):
         **options: Unpack[Options],
     ) -> None:
         super().__init__()
-        given: dict[str, Any] = {
+        given: dict[str, object] = {
             "method": method,
             "lr": lr,
             "weight_decay": weight_decay,
@@ -91,8 +116,9 @@ class GluonOptimizer(Callback):
             "total_steps": total_steps,
             **options,
         }
-        self.settings = {key: value for key, value in given.items() if value is not None}
-        self.rules: Any = rules
+        # Configurations of OmegaConf give lists and dicts of their own, which no checkpoint should hold.
+        self.settings: dict[str, Any] = {key: plain(value) for key, value in given.items() if value is not None}
+        self.rules: Rules | None = plain(rules)
         self.strict = strict
         self._check()
 
@@ -102,37 +128,51 @@ class GluonOptimizer(Callback):
         return "lr" in self.settings
 
     def _check(self) -> None:
-        """Build the groups of one weight per role, which raises for whatever does not fit the method."""
-        large = torch.empty(_ANY_RANK, _ANY_RANK, device="meta")  # takes no memory
-        given = [read_group({"params": [torch.nn.Parameter(large)], "role": role}) for role in ROLES]
-        named = ("lr", "weight_decay", "radius", "momentum")
+        """Raise for whatever does not fit the method."""
         Overrides(self.rules)
-        lr = self.settings.get("lr")
-        check_lr(lr)
+        check_lr(self.settings.get("lr"))
+        CHECKS["compile"]("compile", self.settings.get("compile"))
+        self._check_schedule()
+        self._check_groups()
+
+    def _check_schedule(self) -> None:
         length = self.settings.get("total_steps", 1)  # of a schedule whose length is asked for later
-        warmup, decay = warmup_steps(self.settings["warmup"], length), self.settings.get("decay", 0.2)
-        Schedule(self.settings["schedule"], length, warmup, decay, find_method(self.settings["method"]).theory)
-        options = {k: v for k, v in self.settings.items() if k not in (*named, *_NOT_GROUPED)}
+        warmup = warmup_steps(self.settings["warmup"], length)
+        theory = find_method(self.settings["method"]).theory
+        Schedule(self.settings["schedule"], length, warmup, self.settings.get("decay", 0.2), theory)
+
+    def _check_groups(self) -> None:
+        """Build the groups of one weight per role."""
+        large = torch.empty(ANY_RANK, ANY_RANK, device="meta")  # takes no memory
+        groups: list[Group] = []
+        for role in ROLES:
+            groups += read_group({"params": [torch.nn.Parameter(large)], "role": role})
+        lr = self.settings.get("lr")
         build_groups(
-            list(chain.from_iterable(given)),
+            groups,
             method=self.settings["method"],
             lr=lr if isinstance(lr, (int, float)) else 0.0,
-            options=options,
-            **{key: self.settings.get(key) for key in named[1:]},
+            weight_decay=self.settings.get("weight_decay"),
+            radius=self.settings.get("radius"),
+            momentum=self.settings.get("momentum"),
+            options={key: value for key, value in self.settings.items() if key not in NO_OPTIONS},
         )
 
     def warn_if_idle(self) -> None:
-        """Say that without a learning rate nothing else has an effect."""
-        default = inspect.signature(type(self)).parameters
-        given = [key for key, value in self.settings.items() if key not in default or value != default[key].default]
-        given += ["rules"] if self.rules else []
-        if given and not self.active:
+        """Warn that without a learning rate nothing else has an effect."""
+        if self.active:
+            return
+        defaults = {name: parameter.default for name, parameter in inspect.signature(type(self)).parameters.items()}
+        given = [key for key, value in self.settings.items() if defaults.get(key) != value]
+        if self.rules:
+            given.append("rules")
+        if given:
             rank_zero_warn(
                 "GluonOptimizer leaves the module's own optimizer alone, if it has one: it got "
                 f"{', '.join(given)} but no `lr`."
             )
 
-    def configure(self, module: torch.nn.Module) -> Any:
+    def configure(self, module: torch.nn.Module) -> OptimizerLRScheduler:
         """Return what a module's `configure_optimizers` should return.
 
         Args:
@@ -140,9 +180,15 @@ class GluonOptimizer(Callback):
 
         Returns:
             The optimizer, or Lightning's dict with a scheduler.
+
+        Raises:
+            ValueError: If `lr` was not given, or the module does not fit the method or the rules.
         """
-        route = None if self.rules is None and self.strict else partition(module, rules=self.rules, strict=self.strict)
-        return configure_optimizers(module, partition=route, **self.settings)
+        if not self.active:
+            raise ValueError("Expected `lr` to be given to GluonOptimizer, such as lr=0.02, but got none.")
+        usual = self.rules is None and self.strict
+        routes = None if usual else partition(module, rules=self.rules, strict=self.strict)
+        return configure_optimizers(module, partition=routes, **self.settings)
 
     def bind(self, module: LightningModule) -> None:
         """Make this module's `configure_optimizers` this one.
@@ -151,7 +197,7 @@ class GluonOptimizer(Callback):
             module: The module to train.
         """
 
-        def configure(module: LightningModule) -> Any:
+        def configure(module: LightningModule) -> OptimizerLRScheduler:
             return self.configure(module)
 
         module.configure_optimizers = MethodType(configure, module)  # type: ignore[method-assign]

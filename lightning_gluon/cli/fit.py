@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
-import inspect
-import re
-from typing import Any, NoReturn
+from typing import Any
 
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_gluon.callbacks.gluon_optimizer import GluonOptimizer
 from lightning_gluon.cli.count_epochs import CountEpochs
-from lightning_gluon.options import Options
+from lightning_gluon.cli.parser import GluonParser
 
-__all__ = ["GluonCLI", "ModelCLI"]
-
-_UNKNOWN = re.compile(r"(?:does not accept option '|unrecognized arguments: --)(optimizer\.)?(\w+)")
-_NO_SECTION = re.compile(r'Parser key "optimizer".*Unable to load config', re.DOTALL)
-_SECTIONS = ("optimizer", "trainer", "model", "data")
-
-
-class GluonParser(LightningArgumentParser):
-    """Lightning's parser, which also says what an unknown option of the optimizer could have been."""
-
-    def error(self, message: str, *args: Any, **kwargs: Any) -> NoReturn:
-        """Exit with a message that names the options there are."""
-        super().error(f"{message}{_hint(message)}", *args, **kwargs)
-        raise SystemExit(2)
-
-
-def _hint(message: str) -> str:
-    """What an unknown option of the optimizer, or one outside its section, could have been."""
-    if _NO_SECTION.search(message):
-        return (
-            "\nExpected a section: `--optimizer.method NAME --optimizer.lr NUMBER`, in YAML {method: NAME, lr: NUMBER}."
-        )
-    found = _UNKNOWN.search(message)
-    if found is None:
-        return ""
-    valid = [*list(inspect.signature(GluonOptimizer).parameters)[:-1], *Options.__annotations__]
-    section, name = found.groups()
-    if section is None and name in valid:
-        return f". Did you mean `optimizer.{name}`?"
-    near = difflib.get_close_matches(name, valid if section else _SECTIONS, n=1)
-    hint = f". Did you mean `{near[0]}`?" if near else "."
-    return f"{hint} Options of `optimizer` are: {', '.join(valid)}" if "optimizer" in message else hint if near else ""
+__all__ = ["CommandCLI", "GluonCLI", "ModelCLI"]
 
 
 class GluonCLI(LightningCLI):
@@ -126,8 +93,31 @@ class GluonCLI(LightningCLI):
             )
 
 
-class ModelCLI(GluonCLI):
-    """Builds the model that a configuration of `fit` describes, without a Trainer.
+class CommandCLI(GluonCLI):
+    """The CLI behind a command of `lightning-gluon`, whose arguments are those of the process.
+
+    Args:
+        args: Arguments, the command first.
+        callbacks: Callbacks of the Trainer that no configuration names.
+        **kwargs: Further arguments of `LightningCLI`.
+    """
+
+    def __init__(self, args: list[str], callbacks: list[Callback] | None = None, **kwargs: Any) -> None:
+        kwargs.setdefault("parser_kwargs", {"prog": "lightning-gluon"})
+        super().__init__(args=args, trainer_defaults={"callbacks": callbacks or []}, **kwargs)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the arguments; the parent warns if the process has others.
+
+        Args:
+            parser: The parser.
+            args: The arguments.
+        """
+        self.config = parser.parse_args(args)
+
+
+class ModelCLI(CommandCLI):
+    """The model that a configuration of `fit` describes, built without a Trainer.
 
     Args:
         args: The arguments of `fit`, without the word.
@@ -135,9 +125,7 @@ class ModelCLI(GluonCLI):
 
     def __init__(self, args: list[str]) -> None:
         names = {"prog": "lightning-gluon partition"}
-        super().__init__(
-            args=args, run=False, save_config_callback=None, seed_everything_default=False, parser_kwargs=names
-        )
+        super().__init__(args, run=False, save_config_callback=None, seed_everything_default=False, parser_kwargs=names)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the `optimizer` section, and what the configuration saved with a run holds beside it.
@@ -148,15 +136,6 @@ class ModelCLI(GluonCLI):
         super().add_arguments_to_parser(parser)
         for key in ("ckpt_path", "weights_only"):
             parser.add_argument(f"--{key}", type=Any, default=None)
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the arguments; the parent warns if the process has others.
-
-        Args:
-            parser: The parser.
-            args: The arguments.
-        """
-        self.config = parser.parse_args(args)
 
     def instantiate_classes(self) -> None:
         """Build the model."""

@@ -89,6 +89,11 @@ class Spectral(Norm):
             )
         if self.orthogonalizer in COEFFICIENTS:
             schedule(self.orthogonalizer, self.steps)
+        elif self._dtype is not None and self._dtype.itemsize < torch.float32.itemsize:
+            raise ValueError(
+                f"Expected the dtype of {self.orthogonalizer!r} to be float32 or float64, but got {self.dtype}. A "
+                "decomposition has no 16-bit form: leave `orthogonalizer_dtype` out."
+            )
 
     def scale(self, rows: int, columns: int, kernel: int = 1) -> float:
         """Return the factor s of `D = s U V^T`.

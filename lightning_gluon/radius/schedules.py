@@ -200,6 +200,7 @@ class RadiusSchedule(LRScheduler):
 
     def __init__(self, optimizer: Gluon, schedule: Schedule, last_epoch: int = -1) -> None:
         self.schedule = schedule
+        self.first_groups = len(optimizer.param_groups)
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
@@ -214,13 +215,19 @@ class RadiusSchedule(LRScheduler):
         return [base * factor for base in self.base_lrs]
 
     def _admit_late_groups(self) -> None:
-        """Let groups that were added during training follow the schedule from the `lr` that they were given."""
-        for group in self.optimizer.param_groups[len(self.base_lrs) :]:
-            past = self.schedule.factor(max(0, self.last_epoch - 1))
+        """Let groups that were added while training follow the schedule from the `lr` that they were given last.
+
+        A callback that added a group may go on to raise its `lr`, as `BackboneFinetuning` does.
+        """
+        past = self.schedule.factor(max(0, self.last_epoch - 1))
+        for index, group in enumerate(self.optimizer.param_groups):
+            known = index < self.first_groups
+            if known or (index < len(self.base_lrs) and group["lr"] == self._last_lr[index]):
+                continue
             group["initial_lr"] = group["lr"]
             if past:
                 group["initial_lr"] = group["lr"] / past
-            self.base_lrs.append(group["initial_lr"])
+            self.base_lrs[index : index + 1] = [group["initial_lr"]]
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values only, so that a checkpoint loads with `weights_only`."""

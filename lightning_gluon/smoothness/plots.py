@@ -2,7 +2,7 @@
 
     python -m lightning_gluon.smoothness.plots smoothness RUN [--out FOLDER] [--tensorboard]
 
-`RUN` is a run's folder, or its `smoothness.jsonl`. Needs matplotlib: `pip install "lightning-gluon[plots]"`.
+`RUN` is a run's folder, or its `smoothness.jsonl`. Needs matplotlib.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from lightning_gluon.extras import require
 from lightning_gluon.smoothness.fit import fit
 
 __all__ = [
@@ -116,10 +117,7 @@ def to_tensorboard(figures: Mapping[str, Any], writer: Any, step: int) -> None:
 
 def require_matplotlib() -> None:
     """Raise an `ImportError` where matplotlib is not installed: better before a training than at its end."""
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ImportError('Drawing needs matplotlib: pip install "lightning-gluon[plots]"') from error
+    require("matplotlib.figure")
 
 
 def _figure(columns: int = 1, width: float = 6.4, height: float = 4.0) -> tuple[Any, list[Any]]:

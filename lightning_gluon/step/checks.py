@@ -170,14 +170,16 @@ def check_whole(name: str, parameter: Tensor) -> None:
 
 
 def check_whole_module(module: nn.Module) -> None:
-    """Raise if the matrices of a module are spread over ranks as flat pieces, by FSDP1 or DeepSpeed.
+    """Raise if the matrices of a module are spread over ranks: as DTensors, or as flat pieces by FSDP1 or DeepSpeed.
 
     Args:
         module: The module.
 
     Raises:
-        NotImplementedError: If a layer that owns a matrix holds a vector in its place.
+        NotImplementedError: If a parameter is a piece, or a layer that owns a matrix holds a vector in its place.
     """
+    for name, parameter in module.named_parameters():
+        check_whole(name, parameter)
     for name, layer in module.named_modules():
         weight = layer._parameters.get("weight") if isinstance(layer, LAYERS) else None
         if weight is not None and not isinstance(weight, nn.UninitializedParameter) and weight.ndim < 2:

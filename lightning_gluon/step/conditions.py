@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 
+from lightning_gluon.norms.table import NORMS
 from lightning_gluon.step.layers import Layer
 
 __all__ = ["check_decay", "check_star_convex"]
@@ -35,7 +36,7 @@ def check_star_convex(layers: Iterable[Layer]) -> None:
     small = []
     for layer in layers:
         group = layer.group
-        if group["norm"] == "identity" or not group["weight_decay"]:
+        if not NORMS[group["norm"]].stacks or not group["weight_decay"] or not layer.parameter.numel():
             continue
         check_decay(layer)
         if not layer.parameter.is_meta:

@@ -71,7 +71,16 @@ def name_apart(groups: Sequence[Group], present: Sequence[Group] = ()) -> None:
     Args:
         groups: New groups, whose names are changed in place.
         present: Groups that keep theirs.
+
+    Raises:
+        ValueError: If a parameter is given twice.
     """
+    seen = {parameter for group in present for parameter in group["params"]}
+    for group in groups:
+        for name, parameter in zip(group["param_names"], group["params"], strict=True):
+            if parameter in seen:
+                raise ValueError(f"{name!r} is given twice: a parameter belongs to exactly one group.")
+            seen.add(parameter)
     taken = {group["name"] for group in present}
     names = {name for group in present for name in group["param_names"]}
     for group in groups:
@@ -84,7 +93,8 @@ def name_apart(groups: Sequence[Group], present: Sequence[Group] = ()) -> None:
 def follow_family(groups: Iterable[Group]) -> None:
     """Give groups that were added together the learning rate that one of them was given since the last step.
 
-    Where all of them have changed, a schedule knows them all, and they stay as they are.
+    If several have a new one, the last group's counts: it is `param_groups[-1]` to a callback, and a schedule may have
+    moved them all.
 
     Args:
         groups: All groups of the optimizer.
@@ -101,8 +111,5 @@ def follow_family(groups: Iterable[Group]) -> None:
             families.setdefault(group["family"], []).append(group)
     for members in families.values():
         changed = [group["lr"] for group in members if group["lr"] != group["family_lr"]]
-        if 0 < len(changed) < len(members) and len(set(changed)) == 1:
-            for group in members:
-                group["lr"] = changed[0]
-        for group in members:
-            group["family_lr"] = group["lr"]
+        for group in members if changed else ():
+            group["lr"] = group["family_lr"] = changed[-1]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,9 +10,8 @@ from torch import Tensor
 from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.spectral import Spectral
 from lightning_gluon.norms.table import norm_of
+from lightning_gluon.options import Group
 from lightning_gluon.step.plan import views_of
-
-__all__ = ["Layer"]
 
 
 class Layer:
@@ -31,7 +30,7 @@ class Layer:
         ('weight', 2.0)
     """
 
-    def __init__(self, group: dict[str, Any], index: int) -> None:
+    def __init__(self, group: Group, index: int) -> None:
         self.group = group
         self.index = index
 
@@ -71,11 +70,9 @@ class Layer:
         Returns:
             The norm.
         """
-        found = []
-        for norm, scale, block in self._blocks(x):
-            quick = isinstance(norm, Spectral) and not exact
-            found.append((_power_iteration(block) if quick else norm.norm(block)).amax() / scale)
-        return torch.stack(found).amax()
+        if not x.numel():
+            return x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
+        return torch.stack([block.norm(exact) for block in self._blocks(x)]).amax()
 
     def dual_norm(self, g: Tensor, *, exact: bool = True) -> Tensor:
         """Return the dual norm of a parameter-shaped tensor as a 0-dim tensor.
@@ -87,21 +84,50 @@ class Layer:
         Returns:
             The dual norm.
         """
-        found = []
-        for norm, scale, block in self._blocks(g):
-            quick = isinstance(norm, Spectral) and not exact
-            found.append((block * norm.lmo(block)).sum() * scale if quick else (norm.dual_norm(block) * scale).sum())
-        return torch.stack(found).sum()
+        if not g.numel():
+            return g.new_zeros((), dtype=torch.promote_types(g.dtype, torch.float32))
+        return torch.stack([block.dual_norm(exact) for block in self._blocks(g)]).sum()
 
-    def _blocks(self, tensor: Tensor) -> list[tuple[Norm, float, Tensor]]:
-        """Return every view as `(norm, scale, matrices)`; only a spectral norm has a scale, which the view decides."""
+    def _blocks(self, tensor: Tensor) -> list[_Block]:
+        """Return what every view reads of a parameter-shaped tensor."""
         tensor = torch.atleast_1d(tensor)  # a scalar, such as a temperature
-        blocks = []
         norm = norm_of(self.group)
-        unscaled = Spectral(scaling="none") if isinstance(norm, Spectral) else norm
+        blocks = []
         for view in views_of(self.group, self.index):
-            blocks.append((unscaled, norm.scale(*view.matrix[1:], view.kernel), view.gather(tensor)))
+            _, rows, columns = view.matrix
+            blocks.append(_Block(norm, norm.scale(rows, columns, view.kernel), view.gather(tensor)))
         return blocks
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Matrices of one view; only a spectral norm has a scale, which the view decides."""
+
+    norm_of_group: Norm
+    scale: float
+    matrices: Tensor
+
+    @property
+    def unscaled(self) -> Norm:
+        """The norm without its scale."""
+        return Spectral(scaling="none") if self.spectral else self.norm_of_group
+
+    @property
+    def spectral(self) -> bool:
+        """True if exact values cost a decomposition."""
+        return isinstance(self.norm_of_group, Spectral)
+
+    def norm(self, exact: bool) -> Tensor:
+        """Return the largest norm of a matrix."""
+        if self.spectral and not exact:
+            return _power_iteration(self.matrices).amax() / self.scale
+        return self.unscaled.norm(self.matrices).amax() / self.scale
+
+    def dual_norm(self, exact: bool) -> Tensor:
+        """Return the sum of dual norms."""
+        if self.spectral and not exact:
+            return (self.matrices * self.unscaled.lmo(self.matrices)).sum() * self.scale
+        return (self.unscaled.dual_norm(self.matrices) * self.scale).sum()
 
 
 def _power_iteration(matrices: Tensor, steps: int = 20) -> Tensor:

@@ -62,8 +62,8 @@ class Member:
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
-    """A bias and the weight of the same layer."""
+class Affine:
+    """A layer of a weight and a bias."""
 
     bias: Member
     weight: Member
@@ -132,7 +132,7 @@ class Pair:
 class Comparison:
     """Two norms that are compared, by their positions in the list of norms."""
 
-    pair: Pair
+    layer: Affine
     bias: int
     weight: int
 
@@ -167,16 +167,16 @@ class NoiseGuard:
         members = _members(chunks)
         self.count = len(members)
         self.device = members[0].parameter.device
-        self.pairs = _pairs(members)
-        self.comparisons = _comparisons(self.pairs, behind=self.count)
-        groups = {id(pair.bias.group): pair.bias.group for pair in self.pairs}
+        self.affine = _affine(members)
+        self.comparisons = _comparisons(self.affine, behind=self.count)
+        groups = {id(layer.bias.group): layer.bias.group for layer in self.affine}
         self.groups = list(groups.values())
         self.floors: list[float | None] = []
-        self.lengths = [pair.bias.parameter.numel() for pair in self.pairs]
-        self.owner = _owners(self.pairs).to(self.device)
+        self.lengths = [layer.bias.parameter.numel() for layer in self.affine]
+        self.owner = _owners(self.affine).to(self.device)
         self.bias = self._on_device([comparison.bias for comparison in self.comparisons])
         self.weight = self._on_device([comparison.weight for comparison in self.comparisons])
-        self.scale = self._on_device([comparison.pair.scale for comparison in self.comparisons])
+        self.scale = self._on_device([comparison.layer.scale for comparison in self.comparisons])
 
     def _on_device(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=self.device)
@@ -196,13 +196,13 @@ class NoiseGuard:
         if all(floor == 0 for floor in floors):
             return None
         if floors != self.floors:
-            self.least = self._on_device([comparison.pair.floor for comparison in self.comparisons])
+            self.least = self._on_device([comparison.layer.floor for comparison in self.comparisons])
             self.floors = floors
         heard = self.shares(gradients, norms).less(self.least).logical_not()
         entries = heard[self.owner].to(norms.dtype)
         signal: list[Tensor | None] = [None] * self.count
-        for pair, own in zip(self.pairs, entries.split(self.lengths), strict=True):
-            signal[pair.bias.index] = own.to(pair.bias.parameter.device)
+        for layer, own in zip(self.affine, entries.split(self.lengths), strict=True):
+            signal[layer.bias.index] = own.to(layer.bias.parameter.device)
         return signal
 
     def shares(self, gradients: list[Tensor], norms: Tensor) -> Tensor:
@@ -222,10 +222,10 @@ class NoiseGuard:
     def _with_parts(self, gradients: list[Tensor], norms: Tensor) -> Tensor:
         """Append the norms of the parts of fused weights and of their biases."""
         parts: list[Tensor] = []
-        for pair in self.pairs:
-            if pair.fused:
-                parts += pair.parts_of_bias(gradients[pair.bias.index])
-                parts += pair.parts_of_weight(gradients[pair.weight.index])
+        for layer in self.affine:
+            if layer.fused:
+                parts += layer.parts_of_bias(gradients[layer.bias.index])
+                parts += layer.parts_of_weight(gradients[layer.weight.index])
         if not parts:
             return norms
         found = [norm.to(norms) for norm in torch._foreach_norm(parts)]
@@ -244,10 +244,10 @@ def _members(chunks: list[Chunk]) -> list[Member]:
     return members
 
 
-def _pairs(members: list[Member]) -> list[Pair]:
+def _affine(members: list[Member]) -> list[Affine]:
     """Find the weight of every judged bias by its name: `X.weight` of `X.bias`, `in_proj_weight` of `in_proj_bias`."""
     named = {member.name: member for member in members}
-    pairs: list[Pair] = []
+    layers: list[Affine] = []
     for bias in members:
         path, dot, last = bias.name.rpartition(".")
         if not bias.judged or "bias" not in last:
@@ -255,33 +255,33 @@ def _pairs(members: list[Member]) -> list[Pair]:
         for other in WEIGHTS:
             weight = named.get(path + dot + last.replace("bias", other))
             if weight is not None and weight.parameter.numel() % bias.parameter.numel() == 0:
-                pairs.append(Pair(bias, weight))
+                layers.append(Affine(bias, weight))
                 break
-    return pairs
+    return layers
 
 
-def _comparisons(pairs: list[Pair], *, behind: int) -> list[Comparison]:
+def _comparisons(layers: list[Affine], *, behind: int) -> list[Comparison]:
     """Say which norms are compared: those of parts stand behind those of the plan, biases first."""
     comparisons: list[Comparison] = []
-    for pair in pairs:
-        if not pair.fused:
-            comparisons.append(Comparison(pair, pair.bias.index, pair.weight.index))
+    for layer in layers:
+        if not layer.fused:
+            comparisons.append(Comparison(layer, layer.bias.index, layer.weight.index))
             continue
-        for bias in range(behind, behind + pair.parts):
-            comparisons.append(Comparison(pair, bias, bias + pair.parts))
-        behind += 2 * pair.parts
+        for bias in range(behind, behind + layer.parts):
+            comparisons.append(Comparison(layer, bias, bias + layer.parts))
+        behind += 2 * layer.parts
     return comparisons
 
 
-def _owners(pairs: list[Pair]) -> Tensor:
+def _owners(layers: list[Affine]) -> Tensor:
     """Return the comparison that every entry of every bias belongs to."""
     owners = [torch.zeros(0, dtype=torch.long)]
     first = 0
-    for pair in pairs:
-        own = torch.full(pair.bias.parameter.shape, first)
-        if pair.fused:
-            for number, part in enumerate(pair.parts_of_bias(own)):
+    for layer in layers:
+        own = torch.full(layer.bias.parameter.shape, first)
+        if layer.fused:
+            for number, part in enumerate(layer.parts_of_bias(own)):
                 part.fill_(first + number)
         owners.append(own)
-        first += pair.parts
+        first += layer.parts
     return torch.cat(owners)

@@ -20,6 +20,7 @@ from lightning_gluon.partition.partition import partition
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.partition.route import Route, default_norm
 from lightning_gluon.roles import ROLES
+from lightning_gluon.step.checks import check_whole_module
 from lightning_gluon.valid import plain
 
 LISTED = ("param_names", "views", "radius")  # one entry per parameter; the radius, if it is a list
@@ -47,6 +48,7 @@ def read_source(source: Any) -> tuple[list[Group], Partition | None]:
         ValueError: If there is no parameter.
     """
     if isinstance(source, nn.Module):
+        check_whole_module(source)
         source = partition(source)
     if isinstance(source, Partition):
         groups = groups_of_routes(source)
@@ -63,7 +65,10 @@ def read_source(source: Any) -> tuple[list[Group], Partition | None]:
         raise ValueError("The optimizer got an empty list of parameters.")
     if all(isinstance(item, Mapping) for item in items):
         return [group for item in items for group in read_group(dict(item))], None
-    found = partition(module, strict=False) if module is not None else None
+    found = None
+    if module is not None:
+        check_whole_module(module)
+        found = partition(module, strict=False)
     return _read_parameters(items, found), found
 
 

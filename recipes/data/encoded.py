@@ -87,14 +87,19 @@ def _check_size(width: int, height: int) -> None:
 def _to_tensor(image: Any) -> Tensor:
     if image.mode[0] in "IF":  # `convert` cuts off above 255
         image = _eight_bits(image)
-    pixels = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, 3).permute(2, 0, 1)  # some sets mix grey and coloured images
+    coloured = image.convert("RGB")  # some sets mix grey and coloured images
+    blob = bytearray(coloured.tobytes())
+    pixels = torch.frombuffer(blob, dtype=torch.uint8)
+    return pixels.view(image.height, image.width, 3).permute(2, 0, 1)
 
 
 def _eight_bits(image: Any) -> Any:
     """Scale a grey image of 16 bits to 8."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers, whose scale is not known. Save it with 8 or 16 bits")
-    grey = torch.frombuffer(bytearray(image.convert("I").tobytes()), dtype=torch.int32)
-    scaled = (grey.float() / 257).round().clamp(0, 255).to(torch.uint8)
-    return require("PIL.Image", "vision").frombytes("L", image.size, scaled.numpy().tobytes())
+    blob = bytearray(image.convert("I").tobytes())
+    grey = torch.frombuffer(blob, dtype=torch.int32).float()
+    scaled = (grey / 257).round().clamp(0, 255)
+    values = scaled.to(torch.uint8).numpy()
+    pillow = require("PIL.Image", "vision")
+    return pillow.frombytes("L", image.size, values.tobytes())

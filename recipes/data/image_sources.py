@@ -1,4 +1,4 @@
-"""Where images come from: scikit-learn's digits, parquet files, a folder of images, a dataset on the hub."""
+"""Sources of images: scikit-learn's digits, parquet files, a folder of images, a dataset on the hub."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from recipes.data.encoded import EncodedImage, ImageFile
+from recipes.data.hub import find_split, load_dataset
 from recipes.extras import require
 
 __all__ = ["ImageSource", "read_digits", "read_folder", "read_hub_images", "read_parquet", "resize"]
@@ -18,7 +19,6 @@ __all__ = ["ImageSource", "read_digits", "read_folder", "read_hub_images", "read
 _IMAGE_COLUMNS = ("img", "image")
 _LABEL_COLUMNS = ("label", "fine_label", "labels")
 _SPLITS = ("train", "val", "test")
-_HUB_SPLITS = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
 _IN_MEMORY = 1 << 30  # bytes of decoded images that are kept; above, images are decoded when they are asked for
 _MOST_CLASSES = 1_000_000
 
@@ -56,19 +56,23 @@ class ImageSource:
         """Return the images at `indices` as bytes `(len(indices), c, h, w)`, resized to `size` where it is given."""
         if self.pixels is not None:
             return resize(self.pixels[torch.as_tensor(indices)], size)
-        images = [resize(self.items[i].pixels(), size) for i in indices]
+        images = []
+        for i in indices:
+            pixels = self.items[i].pixels()
+            images.append(resize(pixels, size))
         shapes = {tuple(image.shape) for image in images}
         if len(shapes) > 1:
-            raise ValueError(
-                f"Expected images of one shape, but got {sorted(shapes)[:3]}. Set `image_size` to resize them."
-            )
+            few = sorted(shapes)[:3]
+            raise ValueError(f"Expected images of one shape, but got {few}. Set `image_size` to resize them.")
         return torch.stack(images)
 
     def subset(self, indices: Tensor) -> ImageSource:
         """Return the source restricted to `indices`."""
+        labels = self.labels[indices]
         if self.pixels is not None:
-            return ImageSource(self.labels[indices], self.pixels[indices])
-        return ImageSource(self.labels[indices], items=_Picked(self.items, indices.tolist()))
+            return ImageSource(labels, self.pixels[indices])
+        picked = _Picked(self.items, indices.tolist())
+        return ImageSource(labels, items=picked)
 
 
 class _Picked(Sequence[Any]):
@@ -86,11 +90,14 @@ class _Picked(Sequence[Any]):
 
 def resize(images: Tensor, size: int | None) -> Tensor:
     """Scale the shorter side to `size` and crop the middle; images that have that size already are returned as is."""
-    if size is None or images.shape[-2:] == (size, size):
+    if size is None:
+        return images
+    target = (size, size)
+    if images.shape[-2:] == target:
         return images
     functional = require("torchvision.transforms.v2.functional", "vision")
     scaled = functional.resize(images, [size], antialias=True)
-    return functional.center_crop(scaled, [size, size])
+    return functional.center_crop(scaled, target)
 
 
 def read_digits() -> dict[str, ImageSource]:
@@ -102,11 +109,22 @@ def read_digits() -> dict[str, ImageSource]:
     datasets = require("sklearn.datasets", "vision")
     selection = require("sklearn.model_selection", "vision")
     digits = datasets.load_digits()
-    pixels = torch.from_numpy(digits.images * (255.0 / 16.0)).round().to(torch.uint8)[:, None]
-    source = ImageSource(torch.from_numpy(digits.target).long(), pixels)
+    labels = torch.from_numpy(digits.target).long()
+    sixteenths = torch.from_numpy(digits.images)
+    pixels = (sixteenths * (255 / 16)).round().to(torch.uint8)
+    source = ImageSource(labels, pixels.unsqueeze(1))
     indices = torch.arange(len(source)).numpy()
-    train, test = selection.train_test_split(indices, test_size=0.2, random_state=0, stratify=digits.target)
-    return {"train": source.subset(torch.from_numpy(train)), "test": source.subset(torch.from_numpy(test))}
+    train, test = selection.train_test_split(
+        indices,
+        test_size=0.2,
+        random_state=0,
+        stratify=digits.target,
+    )
+    splits = {}
+    for name, part in (("train", train), ("test", test)):
+        chosen = torch.from_numpy(part)
+        splits[name] = source.subset(chosen)
+    return splits
 
 
 def read_parquet(path: str | Path) -> dict[str, ImageSource]:
@@ -125,27 +143,36 @@ def read_parquet(path: str | Path) -> dict[str, ImageSource]:
         ValueError: If a row has no image or no class.
     """
     folder = Path(path).expanduser()
-    files = sorted(folder.glob("*.parquet")) or sorted(folder.glob("data/*.parquet"))
-    groups = {split: [file for file in files if file.name.startswith(split)] for split in _SPLITS}
-    if not groups["train"]:
+    files = sorted(folder.glob("*.parquet"))
+    if not files:
+        files = sorted(folder.glob("data/*.parquet"))
+    splits = {}
+    for split in _SPLITS:
+        found = [file for file in files if file.name.startswith(split)]
+        if found:
+            splits[split] = _read_parquet_split(found)
+    if "train" not in splits:
+        names = [file.name for file in files]
         raise FileNotFoundError(
-            f"Expected `train*.parquet` in '{folder}', but found {[f.name for f in files] or 'no parquet file'}. "
+            f"Expected `train*.parquet` in '{folder}', but found {names or 'no parquet file'}. "
             "Give the folder that holds the parquet files, or use source='digits', which needs no file."
         )
-    return {split: _read_parquet_split(found) for split, found in groups.items() if found}
+    return splits
 
 
 def _read_parquet_split(files: list[Path]) -> ImageSource:
     items: list[EncodedImage] = []
     labels: list[Tensor] = []
     for file in files:
-        table = _read_table(file)
-        image = _column(table.column_names, _IMAGE_COLUMNS, str(file))
-        label = _column(table.column_names, _LABEL_COLUMNS, str(file))
-        labels.append(_classes(table[label].to_pylist(), str(file)))
-        items += _encoded(table[image].to_pylist(), str(file))
+        table, place = _read_table(file), str(file)
+        image = _column(table.column_names, _IMAGE_COLUMNS, place)
+        label = _column(table.column_names, _LABEL_COLUMNS, place)
+        classes = _classes(table[label].to_pylist(), place)
+        labels.append(classes)
+        items += _encoded(table[image].to_pylist(), place)
     if not items:
-        raise ValueError(f"Expected images, but the files {[f.name for f in files]} have no rows.")
+        names = [file.name for file in files]
+        raise ValueError(f"Expected images, but the files {names} have no rows.")
     return _decoded(items, torch.cat(labels))
 
 
@@ -169,19 +196,27 @@ def _column(names: list[str], wanted: tuple[str, ...], table: str) -> str:
 
 def _encoded(values: list[Any], table: str) -> Iterator[EncodedImage]:
     for row, value in enumerate(values):
-        blob = value.get("bytes") if isinstance(value, dict) else value
-        yield EncodedImage(blob, table, row)
+        if isinstance(value, dict):
+            value = value.get("bytes")
+        yield EncodedImage(value, table, row)
 
 
 def _classes(values: Sequence[Any], table: str) -> Tensor:
-    """Return labels as class indices; a whole number that is stored as a float is one."""
+    """Return labels as class indices."""
     for row, value in enumerate(values):
-        if not (isinstance(value, (int, float)) and 0 <= value < _MOST_CLASSES and value == int(value)):
+        if not _is_class(value):
             raise ValueError(
                 f"Expected class indices, whole numbers from 0 to {_MOST_CLASSES - 1:,}, but the label in row {row} of "
                 f"'{table}' is {value!r}."
             )
     return torch.tensor([int(value) for value in values], dtype=torch.long)
+
+
+def _is_class(value: Any) -> bool:
+    """Whether a label is a class index; a whole number that is stored as a float is one."""
+    if not isinstance(value, (int, float)):
+        return False
+    return 0 <= value < _MOST_CLASSES and value == int(value)
 
 
 def _decoded(items: Sequence[Encoded], labels: Tensor) -> ImageSource:
@@ -214,20 +249,33 @@ def read_folder(path: str | Path) -> dict[str, ImageSource]:
         ValueError: If `train` lacks a class that another split has.
     """
     root = Path(path).expanduser()
-    roots = {split: root / split for split in _SPLITS if (root / split).is_dir()}
-    if roots and "train" not in roots:
-        raise FileNotFoundError(f"Expected a folder `train` in '{root}' beside {sorted(roots)}, but there is none.")
-    splits: dict[str, ImageSource] = {}
-    classes: dict[str, int] = {}
-    for split, place in (roots or {"train": root}).items():
-        found = _image_folder(place)
-        classes = classes or found.class_to_idx  # a split that lacks a class would count from its own first one
-        unknown = sorted(set(found.classes) - set(classes))
-        if unknown:
-            raise ValueError(f"Expected the classes of `train` in '{place}', but it also has {unknown[:5]}.")
-        labels = torch.tensor([classes[found.classes[label]] for label in found.targets])
-        splits[split] = ImageSource(labels, items=[ImageFile(file) for file, _ in found.samples])
-    return splits
+    folders = {}
+    for split in _SPLITS:
+        place = root / split
+        if place.is_dir():
+            folders[split] = place
+    if not folders:
+        folders["train"] = root
+    if "train" not in folders:
+        names = sorted(folders)
+        raise FileNotFoundError(f"Expected a folder `train` in '{root}' beside {names}, but there is none.")
+    found = {split: _image_folder(place) for split, place in folders.items()}
+    classes = found["train"].class_to_idx
+    return {split: _folder_split(images, classes) for split, images in found.items()}
+
+
+def _folder_split(found: Any, classes: dict[str, int]) -> ImageSource:
+    """Return a split's images; one that lacks a class would count its own from the first it has."""
+    unknown = set(found.classes).difference(classes)
+    if unknown:
+        few = sorted(unknown)[:5]
+        raise ValueError(f"Expected the classes of `train` in '{found.root}', but it also has {few}.")
+    items, labels = [], []
+    for file, label in found.samples:
+        name = found.classes[label]
+        items.append(ImageFile(file))
+        labels.append(classes[name])
+    return ImageSource(torch.tensor(labels), items=items)
 
 
 def _image_folder(place: Path) -> Any:
@@ -253,30 +301,23 @@ def read_hub_images(name: str) -> dict[str, ImageSource]:
         ConnectionError: If the hub cannot be reached or does not know the id.
         ValueError: If there is no split `train`, or no column with images or labels.
     """
-    datasets = require("datasets", None)
-    try:
-        loaded = datasets.load_dataset(name, trust_remote_code=False)
-    except Exception as error:  # the hub's client raises a dozen unrelated types when there is no network
-        raise ConnectionError(
-            f"Expected to load '{name}' from the hub, but: {type(error).__name__}: {error} Without a network use "
-            "source='digits' (embedded) or source='parquet' with the `path` of a local copy."
-        ) from error
-    if "train" not in loaded:
-        raise ValueError(f"Expected a split `train` in '{name}', but it has {sorted(loaded)}.")
+    loaded = load_dataset(name, None, otherwise="source='digits' (embedded) or source='parquet'")
     splits = {}
-    for split, names in _HUB_SPLITS.items():
-        for found in names:
-            if found in loaded:
-                splits[split] = _hub_split(loaded[found], f"{name} ({found})", datasets.Image(decode=False))
-                break
+    for split in _SPLITS:
+        found = find_split(loaded, split)
+        if found is not None:
+            splits[split] = _hub_split(loaded[found], f"{name} ({found})")
     return splits
 
 
-def _hub_split(table: Any, name: str, encoded: Any) -> ImageSource:
+def _hub_split(table: Any, name: str) -> ImageSource:
     image = _column(table.column_names, _IMAGE_COLUMNS, name)
     label = _column(table.column_names, _LABEL_COLUMNS, name)
-    labels = _classes(list(table[label]), name)
-    rows = table.select_columns(image).cast_column(image, encoded)
+    values = list(table[label])
+    labels = _classes(values, name)
+    datasets = require("datasets", None)
+    as_stored = datasets.Image(decode=False)
+    rows = table.select_columns(image).cast_column(image, as_stored)
     return ImageSource(labels, items=_HubImages(rows, image, name))
 
 
@@ -290,7 +331,10 @@ class _HubImages(Sequence[Encoded]):
         return len(self.rows)
 
     def __getitem__(self, i: Any) -> Any:
-        value = self.rows[i][self.column] or {}
-        if value.get("bytes") is None and value.get("path"):
-            return ImageFile(value["path"])
-        return EncodedImage(value.get("bytes"), self.name, i)
+        row = self.rows[i]
+        value = row[self.column] or {}
+        blob = value.get("bytes")
+        path = value.get("path")
+        if blob is None and path:
+            return ImageFile(path)
+        return EncodedImage(blob, self.name, i)

@@ -25,6 +25,7 @@ _CHECKS = {
     "limit": whole(1, none="all"),
     "num_workers": whole(),
 }
+_KEY_STRIDE = 1_000_003  # a prime: the keys of neighbouring seeds and epochs must not meet
 _IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])  # mean and standard deviation of ImageNet's channels
 
 
@@ -54,9 +55,13 @@ class ImageDataset(Dataset[Any]):
         flip: bool = False,
         seed: int = 0,
     ) -> None:
-        self.source, self.image_size, self.seed = source, image_size, seed
-        self.crop_padding, self.flip = crop_padding, flip
-        self.mean, self.std = torch.tensor(mean).view(-1, 1, 1), torch.tensor(std).view(-1, 1, 1)
+        self.source = source
+        self.image_size = image_size
+        self.crop_padding = crop_padding
+        self.flip = flip
+        self.seed = seed
+        self.mean = torch.tensor(mean).view(-1, 1, 1)
+        self.std = torch.tensor(std).view(-1, 1, 1)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -68,18 +73,22 @@ class ImageDataset(Dataset[Any]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         images, labels = self.__getitems__([index])
-        return images[0], labels[0]
+        image, label = images[0], labels[0]
+        return image, label
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         images = self.source.images(indices, self.image_size)
-        key = ((self.seed * 1_000_003 + self.epoch) * 1_000_003 + int(indices[0])) % (1 << 63)
-        generator = torch.Generator().manual_seed(key)
+        labels = self.source.labels[torch.as_tensor(indices)]
+        epoch_key = self.seed * _KEY_STRIDE + self.epoch
+        key = epoch_key * _KEY_STRIDE + int(indices[0])
+        generator = torch.Generator().manual_seed(key % (1 << 63))
         if self.crop_padding:
             images = random_crop(images, self.crop_padding, generator)
         if self.flip:
-            mirror = torch.rand(len(images), generator=generator) < 0.5
-            images = torch.where(mirror.view(-1, 1, 1, 1), images.flip(-1), images)
-        return (images.float() / 255 - self.mean) / self.std, self.source.labels[torch.as_tensor(indices)]
+            chance = torch.rand(len(images), 1, 1, 1, generator=generator)
+            images = torch.where(chance < 0.5, images.flip(-1), images)
+        centred = images.float() / 255 - self.mean
+        return centred / self.std, labels
 
 
 def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
@@ -87,9 +96,16 @@ def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Ten
     count, _, height, width = images.shape
     padded = torch.nn.functional.pad(images, [padding] * 4)
     top, left = torch.randint(0, 2 * padding + 1, (2, count, 1, 1), generator=generator)
-    rows = top + torch.arange(height).view(1, -1, 1)
-    columns = left + torch.arange(width).view(1, 1, -1)
-    return padded.permute(0, 2, 3, 1)[torch.arange(count).view(-1, 1, 1), rows, columns].permute(0, 3, 1, 2)
+    image = torch.arange(count)
+    row = torch.arange(height)
+    column = torch.arange(width)
+    channels_last = padded.permute(0, 2, 3, 1)
+    crops = channels_last[
+        image.view(-1, 1, 1),
+        top + row.view(1, -1, 1),
+        left + column.view(1, 1, -1),
+    ]
+    return crops.permute(0, 3, 1, 2)
 
 
 def keep(batch: Any) -> Any:
@@ -152,12 +168,19 @@ class ImageData(LightningDataModule):
         super().__init__()
         if source not in _READERS:
             raise ValueError(f"Expected `source` to be one of {sorted(_READERS)}, but got {source!r}.")
-        if source != "digits" and not path:
-            raise ValueError(f"Expected `path` with source={source!r}: {_READERS[source][1]}.")
-        self.source, self.path, self.batch_size, self.num_workers = source, path, batch_size, num_workers
-        self.image_size, self.val_fraction, self.limit = image_size, val_fraction, limit
+        _, place = _READERS[source]
+        if place and not path:
+            raise ValueError(f"Expected `path` with source={source!r}: {place}.")
+        self.source = source
+        self.path = path
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.image_size = image_size
+        self.val_fraction = val_fraction
+        self.limit = limit
         self.augment: dict[str, Any] = {"crop_padding": crop_padding, "flip": flip}
-        self.mean, self.std = mean, std
+        self.mean = mean
+        self.std = std
         self.seed = default_seed(seed)
         self.splits: dict[str, ImageSource] = {}
 
@@ -168,46 +191,65 @@ class ImageData(LightningDataModule):
             stage: Lightning's name of what is about to run; all splits are made for any of them.
 
         Raises:
-            ValueError: If nothing is held out.
+            ValueError: If nothing is held out, or nothing is left to train on.
         """
         if self.splits:
             return
-        splits = dict(_READERS[self.source][0](self.path))
-        if len(splits) == 1 and self.val_fraction <= 0:
-            raise ValueError(f"Expected `val_fraction` > 0 since '{self.path}' has no other split than `train`.")
-        order = torch.randperm(len(splits["train"]), generator=torch.Generator().manual_seed(self.seed))
-        held_out = 0
-        if "val" not in splits and self.val_fraction > 0:
-            held_out = max(1, round(self.val_fraction * len(order)))
-            splits["val"] = splits["train"].subset(order[:held_out].sort().values)
-        splits["train"] = splits["train"].subset(order[held_out:][: self.limit])
+        read, _ = _READERS[self.source]
+        splits = dict(read(self.path))
+        self._hold_out(splits)
         splits.setdefault("test", splits.get("val"))
         splits.setdefault("val", splits["test"])
+        self.mean, self.std = self._measure(splits["train"])
+        largest = max(int(split.labels.max()) for split in splits.values())
+        self.num_classes = largest + 1
         self.splits = splits
-        self.num_classes = 1 + max(int(split.labels.max()) for split in splits.values())
-        self._measure()
 
-    def _measure(self) -> None:
-        train = self.splits["train"]
-        if train.pixels is None:
-            mean, std = _IMAGENET
-        else:
+    def _hold_out(self, splits: dict[str, ImageSource]) -> None:
+        """Take validation images from `train` where the source has no others, and keep `limit` of the rest."""
+        train = splits["train"]
+        if len(splits) == 1 and self.val_fraction <= 0:
+            raise ValueError(f"Expected `val_fraction` > 0 since '{self.path}' has no other split than `train`.")
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(len(train), generator=generator)
+        count = 0
+        if "val" not in splits and self.val_fraction > 0:
+            share = round(self.val_fraction * len(train))
+            count = max(1, share)
+            held_out = order[:count].sort().values
+            splits["val"] = train.subset(held_out)
+        kept = order[count:][: self.limit]
+        if len(kept) == 0:
+            raise ValueError(
+                f"Expected more images than the {count} that are held out, but got {len(train)}. Lower `val_fraction` "
+                "or give more images."
+            )
+        splits["train"] = train.subset(kept)
+
+    def _measure(self, train: ImageSource) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation per channel: those given, else those of the training images."""
+        mean, std = _IMAGENET
+        if train.pixels is not None:
             scaled = train.pixels[:10_000].float() / 255
             mean = scaled.mean((0, 2, 3)).tolist()
             std = scaled.std((0, 2, 3)).clamp(min=1e-3).tolist()
-        self.mean, self.std = self.mean or mean, self.std or std
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, train.channels):
-                raise ValueError(
-                    f"Expected one `{name}` per channel, {train.channels} in all, but got {len(values)}: {values}."
-                )
+        mean = self.mean or mean
+        std = self.std or std
+        _check_channels("mean", mean, train.channels)
+        _check_channels("std", std, train.channels)
+        return mean, std
 
     def dataset(self, split: str) -> ImageDataset:
         """Return a split as a dataset; only `train` is augmented."""
         augment = self.augment if split == "train" else {}
         assert self.mean is not None and self.std is not None
         return ImageDataset(
-            self.splits[split], mean=self.mean, std=self.std, image_size=self.image_size, seed=self.seed, **augment
+            self.splits[split],
+            mean=self.mean,
+            std=self.std,
+            image_size=self.image_size,
+            seed=self.seed,
+            **augment,
         )
 
     def train_dataloader(self) -> ResumableLoader:
@@ -224,7 +266,10 @@ class ImageData(LightningDataModule):
 
     def _in_order(self, split: str) -> DataLoader[Any]:
         return DataLoader(
-            self.dataset(split), batch_size=self.batch_size, collate_fn=keep, num_workers=self.num_workers
+            self.dataset(split),
+            batch_size=self.batch_size,
+            collate_fn=keep,
+            num_workers=self.num_workers,
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -240,13 +285,18 @@ class ImageData(LightningDataModule):
         return self._in_order("test")
 
 
+def _check_channels(name: str, values: list[float], channels: int) -> None:
+    if len(values) not in (1, channels):
+        raise ValueError(f"Expected one `{name}` per channel, {channels} in all, but got {len(values)}: {values}.")
+
+
 def _check_numbers(name: str, values: list[float] | None, check: Check) -> None:
     for value in values or []:
         check(name, value)
 
 
-_READERS: dict[str, tuple[Any, str]] = {
-    "digits": (lambda _: read_digits(), "needs none"),
+_READERS: dict[str, tuple[Any, str | None]] = {
+    "digits": (lambda _: read_digits(), None),
     "parquet": (read_parquet, "the folder that holds `train*.parquet` and `test*.parquet`"),
     "folder": (read_folder, "a folder with one folder of images per class, or with `train` and `val` of that kind"),
     "hub": (read_hub_images, "the id of a dataset on the hub, such as `uoft-cs/cifar10`"),

@@ -123,7 +123,7 @@ class ResumableLoader(DataLoader):
         Returns:
             The loader itself.
         """
-        progress = trainer.fit_loop.epoch_loop.batch_progress
+        progress: Any = trainer.fit_loop.epoch_loop.batch_progress
         self.processed = lambda: progress.current.processed
         return self
 

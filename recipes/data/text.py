@@ -21,6 +21,7 @@ from recipes.data.tokenizer import ByteTokenizer, Tokenizer, check_vocabulary, l
 
 __all__ = ["PackedTokens", "TextData"]
 
+_PATHS = {"files": "a text file or a folder of them", "hub": "a hub id such as `JeanKaddour/minipile`"}
 _CHECKS = {
     "source": one_of("python", "packages", "files", "hub"),
     "seq_len": whole(1),
@@ -106,9 +107,8 @@ class TextData(LightningDataModule):
         for name, check in _CHECKS.items():
             check(name, given[name])
         super().__init__()
-        if source in ("files", "hub") and not path:
-            kind = "a text file or a folder of them" if source == "files" else "a hub id such as `JeanKaddour/minipile`"
-            raise ValueError(f"Expected `path` with source={source!r}: {kind}.")
+        if source in _PATHS and not path:
+            raise ValueError(f"Expected `path` with source={source!r}: {_PATHS[source]}.")
         if tokenizer == "bpe":
             check_vocabulary(vocab_size)
         self.source, self.path, self.val_path = source, path, val_path
@@ -155,20 +155,21 @@ class TextData(LightningDataModule):
 
     def _tokenize(self) -> tuple[Tokenizer, dict[str, np.ndarray]]:
         corpus = self._read()
-        text = digest(chain(corpus.train, ["held out"], corpus.val))
-        tokenizer = self._tokenizer(corpus.train, digest(corpus.train))
-        name = digest([text, tokenizer.key])
+        everything = chain(corpus.train, ["held out"], corpus.val)
+        tokenizer = self._tokenizer(corpus.train)
+        name = digest([digest(everything), tokenizer.key])
         tokens = {}
         for split, documents in (("train", corpus.train), ("val", corpus.val)):
             write = partial(_write_tokens, tokenizer, documents)
             tokens[split] = cached(self.cache / f"tokens-{name}-{split}.npy", _read_tokens, write)
         return tokenizer, tokens
 
-    def _tokenizer(self, documents: list[str], fingerprint: str) -> Tokenizer:
+    def _tokenizer(self, documents: list[str]) -> Tokenizer:
         if self.tokenizer_name == "bytes":
             return ByteTokenizer()
         if self.tokenizer_name == "bpe":
-            return train_bpe(documents, self.bpe_size, self.cache / f"bpe-{fingerprint}-{self.bpe_size}-words.json")
+            file = f"bpe-{digest(documents)}-{self.bpe_size}-words.json"
+            return train_bpe(documents, self.bpe_size, self.cache / file)
         return load_tokenizer(self.tokenizer_name)
 
     def train_dataloader(self) -> ResumableLoader:
@@ -184,8 +185,10 @@ class TextData(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Return the held-out sequences in order."""
-        end = None if self.max_val_sequences is None else self.max_val_sequences * self.seq_len + 1
-        dataset = PackedTokens(self.tokens["val"][:end], self.seq_len)
+        tokens = self.tokens["val"]
+        if self.max_val_sequences is not None:
+            tokens = tokens[: self.max_val_sequences * self.seq_len + 1]
+        dataset = PackedTokens(tokens, self.seq_len)
         return DataLoader(dataset, batch_size=self.batch_size, num_workers=self.num_workers)
 
     def test_dataloader(self) -> DataLoader[Any]:
@@ -198,7 +201,9 @@ class TextData(LightningDataModule):
 
 
 def _write_tokens(tokenizer: Tokenizer, documents: list[str], file: Path) -> None:
-    tokens = np.concatenate([np.zeros(0, np.uint32), *tokenizer.encode(documents)])
+    none = np.zeros(0, np.uint32)
+    encoded = tokenizer.encode(documents)
+    tokens = np.concatenate([none, *encoded])
     with file.open("wb") as handle:
         np.save(handle, tokens)
 

@@ -34,8 +34,10 @@ def find_files(path: str) -> list[Path]:
     place = Path(path).expanduser()
     if place.is_file():
         return [place]
-    found = (p for p in place.rglob("*") if p.suffix.lower() in SUFFIXES)
-    files = sorted(p for p in found if not p.is_dir())
+    files = []
+    for found in sorted(place.rglob("*")):
+        if found.suffix.lower() in SUFFIXES and not found.is_dir():
+            files.append(found)
     if not files:
         raise FileNotFoundError(
             f"Expected '{path}' to be a text file or a folder with some ({', '.join(SUFFIXES[:4])}, ...), but "
@@ -113,14 +115,16 @@ def _texts(rows: Iterable[Any], file: Path, column: str) -> Iterator[str]:
             continue
         if not isinstance(text, str):
             raise ValueError(f"Expected text in column '{column}', but row {row} of '{file}' has {text!r:.40}.")
-        yield text.encode(errors="replace").decode()  # JSON can spell halves of characters
+        whole = text.encode(errors="replace")  # JSON can spell halves of characters
+        yield whole.decode()
 
 
 def _json_rows(file: Path, column: str) -> Iterator[Any]:
     lines = read_text(file).split("\n")
     for number, line in enumerate(lines, start=1):
+        place = f"line {number} of '{file}'"
         if line.strip():
-            yield _json_value(line, f"line {number} of '{file}'", column)
+            yield _json_value(line, place, column)
 
 
 def _json_value(line: str, place: str, column: str) -> Any:
@@ -129,7 +133,8 @@ def _json_value(line: str, place: str, column: str) -> Any:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"Expected one JSON object per line, but {place} is none: {error}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"Expected one JSON object per line, but {place} is a {type(row).__name__}.")
+        kind = type(row).__name__
+        raise ValueError(f"Expected one JSON object per line, but {place} is a {kind}.")
     if column not in row:
         raise ValueError(f"Expected a column '{column}', but {place} has {sorted(row)}. Set `column`.")
     return row[column]

@@ -1,4 +1,4 @@
-"""Where text comes from: the Python sources of this environment, local files, a dataset on the hub.
+"""Sources of text: the Python sources of this environment, local files, a dataset on the hub.
 
 A source is a list of training documents and a list of held-out ones. Documents are kept whole, or one text is cut at
 one place; no held-out character is ever trained on.
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from recipes.data.hub import find_split, load_dataset
 from recipes.data.text_files import find_files, read_documents, read_source
-from recipes.extras import require
 
 __all__ = ["Corpus", "read_files", "read_hub_text", "read_python"]
 
 _BUCKETS = 10_000  # resolution of the held-out fraction
 _PACKAGES = ("site-packages/", "dist-packages/")
-_VALIDATION = ("validation", "valid", "val")
+_WITHOUT_NETWORK = "source='python' (embedded: the sources of this Python) or source='files'"
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,12 @@ def read_python(max_bytes: int | None, val_fraction: float, *, packages: bool = 
 
 
 def _sources(root: Path, prefix: str = "") -> dict[str, Path]:
-    files = (file for file in root.rglob("*.py") if file.is_file())
-    return {prefix + file.relative_to(root).as_posix(): file for file in files}
+    files = {}
+    for file in root.rglob("*.py"):
+        name = file.relative_to(root).as_posix()
+        if file.is_file():
+            files[prefix + name] = file
+    return files
 
 
 def read_files(
@@ -109,9 +113,11 @@ def read_files(
     else:
         held_out = find_files(val_path)
         _check_apart(files, held_out)
-        val = dict.fromkeys(text for _, text in _documents(held_out, Path(val_path).expanduser(), column))
+        others = _documents(held_out, Path(val_path).expanduser(), column)
+        val = dict.fromkeys(text for _, text in others)
         train = (text for _, text in documents if text not in val)
-        corpus = Corpus(_bounded(train, max_bytes), list(val))
+        kept = _bounded(train, max_bytes)
+        corpus = Corpus(kept, list(val))
     for split, texts in (("train", corpus.train), ("held-out", corpus.val)):
         if not any(texts):
             raise ValueError(
@@ -122,16 +128,18 @@ def read_files(
 
 
 def _check_apart(files: list[Path], held_out: list[Path]) -> None:
-    shared = {file.resolve() for file in files} & {file.resolve() for file in held_out}
-    if shared:
-        raise ValueError(f"Expected `path` and `val_path` to share no file, but both hold '{min(shared)}'.")
+    resolved = {file.resolve() for file in files}
+    for file in held_out:
+        if file.resolve() in resolved:
+            raise ValueError(f"Expected `path` and `val_path` to share no file, but both hold '{file}'.")
 
 
 def _documents(files: list[Path], root: Path, column: str) -> Iterator[Document]:
     for file in files:
         name = file.relative_to(root).as_posix()
         for row, text in enumerate(read_documents(file, column)):
-            yield Document(f"{name}:{row}" if row else name, text)
+            title = f"{name}:{row}" if row else name
+            yield Document(title, text)
 
 
 def read_hub_text(
@@ -153,25 +161,21 @@ def read_hub_text(
         ConnectionError: If the hub cannot be reached or does not know the id.
         ValueError: If there is no split `train`, or no such column.
     """
-    datasets = require("datasets", None)
-    try:
-        loaded = datasets.load_dataset(name, config, trust_remote_code=False)
-    except Exception as error:  # the hub's client raises a dozen unrelated types when there is no network
-        raise ConnectionError(
-            f"Expected to load '{name}' from the hub, but: {type(error).__name__}: {error} Without a network use "
-            "source='python' (embedded: the sources of this Python) or source='files' with the `path` of a local copy."
-        ) from error
-    if "train" not in loaded:
-        raise ValueError(f"Expected a split `train` in '{name}', but it has {sorted(loaded)}.")
+    loaded = load_dataset(name, config, otherwise=_WITHOUT_NETWORK)
     columns = loaded["train"].column_names
     if column not in columns:
         raise ValueError(f"Expected a column `{column}` in '{name}', but it has {columns}. Set `column`.")
-    train = (Document(str(i), row[column]) for i, row in enumerate(loaded["train"]))
-    for split in _VALIDATION:
-        if split in loaded:
-            val = [row[column] for row in loaded[split] if row[column]]  # a third of WikiText's rows are empty
-            return Corpus(_bounded((text for _, text in train if text), max_bytes), val)
-    return _split(train, max_bytes, val_fraction)
+    rows = enumerate(loaded["train"])
+    train = (Document(str(i), row[column]) for i, row in rows)
+    held_out = find_split(loaded, "val")
+    if held_out is None:
+        return _split(train, max_bytes, val_fraction)
+    val = (row[column] for row in loaded[held_out])
+    texts = (text for _, text in train)
+    return Corpus(
+        _bounded(filter(None, texts), max_bytes),  # a third of WikiText's rows are empty
+        list(filter(None, val)),
+    )
 
 
 def _checksum(name: str) -> int:
@@ -191,8 +195,8 @@ def _split(documents: Iterable[Document], max_bytes: int | None, val_fraction: f
         if not text or text in seen:
             continue
         seen.add(text)
-        held_out = _checksum("held out " + name) % _BUCKETS < val_fraction * _BUCKETS
-        split = corpus.val if held_out else corpus.train
+        bucket = _checksum("held out " + name) % _BUCKETS
+        split = corpus.val if bucket < val_fraction * _BUCKETS else corpus.train
         split.append(text)
         size += len(text)
         if max_bytes is not None and size >= max_bytes:
@@ -220,5 +224,9 @@ def _bounded(documents: Iterable[str], max_bytes: int | None) -> list[str]:
 def _cut(text: str, val_fraction: float) -> Corpus:
     """Cut one text in two, at a line's end if it has one before the place."""
     end = int(len(text) * (1 - val_fraction))
-    place = text.rfind("\n", 0, end) + 1 or end
-    return Corpus([text[:place]], [text[place:]])
+    line = text.rfind("\n", 0, end) + 1
+    place = line or end
+    return Corpus(
+        train=[text[:place]],
+        val=[text[place:]],
+    )

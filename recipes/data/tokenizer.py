@@ -21,7 +21,7 @@ _LONGEST_WORD = 64  # bytes; the time of training grows with the square of a wor
 
 
 class Tokenizer(Protocol):
-    """What the data module needs of a tokenizer; `key` tells its tokens from those of any other."""
+    """The part of a tokenizer that the data module needs; `key` tells its tokens from those of any other."""
 
     vocab_size: int
     key: str

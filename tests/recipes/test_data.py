@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -439,8 +440,7 @@ class NoNetwork:
 
 
 def test_hub_datasets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.data.text_sources.require", lambda *_: NoNetwork)
-    monkeypatch.setattr("recipes.data.image_sources.require", lambda *_: NoNetwork)
+    monkeypatch.setitem(sys.modules, "datasets", NoNetwork)
     with pytest.raises(ConnectionError, match=r"Salesforce/wikitext.*source='python' \(embedded"):
         TextData("hub", "Salesforce/wikitext", hub_config="wikitext-103-raw-v1").setup("fit")
     with pytest.raises(ConnectionError, match=r"uoft-cs/cifar10.*source='digits' \(embedded"):

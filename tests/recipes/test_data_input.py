@@ -103,6 +103,12 @@ def test_a_label_that_is_no_class_is_named(tmp_path: Path, label: Any) -> None:
     says(ValueError, f"label in row {row} of '{file}' is", lambda: read_parquet(tmp_path))
 
 
+def test_too_few_images_to_hold_some_out(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.parquet", [picture()], [0])
+    data = ImageData("parquet", str(tmp_path))
+    says(ValueError, "more images than the 1 that are held out, but got 1. Lower `val_fr", lambda: data.setup("fit"))
+
+
 def test_whole_labels_may_be_floats(tmp_path: Path) -> None:
     write_rows(tmp_path / "train.parquet", [picture()] * 2, [0.0, 2.0])
     assert read_parquet(tmp_path)["train"].labels.tolist() == [0, 2]

@@ -132,6 +132,22 @@ def test_a_resumed_run_that_fails_at_once_resumes_again(tmp_path: Path, whole: C
     assert same(resumed, whole("torch-sgd"))
 
 
+def test_a_loader_without_a_data_module_follows_the_trainer(tmp_path: Path) -> None:
+    def run(*callbacks: Callback, ckpt_path: Path | None = None) -> Net:
+        net = Net("torch-sgd")
+        trainer = Trainer(accelerator="cpu", max_epochs=EPOCHS, logger=False, callbacks=[CountEpochs(), *callbacks])
+        samples = [(torch.randn(64, generator=torch.Generator().manual_seed(i)), i % 10) for i in range(21)]
+        trainer.fit(net, ResumableLoader(samples, batch_size=4).follow(trainer), ckpt_path=ckpt_path)
+        return net
+
+    whole = run()
+    with pytest.raises(RuntimeError, match="boom"):
+        run(Crash("on_before_backward", 7, RuntimeError("boom")), OnExceptionCheckpoint(tmp_path))
+    resumed = run(ckpt_path=tmp_path / "on_exception.ckpt")
+    assert resumed.seen == whole.seen[7:]
+    assert same(resumed, whole)
+
+
 def test_a_new_epoch_has_no_batches_done() -> None:
     loader = ResumableLoader(range(6), batch_size=2, seed=0)
     assert len(list(loader)) == 3

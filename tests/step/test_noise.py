@@ -249,11 +249,11 @@ def test_sums_that_cancel_exactly_are_silent_too() -> None:
 # ------------------------------------------------------------------ who is judged by whom
 
 
-def pairs_of(net: nn.Module, **options: Any) -> dict[str, str]:
+def weights_of_biases(net: nn.Module, **options: Any) -> dict[str, str]:
     for parameter in net.parameters():
         parameter.grad = torch.randn_like(parameter) if parameter.requires_grad else None
     guard = NoiseGuard(build_plan(Gluon(net, lr=0.02, **options).param_groups))
-    return {pair.bias.name: pair.weight.name for pair in guard.pairs}
+    return {layer.bias.name: layer.weight.name for layer in guard.affine}
 
 
 def test_every_bias_is_judged_by_the_weight_that_shares_its_sums() -> None:
@@ -267,7 +267,7 @@ def test_every_bias_is_judged_by_the_weight_that_shares_its_sums() -> None:
             "new": nn.utils.parametrizations.weight_norm(nn.Linear(4, 6)),
         }
     )
-    assert pairs_of(net) == {
+    assert weights_of_biases(net) == {
         "linear.bias": "linear.weight",
         "conv.bias": "conv.weight",
         "norm.bias": "norm.weight",
@@ -282,14 +282,14 @@ def test_every_bias_is_judged_by_the_weight_that_shares_its_sums() -> None:
 def test_without_a_gradient_of_the_weight_a_bias_is_not_judged() -> None:
     net = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
     net[0].weight.requires_grad_(False)
-    assert pairs_of(net) == {"1.bias": "1.weight"}
+    assert weights_of_biases(net) == {"1.bias": "1.weight"}
 
 
 def test_scales_and_arrays_are_judged_by_nobody() -> None:
     net = nn.Module()
     net.layer, net.temperature = nn.Linear(4, 4), nn.Parameter(torch.ones(()))
     net.q_bias, net.relative_position_bias = nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(4, 3, 3))
-    assert pairs_of(net) == {"layer.bias": "layer.weight"}
+    assert weights_of_biases(net) == {"layer.bias": "layer.weight"}
 
 
 @pytest.mark.parametrize("layout", ["GPT2", "Bloom"])
@@ -305,10 +305,10 @@ def test_parts_of_a_bias_lie_as_the_rows_of_its_weight(layout: str) -> None:
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     guard = NoiseGuard(build_plan(Gluon(net, lr=0.02).param_groups))
-    pair = next(pair for pair in guard.pairs if pair.bias.name == name)
+    affine = next(layer for layer in guard.affine if layer.bias.name == name)
     numbers = torch.arange(24.0)
     rows = numbers.expand(8, 24) if layout == "GPT2" else numbers.unsqueeze(1).expand(24, 8)
-    parts, maps = pair.parts_of_bias(numbers), pair.parts_of_weight(rows.contiguous())
+    parts, maps = affine.parts_of_bias(numbers), affine.parts_of_weight(rows.contiguous())
     assert len(parts) == len(maps) == 3
     for part, weight in zip(parts, maps, strict=True):
         assert torch.equal(part.flatten(), weight.reshape(-1, 8)[:, 0])

@@ -1,0 +1,79 @@
+"""The parser of `lightning-gluon fit` and its kin: a mistake is one line that says what could have been meant."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_gluon.cli.config_files import PARSER_MODE
+from lightning_gluon.cli.given import Given
+from lightning_gluon.cli.mistakes import Context, explain
+
+__all__ = ["GluonParser"]
+
+
+class GluonParser(LightningArgumentParser):
+    """Lightning's parser, which reads YAML of bounded size and leaves the usage to `--help`.
+
+    Example:
+        >>> parser = GluonParser()
+        >>> _ = parser.add_argument("--depth", type=int)
+        >>> parser.parse_args(["--depth=3"]).depth
+        3
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("parser_mode", PARSER_MODE)
+        super().__init__(*args, **kwargs)
+        self.given = Given()
+
+    def parse_args(self, args: Sequence[str] | None = None, *others: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """Read the files first: what is wrong with one is said of that file.
+
+        Args:
+            args: Arguments; None takes the process's.
+            *others: Further arguments of jsonargparse.
+            **kwargs: Further arguments of jsonargparse.
+
+        Returns:
+            The configuration.
+        """
+        arguments = list(sys.argv[1:] if args is None else args)
+        try:
+            self.given = Given.read(arguments)
+        except ValueError as error:
+            self.error(str(error), error)
+        for parser in self._commands():
+            parser.given = self.given
+        return super().parse_args(args, *others, **kwargs)
+
+    def _commands(self) -> Iterator[GluonParser]:
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                yield from action.choices.values()
+
+    def _keys(self) -> list[str]:
+        """Return every key of this parser and of its commands."""
+        parsers = [self, *self._commands()]
+        options = [option.removeprefix("--") for parser in parsers for option in parser._option_string_actions]
+        return [key for key in dict.fromkeys(options) if not key.startswith("-") and not key.endswith((".help", "+"))]
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with one line that names the key and the remedy.
+
+        Args:
+            message: Text of jsonargparse, of up to 20 lines.
+            ex: Its cause.
+
+        Raises:
+            SystemExit: Always.
+        """
+        if not self.exit_on_error:  # a parser of one class's arguments, whose caller tries another type
+            super().error(message, ex)
+        sentence = explain(message, Context(self.given, self._keys()))
+        sys.stderr.write(f"lightning-gluon: error: {sentence}\n")
+        raise SystemExit(2) from ex

@@ -1,0 +1,93 @@
+"""The command `lightning-gluon partition`: the role, norm and matrices of every parameter of a model."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_gluon.cli.arguments import Arguments
+from lightning_gluon.cli.errors import one_line_errors, search_working_directory
+from lightning_gluon.cli.models import build_model
+from lightning_gluon.extras import require
+from lightning_gluon.partition import partition as route
+
+__all__ = ["partition"]
+
+
+def partition(arguments: Sequence[str]) -> None:
+    """Print the partition of a model that is built on the meta device.
+
+    Args:
+        arguments: Command-line arguments, the command first, see `--help`.
+
+    Raises:
+        SystemExit: If the arguments are wrong, or the model cannot be built or routed.
+    """
+    given = _parser().parse_args(list(arguments[1:]))
+    with one_line_errors():
+        _print(given)
+
+
+def _print(given: Namespace) -> None:
+    options, rules = _entries("--kwargs", given.kwargs), _entries("--rules", given.rules)
+    strict = not given.no_strict
+    search_working_directory()
+    if given.config:
+        model, section = _from_yaml(given.config)
+        for name, role in (section.rules or {}).items():
+            rules.setdefault(name, role)
+        strict = strict and section.strict
+    else:
+        model = build_model(given.model, options)
+    _build_late_layers(model)
+    print(route(model, rules=rules or None, strict=strict))
+
+
+def _parser() -> Arguments:
+    parser = Arguments(
+        "lightning-gluon partition",
+        description="Print the partition of a model, with the norms of method gluon.",
+        epilog="Class paths are searched in the working directory after all installed packages.",
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--model", help="timm/NAME, transformers/TYPE (or CONFIG CLASS), hub id or folder, or class path"
+    )
+    source.add_argument("-c", "--config", action="append", help="YAML of `fit`; several merge; its model is built")
+    parser.add_argument("--kwargs", default="{}", help="JSON: arguments of the model or entries of its configuration")
+    parser.add_argument("--rules", default="{}", help="JSON: roles by glob over parameter names; ahead of the YAML's")
+    parser.add_argument("--no-strict", action="store_true", help="elementwise, with a warning, where no rule fits")
+    return parser
+
+
+def _entries(option: str, text: str) -> Any:
+    try:
+        entries = json.loads(text)
+    except (ValueError, RecursionError):
+        entries = None
+    if not isinstance(entries, dict):
+        raise ValueError(f"Expected `{option}` to be a JSON object such as '{{\"depth\": 4}}', but got {text!r}.")
+    return entries
+
+
+def _from_yaml(files: list[str]) -> tuple[nn.Module, Any]:
+    """Return the model of a configuration and its `optimizer` section."""
+    require("jsonargparse")
+    from lightning_gluon.cli.fit import ModelCLI
+
+    with torch.device("meta"):
+        cli = ModelCLI(args=[part for file in files for part in ("--config", file)])
+    return cli.model, cli.config.optimizer
+
+
+def _build_late_layers(model: nn.Module) -> None:
+    """Build the layers that a LightningModule leaves to its Trainer."""
+    configure = getattr(model, "configure_model", None)
+    if configure is not None:
+        with torch.device("meta"):
+            configure()
