@@ -123,7 +123,7 @@ def detail(name: str, row: Method) -> Table:
     title = f"{name}: {row.summary} ({row.source})"
     table = Table(title=title, caption_justify="left", pad_edge=False)
     for column in ("role", "norm", "scaling", "estimator", "radius"):
-        table.add_column(column, no_wrap=column in ("role", "norm"))
+        table.add_column(column, overflow="fold")  # no name loses its end
     options: dict[str, dict[str, Any]] = {}
     for role in ROLES:
         rule = row.rules[role]
