@@ -73,7 +73,11 @@ class Execution:
         return frozenset(found)
 
 
-def execute(root: nn.Module, layers: tuple[str, ...], batch: Any) -> Execution:
+def execute(
+    root: nn.Module,
+    layers: tuple[str, ...],
+    batch: Any,
+) -> Execution:
     """Run the forward pass of a module on fake tensors and watch its layers.
 
     Args:
@@ -140,14 +144,22 @@ class _Passing(TorchDispatchMode):
 class _Trace:
     """One forward pass: hooks on the layers, marks on the tensors."""
 
-    def __init__(self, root: nn.Module, layers: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        layers: tuple[str, ...],
+    ) -> None:
         self.root = root
         self.layers = layers
         self.reads: dict[str, Marks] = {}
         self._marks: dict[int, Marks] = {}
         self._kept: list[Tensor] = []  # so that no storage is freed and its number given to another one
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Marks, ...]:
+    def run(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Marks, ...]:
         """Run the forward pass and return the marks of every tensor that it returned."""
         with ExitStack() as stack:
             stack.enter_context(_as_it_was(self.root))
@@ -162,7 +174,13 @@ class _Trace:
             result = torch.func.functional_call(self.root, state, args, kwargs)
             return tuple(self.marks_of(tensor) for tensor in _tensors(result))
 
-    def mark(self, tensors: Any, marks: Marks, *, anew: bool = False) -> None:
+    def mark(
+        self,
+        tensors: Any,
+        marks: Marks,
+        *,
+        anew: bool = False,
+    ) -> None:
         """Add marks to tensors, or replace theirs."""
         for tensor in _tensors(tensors):
             key = _storage(tensor)
@@ -186,7 +204,11 @@ class _Trace:
             yield module.register_forward_hook(self._after(names))
 
     def _before(self, names: list[str]) -> Callable:
-        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def note(
+            module: nn.Module,
+            args: Any,
+            kwargs: Any,
+        ) -> None:
             marks = self.marks_of((args, kwargs))
             for name in names:
                 self.reads[name] = self.reads.get(name, _NOTHING) | marks
@@ -194,7 +216,11 @@ class _Trace:
         return note
 
     def _after(self, names: list[str]) -> Callable:
-        def note(module: nn.Module, args: Any, result: Any) -> None:
+        def note(
+            module: nn.Module,
+            args: Any,
+            result: Any,
+        ) -> None:
             self.mark(result, frozenset(names), anew=True)
 
         return note
@@ -267,7 +293,10 @@ def _as_it_was(root: nn.Module) -> Iterator[None]:
                 _refill(attributes[name], content)
 
 
-def _refill(container: Any, content: Any) -> None:
+def _refill(
+    container: Any,
+    content: Any,
+) -> None:
     """Put the content of a dict, list or set back into it."""
     container.clear()
     if isinstance(container, list):

@@ -61,6 +61,8 @@ RAW_MAPS = (
 
 # Experts stacked in one parameter.
 EXPERT_PARAMETERS = ("gate_up_proj|down_proj|up_proj|gate_proj|w1|w2|w3|v1|weight",)
+GATED_EXPERTS = ("gate_up_proj",)
+GATED_EXPERT_LAYERS = ("input_linear",)
 EXPERT_COUNTS = ("moe_num_experts", "num_experts")
 EXPERTS_BY_COLUMN = ("w2",)  # DBRX applies its second map transposed
 
