@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lightning_gluon.partition.knowledge import names_match
-from lightning_gluon.partition.layers import Conv, Widths
+from lightning_gluon.partition.knowledge import matching, names_match
+from lightning_gluon.partition.layers import Widths
 
 __all__ = ["Branch", "first_layers", "in_order", "last_layers", "may_follow"]
 
@@ -39,6 +39,8 @@ class Branch:
         shapes: Widths of its layers in order.
         reads: Features that its first layer reads.
         gives: Features that its last layer gives.
+        starts_with_conv: True when its first layer is a convolution.
+        ends_in_conv: True when its last layer is a convolution.
     """
 
     path: str
@@ -50,6 +52,8 @@ class Branch:
     shapes: tuple[Widths, ...]
     reads: int | None
     gives: int | None
+    starts_with_conv: bool
+    ends_in_conv: bool
 
     @property
     def name(self) -> str:
@@ -57,23 +61,14 @@ class Branch:
         return self.path.split(".")[-1]
 
     @property
+    def stem(self) -> str:
+        """Its name without the number at its end."""
+        return self.name.rstrip("0123456789")
+
+    @property
     def is_layer(self) -> bool:
         """True for one layer by itself."""
         return self.layers == (self.path,)
-
-    @property
-    def starts_with_conv(self) -> bool:
-        """True when its first layer is a convolution."""
-        return self._is_conv(self.firsts[0])
-
-    @property
-    def ends_in_conv(self) -> bool:
-        """True when its last layer is a convolution."""
-        return self._is_conv(self.ends[-1])
-
-    def _is_conv(self, path: str) -> bool:
-        inside = path.removeprefix(self.path).lstrip(".")
-        return isinstance(self.module.get_submodule(inside), Conv)
 
 
 # ---- order
@@ -82,31 +77,47 @@ class Branch:
 def in_order(branches: list[Branch]) -> list[Branch]:
     """Sort the branches of a module by when they run, as far as their names tell."""
     names = [branch.name for branch in branches]
-    decoder = None
-    if any(names_match("ENCODERS", name) for name in names):
-        for index, name in enumerate(names):
-            if names_match("LATE_PARTS", name):
-                decoder = index
-                break
-    turns = [_turn(name, index, decoder) for index, name in enumerate(names)]
-    order = sorted(range(len(branches)), key=turns.__getitem__)
-    return [branches[index] for index in order]
+    decoder = _first_decoder(names)
+    ordered: list[Branch] = []
+    for turn in (_BEFORE, _LATE, _LAST):
+        for index, branch in enumerate(branches):
+            if _turn(branch.name, index, decoder) == turn:
+                ordered.append(branch)
+    return ordered
 
 
-def _turn(name: str, index: int, decoder: int | None) -> int:
+def _first_decoder(names: list[str]) -> int | None:
+    """Return the position of a decoder that stands beside an encoder."""
+    late = matching("LATE_PARTS", names)
+    if not late or not matching("ENCODERS", names):
+        return None
+    return names.index(late[0])
+
+
+def _turn(
+    name: str,
+    index: int,
+    decoder: int | None,
+) -> int:
     """Return whether a branch runs before a decoder, as one, or after it."""
-    if decoder is not None and names_match("LATE_PARTS", name):
-        return _LATE
     if names_match("FINAL_PARTS", name):
         return _LAST
-    after = decoder is not None and index > decoder
-    return _LAST if after and names_match("HEADS", name) else _BEFORE
+    if decoder is None:
+        return _BEFORE
+    if names_match("LATE_PARTS", name):
+        return _LATE
+    if index > decoder and names_match("HEADS", name):
+        return _LAST
+    return _BEFORE
 
 
 # ---- first and last layers
 
 
-def last_layers(module: nn.Module, inside: list[Branch]) -> Paths:
+def last_layers(
+    module: nn.Module,
+    inside: list[Branch],
+) -> Paths:
     """Return the layers that come last: those of the last trained branch and of the branches beside it."""
     candidates = inside
     if not isinstance(module, nn.Sequential):
@@ -114,7 +125,11 @@ def last_layers(module: nn.Module, inside: list[Branch]) -> Paths:
     ends: Paths = ()
     if not candidates:
         return ends
-    for branch in _beside(module, candidates[::-1], _end_alike):
+    for branch in _beside(
+        module,
+        candidates[::-1],
+        _end_alike,
+    ):
         ends = branch.ends + ends
     return ends
 
@@ -124,26 +139,38 @@ def _decides(branch: Branch) -> bool:
     return not branch.frozen or names_match("HEADS", branch.name)
 
 
-def first_layers(module: nn.Module, inside: list[Branch]) -> Paths:
+def first_layers(
+    module: nn.Module,
+    inside: list[Branch],
+) -> Paths:
     """Return the layers that come first, also of a trained branch that reads what a frozen one reads."""
     firsts: Paths = ()
     for branch in _beside(module, inside, _start_alike):
         firsts += branch.firsts
     alive = [branch for branch in inside if not branch.frozen]
-    if not alive or not inside[0].frozen or isinstance(module, nn.Sequential):
+    if not alive or isinstance(module, nn.Sequential):
         return firsts
-    reads = alive[0].reads
-    if reads is not None and reads == inside[0].reads:
-        firsts += alive[0].firsts
+    trained = alive[0]
+    before = inside[0]
+    if before.frozen and trained.reads is not None and trained.reads == before.reads:
+        firsts += trained.firsts
     return firsts
 
 
-def _start_alike(module: nn.Module, one: Branch, other: Branch) -> bool:
+def _start_alike(
+    module: nn.Module,
+    one: Branch,
+    other: Branch,
+) -> bool:
     """Tell whether two layers may start side by side."""
     return one.reads == other.reads
 
 
-def _end_alike(module: nn.Module, one: Branch, other: Branch) -> bool:
+def _end_alike(
+    module: nn.Module,
+    one: Branch,
+    other: Branch,
+) -> bool:
     """Tell whether two layers may end side by side: in a list also those that read different features."""
     return one.reads == other.reads or isinstance(module, _LISTS)
 
@@ -151,7 +178,11 @@ def _end_alike(module: nn.Module, one: Branch, other: Branch) -> bool:
 # ---- side by side
 
 
-def _beside(module: nn.Module, branches: list[Branch], alike: Likeness) -> list[Branch]:
+def _beside(
+    module: nn.Module,
+    branches: list[Branch],
+    alike: Likeness,
+) -> list[Branch]:
     """Return the first branch with those next to it that run beside it."""
     if isinstance(module, nn.Sequential):
         return branches[:1]
@@ -165,39 +196,55 @@ def _beside(module: nn.Module, branches: list[Branch], alike: Likeness) -> list[
     return found
 
 
-def _side_by_side(module: nn.Module, one: Branch, other: Branch, alike: Likeness) -> bool:
+def _side_by_side(
+    module: nn.Module,
+    one: Branch,
+    other: Branch,
+    alike: Likeness,
+) -> bool:
     """Tell whether two branches of a module cannot follow one another, or are the same but for their names."""
     if type(one.module) is not type(other.module):
         return False
+    apart = not may_follow(one, other)
     if one.is_layer and other.is_layer:
-        return alike(module, one, other) and not may_follow(one, other)
-    if one.gives != other.gives or one.gives is None:
+        return apart and alike(module, one, other)
+    if one.gives is None or one.gives != other.gives:
         return False
-    if isinstance(module, nn.ModuleList) and not isinstance(one.module, nn.Sequential):
-        return _wrap_equal_layers(one, other)  # blocks of any other kind follow one another
+    blocks = not isinstance(one.module, nn.Sequential)
+    if isinstance(module, nn.ModuleList) and blocks:  # blocks of one class follow one another
+        return apart and _wrap_equal_layers(one, other)
     if isinstance(one.module, nn.ModuleList):
         return False
-    return not may_follow(one, other) or _are_twins(one, other, module)
+    return apart or _are_twins(one, other, module)
 
 
-def _wrap_equal_layers(one: Branch, other: Branch) -> bool:
+def _wrap_equal_layers(
+    one: Branch,
+    other: Branch,
+) -> bool:
     """Tell whether two blocks hold one layer each, of the same widths."""
     single = len(one.layers) == 1
-    return single and one.shapes == other.shapes and not may_follow(one, other)
+    return single and one.shapes == other.shapes
 
 
-def _are_twins(one: Branch, other: Branch, module: nn.Module) -> bool:
+def _are_twins(
+    one: Branch,
+    other: Branch,
+    module: nn.Module,
+) -> bool:
     """Tell whether two branches are the same but for their names, which are neither numbers nor those of a code."""
     if one.shapes != other.shapes or isinstance(module, nn.ModuleList):
         return False
     for table in ("ENCODERS", "LATE_PARTS"):
         if names_match(table, one.name):
             return False
-    digits = "0123456789"
-    return one.name.rstrip(digits) != other.name.rstrip(digits)
+    return one.stem != other.stem
 
 
-def _leads_on(branch: Branch, branches: list[Branch]) -> bool:
+def _leads_on(
+    branch: Branch,
+    branches: list[Branch],
+) -> bool:
     """Tell whether another layer among the branches reads what this one gives."""
     if not branch.is_layer:
         return False
@@ -205,16 +252,23 @@ def _leads_on(branch: Branch, branches: list[Branch]) -> bool:
     return any(_feeds(branch, other) for other in others)
 
 
-def may_follow(one: Branch, other: Branch) -> bool:
+def may_follow(
+    one: Branch,
+    other: Branch,
+) -> bool:
     """Tell whether one of two branches can read what the other gives."""
     return _feeds(one, other) or _feeds(other, one)
 
 
-def _feeds(one: Branch, other: Branch) -> bool:
+def _feeds(
+    one: Branch,
+    other: Branch,
+) -> bool:
     """Tell whether a branch can read what one gives: as it is, gated to half of it, or flattened."""
     if one.gives is None or other.reads is None:
         return True
     if one.gives in (other.reads, 2 * other.reads):
         return True
-    flattened = one.ends_in_conv and not other.starts_with_conv
-    return flattened and other.reads % one.gives == 0
+    if other.starts_with_conv or not one.ends_in_conv:
+        return False
+    return other.reads % one.gives == 0

@@ -196,9 +196,11 @@ class _Trace:
         return found
 
     def _hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        modules = dict(self.root.named_modules(remove_duplicate=False))
         paths: dict[nn.Module, list[str]] = {}
         for path in self.layers:
-            paths.setdefault(self.root.get_submodule(path), []).append(path)
+            module = modules[path]
+            paths.setdefault(module, []).append(path)
         for module, names in paths.items():
             yield module.register_forward_pre_hook(self._before(names), with_kwargs=True)
             yield module.register_forward_hook(self._after(names))

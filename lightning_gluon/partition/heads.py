@@ -20,9 +20,10 @@ from functools import cached_property
 
 from torch import nn
 
+from lightning_gluon.partition.declared import declared_heads
 from lightning_gluon.partition.evidence import RAW_CHANNELS, Evidence
 from lightning_gluon.partition.knowledge import entries, matching, names_match, pattern
-from lightning_gluon.partition.layers import Conv, is_map, is_weight_layer
+from lightning_gluon.partition.layers import Conv, is_map
 from lightning_gluon.partition.place import Place, class_names, is_adapter, strip_wrappers
 
 __all__ = ["Heads"]
@@ -45,7 +46,8 @@ class Heads:
         """Return why the owner of a place is an output layer, or None."""
         if is_adapter(place.path) or self._gives_prompts(place):
             return None
-        return self._known.get(place.path) or self._raw_output(place) or self._last_layer(place)
+        known = self._known.get(place.path)
+        return known or self._raw_output(place) or self._last_layer(place)
 
     # ---- declared or named
 
@@ -74,30 +76,7 @@ class Heads:
 
     @cached_property
     def _declared(self) -> dict[tuple[str, ...], str]:
-        """Layers that a model returns from `get_output_embeddings` or `get_classifier`."""
-        found: dict[tuple[str, ...], str] = {}
-        paths = {id(module): path for path, module in reversed(list(self.network.modules.items()))}
-        for module in self.network.modules.values():
-            for method in ("get_output_embeddings", "get_classifier"):
-                for layer in _call(module, method):
-                    for path in self._layers_of(paths.get(id(layer)), layer):
-                        found.setdefault(
-                            strip_wrappers(path),
-                            f"{method}() of {type(module).__name__}",
-                        )
-        return found
-
-    def _layers_of(
-        self,
-        path: str | None,
-        module: nn.Module,
-    ) -> list[str]:
-        """Return the last layer inside a declared module, and itself where it is one (IDEFICS holds another one)."""
-        if path is None:
-            return []
-        last = self.network.last(path)
-        own = [path] if is_weight_layer(module) else []
-        return own if last is None else [last, *own]
+        return declared_heads(self.network)
 
     def _named(self, place: Place) -> str | None:
         """An output by its name: the last layer of a module called classifier, head, score, ..."""
@@ -109,7 +88,8 @@ class Heads:
                 continue
             parent, above = place.chain[index - 1]
             shared = names_match("SHARED_SPACES", name) and _contrasts(above)
-            if not shared and not (_is_head(name) or names_match("SIDE_OUTPUTS", name)):
+            called = _is_head(name) or names_match("SIDE_OUTPUTS", name)
+            if not shared and not called:
                 continue
             if self._gives_features(place, name, parent, above):
                 continue
@@ -137,7 +117,10 @@ class Heads:
     ) -> bool:
         """Tell whether a module called head or the like gives features to what comes after it."""
         stem = name.removesuffix("_head")
-        if stem != name and isinstance(getattr(above, f"{stem}_predictor", None), nn.Module):
+        if stem != name and isinstance(
+            getattr(above, f"{stem}_predictor", None),
+            nn.Module,
+        ):
             return True  # R-CNN: the box head gives features to the box predictor
         if names_match("TRANSFORMS", name) and self._precedes_output(parent, above, name):
             return True
@@ -212,7 +195,10 @@ class Heads:
             return None
         _, pool = place.holders[0]
         for name in entries("POOL_INPUTS"):
-            if not isinstance(getattr(pool, name, None), nn.Module):
+            if not isinstance(
+                getattr(pool, name, None),
+                nn.Module,
+            ):
                 return None
         for name in entries("POOL_POSITIONS"):
             if hasattr(pool, name):
@@ -225,7 +211,8 @@ class Heads:
         if place.inside("PROMPT_PARTS"):
             return True
         kinds = [type(module).__name__ for _, module in place.ancestors()]
-        return any(pattern("PROMPT_CLASSES").search(kind) for kind in kinds)
+        prompts = pattern("PROMPT_CLASSES")
+        return any(prompts.search(kind) for kind in kinds)
 
     # ---- by their order
 
@@ -245,7 +232,11 @@ class Heads:
                 return None if self._has_head(place, path) else reason
         return None
 
-    def _last_of(self, place: Place, path: str) -> str | None:
+    def _last_of(
+        self,
+        place: Place,
+        path: str,
+    ) -> str | None:
         """Return the reason of the last layer of a network, which a forward pass shows or its order suggests."""
         last = self.network.is_last(place, path)
         execution = self.evidence.any_execution if last else self.evidence.execution
@@ -289,7 +280,14 @@ class Heads:
             if self.network.in_frozen_network(head):
                 continue
             inside = not scope or f"{head}.".startswith(f"{scope}.")
-            beside = not path and not models and names_match("HEADS", head.split(".")[0])
+            beside = (
+                not path
+                and not models
+                and names_match(
+                    "HEADS",
+                    head.split(".")[0],
+                )
+            )
             if inside or beside:
                 return True
         return False
@@ -297,9 +295,11 @@ class Heads:
 
 def _is_decoder(path: str, module: nn.Module) -> bool:
     """Tell whether a module is called a decoder, or is one by its class."""
-    name = path.split(".")[-1].lower()
-    kind = type(module).__name__.lower()
-    return names_match("DECODERS", name) or names_match("DECODERS", kind)
+    texts = [
+        path.split(".")[-1].lower(),
+        type(module).__name__.lower(),
+    ]
+    return bool(matching("DECODERS", texts))
 
 
 def _is_member(
@@ -322,8 +322,10 @@ def _is_head(name: str) -> bool:
 
 def _contrasts(module: nn.Module) -> bool:
     """Tell whether a model compares its towers' outputs (CLIP and its relatives)."""
-    names = [name for name, _ in module.named_parameters(recurse=False)]
-    return bool(matching("CONTRAST_SCALES", names)) or "WithProjection" in type(module).__name__
+    for name, _ in module.named_parameters(recurse=False):
+        if names_match("CONTRAST_SCALES", name):
+            return True
+    return "WithProjection" in type(module).__name__
 
 
 def _is_backbone(place: Place) -> bool:
@@ -353,18 +355,3 @@ def _ends_sequences(place: Place) -> bool:
         if not all(isinstance(module, entries("OUTPUT_ACTIVATIONS")) for module in after):
             return False
     return True
-
-
-def _call(
-    module: nn.Module,
-    method: str,
-) -> list[nn.Module]:
-    """Ask a model for its output layers; models that cannot say are skipped."""
-    if not callable(getattr(type(module), method, None)):
-        return []
-    try:
-        answer = getattr(module, method)()
-    except Exception:  # a model's own code: NotImplementedError, AttributeError, whatever it likes
-        return []
-    answers = answer if isinstance(answer, tuple | list) else (answer,)
-    return [layer for layer in answers if isinstance(layer, nn.Module)]

@@ -56,8 +56,10 @@ class _Named:
     @property
     def layer(self) -> str:
         """Name of the layer that holds it, its numbers left out."""
-        parts = [part for part in self.name.split(".")[:-1] if not part.isdigit()]
-        return parts[-1] if parts else ""
+        for part in reversed(self.parts):
+            if not part.isdigit():
+                return part
+        return ""
 
     @property
     def parts(self) -> list[str]:

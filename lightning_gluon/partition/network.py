@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from lightning_gluon.partition.branches import Branch, first_layers, in_order, last_layers
-from lightning_gluon.partition.layers import is_weight_layer, widths
+from lightning_gluon.partition.layers import Conv, is_weight_layer, widths
 from lightning_gluon.partition.place import Place, is_adapter, strip_wrappers
 
 __all__ = ["Network"]
@@ -23,11 +23,16 @@ class Network:
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self.branches: dict[str, Branch] = {}
         self._grow("", root)
-        self.layers = self.branches[""].layers if "" in self.branches else ()
+        whole = self.branches.get("")
+        self.layers = () if whole is None else whole.layers
 
     # ---- the tree
 
-    def _grow(self, path: str, module: nn.Module) -> Branch | None:
+    def _grow(
+        self,
+        path: str,
+        module: nn.Module,
+    ) -> Branch | None:
         """Return the branch of a module, after those inside it; None where it holds no layer."""
         inside = []
         for name, child in module._modules.items():
@@ -44,7 +49,13 @@ class Network:
         self.branches[path] = branch
         return branch
 
-    def _joined(self, path: str, inside: list[Branch], *, own: bool) -> Branch:
+    def _joined(
+        self,
+        path: str,
+        inside: list[Branch],
+        *,
+        own: bool,
+    ) -> Branch:
         """Make one branch of those inside it."""
         module = self.modules[path]
         layers: tuple[str, ...] = (path,) if own else ()
@@ -52,6 +63,8 @@ class Network:
         for branch in inside:
             layers += branch.layers
         ends = last_layers(module, inside) or layers
+        first = self.modules[firsts[0]]
+        last = self.modules[ends[-1]]
         shapes = [widths(self.modules[layer]) for layer in layers]
         trained = any(parameter.requires_grad for parameter in module.parameters())
         return Branch(
@@ -62,8 +75,10 @@ class Network:
             ends=ends,
             frozen=not trained,
             shapes=tuple(shapes),
-            reads=widths(self.modules[firsts[0]]).reads,
-            gives=widths(self.modules[ends[0]]).gives,
+            reads=widths(first).reads,
+            gives=widths(last).gives,
+            starts_with_conv=isinstance(first, Conv),
+            ends_in_conv=isinstance(last, Conv),
         )
 
     # ---- places
@@ -75,30 +90,50 @@ class Network:
     ) -> Place:
         """Locate a parameter by its qualified name."""
         path, _, local = name.rpartition(".")
-        head, _, tail = path.rpartition(".")
-        gain = False
-        if head.split(".")[-1] == "parametrizations":  # <owner>.parametrizations.<local>.original*
-            path = head.removesuffix("parametrizations").rstrip(".")
-            gain = local == "original0" and hasattr(self.modules[f"{head}.{tail}"], "original1")
-            local = tail
-        else:
-            local, gain = _own_name(self.modules[path], local)
-        chain = tuple((prefix, self.modules[prefix]) for prefix in _prefixes(path))
-        return Place(name, local, chain, shape, gain)
+        owner, local, gain = self._owned(path, local)
+        chain = []
+        for prefix in _prefixes(owner):
+            module = self.modules[prefix]
+            chain.append((prefix, module))
+        return Place(
+            name=name,
+            local=local,
+            chain=tuple(chain),
+            shape=shape,
+            gain=gain,
+        )
+
+    def _owned(
+        self,
+        path: str,
+        local: str,
+    ) -> tuple[str, str, bool]:
+        """Undo reparametrizations: return whose parameter it is, its own name, and whether it is a gain."""
+        module = self.modules[path]
+        outer, _, inner = path.rpartition(".")
+        stem, _, last = outer.rpartition(".")
+        if last != "parametrizations":
+            own, gain = _own_name(module, local)
+            return path, own, gain
+        gain = hasattr(module, "original1") and local.endswith("0")  # <owner>.parametrizations.<local>.original*
+        return stem, inner, gain
 
     # ---- questions
 
     def count(self, path: str) -> int:
         """Return the number of weight layers inside a module."""
-        return len(self.branches[path].layers) if path in self.branches else 0
+        branch = self.branches.get(path)
+        return 0 if branch is None else len(branch.layers)
 
     def first(self, path: str) -> str | None:
         """Return the path of the first weight layer inside a module."""
-        return self.branches[path].firsts[0] if path in self.branches else None
+        branch = self.branches.get(path)
+        return None if branch is None else branch.firsts[0]
 
     def last(self, path: str) -> str | None:
         """Return the path of the last weight layer inside a module."""
-        return self.branches[path].ends[-1] if path in self.branches else None
+        branch = self.branches.get(path)
+        return None if branch is None else branch.ends[-1]
 
     def is_last(
         self,
@@ -106,15 +141,19 @@ class Network:
         path: str,
     ) -> bool:
         """Tell whether the place's owner, or a copy of it under an adapter, comes last in a module."""
-        if path not in self.branches:
+        branch = self.branches.get(path)
+        if branch is None:
             return False
-        ends = self.branches[path].ends
-        return place.path in ends or any(strip_wrappers(end) == place.parts for end in ends)
+        if place.path in branch.ends:
+            return True
+        ends = [strip_wrappers(end) for end in branch.ends]
+        return place.parts in ends
 
     def leads(self, place: Place) -> str | None:
         """Return the outermost module in which the place's owner comes first."""
         for path, _ in place.chain[:-1]:
-            if path in self.branches and place.path in self.branches[path].firsts:
+            branch = self.branches.get(path)
+            if branch is not None and place.path in branch.firsts:
                 return path
         return None
 
@@ -145,5 +184,8 @@ def _own_name(
 
 def _prefixes(path: str) -> list[str]:
     """Return the paths of all modules from the root down to `path`."""
-    steps = path.split(".") if path else []
-    return [".".join(steps[:count]) for count in range(len(steps) + 1)]
+    prefixes = [""]
+    for step in path.split(".") if path else ():
+        prefix = f"{prefixes[-1]}.{step}".lstrip(".")
+        prefixes.append(prefix)
+    return prefixes

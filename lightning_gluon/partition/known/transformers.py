@@ -22,6 +22,7 @@ ALIASES = {
 
 TRANSPOSED_CLASSES = ("Conv1D",)  # GPT-2's linear map, stored (in, out)
 CHANNELS = ("num_mel_bins", "input_feat_per_channel")
+HEAD_METHODS = ("get_output_embeddings",)
 HEADS = (
     "qa_outputs|seq_relationship|answer_class|dense_prediction",
     "embed_out|parameter_projection|action_out_proj",
