@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import GeneratorType
 from typing import Any
@@ -68,7 +69,8 @@ def read_source(source: Any) -> tuple[list[Group], Partition | None]:
     found = None
     if module is not None:
         check_whole_module(module)
-        found = partition(module, strict=False)
+        with suppress(ValueError):  # no rule fits some parameter: then names and shapes are left
+            found = partition(module)
     return _read_parameters(items, found), found
 
 
