@@ -8,7 +8,6 @@ from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
