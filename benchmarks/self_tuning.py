@@ -11,7 +11,6 @@ of AdamW's rate that a sweep on CIFAR-10 found, in place of Muon's own):
 
     auto          lr="auto": the calibrating warm-up from 1/64 of 0.02
     small         calibrate, started 32 times below the best fixed radius of seed 0
-    large         calibrate with its line search, started from 16 times it
     smoothness    the smoothness rule, started at it
     warmup        the best fixed radius itself after a linear warm-up over four memories of the momentum: what a ramp
                   costs that knows where it ends
@@ -37,7 +36,7 @@ from benchmarks.small_tasks import Task, chosen, continued, train
 
 RESULTS = Path(__file__).parent / "results" / "self_tuning.jsonl"
 CENTRE = 0.02
-RULES = ("auto", "small", "large", "smoothness", "warmup")
+RULES = ("auto", "small", "smoothness", "warmup")
 MEMORIES = 4  # of a warm-up
 GOAL = 0.03  # gap to the best fixed radius
 BESIDE = ("input", "embedding", "head", "bias", "elementwise")  # roles that AdamW steps beside Muon
@@ -147,8 +146,6 @@ class Cell:
             return self._train(seed, {"lr": "auto"})
         if rule == "small":
             return self._train(seed, {"lr": best}, [RadiusScheduler("calibrate", options={"start": 1 / 32})])
-        if rule == "large":
-            return self._train(seed, {"lr": 16 * best}, [RadiusScheduler("calibrate", options={"line_search": True})])
         if rule == "warmup":
             return self._train(seed, {"lr": best, "warmup": round(MEMORIES / (1 - self.names["momentum"]))})
         return self._train(seed, {"lr": best}, [RadiusScheduler("smoothness", every_n_steps=10)])

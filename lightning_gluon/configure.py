@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,15 +12,13 @@ from typing_extensions import Unpack
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.options import Options
-from lightning_gluon.partition import Partition
-from lightning_gluon.partition import partition as route
-from lightning_gluon.radius import RadiusSchedule, Schedule
+from lightning_gluon.partition.overrides import Rules
+from lightning_gluon.partition.build import partition as route
+from lightning_gluon.partition.result import Partition
+from lightning_gluon.radius.schedules import RadiusSchedule, Schedule
 from lightning_gluon.replay.lightning import stepping_batches, trainer_of
 from lightning_gluon.step.checks import check_options, check_whole_module, find_method
 from lightning_gluon.step.noise import NOISE_FLOOR
-
-if TYPE_CHECKING:
-    from lightning_gluon.partition.overrides import Rules
 
 __all__ = ["configure_optimizers", "equivalent_learning_rates"]
 
@@ -120,7 +118,7 @@ def configure_optimizers(
     )
     automatic = trainer is not None and getattr(module, "automatic_optimization", True)
     if optimizer.reference_point is not None and automatic:
-        from lightning_gluon.callbacks import VarianceReduction
+        from lightning_gluon.callbacks.variance_reduction import VarianceReduction
 
         VarianceReduction.attach(trainer)
         optimizer.two_point = "callback"
@@ -155,7 +153,7 @@ def _calibrated(lr: str, module: nn.Module, trainer: Any) -> float:
             "`lr='auto'` adds a callback to the module's Trainer, but this module has none yet. Call this function "
             "from the LightningModule's own `configure_optimizers`, or pass a number."
         )
-    from lightning_gluon.callbacks import RadiusScheduler
+    from lightning_gluon.callbacks.radius_scheduler import RadiusScheduler
 
     RadiusScheduler.attach(trainer, options={"largest": AUTO_LARGEST})
     return AUTO_LR

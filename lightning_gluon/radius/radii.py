@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, SupportsFloat, TypeAlias
 
+from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.valid import number, pair_of
 
 Radius: TypeAlias = float | list[float]
@@ -176,8 +177,8 @@ def _listed(radius: Radius, group: Group) -> list[float]:
 
 
 def stepped_by_adamw(group: Mapping[str, Any]) -> bool:
-    """Return whether AdamW steps a group: it has one radius, and no LMO."""
-    return group["estimator"] == "adamw"
+    """Return whether a kernel such as AdamW steps a group: it has one radius, and no LMO."""
+    return ESTIMATORS[group["estimator"]].step_ is not None
 
 
 def first_radius(radius: Radius) -> float:

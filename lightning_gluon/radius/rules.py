@@ -19,7 +19,7 @@ from lightning_gluon.radius.observe import GroupReadings, LayerReadings, Observa
 from lightning_gluon.radius.rule import Adapter, Answer, RadiusRule
 from lightning_gluon.radius.saved import Saved
 from lightning_gluon.smoothness.fit import RunningFit
-from lightning_gluon.valid import number, one_of, whole
+from lightning_gluon.valid import number, one_of, plain, whole
 
 READINGS = {"role": GroupReadings, "layer": LayerReadings}
 
@@ -154,7 +154,7 @@ def make_rule(rule: str | Callable[[Observation], Answer], options: Mapping[str,
         0.25
     """
     if isinstance(rule, str):
-        rule = _named(rule, dict(options or {}))
+        rule = _named(rule, plain(options or {}))
     elif options:
         raise ValueError("`options` are for rules given by name: give a rule or a function its own arguments instead.")
     if isinstance(rule, RadiusRule):

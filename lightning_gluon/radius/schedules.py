@@ -243,8 +243,9 @@ class RadiusSchedule(LRScheduler):
             ValueError: If learning rates or counts are missing, negative or no numbers; nothing is restored then.
         """
         saved = Saved(state_dict, "RadiusSchedule")
-        saved.numbers("base_lrs")
-        saved.numbers("_last_lr")
+        rates = saved.numbers("base_lrs")
+        saved.numbers("_last_lr", count=len(rates))
+        saved.whole("first_groups")
         saved.whole("last_epoch")
         saved.whole("_step_count")
         own = self.__dict__.keys() - {"optimizer", "schedule"}

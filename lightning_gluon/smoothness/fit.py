@@ -130,10 +130,7 @@ def _describe(x: Tensor, y: Tensor, L0: float, L1: float) -> SmoothnessFit:
 
 
 def _minimise(basis: Tensor, y: Tensor, penalty: float) -> tuple[float, float]:
-    """Minimise the piecewise quadratic over the quadrant.
-
-    Shapes: `basis` (samples, 2), `y` (samples,).
-    """
+    """Minimise the piecewise quadratic over the quadrant; `basis` is (samples, 2), `y` (samples,)."""
     point = _best_on_piece(basis, y, torch.ones_like(y))
     for _ in range(MAX_ROUNDS):
         residual = y - basis @ point

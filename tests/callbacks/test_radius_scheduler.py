@@ -90,6 +90,19 @@ def test_any_schedule_works_on_top_and_warm_up_is_made_up_for():
     assert all(1 / 3 < found[name] / found["constant"] < 3 for name in found)
 
 
+def test_a_start_far_too_large_is_a_smaller_first_factor():
+    # Without weight decay steps depend on the product alone; 16 is a power of two, so nothing is rounded.
+    def weights(lr, start):
+        torch.manual_seed(0)
+        model = Deep("gluon", lr=lr)
+        run(model, RadiusScheduler("calibrate", options={"start": start}), batches=60)
+        return model.state_dict(), [lr * radius for lr, radius in model.steps[1:]]
+
+    (one, steps), (other, others) = weights(0.125, 1 / 32), weights(16 * 0.125, 1 / 512)
+    assert steps == others
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_groups_added_late_take_the_factor_that_was_found():
     class Unfreezes(BaseFinetuning):
         def freeze_before_training(self, module):

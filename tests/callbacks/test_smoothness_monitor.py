@@ -2,10 +2,7 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
-import warnings
-from itertools import pairwise
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -376,83 +373,8 @@ def test_nothing_to_draw_is_no_error_at_the_end_of_a_training(tmp_path):
     assert not list(tmp_path.glob("smoothness*"))
 
 
-def test_command_line_draws_a_run(tmp_path, capsys):
-    row = dict.fromkeys((*READINGS, *FIT_KEYS), 2.0) | {"role": "hidden", "radius": 0.02}
-    rows = [{**row, "step": step, "layer": layer, "L_hat": 1.0 + step, "grad_dual_norm": 1.0 + step}
-            for step in range(3) for layer in (None, "blocks.0.fc.weight", "blocks.1.fc.weight")]  # fmt: skip
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "smoothness.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plots.main(["smoothness", str(tmp_path), "--out", str(tmp_path / "out"), "--tensorboard"])
-    printed = capsys.readouterr().out.split()
-    assert sorted(Path(path).name for path in printed) == [
-        "smoothness_depth.png", "smoothness_hidden.png", "smoothness_radii.png",
-    ]  # fmt: skip
-    assert all(Path(path).read_bytes()[:4] == b"\x89PNG" for path in printed)
-    with pytest.raises(FileNotFoundError, match=r"Expected `smoothness.jsonl` in .*Train with `SmoothnessMonitor`"):
-        plots.read_samples(tmp_path / "nowhere")
-    (tmp_path / "smoothness.jsonl").touch()
-    with pytest.raises(ValueError, match="has no samples yet"):
-        plots.read_samples(tmp_path / "smoothness.jsonl")
-
-
-def test_small_constants_are_written_out():
-    row = dict.fromkeys((*READINGS, *FIT_KEYS), 2.0) | {"role": "hidden", "radius": 0.02, "step": 0}
-    samples = [{**row, "layer": f"blocks.{k}.fc.weight", "L1": 0.25 * (k + 1)} for k in range(3)]
-    figure = plots.smoothness_figures([*samples, {**row, "layer": None}])["smoothness_depth"]
-    figure.canvas.draw()
-    labels = [text.get_text() for text in figure.axes[0].get_yticklabels(which="both")]
-    assert "0.3" in labels and not any("e" in label or "^" in label for label in labels)
-
-
-def depth_axis(values: dict[str, float]):
-    """Draw L1 by layer name; the same for all steps, but 9 at the first."""
-    row = dict.fromkeys((*READINGS, *FIT_KEYS), 2.0) | {"role": "hidden", "radius": 0.02}
-    samples = [{**row, "step": step, "layer": name, "L1": value if step else 9.0}
-               for step in range(2) for name, value in values.items()]  # fmt: skip
-    figure = plots.smoothness_figures([*samples, {**row, "step": 1, "layer": None}])["smoothness_depth"]
-    figure.canvas.draw()
-    return figure.axes[0]
-
-
-def test_blocks_in_several_places_are_lines_of_their_own():
-    names = [f"layer{stage}.{block}.conv.weight" for stage in (1, 2) for block in (0, 1)]
-    axis = depth_axis({**dict.fromkeys(names, 1.0), "net.0.weight": 1.0, "fc.weight": 1.0})
-    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["layer1.conv", "layer2.conv", "net"]
-    assert [list(line.get_xdata()) for line in axis.lines] == [[0, 1], [0, 1], [0], [2]]
-
-
-def test_labels_of_deep_networks_do_not_overlap():
-    axis = depth_axis({**{f"blocks.{k}.fc.weight": 1.0 for k in range(64)}, "tok_embeddings.weight": 1.0, "head": 1.0})
-    boxes = [text.get_window_extent() for text in axis.get_xticklabels()]
-    numbers, names = boxes[:-2], axis.get_xticks()[-2:]
-    assert all(one.x1 < other.x0 for one, other in pairwise(numbers))
-    assert names[1] - names[0] > 4
-
-
-def test_a_constant_that_fell_to_zero_is_said_and_not_drawn():
-    axis = depth_axis({"blocks.0.fc.weight": 0.0, "blocks.1.fc.weight": 3.0})
-    assert [list(line.get_ydata()) for line in axis.lines] == [[3.0]]
-    assert "1 of 2 matrices are at 0" in axis.figure.get_suptitle()
-
-
-def test_command_line_names_what_is_missing(tmp_path, capsys):
-    (tmp_path / "smoothness.jsonl").write_text('\n{"step"')
-    for path, message in ((tmp_path, "has no samples yet"), (tmp_path / "nowhere", "there is none. Train with")):
-        with pytest.raises(SystemExit):
-            plots.main(["smoothness", str(path)])
-        assert message in capsys.readouterr().err
-
-
-def test_matplotlib_is_imported_late():
-    code = "import sys, lightning_gluon.smoothness.plots; assert 'matplotlib' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
 def test_drawing_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    row = dict.fromkeys((*READINGS, *FIT_KEYS), math.nan) | {"role": "hidden", "radius": 1.0, "step": 0, "layer": None}
-    with pytest.raises(ImportError, match=r"pip install 'matplotlib'"), warnings.catch_warnings():
-        plots.smoothness_figures([row])
     model = Net(method="gluon")
     with pytest.raises(ImportError, match="Expected `matplotlib` to be installed"):  # not after the training
         fit(model, callbacks=[SmoothnessMonitor(figures=True)], default_root_dir=tmp_path)

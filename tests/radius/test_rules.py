@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Any
+
 import pytest
 from lightning.pytorch.cli import LightningCLI
 
@@ -128,6 +132,22 @@ def test_a_registered_rule_is_named_in_a_configuration_file(halving, tmp_path, m
     cli = LightningCLI(Slope, run=False, args=arguments, save_config_callback=None)
     scheduler = next(one for one in cli.trainer.callbacks if isinstance(one, RadiusScheduler))
     assert isinstance(scheduler.rule, Halving)
+
+
+def test_the_rule_of_the_primer_works():
+    page = Path(__file__).parents[2] / "docs" / "primers" / "radius.md"
+    (snippet,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    try:
+        exec(compile(snippet, str(page), "exec"), names)
+        model, scheduler = Slope(lr=0.5), names["scheduler"]
+        run(model, scheduler, batches=40)
+        assert scheduler.rule.scale < 1
+        again = make_rule("cautious")
+        again.load_state_dict(scheduler.rule.state_dict())
+        assert again.scale == scheduler.rule.scale
+    finally:
+        RADIUS_RULES.pop("cautious", None)
 
 
 def test_names_are_taken_once(halving):
