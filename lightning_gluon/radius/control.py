@@ -76,18 +76,22 @@ class RadiusControl:
             )
         groups = optimizer.param_groups
         for group in groups:
-            _check_count(self.base.get(group["name"]), group)
-            _check_count(self.radii.get(group["name"]), group)
+            for table in (self.base, self.radii):
+                _check_count(table.get(group["name"]), group)
         measurements = [kind(optimizer) for kind in self.kinds]
         for measurement in measurements:
             state = self._pending.get(type(measurement).__name__)
             if state is not None:
                 measurement.load_state_dict(state)
         self._pending = {}
-        self._optimizer, self._total_steps, self.measurements = optimizer, total_steps, measurements
+        self._optimizer = optimizer
+        self._total_steps = total_steps
+        self.measurements = measurements
         for group in groups:
-            self.base.setdefault(group["name"], deepcopy(group["radius"]))
-            group["radius"] = deepcopy(self.radii.get(group["name"], group["radius"]))
+            name = group["name"]
+            self.base.setdefault(name, deepcopy(group["radius"]))
+            if name in self.radii:
+                group["radius"] = deepcopy(self.radii[name])
 
     def release(self, *, keep: bool = False) -> None:
         """Let go of the optimizer.
@@ -95,8 +99,10 @@ class RadiusControl:
         Args:
             keep: Keep the measurements' states: a checkpoint may be saved after this.
         """
-        self._pending = self._states() if keep else {}
-        self._optimizer, self.measurements = None, []
+        states = self._states()
+        self._pending = states if keep else {}
+        self._optimizer = None
+        self.measurements = []
 
     # ------------------------------------------------------------------ one step
 
@@ -140,7 +146,9 @@ class RadiusControl:
             if self.steps == 0 and self.rule.ramp:  # there is no earlier radius to average with
                 limits = replace(limits, smoothing=0.0)
             set_radii_(groups, answer, base=self.base, limits=limits)
-            self.radii = {group["name"]: deepcopy(group["radius"]) for group in groups}
+            self.radii = {}
+            for group in groups:
+                self.radii[group["name"]] = deepcopy(group["radius"])
         if not self.rule.done:
             for measurement in self.measurements:
                 measurement.remember()
@@ -173,8 +181,12 @@ class RadiusControl:
         factors = []
         for group in groups:
             name = group["name"]
-            if stepped_by_adamw(group) == adamw and name in self.radii and first_radius(self.base[name]):
-                factors.append(first_radius(self.radii[name]) / first_radius(self.base[name]))
+            if stepped_by_adamw(group) != adamw or name not in self.radii:
+                continue
+            base = first_radius(self.base[name])
+            if base:
+                factor = first_radius(self.radii[name]) / base
+                factors.append(factor)
         return factors
 
     # ------------------------------------------------------------------ checkpoints
@@ -192,7 +204,11 @@ class RadiusControl:
     def _states(self) -> dict[str, Any]:
         if not self.measurements:
             return self._pending
-        return {type(measurement).__name__: measurement.state_dict() for measurement in self.measurements}
+        states = {}
+        for measurement in self.measurements:
+            name = type(measurement).__name__
+            states[name] = measurement.state_dict()
+        return states
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed.
@@ -201,10 +217,14 @@ class RadiusControl:
             state: What `state_dict` returned.
         """
         saved = Saved(state, "RadiusScheduler")
-        steps, base, radii = saved.whole("steps"), saved.radii("base"), saved.radii("radii")
-        measurements = Saved(saved.value("measurements"), f"{saved.owner}.measurements")
+        steps = saved.whole("steps")
+        base = saved.radii("base")
+        radii = saved.radii("radii")
+        measurements = saved.table("measurements")
         self.rule.load_state_dict(saved.value("rule"))
-        self.steps, self.base, self.radii = steps, base, radii
+        self.steps = steps
+        self.base = base
+        self.radii = radii
         self._pending = dict(measurements.state)
 
 

@@ -74,12 +74,14 @@ class Limits:
         if not (math.isfinite(wanted) and wanted >= 0):
             raise ValueError(f"Expected the rule to return finite radii >= 0, but got {wanted!r}.")
         if self.smoothing and wanted and current:
-            wanted = current**self.smoothing * wanted ** (1 - self.smoothing)
+            weight = self.smoothing
+            wanted = current**weight * wanted ** (1 - weight)
         if self.max_growth is not None and current:
             wanted = min(wanted, self.max_growth * current)
         if self.bounds is not None:
             low, high = self.bounds
-            wanted = min(max(wanted, low * base), high * base)
+            wanted = max(wanted, low * base)
+            wanted = min(wanted, high * base)
         return wanted
 
 
@@ -112,8 +114,10 @@ def set_radii_(
         start = _listed(base[group["name"]], group)
         now = _listed(group["radius"], group)
         wanted = _wanted(proposal, group, start, now)
-        triples = zip(wanted, now, start, strict=True)
-        radii = [limits(one, current=current, base=first) for one, current, first in triples]
+        radii = []
+        for one, current, first in zip(wanted, now, start, strict=True):
+            radius = limits(one, current=current, base=first)
+            radii.append(radius)
         written.append(_joined(radii, group))
     for group, radius in zip(groups, written, strict=True):
         group["radius"] = radius
@@ -123,12 +127,13 @@ def _check_names(proposal: Mapping[str, Any], groups: list[Group]) -> None:
     known: set[str] = set()
     for group in groups:
         known.update([group["name"], *group["param_names"]])
-    unknown = sorted(map(str, set(proposal) - known))
-    if unknown:
-        raise ValueError(
-            f"Expected the rule to return radii of groups or layers, but got one of {unknown[0]!r}. There are groups "
-            f"{', '.join(group['name'] for group in groups)}."
-        )
+    names = [group["name"] for group in groups]
+    for name in proposal:
+        if name not in known:
+            raise ValueError(
+                f"Expected the rule to return radii of groups or layers, but got one of {name!r}. There are groups "
+                f"{', '.join(names)}."
+            )
 
 
 def _wanted(proposal: Proposal, group: Group, start: list[float], current: list[float]) -> list[float]:
@@ -136,7 +141,8 @@ def _wanted(proposal: Proposal, group: Group, start: list[float], current: list[
     if isinstance(proposal, Mapping):
         return _by_name(proposal, group, current)
     if isinstance(proposal, Factors):
-        proposal = proposal.adamw if stepped_by_adamw(group) else proposal.lmo
+        kernel = stepped_by_adamw(group)
+        proposal = proposal.adamw if kernel else proposal.lmo
     factor = _number(proposal)
     return [factor * radius for radius in start]
 
@@ -173,7 +179,9 @@ def _joined(radii: list[float], group: Group) -> Radius:
 
 
 def _listed(radius: Radius, group: Group) -> list[float]:
-    return list(radius) if isinstance(radius, list) else [radius] * len(group["params"])
+    if isinstance(radius, list):
+        return list(radius)
+    return [radius] * len(group["params"])
 
 
 def stepped_by_adamw(group: Mapping[str, Any]) -> bool:
@@ -188,8 +196,9 @@ def first_radius(radius: Radius) -> float:
 
 def peak_lr(group: Mapping[str, Any]) -> float:
     """Return the largest `lr` of the group's schedule, as far as it says."""
-    peak = max(group.get("max_lr") or 0.0, group.get("initial_lr") or 0.0)
-    return peak or group["lr"]
+    largest = group.get("max_lr") or 0.0
+    start = group.get("initial_lr") or 0.0
+    return max(largest, start) or group["lr"]
 
 
 def logged_radii(groups: Iterable[Group]) -> dict[str, float]:

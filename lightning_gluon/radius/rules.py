@@ -89,15 +89,19 @@ class Smoothness(RadiusRule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the samples."""
-        return {name: running.state_dict() for name, running in self.fits.items()}
+        states = {}
+        for name, running in self.fits.items():
+            states[name] = running.state_dict()
+        return states
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.rule")
         fits = {}
         for name in saved.state:
-            fits[name] = RunningFit(self.window)
-            fits[name].load_state_dict(saved.value(name))
+            running = RunningFit(self.window)
+            running.load_state_dict(saved.value(name))
+            fits[name] = running
         self.fits = fits
 
 
@@ -128,8 +132,9 @@ def register_radius_rule(name: str, rule: Callable[..., Any]) -> None:
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"Expected `name` to be a text, but got {name!r}.")
-    if RADIUS_RULES.get(name, rule) is not rule:
-        raise ValueError(f"The name {name!r} belongs to the radius rule {RADIUS_RULES[name]!r} already. Take another.")
+    present = RADIUS_RULES.get(name, rule)
+    if present is not rule:
+        raise ValueError(f"The name {name!r} belongs to the radius rule {present!r} already. Take another.")
     if not callable(rule):
         raise TypeError(f"Expected `rule` to be a class or a function that makes a rule, but got {rule!r}.")
     RADIUS_RULES[name] = rule
@@ -168,9 +173,11 @@ def _named(name: str, options: dict[str, Any]) -> Callable[[Observation], Answer
     if name not in RADIUS_RULES:
         known = ", ".join(RADIUS_RULES)
         raise ValueError(f"Expected `rule` to be one of {known}, or a function, but got {name!r}.")
-    parameters = inspect.signature(RADIUS_RULES[name]).parameters
+    rule = RADIUS_RULES[name]
+    parameters = inspect.signature(rule).parameters
+    known = ", ".join(parameters)
     extra = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     for option in options:
         if option not in parameters and not extra:
-            raise ValueError(f"Unknown option {option!r} of rule {name!r}. Expected one of: {', '.join(parameters)}.")
-    return RADIUS_RULES[name](**options)
+            raise ValueError(f"Unknown option {option!r} of rule {name!r}. Expected one of: {known}.")
+    return rule(**options)

@@ -112,17 +112,21 @@ class Schedule:
         count = SCHEDULES[self.name].count
         if count is None or self.rates is None:
             return None
-        return 1 - count(self, step) ** -self.rates[1]
+        exponent = -self.rates[1]
+        return 1 - count(self, step) ** exponent
 
     def rest(self, step: int, start: float) -> float:
         """Return the share of the steps from `start` to the end that are still to come, in [0, 1]."""
         assert self.total_steps is not None
         span = max(1, self.total_steps - start)
-        return min(1.0, max(0.0, (self.total_steps - step) / span))
+        share = (self.total_steps - step) / span
+        return min(1.0, max(0.0, share))
 
 
 def _is_length(steps: Any) -> bool:
-    return isinstance(steps, (int, float)) and math.isfinite(steps) and steps >= 1
+    if not isinstance(steps, (int, float)):
+        return False
+    return math.isfinite(steps) and steps >= 1
 
 
 def _constant(schedule: Schedule, step: int) -> float:
@@ -131,7 +135,8 @@ def _constant(schedule: Schedule, step: int) -> float:
 
 def _cosine(schedule: Schedule, step: int) -> float:
     progress = 1 - schedule.rest(step, schedule.warmup)
-    return (1 + math.cos(math.pi * progress)) / 2
+    wave = math.cos(math.pi * progress)
+    return (1 + wave) / 2
 
 
 def _linear(schedule: Schedule, step: int) -> float:
@@ -141,7 +146,8 @@ def _linear(schedule: Schedule, step: int) -> float:
 def _wsd(schedule: Schedule, step: int) -> float:
     assert schedule.total_steps is not None
     steps_down = schedule.decay * schedule.total_steps
-    return min(1.0, max(0.0, (schedule.total_steps - step) / steps_down))
+    share = (schedule.total_steps - step) / steps_down
+    return min(1.0, max(0.0, share))
 
 
 def _steps_so_far(schedule: Schedule, step: int) -> int:
