@@ -78,11 +78,13 @@ class Agreement(Measurement):
         sums = self._sums()
         largest = {name: both[1] for name, both in sums.items()}
         largest["reference_agreement"] = largest["agreement"]  # over the same norms
-        loss = torch.as_tensor(evidence.loss).to(largest["agreement"])
+        loss = torch.as_tensor(evidence.loss)
+        loss = loss.to(largest["agreement"])
         values = []
         for name, (product, _) in sums.items():
             unit = largest[name]
-            share = product / unit.where(unit > 0, 1.0)
+            unit = unit.where(unit > 0, 1.0)
+            share = product / unit
             values.append(share.to(loss.device))
         names = [*sums, "loss"]
         means = evidence.mean(torch.stack([*values, loss]))
@@ -149,14 +151,16 @@ class Agreement(Measurement):
     def _before(self, parameter: Tensor) -> Tensor | None:
         if parameter in self.before:
             return self.before[parameter]
-        return self.optimizer.state.get(parameter, {}).get("previous")
+        own = self.optimizer.state.get(parameter, {})
+        return own.get("previous")
 
     def warming_up(self) -> float:
         """Return the share of its peak that `lr` has reached, if it is rising; else 1."""
         group = self.optimizer.param_groups[0]
         peak = peak_lr(group)
-        if group["lr"] > self.lr and peak:
-            return min(1.0, group["lr"] / peak)
+        lr = group["lr"]
+        if lr > self.lr and peak:
+            return min(1.0, lr / peak)
         return 1.0
 
     def forget(self) -> None:

@@ -49,13 +49,17 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.bounds is not None:
-            low, high = pair_of(number())("bounds", self.bounds)
-            if not low < high:
-                raise ValueError(f"Expected `bounds` (low, high) to satisfy 0 <= low < high, but got {self.bounds!r}.")
-            object.__setattr__(self, "bounds", (low, high))
-        number(1, signs="< <", none=True)("max_growth", self.max_growth)
-        number(0, 1)("smoothing", self.smoothing)
+        growth = number(1, signs="< <", none=True)
+        growth("max_growth", self.max_growth)
+        weight = number(0, 1)
+        weight("smoothing", self.smoothing)
+        if self.bounds is None:
+            return
+        two = pair_of(number())
+        low, high = two("bounds", self.bounds)
+        if low >= high:
+            raise ValueError(f"Expected `bounds` (low, high) to satisfy 0 <= low < high, but got {self.bounds!r}.")
+        object.__setattr__(self, "bounds", (low, high))
 
     def __call__(self, wanted: float, *, current: float, base: float) -> float:
         """Return the radius that a wanted one becomes.
@@ -71,7 +75,8 @@ class Limits:
         Raises:
             ValueError: If the wanted radius is negative or not a number.
         """
-        if not (math.isfinite(wanted) and wanted >= 0):
+        allowed = math.isfinite(wanted) and wanted >= 0
+        if not allowed:
             raise ValueError(f"Expected the rule to return finite radii >= 0, but got {wanted!r}.")
         if self.smoothing and wanted and current:
             weight = self.smoothing
@@ -111,7 +116,8 @@ def set_radii_(
         _check_names(proposal, groups)
     written = []
     for group in groups:
-        start = _listed(base[group["name"]], group)
+        name = group["name"]
+        start = _listed(base[name], group)
         now = _listed(group["radius"], group)
         wanted = _wanted(proposal, group, start, now)
         radii = []
@@ -149,8 +155,9 @@ def _wanted(proposal: Proposal, group: Group, start: list[float], current: list[
 
 def _by_name(proposal: Mapping[str, Any], group: Group, current: list[float]) -> list[float]:
     radii = list(current)
-    if proposal.get(group["name"]) is not None:
-        radii = [_number(proposal[group["name"]])] * len(current)
+    whole = proposal.get(group["name"])
+    if whole is not None:
+        radii = [_number(whole)] * len(current)
     for index, name in enumerate(group["param_names"]):
         if name in proposal:
             radii[index] = _number(proposal[name])
@@ -205,10 +212,9 @@ def logged_radii(groups: Iterable[Group]) -> dict[str, float]:
     """Return the radii under the keys they are logged by: `radius/<group>`, or `radius/<layer>` if they differ."""
     values: dict[str, float] = {}
     for group in groups:
-        radius = group["radius"]
-        if not isinstance(radius, list):
-            values[f"radius/{group['name']}"] = radius
-            continue
-        for name, one in zip(group["param_names"], radius, strict=True):
-            values[f"radius/{name}"] = one
+        names, radii = group["param_names"], group["radius"]
+        if not isinstance(radii, list):
+            names, radii = [group["name"]], [radii]
+        for name, radius in zip(names, radii, strict=True):
+            values[f"radius/{name}"] = radius
     return values

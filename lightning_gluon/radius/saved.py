@@ -30,7 +30,8 @@ class Saved:
     def __init__(self, state: Any, owner: str) -> None:
         self.owner = owner
         if not isinstance(state, Mapping):
-            raise ValueError(f"Expected {self.where} to be a mapping, but got {type(state).__name__}.")
+            kind = type(state).__name__
+            raise ValueError(f"Expected {self.where} to be a mapping, but got {kind}.")
         self.state = state
 
     @property
@@ -49,11 +50,12 @@ class Saved:
         found = self.value(key)
         if found is None:
             return None
-        return Saved(found, f"{self.owner}.{key}")
+        return self.table(key)
 
     def table(self, key: str) -> Saved:
         """Return the part under a key, which must have been written."""
-        return Saved(self.value(key), f"{self.owner}.{key}")
+        owner = f"{self.owner}.{key}"
+        return Saved(self.value(key), owner)
 
     def number(self, key: str, check: Check | None = None) -> float:
         """Return a number, at least 0 unless another check is given."""
@@ -89,10 +91,13 @@ class Saved:
     def numbers(self, key: str, check: Check | None = None, *, count: int | None = None) -> list[float]:
         """Return a list of numbers, of a known length if there is one."""
         found = self.value(key)
+        place = f"`{key}` in {self.where}"
         if not isinstance(found, (list, tuple)):
-            raise ValueError(f"Expected `{key}` in {self.where} to be a list of numbers, but got {found!r}.")
-        if count is not None and len(found) != count:
-            raise ValueError(f"Expected `{key}` in {self.where} to be {count} numbers, but got {len(found)}.")
+            raise ValueError(f"Expected {place} to be a list of numbers, but got {found!r}.")
+        if count is None:
+            count = len(found)
+        if len(found) != count:
+            raise ValueError(f"Expected {place} to be {count} numbers, but got {len(found)}.")
         values = []
         for item in found:
             values.append(self._checked(key, item, check))
@@ -138,7 +143,8 @@ class Saved:
         if isinstance(value, Tensor):
             found = tuple(value.shape)
         if found != shape:
-            raise ValueError(f"Expected {key!r} in {self.where} to be a tensor of shape {shape}, but got {found}.")
+            place = f"{key!r} in {self.where}"
+            raise ValueError(f"Expected {place} to be a tensor of shape {shape}, but got {found}.")
         return value
 
     def only(self, keys: Collection[str]) -> None:

@@ -84,11 +84,15 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Check the schedule before anything is built on it."""
-        one_of(*SCHEDULES)("schedule", self.name)
-        whole(0, unit=" of steps")("warmup", self.warmup)
-        number(0, 1, signs="< <=")("decay", self.decay)
+        known = one_of(*SCHEDULES)
+        known("schedule", self.name)
+        steps = whole(0, unit=" of steps")
+        steps("warmup", self.warmup)
+        share = number(0, 1, signs="< <=")
+        share("decay", self.decay)
         if self.rates is not None:  # plain values, also out of a configuration's own kind of list
-            object.__setattr__(self, "rates", pair_of(number())("rates", self.rates))
+            two = pair_of(number())
+            object.__setattr__(self, "rates", two("rates", self.rates))
         shape = SCHEDULES[self.name]
         if shape.count is not None and self.rates is None:
             raise ValueError(
@@ -227,8 +231,9 @@ class RadiusSchedule(LRScheduler):
         """
         past = self.schedule.factor(max(0, self.last_epoch - 1))
         for index, group in enumerate(self.optimizer.param_groups):
-            known = index < self.first_groups
-            if known or (index < len(self.base_lrs) and group["lr"] == self._last_lr[index]):
+            if index < self.first_groups:
+                continue
+            if index < len(self.base_lrs) and group["lr"] == self._last_lr[index]:
                 continue
             group["initial_lr"] = group["lr"]
             if past:
@@ -237,7 +242,9 @@ class RadiusSchedule(LRScheduler):
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values only, so that a checkpoint loads with `weights_only`."""
-        return {**super().state_dict(), "schedule": asdict(self.schedule)}
+        state = super().state_dict()
+        state["schedule"] = asdict(self.schedule)
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the position; the schedule itself is the one given at construction.
@@ -254,5 +261,8 @@ class RadiusSchedule(LRScheduler):
         saved.whole("first_groups")
         saved.whole("last_epoch")
         saved.whole("_step_count")
-        own = self.__dict__.keys() - {"optimizer", "schedule"}
-        super().load_state_dict({key: value for key, value in state_dict.items() if key in own})
+        position = {}
+        for key in self.__dict__.keys() - {"optimizer", "schedule"}:
+            if key in state_dict:
+                position[key] = state_dict[key]
+        super().load_state_dict(position)
