@@ -94,8 +94,13 @@ def data(task: str, path: str | None) -> LightningDataModule:
 def fingerprint(task: str, path: str | None) -> str:
     """Return a checksum of the tokens, or of the labels in their order."""
     module: Any = data(task, path)
-    parts = module.tokens if task == "text" else {name: split.labels.numpy() for name, split in module.splits.items()}
-    return hashlib.sha256(b"".join(parts[name].tobytes() for name in sorted(parts))).hexdigest()[:16]
+    parts = module.tokens if hasattr(module, "tokens") else module.splits
+    checksum = hashlib.sha256()
+    for name in sorted(parts):
+        part = parts[name]
+        values = part.labels.numpy() if hasattr(part, "labels") else part
+        checksum.update(values.tobytes())
+    return checksum.hexdigest()[:16]
 
 
 def build(task: str, path: str | None, seed: int) -> tuple[LightningModule, LightningDataModule]:
@@ -126,7 +131,8 @@ class Curve(Callback):
     def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
         """Keep what was validated."""
         found = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-        self.points.append({"evaluations": trainer.optimizers[0].gradient_evaluations, **found})
+        optimizer: Any = trainer.optimizers[0]
+        self.points.append({"evaluations": optimizer.gradient_evaluations, **found})
 
 
 def settings(name: str) -> dict[str, Any]:
@@ -179,17 +185,20 @@ def train(
     failure = None
     try:
         trainer.fit(module, datamodule=batches)
-        metrics = trainer.validate(module, datamodule=batches, verbose=False)[0]
-        metrics |= trainer.test(module, datamodule=batches, verbose=False)[0]
+        validated = trainer.validate(module, datamodule=batches, verbose=False)[0]
+        tested = trainer.test(module, datamodule=batches, verbose=False)[0]
+        metrics = {**validated, **tested}
     except FloatingPointError as error:
-        metrics, failure = {"val/loss": math.inf, "test/loss": math.inf}, str(error)[:120]
+        metrics = {"val/loss": math.inf, "test/loss": math.inf}
+        failure = str(error)[:120]
+    optimizer: Any = trainer.optimizers[0]
     return {
         "method": name,
         "lr": lr,
         "companion": companion,
         "seed": seed,
         "steps": steps,
-        "evaluations": trainer.optimizers[0].gradient_evaluations,
+        "evaluations": optimizer.gradient_evaluations,
         "seconds": round(time.perf_counter() - start, 1),
         "metrics": metrics,
         "curve": curve.points,
@@ -223,8 +232,9 @@ class Comparison:
 
     def run(self, name: str, lr: float, companion: float | None, seed: int) -> dict[str, Any]:
         """Return a run, from the file where it is there."""
+        wanted = {"method": name, "lr": lr, "companion": companion, "seed": seed}
         for run in self.journal.of("run"):
-            if (run["method"], run["lr"], run["companion"], run["seed"]) == (name, lr, companion, seed):
+            if all(run[key] == value for key, value in wanted.items()):
                 return run
         self.check_data()
         done = train(self.arguments.task, self.arguments.path, name, lr, companion, seed, self.budget)
@@ -295,7 +305,8 @@ def _spread(values: list[float]) -> float:
 
 def _swept(tried: list[float]) -> str:
     edge = "*" if tried[0] in (min(tried), max(tried)) else ""
-    return f"{tried[0]:g}{edge} [{', '.join(f'{value:g}' for value in sorted(tried))}]"
+    values = ", ".join(f"{value:g}" for value in sorted(tried))
+    return f"{tried[0]:g}{edge} [{values}]"
 
 
 def table(header: dict[str, Any], summaries: list[dict[str, Any]], seeds: list[int]) -> str:

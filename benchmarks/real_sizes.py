@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import logging
 import resource
 import statistics
@@ -37,6 +38,7 @@ HERE = Path(__file__).parent
 RECIPES = HERE.parent / "recipes"
 SECTIONS = ("model", "data", "optimizer", "trainer", "init_args")  # merged; everything else is replaced
 VAL_BATCHES = 8
+IMAGES = ("vit",)  # models whose data are images, not text
 
 
 class Record(Callback):
@@ -62,16 +64,24 @@ class Record(Callback):
 
 def merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     """Return two configurations as one, the way the command line merges its files."""
-    return {**old, **{k: merge(old[k], v) if k in SECTIONS and k in old else v for k, v in new.items()}}
+    merged = dict(old)
+    for key, value in new.items():
+        if key in SECTIONS and key in old:
+            value = merge(old[key], value)
+        merged[key] = value
+    return merged
 
 
 def configuration(model: str, method: str, *, tiny: bool) -> dict[str, Any]:
     """Return what the recipe's files say, on text that every Python has."""
-    names = [f"{model}/base", *([f"{model}/tiny"] if tiny else []), f"methods/{method}"]
+    names = [f"{model}/base", f"methods/{method}"]
+    if tiny:
+        names.insert(1, f"{model}/tiny")
     config: dict[str, Any] = {}
     for name in names:
-        config = merge(config, yaml.safe_load((RECIPES / f"{name}.yaml").read_text()))
-    given = {"source": "python"} if model != "vit" else {"num_workers": 0}
+        text = (RECIPES / f"{name}.yaml").read_text()
+        config = merge(config, yaml.safe_load(text))
+    given = {"num_workers": 0} if model in IMAGES else {"source": "python"}
     return merge(config, {"data": {"init_args": given}})
 
 
@@ -115,6 +125,19 @@ def train(config: dict[str, Any], data: LightningDataModule, steps: int) -> dict
     return {**run, "steps": len(record.losses), "train_loss": record.losses}
 
 
+def curve(run: dict[str, Any]) -> tuple[list[float], list[float]]:
+    """Return gradient evaluations and training losses of about 20 points, each the mean of its steps."""
+    steps, losses = run["steps"], run["train_loss"]
+    window = max(1, steps // 20)
+    per_step = run["gradient_evaluations"] / steps
+    x, y = [], []
+    for first in range(0, steps, window):
+        last = min(steps, first + window)
+        x.append(per_step * last)
+        y.append(statistics.mean(losses[first:last]))
+    return x, y
+
+
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
     """Draw the training loss against gradient evaluations, one panel per model."""
     import matplotlib
@@ -127,15 +150,14 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     if not runs:
         return
     figure, panels = pyplot.subplots(1, len(models), figsize=(7 * len(models), 5), layout="constrained", squeeze=False)
-    colors = pyplot.get_cmap("tab20").colors
+    colors = itertools.cycle(pyplot.get_cmap("tab20").colors)
     for axes, model in zip(panels[0], models, strict=True):
-        for index, run in enumerate(run for run in runs if run["model"] == model):
-            window = max(1, run["steps"] // 20)  # 20 points, each the mean of its steps
-            means = [statistics.mean(run["train_loss"][i : i + window]) for i in range(0, run["steps"], window)]
-            share = run["gradient_evaluations"] / run["steps"]
-            x = [share * min(run["steps"], i + window) for i in range(0, run["steps"], window)]
-            label = f"{run['method']}, {1000 * run['seconds_per_step']:.0f} ms, {run['peak_bytes'] / 2**30:.1f} GiB"
-            axes.plot(x, means, label=label, color=colors[index % len(colors)])
+        for run in runs:
+            if run["model"] != model:
+                continue
+            milliseconds, gigabytes = 1000 * run["seconds_per_step"], run["peak_bytes"] / 2**30
+            label = f"{run['method']}, {milliseconds:.0f} ms, {gigabytes:.1f} GiB"
+            axes.plot(*curve(run), label=label, color=next(colors))
         axes.set(title=model, xlabel="gradient evaluations", ylabel="training loss")
         axes.legend(fontsize=7)
     figure.savefig(file, dpi=130)
@@ -168,8 +190,8 @@ def main(argv: list[str] | None = None) -> None:
             data = built(config["data"]) if data is None else data
             run = journal.append("run", model=model, method=method, **train(config, data, given.steps))
             plot(journal.of("run"), given.output.with_suffix(".png"))
-            shown = {k: v for k, v in run.items() if k != "train_loss"}.items()
-            print(*(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in shown), flush=True)
+            del run["train_loss"]
+            print(", ".join(f"{key}={value}" for key, value in run.items()), flush=True)
 
 
 if __name__ == "__main__":

@@ -75,9 +75,17 @@ class Problem:
         self.device = device
         self.routes = {route.name: route for route, _ in lightning_gluon.partition(self.module)}
         torch.manual_seed(0)
-        self.weights = {name: 0.02 * torch.randn(route.shape, device=device) for name, route in self.routes.items()}
-        self.gradients = {name: torch.randn(route.shape, device=device) for name, route in self.routes.items()}
-        self.probe = next(name for name, route in self.routes.items() if route.role == HIDDEN and len(route.views) == 1)
+        shapes = {name: route.shape for name, route in self.routes.items()}
+        self.weights = {name: 0.02 * torch.randn(shape, device=device) for name, shape in shapes.items()}
+        self.gradients = {name: torch.randn(shape, device=device) for name, shape in shapes.items()}
+        self.probe = self._whole_hidden_matrix()
+
+    def _whole_hidden_matrix(self) -> str:
+        """Return the name of the first hidden parameter that holds one matrix."""
+        for name, route in self.routes.items():
+            if route.role == HIDDEN and len(route.views) == 1:
+                return name
+        raise ValueError("Expected `model` to have a hidden weight that is one matrix, but it has none.")
 
     def copy(self) -> nn.Module:
         """Return the model with fresh weights and the common gradients."""
@@ -91,7 +99,8 @@ class Problem:
 
     def matrices(self, module: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """Return the hidden matrices that stock Muon can take (2-D, whole), and everything else."""
-        hidden, rest = [], []
+        hidden: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
         for name, parameter in module.named_parameters():
             chosen = self.routes[name].role == HIDDEN and parameter.ndim == 2
             (hidden if chosen else rest).append(parameter)

@@ -27,6 +27,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+
 from benchmarks.trajectory_runs import Trajectories, Trajectory, read, write
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,16 +139,22 @@ def compare(here: Trajectory, there: Trajectory) -> Difference:
     if refusals:
         return Difference(math.inf, math.inf, tuple(refusals), "before the first step")
     found = Difference(notes=tuple(role_notes(here, there)))
-    for step in here.weights:
-        for index, name in enumerate(here.names):
-            apart = here.weights[step][index] - there.weights[step][index]
-            moved = here.weights[step][index] - here.start[index]
-            largest = apart.double().nan_to_num(nan=math.inf).abs().max().item()
-            if largest == 0:
-                continue
-            share = (apart.double().norm() / moved.double().norm()).nan_to_num(nan=math.inf).item()
-            found = found.worst(Difference(largest, share, where=f"{name} after step {step}"))
+    for step, weights in here.weights.items():
+        others = there.weights[step]
+        for name, weight, other, start in zip(here.names, weights, others, here.start, strict=True):
+            apart = (weight - other).double()
+            moved = (weight - start).double()
+            largest = finite(apart.abs().max())
+            if largest:
+                share = finite(apart.norm() / moved.norm())
+                place = f"{name} after step {step}"
+                found = found.worst(Difference(largest, share, where=place))
     return found
+
+
+def finite(number: Tensor) -> float:
+    """Return a number, infinity in place of NaN, which would hide in a maximum."""
+    return number.nan_to_num(nan=math.inf, posinf=math.inf).item()
 
 
 def role_notes(here: Trajectory, there: Trajectory) -> Iterator[str]:
@@ -204,18 +212,19 @@ def report(here: Trajectories, there: Trajectories) -> bool:
     print(f"{'method':64} {'':4} {'largest':>9} {'of moved':>9}")
     for (method, precision), found in sorted(by_method(cases).items()):
         print(line(method, precision, found))
-    different = [key for key, found in cases.items() if found.weights]
-    far = [key for key, found in cases.items() if found.is_far(key[1])]
-    print(f"\n{len(different)} of {len(cases)} cases differ, {len(far)} beyond {BOUND:g} or {LOOSE:g}")
-    for key in different:
-        print(line(*key, cases[key]))
-    notes = {note for found in cases.values() for note in found.notes}
-    print(*sorted(notes), sep="\n")
-    lost = sorted(there.keys() - here.keys())
-    for key in lost:
-        print(f"only there: {key}")
-    for key in sorted(here.keys() - there.keys()):
-        print(f"only here: {key}")
+    details = []
+    notes: set[str] = set()
+    far = 0
+    for (case, precision), found in cases.items():
+        notes.update(found.notes)
+        far += found.is_far(precision)
+        if found.weights:
+            details.append(line(case, precision, found))
+    print(f"\n{len(details)} of {len(cases)} cases differ, {far} beyond {BOUND:g} or {LOOSE:g}")
+    lost = [f"only there: {key}" for key in sorted(there.keys() - here.keys())]
+    new = [f"only here: {key}" for key in sorted(here.keys() - there.keys())]
+    for text in (*details, *sorted(notes), *lost, *new):
+        print(text)
     return not far and not lost
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 SEED = 17
+CONSTANT = "constant"  # the schedule of most cases
 
 # ---------------------------------------------------------------------- models
 
@@ -107,14 +108,20 @@ class Case:
     absent: bool = False  # some parameters have no gradient in one step
     groups: bool = False  # groups with roles instead of the module
     resume: bool = False  # the state is saved and loaded halfway
-    schedule: str = "constant"
+    schedule: str = CONSTANT
 
     def name(self) -> str:
         """Return the method and whatever is not its default."""
-        given = [f"{key}={value}" for key, value in self.options.items()]
-        flags = [key for key in ("poison", "absent", "groups", "resume") if getattr(self, key)]
-        schedules = [] if self.schedule == "constant" else [self.schedule]
-        return " ".join([self.method, *given, *flags, *schedules])
+        words = [self.method]
+        for key, value in self.options.items():
+            words.append(f"{key}={value}")
+        flags = {"poison": self.poison, "absent": self.absent, "groups": self.groups, "resume": self.resume}
+        for flag, given in flags.items():
+            if given:
+                words.append(flag)
+        if self.schedule != CONSTANT:
+            words.append(self.schedule)
+        return " ".join(words)
 
 
 def variants() -> list[Case]:
@@ -172,7 +179,7 @@ def all_cases(chosen: list[str]) -> list[Case]:
 
 
 # Methods and options that are trained under a Trainer.
-TRAINED = (
+TRAINED: tuple[tuple[str, dict[str, Any]], ...] = (
     ("gluon", {}),
     ("gluon-mvr1", {}),
     ("gluon-mvr1", {"fold": True}),

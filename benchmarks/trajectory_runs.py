@@ -19,7 +19,7 @@ __all__ = ["Trajectories", "Trajectory", "kept_steps", "read", "run", "train", "
 
 LR = 0.02
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32}
-PRECISIONS = {"fp64": "64-true", "fp32": "32-true"}  # in the Trainer's words
+PRECISIONS: dict[str, Any] = {"fp64": "64-true", "fp32": "32-true"}  # in the Trainer's words
 OPTIONS: dict[str, dict[str, Any]] = {
     "fp64": {"orthogonalizer": "svd", "orthogonalizer_dtype": "float64"},
     "fp32": {},
@@ -220,7 +220,7 @@ def train(method: str, options: dict[str, Any], precision: str, steps: int) -> T
     )
     names = [name for name, _ in module.named_parameters()]
     start = copies(module)
-    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+    trainer.fit(module, list(batches))
     roles = roles_of(trainer.optimizers[0])
     return Trajectory(names, roles, start, {steps: copies(module)})
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,14 +12,13 @@ from typing_extensions import Unpack
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.options import Options
-from lightning_gluon.partition import Partition
-from lightning_gluon.partition import partition as route
-from lightning_gluon.radius import RadiusSchedule, Schedule
+from lightning_gluon.partition.overrides import Rules
+from lightning_gluon.partition.build import partition as route
+from lightning_gluon.partition.result import Partition
+from lightning_gluon.radius.schedules import RadiusSchedule, Schedule
+from lightning_gluon.replay.lightning import stepping_batches, trainer_of
 from lightning_gluon.step.checks import check_options, check_whole_module, find_method
 from lightning_gluon.step.noise import NOISE_FLOOR
-
-if TYPE_CHECKING:
-    from lightning_gluon.partition.overrides import Rules
 
 __all__ = ["configure_optimizers", "equivalent_learning_rates"]
 
@@ -90,11 +89,11 @@ def configure_optimizers(
         ('step', 10)
     """
     row = find_method(method)
-    trainer = _trainer(module)
+    trainer = trainer_of(module)
     length = total_steps
     fraction = isinstance(warmup, float) and 0 < warmup < 1
     if length is None and trainer is not None and (schedule not in ("constant", "theory") or fraction):
-        length = _stepping_batches(trainer)
+        length = stepping_batches(trainer)
     plan = Schedule(schedule, length, warmup_steps(warmup, length), decay, row.theory)
     check_options(method, [option for option in options if option != "compile"])
     check_whole_module(module)
@@ -119,7 +118,7 @@ def configure_optimizers(
     )
     automatic = trainer is not None and getattr(module, "automatic_optimization", True)
     if optimizer.reference_point is not None and automatic:
-        from lightning_gluon.callbacks import VarianceReduction
+        from lightning_gluon.callbacks.variance_reduction import VarianceReduction
 
         VarianceReduction.attach(trainer)
         optimizer.two_point = "callback"
@@ -154,34 +153,10 @@ def _calibrated(lr: str, module: nn.Module, trainer: Any) -> float:
             "`lr='auto'` adds a callback to the module's Trainer, but this module has none yet. Call this function "
             "from the LightningModule's own `configure_optimizers`, or pass a number."
         )
-    from lightning_gluon.callbacks import RadiusScheduler
+    from lightning_gluon.callbacks.radius_scheduler import RadiusScheduler
 
     RadiusScheduler.attach(trainer, options={"largest": AUTO_LARGEST})
     return AUTO_LR
-
-
-def _trainer(module: nn.Module) -> Any:
-    """Return the Trainer a LightningModule is attached to, if any."""
-    if getattr(module, "_fabric", None) is not None:  # then `trainer` is a stand-in of Fabric's that knows nothing
-        return None
-    try:
-        return module.trainer
-    except (AttributeError, RuntimeError):  # a plain module; a LightningModule without a Trainer
-        return None
-
-
-def _stepping_batches(trainer: Any) -> int | None:
-    """Return the optimizer steps of the whole fit, without costing a resumed run its place in the data.
-
-    Where nobody knows them Lightning says infinite, or -1 for loaders without a length; here it is `None`.
-
-    To answer, Lightning (2.6.6) sets its loaders up, before it has read where in the epoch the checkpoint was; it then
-    drops that state. Forgetting the loaders lets it set them up again at the right time.
-    """
-    length = trainer.estimated_stepping_batches
-    if getattr(trainer, "ckpt_path", None) is not None:
-        trainer.fit_loop._combined_loader = None
-    return length if 0 <= length < math.inf else None
 
 
 def check_lr(lr: Any) -> None:

@@ -164,6 +164,11 @@ class Gluon(Optimizer):
         return self._reference.needed
 
     @property
+    def keeps_previous(self) -> bool:
+        """True if the state holds a copy of every weight's previous value."""
+        return self._reference.exact
+
+    @property
     def gradient_evaluations(self) -> int:
         """Gradients evaluated so far: one per step, two where the method takes a second one."""
         return max((group["gradient_evaluations"] for group in self.param_groups), default=0)

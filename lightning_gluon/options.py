@@ -15,6 +15,14 @@ from lightning_gluon.valid import Check, dtype_name, number, one_of, pair_of, wh
 
 __all__ = ["CHECKS", "SETTINGS", "Group", "Options", "register_option"]
 
+Choice: TypeAlias = str | None
+Number: TypeAlias = float | None
+Whole: TypeAlias = int | None
+
+SHARE = number(0, 1)
+POSITIVE = number(0)
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of `torch.compile`
+
 # One parameter group, complete: plain values by name, `params` beside them.
 Group: TypeAlias = dict[str, Any]
 
@@ -54,38 +62,37 @@ class Options(TypedDict, total=False):
         8
     """
 
-    compile: Annotated[bool | str | None, one_of(True, False, None, "default", "reduce-overhead", "max-autotune",
-                                                 "max-autotune-no-cudagraphs")]  # fmt: skip
-    orthogonalizer: Annotated[str | None, one_of("polar_express", "you", "jordan", "newton_schulz", "svd")]
-    orthogonalizer_steps: Annotated[int | None, whole(1, none="the default")]
-    orthogonalizer_dtype: Annotated[str | None, dtype_name("bfloat16", "float16", "float32", "float64")]
-    momentum_dtype: Annotated[str | None, dtype_name()]
-    on_nonfinite: Annotated[str | None, one_of("raise", "skip", "ignore")]
-    noise_floor: Annotated[float | None, number(0, 1, none=True)]
-    start: Annotated[str | None, one_of("gradient", "zero")]
-    scaling: Annotated[str | None, one_of("rms", "muon", "moonlight", "none", None)]
-    q: Annotated[float | None, number(0, 1, signs="< <=")]
-    gamma: Annotated[float | None, number(0)]
-    clip: Annotated[float | None, number(0, none=True)]
-    rank: Annotated[int | None, whole(1, none="the full carry")]
-    oversampling: Annotated[int | None, whole(0)]
-    power_iterations: Annotated[int | None, whole(0)]
-    seed: Annotated[int | None, whole(-(2**63))]
-    reference: Annotated[str | None, one_of("copy", "step", "step8")]
+    compile: Annotated[bool | str | None, one_of(True, False, None, *MODES)]
+    orthogonalizer: Annotated[Choice, one_of("polar_express", "you", "jordan", "newton_schulz", "svd")]
+    orthogonalizer_steps: Annotated[Whole, whole(1, none="the default")]
+    orthogonalizer_dtype: Annotated[Choice, dtype_name("bfloat16", "float16", "float32", "float64")]
+    momentum_dtype: Annotated[Choice, dtype_name()]
+    on_nonfinite: Annotated[Choice, one_of("raise", "skip", "ignore")]
+    noise_floor: Annotated[Number, number(0, 1, none=True)]
+    start: Annotated[Choice, one_of("gradient", "zero")]
+    scaling: Annotated[Choice, one_of("rms", "muon", "moonlight", "none", None)]
+    q: Annotated[Number, number(0, 1, signs="< <=")]
+    gamma: Annotated[Number, POSITIVE]
+    clip: Annotated[Number, number(none=True)]
+    rank: Annotated[Whole, whole(1, none="the full carry")]
+    oversampling: Annotated[Whole, whole()]
+    power_iterations: Annotated[Whole, whole()]
+    seed: Annotated[Whole, whole(-(2**63))]
+    reference: Annotated[Choice, one_of("copy", "step", "step8")]
     fold: Annotated[bool | str | None, one_of(False, True, "bfloat16")]
-    momentum_carry: Annotated[float | None, number(0, 1)]
-    every: Annotated[int | None, whole(1, unit=" of steps")]
-    sign_radius: Annotated[float | None, number(0)]
-    betas: Annotated[tuple[float, float] | None, pair_of(number(0, 1))]
-    eps: Annotated[float | None, number(0)]
+    momentum_carry: Annotated[Number, SHARE]
+    every: Annotated[Whole, whole(1, unit=" of steps")]
+    sign_radius: Annotated[Number, POSITIVE]
+    betas: Annotated[tuple[float, float] | None, pair_of(SHARE)]
+    eps: Annotated[Number, POSITIVE]
 
 
 # The numbers of every group, which schedules may change from step to step.
 SETTINGS: dict[str, Check] = {
-    "lr": number(0),
-    "momentum": number(0, 1),
-    "weight_decay": number(0),
-    "radius": number(0),
+    "lr": POSITIVE,
+    "momentum": SHARE,
+    "weight_decay": POSITIVE,
+    "radius": POSITIVE,
 }
 
 

@@ -4,45 +4,100 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 
-__all__ = ["Check", "did_you_mean", "dtype_name", "number", "one_of", "pair_of", "plain", "whole"]
 
-Check: TypeAlias = Callable[..., Any]  # (name, value, where="") -> the value, as it is to be kept
+class Check(Protocol):
+    """A check of one value."""
+
+    def __call__(self, name: str, value: Any, where: str = "") -> Any:
+        """Return the value as it is to be kept.
+
+        Args:
+            name: Name of the option.
+            value: Its value.
+            where: Begins with a space and says whose it is, such as ` of group 'bias'`.
+
+        Raises:
+            ValueError: If the value is not allowed.
+        """
+
+
+def refused(name: str, where: str, wanted: str, value: object) -> ValueError:
+    """Return the error of a value that is not allowed."""
+    return ValueError(f"Expected `{name}`{where} to {wanted}, but got {value!r}.")
 
 
 def one_of(*choices: object) -> Check:
-    """Allow what is listed."""
+    """Allow what is listed.
+
+    Example:
+        >>> one_of("raise", "skip")("on_nonfinite", "skip")
+        'skip'
+    """
     listed = ", ".join(map(str, choices))
 
-    def check(name: str, value: object, where: str = "") -> object:
+    def check(name: str, value: Any, where: str = "") -> Any:
         if value not in choices:
-            raise ValueError(f"Expected `{name}`{where} to be one of {listed}, but got {value!r}.")
+            raise refused(name, where, f"be one of {listed}", value)
         return value
 
     return check
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers (and 0-dim tensors) between two bounds.
+
+    Args:
+        low: The lower bound.
+        high: The upper bound.
+        signs: Which of the bounds belong to the range.
+        none: Whether `None` is allowed too.
+    """
+
+    low: float
+    high: float
+    signs: str
+    none: bool
+
+    def __call__(self, name: str, value: Any, where: str = "") -> Any:
+        """Return a number that lies in the range."""
+        if self.none and value is None:
+            return value
+        if not self.holds(_as_float(value)):
+            left, right = self.signs.split()
+            wanted = f"satisfy {self.low} {left} {name} {right} {self.high}"
+            raise refused(name, where, wanted, value)
+        return value
+
+    def holds(self, number: float) -> bool:
+        """Return whether a number lies in the range; NaN does not."""
+        left, right = self.signs.split()
+        above = number > self.low
+        if left == "<=":
+            above = number >= self.low
+        below = number < self.high
+        if right == "<=":
+            below = number <= self.high
+        return above and below
 
 
 def number(low: float = 0, high: float = math.inf, *, signs: str = "<= <", none: bool = False) -> Check:
-    """Allow numbers (and 0-dim tensors) between two bounds; `signs` says which of the bounds belong to the range."""
-    left, right = signs.split()
+    """Allow numbers between two bounds, see `Range`.
 
-    def check(name: str, value: Any, where: str = "") -> Any:
-        if none and value is None:
-            return value
-        found = _as_float(value)
-        above = low <= found if left == "<=" else low < found
-        below = found <= high if right == "<=" else found < high
-        if not (above and below):
-            raise ValueError(
-                f"Expected `{name}`{where} to satisfy {low} {left} {name} {right} {high}, but got {value!r}."
-            )
-        return value
-
-    return check
+    Example:
+        >>> number(0, 1)("momentum", 0.9)
+        0.9
+        >>> number(0, 1)("momentum", 1)
+        Traceback (most recent call last):
+        ValueError: Expected `momentum` to satisfy 0 <= momentum < 1, but got 1.
+    """
+    return Range(low, high, signs, none)
 
 
 def _as_float(value: Any) -> float:
@@ -56,53 +111,74 @@ def _as_float(value: Any) -> float:
 
 
 def whole(least: int = 0, *, none: str = "", unit: str = "") -> Check:
-    """Allow whole numbers from `least` on, and `None` where it means something."""
-    bound = f" >= {least}" if least > -(2**63) else ""
-    other = f", or None for {none}" if none else ""
+    """Allow whole numbers from `least` on, and `None` if it means something.
+
+    Example:
+        >>> whole(1, none="the full carry")("rank", None)
+    """
+    wanted = f"be a whole number{unit}"
+    if least > -(2**63):
+        wanted += f" >= {least}"
+    if none:
+        wanted += f", or None for {none}"
 
     def check(name: str, value: Any, where: str = "") -> Any:
         if none and value is None:
             return value
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"Expected `{name}`{where} to be a whole number{unit}{bound}{other}, but got {value!r}.")
+            raise refused(name, where, wanted, value)
         return value
 
     return check
 
 
 def pair_of(check_one: Check) -> Check:
-    """Allow two values, in whatever behaves as a sequence."""
+    """Allow two values, in whatever behaves as a sequence.
+
+    Example:
+        >>> pair_of(number(0, 1))("betas", [0.9, 0.95])
+        (0.9, 0.95)
+    """
 
     def check(name: str, value: Any, where: str = "") -> tuple:
         pair = plain(value)
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise ValueError(f"Expected `{name}`{where} to be two numbers, but got {value!r}.")
-        return tuple(check_one(name, item, where) for item in pair)
+            raise refused(name, where, "be two numbers", value)
+        first, second = pair
+        return check_one(name, first, where), check_one(name, second, where)
 
     return check
 
 
 def dtype_name(*names: str) -> Check:
-    """Allow a floating-point dtype (one of those named, if any are) or `None`; it is kept by name."""
+    """Allow a floating-point dtype (one of those named, if any are) or `None`; it is kept by name.
+
+    Example:
+        >>> dtype_name()("momentum_dtype", torch.bfloat16)
+        'bfloat16'
+    """
     listed = ", ".join((*names, "None"))
 
     def check(name: str, value: Any, where: str = "") -> str | None:
-        found = str(value).removeprefix("torch.") if isinstance(value, (str, torch.dtype)) else value
-        dtype = getattr(torch, found, None) if isinstance(found, str) else None
-        known = isinstance(dtype, torch.dtype) and dtype.is_floating_point
-        if found is not None and not known:
-            raise ValueError(
-                f"Expected `{name}`{where} to be a floating-point dtype such as 'bfloat16' or None, but got {value!r}."
-            )
-        if names and found is not None and found not in names:
-            raise ValueError(f"Expected `{name}`{where} to be one of {listed}, but got {found!r}.")
+        if value is None:
+            return None
+        found = str(value).removeprefix("torch.")
+        if not isinstance(value, (str, torch.dtype)) or not _is_floating(found):
+            raise refused(name, where, "be a floating-point dtype such as 'bfloat16' or None", value)
+        if names and found not in names:
+            raise refused(name, where, f"be one of {listed}", found)
         return found
 
     return check
 
 
+def _is_floating(name: str) -> bool:
+    dtype = getattr(torch, name, None)
+    return isinstance(dtype, torch.dtype) and dtype.is_floating_point
+
+
 def plain(value: Any) -> Any:
-    """Return Python's own numbers, sequences and dicts for those of NumPy, OmegaConf and others.
+    """Return Python's own numbers and sequences for those of NumPy, OmegaConf and others.
 
     A checkpoint that holds others is not loaded with `weights_only`. A tensor of one number stays a tensor, since a
     learning rate may be one.
@@ -111,7 +187,7 @@ def plain(value: Any) -> Any:
         value: Anything.
 
     Returns:
-        The same, or a plain copy of it: tuples stay tuples, other sequences become lists, mappings become dicts.
+        The same, or a plain copy of it: tuples stay tuples, other sequences become lists.
 
     Example:
         >>> plain(range(2)), plain((1, 2))
@@ -119,18 +195,23 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, (str, bytes)):
         return value
+    if isinstance(value, torch.Tensor):
+        return value.tolist() if value.ndim == 1 else value
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return value.tolist()
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(plain(item) for item in value)
-    if isinstance(value, Sequence) or (isinstance(value, torch.Tensor) and value.ndim == 1):
-        return [plain(item.item() if isinstance(item, torch.Tensor) and item.ndim == 0 else item) for item in value]
+        return tuple(map(plain, value))
+    if isinstance(value, Sequence):
+        return list(map(plain, value))
     return value
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return the name that was probably meant, as a sentence; empty if none is near."""
+    """Return the name that was probably meant, as a sentence; empty if none is near.
+
+    Example:
+        >>> did_you_mean("glouon", ["gluon", "muon"])
+        ' Did you mean `gluon`?'
+    """
     near = difflib.get_close_matches(str(name).lower(), list(known), n=1)
     return f" Did you mean `{near[0]}`?" if near else ""

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from recipes.extras import require
+from lightning_gluon.cli.models import configuration
+from lightning_gluon.extras import require
 
 __all__ = ["add_lora", "build_causal_lm"]
 
@@ -29,70 +30,54 @@ def build_causal_lm(name: str, config: dict[str, Any], *, pretrained: bool) -> A
 
     Raises:
         ValueError: If the model type is unknown, an entry does not exist, or a model type is to be loaded with weights.
+        ConnectionError: If a hub id is not in the local cache and the hub cannot be reached.
     """
-    transformers = require("transformers", "text")
-    auto = transformers.models.auto
-    known = auto.configuration_auto.CONFIG_MAPPING_NAMES
-    causal = auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-    alike = difflib.get_close_matches(name, causal, n=5, cutoff=0.3)
-    near = f"Similar model types: {alike}."
-    if name in known:
-        if name not in causal:
-            raise ValueError(f"Expected a model type for causal language models, but got {name!r}. {near}")
-        if pretrained:
-            raise ValueError(f"Expected a hub id or a folder with pretrained=true, but got the model type {name!r}.")
-        default = transformers.AutoConfig.for_model(name)
-        _check(default, config)
-        entries = _scan(default, config)
-        loaded = transformers.AutoConfig.for_model(name, **entries)
-    elif "/" not in name and not Path(name).is_dir():
-        raise ValueError(f"Expected a model type of transformers, a hub id or a folder, but got {name!r}. {near}")
-    else:
-        loaded = _from_hub(transformers.AutoConfig, name)
-        _check(loaded, config)
-        entries = _scan(loaded, config)
-        for key, value in entries.items():
-            setattr(loaded, key, value)
-    if pretrained:
-        # They come in evaluation mode, which Lightning leaves as it is: no dropout, no recomputation of activations.
-        net = _from_hub(transformers.AutoModelForCausalLM, name, config=loaded, dtype="float32")
-        return net.train()
-    return transformers.AutoModelForCausalLM.from_config(
-        loaded,
-        dtype="float32",
-        trust_remote_code=False,
-    )
-
-
-def _check(loaded: Any, config: dict[str, Any]) -> None:
-    unknown = [key for key in config if not hasattr(loaded, key)]
-    if unknown:
-        kind = type(loaded).__name__
-        entries = sorted(loaded.to_dict())
-        valid = ", ".join(key for key in entries if not key.startswith("_"))
-        raise ValueError(f"Expected entries of {kind}, but got {unknown}. Valid are: {valid}.")
-
-
-def _scan(loaded: Any, config: dict[str, Any]) -> dict[str, Any]:
-    """Choose mambapy's scan for a Mamba where it is installed and mamba-ssm's kernels are not."""
-    if not hasattr(loaded, "use_mambapy"):
-        return config
-    if "use_mambapy" in config:
-        return config
-    kernels = importlib.util.find_spec("mamba_ssm")
-    scan = importlib.util.find_spec("mambapy")
-    use_scan = kernels is None and scan is not None
-    return {**config, "use_mambapy": use_scan}
-
-
-def _from_hub(auto: Any, name: str, **kwargs: Any) -> Any:
+    transformers = require("transformers")
+    if "/" not in name and not Path(name).is_dir():
+        _check_type(name, pretrained=pretrained)
     try:
-        return auto.from_pretrained(name, trust_remote_code=False, **kwargs)
+        loaded = configuration(name, config)
+    except ConnectionError as error:
+        raise ConnectionError(_without_network(name, error.__cause__ or error)) from error
+    if "use_mambapy" not in config:
+        _choose_scan(loaded)
+    if not pretrained:
+        return transformers.AutoModelForCausalLM.from_config(loaded, dtype="float32", trust_remote_code=False)
+    try:
+        net = transformers.AutoModelForCausalLM.from_pretrained(
+            name, config=loaded, dtype="float32", trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
-        raise ConnectionError(
-            f"Expected to load '{name}' from the hub or a folder, but: {error} Without a network give a model type "
-            "(name='qwen2' or 'mamba') with its `config`, and the embedded data source='python'."
-        ) from error
+        raise ConnectionError(_without_network(name, error)) from error
+    # It comes in evaluation mode, which Lightning leaves as it is: no dropout, no recomputation of activations.
+    return net.train()
+
+
+def _check_type(name: str, *, pretrained: bool) -> None:
+    """Raise unless a name that is neither hub id nor folder is a type of causal language models, without weights."""
+    auto = require("transformers").models.auto
+    causal = auto.modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    near = f"Similar model types: {difflib.get_close_matches(name, causal, n=5, cutoff=0.3)}."
+    if name not in auto.configuration_auto.CONFIG_MAPPING_NAMES:
+        raise ValueError(f"Expected a model type of transformers, a hub id or a folder, but got {name!r}. {near}")
+    if name not in causal:
+        raise ValueError(f"Expected a model type for causal language models, but got {name!r}. {near}")
+    if pretrained:
+        raise ValueError(f"Expected a hub id or a folder with pretrained=true, but got the model type {name!r}.")
+
+
+def _choose_scan(loaded: Any) -> None:
+    """Choose mambapy's scan for a Mamba where it is installed and mamba-ssm's kernels are not."""
+    if hasattr(loaded, "use_mambapy"):
+        kernels = importlib.util.find_spec("mamba_ssm")
+        loaded.use_mambapy = kernels is None and importlib.util.find_spec("mambapy") is not None
+
+
+def _without_network(name: str, error: BaseException) -> str:
+    return (
+        f"Expected to load '{name}' from the hub or a folder, but: {error} Without a network give a model type "
+        "(name='qwen2' or 'mamba') with its `config`, and the embedded data source='python'."
+    )
 
 
 def add_lora(net: Any, options: dict[str, Any]) -> nn.Module:
@@ -108,7 +93,7 @@ def add_lora(net: Any, options: dict[str, Any]) -> nn.Module:
     Raises:
         ValueError: If peft does not take an option.
     """
-    peft = require("peft", "lora")
+    peft = require("peft")
     try:
         config = peft.LoraConfig(task_type="CAUSAL_LM", **options)
     except TypeError as error:

@@ -12,8 +12,8 @@ from lightning.fabric.utilities.throughput import measure_flops
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_gluon.extras import require
 from lightning_gluon.valid import number, whole
-from recipes.extras import require
 from recipes.optimizer import OptimizerByCallback
 
 __all__ = ["ImageClassifier"]
@@ -135,7 +135,7 @@ class ImageClassifier(OptimizerByCallback):
 
 
 def _create(name: str, num_classes: int, pretrained: bool, kwargs: dict[str, Any]) -> Any:
-    timm = require("timm", "vision")
+    timm = require("timm")
     source = _source(timm, name)
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)

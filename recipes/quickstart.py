@@ -26,8 +26,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 import lightning_gluon
+from lightning_gluon.extras import require
 from recipes.data import ImageData
-from recipes.extras import require
 
 FOLDER = Path("runs/quickstart")
 EPOCHS = 30
@@ -54,7 +54,7 @@ class DigitsViT(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.method, self.options = method, options
-        vit = require("timm.models.vision_transformer", "vision").VisionTransformer
+        vit = require("timm.models.vision_transformer").VisionTransformer
         self.net = vit(img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=64, depth=4, num_heads=4)
         self.accuracy = MulticlassAccuracy(num_classes=10, average="micro")
 
@@ -149,7 +149,7 @@ def _column(method: str, record: Record, optimizer: lightning_gluon.Gluon) -> di
 
 def draw(runs: dict[str, tuple[Record, lightning_gluon.Gluon]], path: Path) -> None:
     """Draw accuracy and loss of every run along training."""
-    pyplot = require("matplotlib.pyplot", "plots")
+    pyplot = require("matplotlib.pyplot")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for color, method in zip(COLORS, runs, strict=True):
         record, _ = runs[method]

@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,29 @@ import lightning_gluon
 PACKAGE = Path(lightning_gluon.__file__).parent
 HEAVY = {"lightning", "pytorch_lightning", "timm", "transformers", "torchvision", "sklearn", "matplotlib", "peft"}
 
-# The mathematics: these modules know the shape of a matrix, its norm and its gradients, and nothing of training.
-COMPONENTS = {"views", "norms", "orthogonalize", "estimators"}
-# The only places that may import Lightning when they are imported.
-LIGHTNING = {"callbacks", "cli", "__main__"}
+# From the ground up: a module imports what stands below it, and its own folder. Type-only and lazy imports count.
+LAYERS = (
+    ("valid", "roles", "registry", "extras"),
+    ("options",),
+    ("norms", "two_point"),
+    ("estimators", "partition"),
+    ("methods",),
+    ("step",),
+    ("optimizer", "smoothness"),
+    ("radius", "replay"),
+    ("callbacks",),
+    ("configure",),
+    ("callbacks.gluon_optimizer",),  # a callback by its place in the Trainer, which configures the optimizer
+    ("cli", "testing"),
+    ("__main__",),
+)
+# Only these import Lightning.
+LIGHTNING = ("replay", "callbacks", "cli", "__main__")
+# Export lists: nothing but names, so the folder's own modules and all others import from where things are defined.
+EXPORTS = ("", "callbacks", "norms", "partition", "radius", "smoothness")
+
+KNOWN_EDGES: set[tuple[str, str]] = set()
+KNOWN_EXPORTS: set[tuple[str, str]] = set()
 
 NAMES = ["Gluon", "METHODS", "callbacks", "configure_optimizers", "norms", "orthogonalize", "partition"]
 NORMS = ["Spectral", "SpectralConv", "Sign", "RowNorm", "ColumnNorm", "RMSVector", "Euclidean", "Max"]
@@ -28,47 +48,65 @@ def modules() -> list[Path]:
     return sorted(PACKAGE.rglob("*.py"))
 
 
-def top(path: Path) -> str:
-    """The module or folder of the package that a file belongs to: `norms`, `partition`, `callbacks`."""
-    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+def dotted(path: Path) -> str:
+    """The name of a module inside the package: `norms.base`; of a folder's export list the folder's, `norms`."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
 
 
-def is_type_checking(node: ast.stmt) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+MODULES = {dotted(path): path for path in modules()}
 
 
-def statements(body: list[ast.stmt], *, lazy: bool) -> list[ast.stmt]:
-    """Every import statement that runs when the module is imported; with `lazy` those inside functions as well."""
-    found: list[ast.stmt] = []
-    for node in body:
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            found.append(node)
-        elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and not lazy:
-            continue
-        elif not is_type_checking(node):
-            for field in ("body", "orelse", "finalbody", "handlers"):
-                inner = getattr(node, field, [])
-                found += statements([s for h in inner for s in getattr(h, "body", [h])], lazy=lazy)
-    return found
-
-
-def imported(path: Path, *, lazy: bool = False) -> set[str]:
-    """Absolute dotted names that a file imports, relative imports resolved."""
+def imported(path: Path, *, at_import: bool = False) -> set[str]:
+    """Absolute dotted names that a file imports anywhere; `at_import` leaves functions and type-only blocks out."""
     names: set[str] = set()
-    package = ("lightning_gluon", *path.relative_to(PACKAGE).parent.parts)
-    for node in statements(ast.parse(path.read_text()).body, lazy=lazy):
+    for node in statements(ast.parse(path.read_text()), at_import=at_import):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            stem = ".".join([*base, *([node.module] if node.module else [])])
-            names |= {f"{stem}.{alias.name}" for alias in node.names}
+        else:
+            assert node.level == 0, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
 
 
-def ours(path: Path, *, lazy: bool = False) -> set[str]:
-    """The package's own modules that a file imports: `{"norms", "views"}`."""
-    return {parts[1] for name in imported(path, lazy=lazy) if (parts := name.split("."))[0] == "lightning_gluon"}
+def statements(tree: ast.AST, *, at_import: bool) -> Iterator[ast.Import | ast.ImportFrom]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            yield node
+        late = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        only_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        if not (at_import and (late or only_types)):
+            yield from statements(node, at_import=at_import)
+
+
+def ours(path: Path) -> set[str]:
+    """The package's own modules that a file imports, by their names inside the package."""
+    found = set()
+    for name in imported(path):
+        first, _, rest = name.partition(".")
+        if first == "lightning_gluon":
+            found.add(rest if rest in MODULES else rest.rpartition(".")[0])
+    return found
+
+
+def layer(module: str) -> int:
+    """The number of a module's layer, from the ground up; the longest name that begins it counts."""
+    heights = {name: height for height, names in enumerate(LAYERS) for name in names}
+    parts = module.split(".")
+    candidates = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    known = [heights[name] for name in candidates if name in heights]
+    assert known, f"Say in LAYERS where `{module}` stands."
+    return known[0]
+
+
+def edges() -> set[tuple[str, str]]:
+    """Who imports whom; the export list of the whole package stands above everything and is left out."""
+    return {(one, other) for one, path in MODULES.items() if one for other in ours(path) if other != one}
+
+
+def is_allowed(one: str, other: str) -> bool:
+    same_folder = one.partition(".")[0] == other.partition(".")[0]
+    return layer(other) < layer(one) or (same_folder and layer(other) == layer(one)) or one in EXPORTS
 
 
 def run(code: str) -> str:
@@ -93,14 +131,39 @@ print(sorted(m for m in sys.modules if m in {"lightning", "pytorch_lightning", "
     assert run(code).strip() == "[]"
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_import_directions(path: Path) -> None:
-    if top(path) in COMPONENTS:
-        assert ours(path, lazy=True) <= COMPONENTS
-    if top(path) not in LIGHTNING:
-        assert ours(path).isdisjoint(LIGHTNING)
-        assert {name.split(".")[0] for name in imported(path)}.isdisjoint({"lightning", "pytorch_lightning"})
-    assert {name.split(".")[0] for name in imported(path)}.isdisjoint(HEAVY - {"lightning", "pytorch_lightning"})
+def test_no_arrow_goes_up() -> None:
+    assert {edge for edge in edges() if edge[1] and not is_allowed(*edge)} == KNOWN_EDGES
+
+
+def test_nobody_goes_in_circles() -> None:
+    below: dict[str, set[str]] = {name: set() for name in MODULES}
+    for one, other in edges():
+        below[one].add(other)
+    while leaves := [name for name, others in below.items() if not others]:
+        for leaf in leaves:
+            del below[leaf]
+        for others in below.values():
+            others.difference_update(leaves)
+    assert not below, f"circles through {sorted(below)}"
+
+
+def test_names_come_from_where_they_are_defined() -> None:
+    """Not from an export list, which imports all of its folder: only the public names of users go through one."""
+    public = ("__main__", "cli", "testing")
+    asked = {edge for edge in edges() if edge[1] in EXPORTS and edge[0] not in EXPORTS}
+    assert {edge for edge in asked if edge[0].partition(".")[0] not in public} == KNOWN_EXPORTS
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if not name.startswith(LIGHTNING)])
+def test_the_core_does_not_import_lightning(name: str) -> None:
+    roots = {module.partition(".")[0] for module in imported(MODULES[name])}
+    assert roots.isdisjoint({"lightning", "pytorch_lightning"})
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_heavy_packages_are_imported_where_they_are_used(name: str) -> None:
+    roots = {module.partition(".")[0] for module in imported(MODULES[name], at_import=True)}
+    assert roots.isdisjoint(HEAVY - {"lightning", "pytorch_lightning"})
 
 
 @pytest.mark.parametrize("name", NAMES)

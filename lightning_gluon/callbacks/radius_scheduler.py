@@ -19,13 +19,23 @@ from lightning_gluon.radius.radii import Limits, Radius, first_radius, logged_ra
 from lightning_gluon.radius.rule import Answer, RadiusRule
 from lightning_gluon.radius.rules import make_rule
 from lightning_gluon.radius.saved import Saved
-from lightning_gluon.replay.lightning import check_log, log_values, should_log
-from lightning_gluon.replay.probe import Probe, own_optimizer, unwrapped
-from lightning_gluon.replay.probing import Probing, loss_scale, repeatable
+from lightning_gluon.replay.lightning import (
+    callbacks_of,
+    check_log,
+    late_state,
+    log_values,
+    loss_scale,
+    set_callbacks,
+    should_log,
+    state_key,
+)
+from lightning_gluon.replay.optimizers import own_optimizer, repeatable, unwrapped
+from lightning_gluon.replay.session import Session
 from lightning_gluon.smoothness.readings import Pair
+from lightning_gluon.valid import whole
 
 
-class RadiusScheduler(Probing):
+class RadiusScheduler(Callback):
     """Set per-group or per-layer radii during training by a rule; any learning-rate schedule works on top.
 
         t_i = lr * radius_i,        radius_i = limits(rule(observation)),        lr by the schedule
@@ -80,13 +90,13 @@ class RadiusScheduler(Probing):
         freeze_step: int | float | None = None,
         log: bool | None = None,
     ) -> None:
-        super().__init__(every_n_steps)
+        self.every_n_steps = whole(1)("every_n_steps", every_n_steps)
         self.name = rule if isinstance(rule, str) else getattr(rule, "__name__", type(rule).__name__)
         self.control = RadiusControl(make_rule(rule, options), Limits(bounds, max_growth, smoothing), freeze_step)
         self.logging = log  # Lightning sets `log` on callbacks
         self._loss = WindowLoss()
         self._logs = False
-        self._probe_state: dict[str, Any] | None = None
+        self._session: Session | None = None
         self._optimizer: Any = None
 
     @property
@@ -102,7 +112,12 @@ class RadiusScheduler(Probing):
     @property
     def state_key(self) -> str:
         """Tell instances apart by their rule."""
-        return self._generate_state_key(rule=self.name)
+        return state_key(self, rule=self.name)
+
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return self.control.steps
 
     @staticmethod
     def attach(trainer: Trainer, rule: str = "calibrate", **arguments: Any) -> None:
@@ -117,7 +132,7 @@ class RadiusScheduler(Probing):
             ValueError: If the Trainer has a scheduler with another rule.
         """
         scheduler = RadiusScheduler(rule, **arguments)
-        for present in _callbacks(trainer):
+        for present in callbacks_of(trainer):
             if not isinstance(present, RadiusScheduler):
                 continue
             if isinstance(present.rule, type(scheduler.rule)):
@@ -128,16 +143,19 @@ class RadiusScheduler(Probing):
             )
         _place(trainer, scheduler)
         # Callback states are restored before optimizers are configured; one that comes later looks for its own.
-        loaded = getattr(trainer._checkpoint_connector, "_loaded_checkpoint", None) or {}
-        state = loaded.get("callbacks", {}).get(scheduler.state_key)
+        state = late_state(trainer, scheduler)
         if state:
-            scheduler.load_state_dict(deepcopy(state))
+            scheduler.load_state_dict(deepcopy(dict(state)))
 
     # ------------------------------------------------------------------ begin and end
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Move before the monitors, which then see the radius of the step to come."""
         _place(trainer, self)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the session if the rule needs gradients at two points, before it reads what a checkpoint holds."""
+        self._session = Session.of(trainer) if self.control.second_gradient else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the initial radii, or those of the run that is resumed, and find out what can be measured."""
@@ -151,24 +169,12 @@ class RadiusScheduler(Probing):
             )
         total = trainer.estimated_stepping_batches  # if nobody knows, infinite or -1
         self.control.begin(optimizer, int(total) if 0 < total < math.inf else None)
-        self._trainer, self._optimizer, self.steps = trainer, optimizer, self.control.steps
-        if self.control.second_gradient:
-            self._probe = Probe(optimizer, optimizer.layers(), same_sample=True)
-            if self._probe_state is not None:
-                self._probe.load_state_dict(self._probe_state)
-            if self._probe.probing:
-                self._listen()
-        self._probe_state = None
+        self._optimizer = optimizer
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave the Trainer as it was, but keep the state: a checkpoint may be saved after this."""
-        self._probe_state = self._probe.state_dict() if self._probe is not None else None
         self.control.release(keep=True)
-        self._release()
-
-    def _release(self) -> None:
-        super()._release()
-        self._optimizer = None
+        self._optimizer = self._session = None
 
     # ------------------------------------------------------------------ one step
 
@@ -183,25 +189,26 @@ class RadiusScheduler(Probing):
             return
         control, done = self.control, self.rule.done
         window = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
-        control.advance(Evidence(self._loss.mean(window), self._pairs(trainer), _mean(trainer)))
-        self.steps = control.steps
+        control.advance(Evidence(self._loss.mean(window), self._pairs(), _mean(trainer)))
         self._loss.clear()
         if self.rule.done and not done:
             self._report()
         if control.frozen:  # nothing is measured any more
-            self._probe = None
-        elif self._probe is not None and self._due(self.steps):
-            self._probe.layers = self._optimizer.layers()  # some may have been added
-            self._probe.remember()
+            self._session = None
+        elif self._session is not None and self._due:
+            self._session.want(self._optimizer.layers(), again=True)
         if self._logs and should_log(trainer):
             log_values(trainer, logged_radii(self._optimizer.param_groups))
 
-    def _pairs(self, trainer: Trainer) -> list[Pair]:
+    @property
+    def _due(self) -> bool:
+        return (self.steps + 1) % self.every_n_steps == 0
+
+    def _pairs(self) -> list[Pair]:
         """Return the layers at two iterates, on the steps with a sample."""
-        probe = self._probe
-        if probe is None or self.control.frozen or not (self._due(self.steps) and probe.ready):
+        if self._session is None or self.control.frozen or not self._due:
             return []
-        return probe.pairs(loss_scale(trainer))
+        return self._session.pairs(self._optimizer.layers())
 
     def _report(self) -> None:
         radii = ", ".join(f"{name} {first_radius(radius):.4g}" for name, radius in self.radii.items())
@@ -214,31 +221,24 @@ class RadiusScheduler(Probing):
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values, and the weights before the last step while they are needed."""
-        probe = self._probe.state_dict() if self._probe is not None else self._probe_state
-        return {**self.control.state_dict(), "loss": self._loss.state_dict(), "probe": probe}
+        return {**self.control.state_dict(), "loss": self._loss.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
-        saved = Saved(state, "RadiusScheduler")
-        probe, loss = saved.value("probe"), WindowLoss()
-        loss.load_state_dict(saved.value("loss"))
+        loss = WindowLoss()
+        loss.load_state_dict(Saved(state, "RadiusScheduler").value("loss"))
         self.control.load_state_dict(state)
-        self._loss, self._probe_state, self.steps = loss, probe, self.control.steps
-
-
-def _callbacks(trainer: Trainer) -> list[Callback]:
-    return trainer.callbacks  # type: ignore[attr-defined]
+        self._loss = loss
 
 
 def _place(trainer: Trainer, scheduler: RadiusScheduler) -> None:
     """Put a scheduler before the Trainer's monitors."""
-    present = _callbacks(trainer)
+    present = callbacks_of(trainer)
     others = [callback for callback in present if callback is not scheduler]
     monitors = [index for index, callback in enumerate(others) if isinstance(callback, SmoothnessMonitor)]
     place = monitors[0] if monitors else len(others)
     if monitors or scheduler not in present:
-        # A new list: the Trainer may be walking along the old one.
-        trainer.callbacks = [*others[:place], scheduler, *others[place:]]  # type: ignore[attr-defined]
+        set_callbacks(trainer, [*others[:place], scheduler, *others[place:]])
 
 
 def _mean(trainer: Trainer) -> Callable[[Tensor], list[float]]:

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
 
-from lightning_gluon.replay.lightning import check_log, log_values, should_log
-from lightning_gluon.replay.probe import Probe, own_optimizer, unwrapped
-from lightning_gluon.replay.probing import Probing, loss_scale, repeatable
+from lightning_gluon.radius.saved import Saved
+from lightning_gluon.replay.lightning import callbacks_of, check_log, is_trial, log_values, should_log, state_key
+from lightning_gluon.replay.optimizers import own_optimizer, repeatable, unwrapped
+from lightning_gluon.replay.session import Session
 from lightning_gluon.smoothness import plots
 from lightning_gluon.smoothness.fit import PENALTY, RunningFit
-from lightning_gluon.smoothness.readings import FIT_KEYS, combine, derive, measure
+from lightning_gluon.smoothness.readings import FIT_KEYS, Pair, Raw, combine, derive, measure
+from lightning_gluon.smoothness.sample_file import FIRST, SampleFile, check_file_name
 from lightning_gluon.step.layers import Layer
-
-__all__ = ["SmoothnessMonitor", "choose_layers"]
+from lightning_gluon.valid import whole
 
 
 def choose_layers(layers: Sequence[Layer], patterns: str | Sequence[str] | None) -> list[Layer]:
@@ -40,44 +45,46 @@ def choose_layers(layers: Sequence[Layer], patterns: str | Sequence[str] | None)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
         raise ValueError("Expected `layers` to be names, shell patterns or roles, or `None` for all, but got none.")
-    chosen = []
+    chosen: set[Tensor] = set()
     for pattern in patterns:
-        found = [layer for layer in layers if layer.role == pattern or fnmatchcase(layer.name, pattern)]
+        found = {layer.parameter for layer in layers if layer.role == pattern or fnmatchcase(layer.name, pattern)}
         if not found:
             some = ", ".join(repr(layer.name) for layer in layers[:3])
+            roles = ", ".join(dict.fromkeys(layer.role for layer in layers))
             raise ValueError(
                 f"Expected every entry of `layers` to match a layer, but {pattern!r} matches none. There are roles "
-                f"{', '.join(dict.fromkeys(layer.role for layer in layers))} and layers such as {some}."
+                f"{roles} and layers such as {some}."
             )
-        chosen += found
-    return [layer for layer in layers if any(layer is other for other in chosen)]
+        chosen |= found
+    return [layer for layer in layers if layer.parameter in chosen]
 
 
-class SmoothnessMonitor(Probing):
+class SmoothnessMonitor(Callback):
     """Measure layer-wise smoothness every so many steps; the run itself stays the same, bit for bit.
 
         L_hat[k] = ||c_new - c_old||_* / ||X^k - X^{k-1}||,     fitted by L0 + L1 ||g^k||_*      per layer and per role
 
-    Both gradients belong to the same sample. Methods that take the second gradient give it for free, for all others one
-    more forward and backward pass is run, every `every_n_steps`, as silently as the second pass of `VarianceReduction`.
+    Both gradients belong to the same sample. Methods that take the second gradient give it for free. For all others one
+    more forward and backward pass is run every `every_n_steps`, as silently as the second pass of `VarianceReduction`.
     Under manual optimization, `step(closure)` included, and with `training_step(dataloader_iter)` a step cannot be
-    repeated; only the trajectory estimate is left there. The cost is one step and five decompositions of the chosen
-    matrices, every `every_n_steps`; in the step before, the weights are copied.
+    repeated: only the trajectory estimate is left there. The cost is one step and five decompositions of the chosen
+    matrices, every `every_n_steps`. In the step before, the weights are copied, unless the method keeps them.
 
-    Keys: `smoothness/<reading>/<role>`, and with `per_layer` also `smoothness/<reading>/<layer>`; the readings, their
-    meaning and units are the table in `lightning_gluon.smoothness.readings`. Every sample is a line of
-    `smoothness.jsonl` in the run's folder, with `step` (steps taken before), `role`, `layer` (`null`: the whole role),
-    `radius`
-    (`lr * radius`, the nominal step length; of a role the largest) and the readings, `null` where there is none.
+    Keys are `smoothness/<reading>/<role>`, and with `per_layer` also `smoothness/<reading>/<layer>`. The readings,
+    their meaning and their units are the table in `lightning_gluon.smoothness.readings`. Every sample is a line of
+    `smoothness.jsonl` in the run's folder. It holds `step` (steps taken before), `role`, `layer` (`null`: the whole
+    role), `radius` (`lr * radius`, the nominal step length; of a role the largest) and the readings (`null`: none).
+
+    A monitor never ends a run. If the file cannot be written, one warning says so, and training goes on.
 
     Args:
-        every_n_steps: Optimizer steps between two samples.
+        every_n_steps: Optimizer steps between two samples (`k` above is every such step).
         layers: Layers to measure: names, shell patterns or roles; default: all.
         per_layer: Log every layer, beside the roles.
         same_sample: Take the probe pass; without it only the trajectory estimate is available to one-gradient methods.
         exact: Take singular values for spectral and nuclear norms; default: on the CPU
             (`lightning_gluon.smoothness.readings`).
-        window: Samples that the running fit is over.
+        window: Samples that the running fit of `L0`, `L1` is over.
         penalty: Weight of samples above the fit.
         log: Whether to log; default: if the Trainer has a logger.
         save: Whether to write `smoothness.jsonl`.
@@ -85,7 +92,8 @@ class SmoothnessMonitor(Probing):
 
     Raises:
         ValueError: If an argument is out of range, or `figures` are asked for without `save`; at the start of training
-            if a pattern matches no layer, or if logging is asked for without a logger.
+            if a pattern matches no layer, or if logging is asked for without a logger; on loading if a checkpoint holds
+            values that no monitor has written.
         ImportError: At the start of training, if `figures` are asked for without matplotlib.
         TypeError: At the start of training, if the optimizer is not one of this library.
 
@@ -93,9 +101,24 @@ class SmoothnessMonitor(Probing):
         A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
 
     Example:
-        >>> monitor = SmoothnessMonitor(every_n_steps=100, layers=["hidden", "head"])
-        >>> monitor.every_n_steps
-        100
+        >>> import lightning_gluon, tempfile
+        >>> from lightning.pytorch import LightningModule, Trainer
+        >>> class Model(LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = torch.nn.Linear(4, 2)
+        ...     def training_step(self, batch, batch_idx):
+        ...         return self.layer(batch).square().mean()
+        ...     def configure_optimizers(self):
+        ...         return lightning_gluon.configure_optimizers(self, lr=0.02)
+        >>> monitor = SmoothnessMonitor(every_n_steps=2, layers="hidden")
+        >>> parts = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
+        >>> quiet = dict.fromkeys(parts, False)
+        >>> where = {"accelerator": "cpu", "default_root_dir": tempfile.mkdtemp()}
+        >>> trainer = Trainer(callbacks=[monitor], max_steps=4, **quiet, **where)
+        >>> trainer.fit(Model(), torch.utils.data.DataLoader(torch.randn(16, 4), batch_size=4))
+        >>> [sample["step"] for sample in plots.read_samples(monitor.path) if not sample["layer"]]
+        [1, 3]
     """
 
     def __init__(
@@ -112,7 +135,7 @@ class SmoothnessMonitor(Probing):
         save: bool = True,
         figures: bool = False,
     ) -> None:
-        super().__init__(every_n_steps)
+        self.every_n_steps = whole(1)("every_n_steps", every_n_steps)
         RunningFit(window, penalty)  # checks both
         if figures and not save:
             raise ValueError("`figures=True` draws the samples that `save=True` writes: leave one out, or keep both.")
@@ -125,116 +148,130 @@ class SmoothnessMonitor(Probing):
         self.logging = log  # Lightning sets `log` on callbacks
         self.save = save
         self.figures = figures
-        self.path: Path | None = None
-        self._file = "smoothness.jsonl"
+        self.steps = 0
         self.fits: dict[str, RunningFit] = {}
         self._pending: dict[str, float] = {}
-        self._loaded: dict[str, Any] | None = None
+        self._name = FIRST
+        self._samples: SampleFile | None = None
+        self._session: Session | None = None
+        self._trainer: Trainer | None = None
+        self._again = self._logs = self._warned = False
 
     @property
     def state_key(self) -> str:
         """Tell instances apart by what they measure."""
-        return self._generate_state_key(every_n_steps=self.every_n_steps, layers=str(self.layers))
+        return state_key(self, every_n_steps=self.every_n_steps, layers=str(self.layers))
+
+    @property
+    def path(self) -> Path | None:
+        """The file of the samples; `None` before training, without `save`, and on all ranks but the first."""
+        return None if self._samples is None else self._samples.path
 
     # ------------------------------------------------------------------ begin and end
 
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Choose the layers, open the file, and listen to `training_step`."""
-        optimizer = own_optimizer(trainer)
-        layers = choose_layers(optimizer.layers(), self.layers)
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the session, before it reads what a checkpoint holds."""
+        self._session = Session.of(trainer)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the layers and open the file."""
+        choose_layers(own_optimizer(trainer).layers(), self.layers)
         self._logs = check_log(trainer, self.logging, "SmoothnessMonitor")
         if self.figures:
             plots.require_matplotlib()
         self._trainer = trainer
-        probing = self.same_sample and repeatable(pl_module)
-        if self.same_sample and not probing:
+        self._again = self.same_sample and repeatable(pl_module)
+        if self.same_sample and not self._again:
             rank_zero_warn(
                 "`SmoothnessMonitor` cannot repeat a training step under manual optimization, nor one that draws its "
                 "own batch: only the trajectory estimate, which holds the noise of two minibatches, is measured."
             )
-        self._probe = Probe(optimizer, layers, same_sample=probing)
-        if self._loaded is not None:
-            self._probe.load_state_dict(self._loaded)
-            self._loaded = None
-        if self._probe.probing:
-            self._listen()
-        if self.save and not trainer.fast_dev_run:  # which leaves no files
+        if self.save and not is_trial(trainer):
             self._open(trainer)
 
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw the pictures, if asked to."""
-        if self.figures and self.path is not None:  # on the first rank
+        if not self.figures or self.path is None:  # on another rank
+            return
+        try:
             if self.path.exists():
                 self.plot()
             else:
                 rank_zero_warn("`SmoothnessMonitor` has nothing to draw: training ended before the first sample.")
+        except OSError as error:
+            rank_zero_warn(f"`SmoothnessMonitor` could not save its pictures: {error}.")
 
-    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Leave the Trainer as it was, but keep the state: a checkpoint may be saved after this."""
-        self._loaded = self._probe.state_dict() if self._probe is not None else self._loaded
-        self._release()
-
-    def _open(self, trainer: Any) -> None:
-        """Continue the file of a resumed run behind its last sample, or begin one that no other run or monitor has."""
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # the same on all ranks
+    def _open(self, trainer: Trainer) -> None:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # asked for on all ranks, which agree on it
         if not trainer.is_global_zero:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        others = [other.path for other in trainer.callbacks if isinstance(other, SmoothnessMonitor) and other != self]
-        self.path, count = folder / self._file, 2
-        if self.steps and self.path.exists() and self.path not in others:
-            kept = [sample for sample in plots.samples_in(self.path) if sample["step"] < self.steps]
-            if kept:
-                self.path.write_text("".join(json.dumps(sample) + "\n" for sample in kept))
-                return
-        while self.path.exists() or self.path in others:
-            self.path, count = folder / f"smoothness_{count}.jsonl", count + 1
-        self._file = self.path.name
+        monitors = [callback for callback in callbacks_of(trainer) if isinstance(callback, SmoothnessMonitor)]
+        taken = [monitor.path for monitor in monitors if monitor is not self and monitor.path is not None]
+        self._samples = SampleFile.begin(folder, self._name, self.steps, taken)
+        self._name = self._samples.path.name
 
     # ------------------------------------------------------------------ one step
 
-    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Take the sample that is due, and copy the weights if the next step's sample will need them."""
-        probe = self._probe
-        if probe is None or unwrapped(optimizer) is not probe.optimizer:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Take the sample that is due, and ask for what the next step's sample will need."""
+        session = self._session
+        if session is None or session.optimizer is None or unwrapped(optimizer) is not session.optimizer:
             return
-        if self._due(self.steps) and probe.ready:
-            self._sample(probe, loss_scale(trainer))
+        layers = choose_layers(session.optimizer.layers(), self.layers)  # some may have been unfrozen
+        if self._due:
+            self._sample(session.pairs(layers))
         self.steps += 1
-        if self._due(self.steps):
-            probe.layers = choose_layers(probe.optimizer.layers(), self.layers)  # some may have been unfrozen
-            # The copy is of this step's own weights: they are X^{k-1} when the next step's gradients are there.
-            probe.remember()
+        if self._due:
+            session.want(layers, again=self._again)
         if self._logs and self._pending and should_log(trainer):
             log_values(trainer, self._pending)
             self._pending = {}
 
-    def _sample(self, probe: Probe, scale: float) -> None:
-        pairs = probe.pairs(scale)
-        raws = measure(pairs, exact=self.exact)
+    @property
+    def _due(self) -> bool:
+        return (self.steps + 1) % self.every_n_steps == 0
+
+    def _sample(self, pairs: list[Pair]) -> None:
+        try:
+            raws = measure(pairs, exact=self.exact)
+        except torch.linalg.LinAlgError as error:
+            self._warn(f"A sample of the smoothness at step {self.steps} is left out: {error}")
+            return
         if not all(math.isfinite(raw["grad"]) for raw in raws):
             return  # an overflowing loss scale: this step is not taken
-        rows = []
-        for role in dict.fromkeys(pair.layer.role for pair in pairs):
-            members = [(p.layer, raw) for p, raw in zip(pairs, raws, strict=True) if p.layer.role == role]
-            radius = max(layer.step_length for layer, _ in members)
-            rows.append(self._row(role, None, radius, combine(raw for _, raw in members)))
-            rows += [self._row(role, layer.name, layer.step_length, raw) for layer, raw in members]
-        if self.path is not None:
-            with self.path.open("a") as file:
-                file.writelines(json.dumps(row) + "\n" for row in rows)
+        rows = [self._row(reading) for reading in readings_of(pairs, raws)]
+        if self._samples is not None and rows:
+            self._samples.append(rows)
 
-    def _row(self, role: str, layer: str | None, radius: float, raw: dict[str, float]) -> dict[str, Any]:
+    def _warn(self, message: str) -> None:
+        if not self._warned:
+            warnings.warn(message, stacklevel=2)
+        self._warned = True
+
+    def _row(self, reading: Reading) -> dict[str, Any]:
         """Add one sample to its fit and to the pending log, and return it as a line of the file."""
-        readings = derive(raw)
-        running = self.fits.setdefault(f"layer {layer}" if layer else role, RunningFit(self.window, self.penalty))
-        running.add(readings["L_hat"], readings["grad_dual_norm"])
+        values = derive(reading.raw)
+        values.update(self._fitted(reading.fit, values))
+        if reading.layer is None or self.per_layer:
+            name = reading.layer or reading.role
+            self._pending.update({f"smoothness/{key}/{name}": value for key, value in values.items()})
+        row: dict[str, Any] = {
+            "step": self.steps, "role": reading.role, "layer": reading.layer, "radius": reading.radius,
+        }  # fmt: skip
+        for key, value in values.items():
+            row[key] = value if math.isfinite(value) else None
+        return row
+
+    def _fitted(self, name: str, values: dict[str, float]) -> dict[str, float]:
+        """Return the constants of a running fit, with the present sample in it."""
+        if name not in self.fits:
+            self.fits[name] = RunningFit(self.window, self.penalty)
+        running = self.fits[name]
+        running.add(values["L_hat"], values["grad_dual_norm"])
         fit = running.fit()
-        readings |= {key: getattr(fit, key) if fit else math.nan for key in FIT_KEYS}
-        if layer is None or self.per_layer:
-            self._pending.update({f"smoothness/{key}/{layer or role}": value for key, value in readings.items()})
-        plain = {key: value if math.isfinite(value) else None for key, value in readings.items()}
-        return {"step": self.steps, "role": role, "layer": layer, "radius": radius, **plain}
+        if fit is None:
+            return dict.fromkeys(FIT_KEYS, math.nan)
+        return {key: getattr(fit, key) for key in FIT_KEYS}
 
     # ------------------------------------------------------------------ after the run
 
@@ -258,30 +295,65 @@ class SmoothnessMonitor(Probing):
             )
         drawn = plots.smoothness_figures(plots.read_samples(self.path))
         figures = {name.replace("smoothness", self.path.stem, 1): figure for name, figure in drawn.items()}
-        for logger in getattr(self._trainer, "loggers", ()):
-            if hasattr(getattr(logger, "experiment", None), "add_figure"):
-                plots.to_tensorboard(figures, logger.experiment, self.steps)
-        return plots.save(figures, Path(path) if path is not None else self.path.parent)
+        for logger in self._trainer.loggers if self._trainer is not None else ():
+            experiment = getattr(logger, "experiment", None)
+            if hasattr(experiment, "add_figure"):
+                plots.to_tensorboard(figures, experiment, self.steps)
+        return plots.save(figures, self.path.parent if path is None else Path(path))
 
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the fits' samples, and the copies of a sample about to be taken."""
+        """Return the fits' samples, and where they are written to, as plain values."""
         return {
             "steps": self.steps,
             "fits": {name: running.state_dict() for name, running in self.fits.items()},
             "pending": dict(self._pending),
-            "file": self._file,
-            "probe": self._probe.state_dict() if self._probe is not None else self._loaded,
+            "file": self._name,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them."""
-        self.steps = state["steps"]
-        self.fits = {}
-        for name, saved in state["fits"].items():
-            self.fits[name] = RunningFit(self.window, self.penalty)
-            self.fits[name].load_state_dict(saved)
-        self._pending = dict(state["pending"])
-        self._file = state["file"]
-        self._loaded = state["probe"]
+        """Restore them, or raise a `ValueError` before anything has changed."""
+        saved = Saved(state, "SmoothnessMonitor")
+        steps, name = saved.whole("steps"), check_file_name(saved.value("file"))
+        fits = {}
+        for key, samples in Saved(saved.value("fits"), "SmoothnessMonitor.fits").state.items():
+            fits[key] = RunningFit(self.window, self.penalty)
+            fits[key].load_state_dict(samples)
+        waiting = Saved(saved.value("pending"), "SmoothnessMonitor.pending")
+        pending = {key: float(value) for key, value in waiting.state.items()}
+        self.steps, self.fits, self._pending, self._name = steps, fits, pending, name
+
+
+@dataclass(frozen=True)
+class Reading:
+    """The raw values of one layer, or of a whole role.
+
+    Args:
+        role: The role.
+        layer: Name of the layer; `None` for the role.
+        radius: Nominal length of the step.
+        raw: Norms and products.
+    """
+
+    role: str
+    layer: str | None
+    radius: float
+    raw: Raw
+
+    @property
+    def fit(self) -> str:
+        """Name of the running fit."""
+        return self.role if self.layer is None else f"layer {self.layer}"
+
+
+def readings_of(pairs: Iterable[Pair], raws: Iterable[Raw]) -> Iterator[Reading]:
+    """Yield every role, followed by its layers."""
+    members: dict[str, list[Reading]] = {}
+    for pair, raw in zip(pairs, raws, strict=True):
+        layer = pair.layer
+        members.setdefault(layer.role, []).append(Reading(layer.role, layer.name, layer.step_length, raw))
+    for role, readings in members.items():
+        radius = max(reading.radius for reading in readings)
+        yield Reading(role, None, radius, combine(reading.raw for reading in readings))
+        yield from readings

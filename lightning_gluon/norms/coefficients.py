@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 Step = tuple[float, float, float]
 
 # K. Jordan et al., "Muon: An optimizer for hidden layers in neural networks", 2024. Maximal slope at zero; singular
@@ -29,16 +31,31 @@ POLAR_EXPRESS: tuple[Step, ...] = (
     (1.875, -1.25, 0.375),
 )
 
-COEFFICIENTS: dict[str, tuple[Step, ...]] = {
-    "polar_express": POLAR_EXPRESS,
-    "you": YOU,
-    "jordan": JORDAN,
-    "newton_schulz": JORDAN,  # the name Muon's users know
+
+@dataclass(frozen=True)
+class Iteration:
+    """A way to the polar factor by steps.
+
+    Args:
+        coefficients: One step after the other; the last one is repeated.
+        steps: How many are taken by default.
+        tight: Start from the Schatten-8 norm, with room for rounding; else from the Frobenius norm, as the authors do.
+        runs: Several steps may be taken at a time on the Gram matrix; else one by one.
+    """
+
+    coefficients: tuple[Step, ...]
+    steps: int
+    tight: bool
+    runs: bool
+
+
+ITERATIONS = {
+    "polar_express": Iteration(POLAR_EXPRESS, 6, tight=True, runs=True),
+    "you": Iteration(YOU, 5, tight=False, runs=True),
+    "jordan": Iteration(JORDAN, 5, tight=False, runs=False),
+    "newton_schulz": Iteration(JORDAN, 5, tight=False, runs=False),  # the name Muon's users know
 }
-
-DEFAULT_STEPS = {"polar_express": 6, "you": 5, "jordan": 5, "newton_schulz": 5}
-
-ORTHOGONALIZERS = (*COEFFICIENTS, "svd")
+ORTHOGONALIZERS = (*ITERATIONS, "svd")
 
 
 def schedule(method: str = "polar_express", steps: int | None = None) -> tuple[Step, ...]:
@@ -48,7 +65,7 @@ def schedule(method: str = "polar_express", steps: int | None = None) -> tuple[S
     ones, as its authors do.
 
     Args:
-        method: One of `COEFFICIENTS`.
+        method: One of `ITERATIONS`.
         steps: Number of steps; default: 6 for `polar_express`, 5 for the others.
 
     Returns:
@@ -61,15 +78,16 @@ def schedule(method: str = "polar_express", steps: int | None = None) -> tuple[S
         >>> schedule("jordan", 2)
         ((3.4445, -4.775, 2.0315), (3.4445, -4.775, 2.0315))
     """
-    if method not in COEFFICIENTS:
+    if method not in ITERATIONS:
         raise ValueError(
             f"Expected `method` to be one of {', '.join(ORTHOGONALIZERS)}, but got {method!r}. Check the spelling."
         )
-    count = DEFAULT_STEPS[method] if steps is None else steps
+    iteration = ITERATIONS[method]
+    count = iteration.steps if steps is None else steps
     if count < 1:
         raise ValueError(
             f"Expected `steps` to be a positive integer, but got {steps}. The default for {method!r} is "
-            f"{DEFAULT_STEPS[method]}."
+            f"{iteration.steps}."
         )
-    listed = COEFFICIENTS[method]
+    listed = iteration.coefficients
     return (*listed, *(listed[-1:] * count))[:count]

@@ -12,7 +12,9 @@ from torch import Tensor
 def largest_magnitude(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Return the largest magnitude over `dims` (kept)."""
     # torch.linalg.vector_norm(ord=inf) takes 25 times as long on CPUs.
-    return torch.maximum(tensor.amax(dims, keepdim=True), tensor.amin(dims, keepdim=True).neg())
+    highest = tensor.amax(dims, keepdim=True)
+    lowest = tensor.amin(dims, keepdim=True)
+    return torch.maximum(highest, lowest.neg())
 
 
 def one_if_zero(tensor: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """How the spectral LMO is computed: `G = U S V^T -> U V^T`, by exact SVD or by matrix products only.
 
-The axes of variation are the coefficients (`COEFFICIENTS`), the number of steps, the compute dtype and the form of
+The axes of variation are the coefficients (`ITERATIONS`), the number of steps, the compute dtype and the form of
 the iteration. With `A = X X^T` on the smaller side, one step of the plain form is
 
     X <- a X + (b A + c A^2) X
@@ -20,9 +20,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_gluon.norms.coefficients import COEFFICIENTS, JORDAN, schedule
+from lightning_gluon.norms.coefficients import ITERATIONS, schedule
 from lightning_gluon.norms.numerics import Workspace, accumulation_dtype, check_real, largest_magnitude, one_if_zero
-from lightning_gluon.norms.polar import ROOM, ROUNDOFF, SAFETY, iterate
+from lightning_gluon.norms.polar import iterate
 
 
 @functools.cache
@@ -163,28 +163,38 @@ def orthogonalize_(
         (B, m, n) in the compute dtype. May share memory with `stack` or `workspace`: use it before the next call.
     """
     amax = largest_magnitude(stack, (-2, -1))
-    scale = one_if_zero(amax) * math.sqrt(stack.shape[-1])  # rows of at most unit length: fp16 can hold X X^T
+    # Rows of at most unit length: fp16 can hold X X^T.
+    scale = one_if_zero(amax) * math.sqrt(stack.shape[-1])
     workspace = workspace or Workspace()
     if dtype is None or dtype == stack.dtype:
         stack.div_(scale)
     else:
-        stack = torch.div(stack, scale, out=workspace.take("x", stack.shape, stack, dtype=dtype))
+        out = workspace.take("x", stack.shape, stack, dtype=dtype)
+        stack = torch.div(stack, scale, out=out)
     if method == "svd":
         return _svd(stack)
-    safety = SAFETY[stack.dtype] if method == "polar_express" else None
-    room = 0.0 if COEFFICIENTS[method] is JORDAN else ROOM * ROUNDOFF[stack.dtype]
-    return iterate(stack, schedule(method, steps), safety, room, workspace)
+    iteration = ITERATIONS[method]
+    return iterate(
+        stack,
+        schedule(method, steps),
+        workspace,
+        tight=iteration.tight,
+        runs=iteration.runs,
+    )
 
 
 def _svd(stack: Tensor) -> Tensor:
     """Return U V^T, without the directions whose singular value is rounding noise."""
     left, values, right = thin_svd(stack)
-    noise = 4 * torch.finfo(values.dtype).eps * max(stack.shape[-2:]) ** 0.5 * values[..., :1]
-    return (left * (values > noise).to(values.dtype).unsqueeze(-2)) @ right
+    eps = torch.finfo(values.dtype).eps
+    noise = 4 * eps * max(stack.shape[-2:]) ** 0.5 * values[..., :1]
+    kept = (values > noise).to(values.dtype)
+    return (left * kept.unsqueeze(-2)) @ right
 
 
 def thin_svd(matrices: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return U, S and V^T of every matrix; U is NaN for one that is not finite, where torch would raise for all."""
-    finite = matrices.isfinite().all(-1).all(-1)[..., None, None]
+    finite = matrices.isfinite().all(-1).all(-1)
+    finite = finite[..., None, None]
     left, values, right = torch.linalg.svd(matrices.where(finite, 0.0), full_matrices=False)
     return left.where(finite, math.nan), values, right

@@ -30,17 +30,24 @@ class RowNorm(Norm):
     def norm(self, x: Tensor) -> Tensor:
         """Return the largest RMS."""
         x = self._read(x)
-        return length(x, (self._dim,)).amax(MATRIX) / math.sqrt(x.shape[self._dim])
+        lengths = length(x, (self._dim,))
+        return lengths.amax(MATRIX) / self._root(x)
 
     def dual_norm(self, g: Tensor) -> Tensor:
         """Return the scaled sum of lengths."""
         g = self._read(g)
-        return length(g, (self._dim,)).sum(MATRIX) * math.sqrt(g.shape[self._dim])
+        lengths = length(g, (self._dim,))
+        return lengths.sum(MATRIX) * self._root(g)
 
     def lmo(self, g: Tensor) -> Tensor:
         """Return every row (column) scaled to RMS 1."""
         rows = self._read(g)
-        return direction(rows, (self._dim,), math.sqrt(rows.shape[self._dim])).view(g.shape)
+        units = direction(rows, (self._dim,), self._root(rows))
+        return units.view(g.shape)
+
+    def _root(self, matrices: Tensor) -> float:
+        """Return the length of a row (column) of RMS 1."""
+        return math.sqrt(matrices.shape[self._dim])
 
 
 @dataclass(frozen=True)
@@ -76,11 +83,13 @@ class RMSVector(Norm):
 
     def norm(self, x: Tensor) -> Tensor:
         """Return the root mean square."""
-        return length(self._read(x), (-1,)).squeeze(-1) / math.sqrt(x.shape[-1])
+        lengths = length(self._read(x), (-1,))
+        return lengths.squeeze(-1) / math.sqrt(x.shape[-1])
 
     def dual_norm(self, g: Tensor) -> Tensor:
         """Return `sqrt(d) ||g||`."""
-        return length(self._read(g), (-1,)).squeeze(-1) * math.sqrt(g.shape[-1])
+        lengths = length(self._read(g), (-1,))
+        return lengths.squeeze(-1) * math.sqrt(g.shape[-1])
 
     def lmo(self, g: Tensor) -> Tensor:
         """Return `g` scaled to RMS 1."""
@@ -104,7 +113,8 @@ class Euclidean(Norm):
 
     def norm(self, x: Tensor) -> Tensor:
         """Return the Frobenius norm."""
-        return length(self._read(x), MATRIX).squeeze(MATRIX)
+        lengths = length(self._read(x), MATRIX)
+        return lengths.squeeze(MATRIX)
 
     def dual_norm(self, g: Tensor) -> Tensor:
         """Return the Frobenius norm."""
@@ -112,7 +122,8 @@ class Euclidean(Norm):
 
     def lmo(self, g: Tensor) -> Tensor:
         """Return `g / ||g||_F`."""
-        return direction(self._read(g), MATRIX, 1.0).view(g.shape)
+        unit = direction(self._read(g), MATRIX, 1.0)
+        return unit.view(g.shape)
 
 
 @dataclass(frozen=True)

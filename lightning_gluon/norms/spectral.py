@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.norms.base import MATRIX, Norm, largest, to_wide
-from lightning_gluon.norms.coefficients import COEFFICIENTS, ORTHOGONALIZERS, schedule
+from lightning_gluon.norms.coefficients import ITERATIONS, ORTHOGONALIZERS, schedule
 from lightning_gluon.norms.entries import Max
 from lightning_gluon.norms.needs import Context
 from lightning_gluon.norms.numerics import check_real, one_if_zero
@@ -87,7 +87,7 @@ class Spectral(Norm):
                 f"Expected `orthogonalizer` to be one of {', '.join(ORTHOGONALIZERS)}, but got "
                 f"{self.orthogonalizer!r}. Check the spelling."
             )
-        if self.orthogonalizer in COEFFICIENTS:
+        if self.orthogonalizer in ITERATIONS:
             schedule(self.orthogonalizer, self.steps)
         elif self._dtype is not None and self._dtype.itemsize < torch.float32.itemsize:
             raise ValueError(

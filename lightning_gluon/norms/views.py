@@ -7,7 +7,7 @@ A `MatrixView` says so in plain integers, so that a parameter group that carries
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
 
@@ -53,11 +53,12 @@ class MatrixView:
         """Read the last two dimensions as one matrix (`transposed`: stored `(in, out)`), leading ones as a batch."""
         *batch, rows, columns = shape
         count = math.prod(batch)
-        if not transposed:
-            return cls(0, 0, shape[0], tuple(shape), tuple(range(len(shape))), (count, rows, columns))
-        last = len(shape) - 1
-        order = (*range(last - 1), last, last - 1)
-        return cls(0, 0, shape[0], tuple(shape), order, (count, columns, rows))
+        order = list(range(len(shape)))
+        matrix = (count, rows, columns)
+        if transposed:
+            order[-2], order[-1] = order[-1], order[-2]
+            matrix = (count, columns, rows)
+        return cls._of_all(shape, tuple(shape), order, matrix)
 
     @classmethod
     def conv(cls, shape: tuple[int, ...], *, transposed: bool = False, groups: int = 1) -> MatrixView:
@@ -69,14 +70,38 @@ class MatrixView:
             One view, with a batch of as many matrices as there are groups.
         """
         if groups > 1:
-            inner = cls.conv((shape[0] // groups, *shape[1:]), transposed=transposed)
-            order = (0, *(d + 1 for d in inner.permute))
-            matrix = (groups, *inner.matrix[1:])
-            return cls(0, 0, shape[0], (groups, *inner.split), order, matrix, inner.kernel)
-        order = (1, 0, *range(2, len(shape))) if transposed else tuple(range(len(shape)))
-        kernel = math.prod(shape[2:])
-        out, fan_in = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
-        return cls(0, 0, shape[0], tuple(shape), order, (1, out, fan_in * kernel), kernel)
+            one = (shape[0] // groups, *shape[1:])
+            inner = cls.conv(one, transposed=transposed)
+            order = [0, *(dim + 1 for dim in inner.permute)]
+            _, rows, columns = inner.matrix
+            return cls._of_all(shape, (groups, *inner.split), order, (groups, rows, columns), inner.kernel)
+        out, fan_in, *taps = shape
+        order = list(range(len(shape)))
+        if transposed:
+            out, fan_in = fan_in, out
+            order[0], order[1] = 1, 0
+        kernel = math.prod(taps)
+        return cls._of_all(shape, tuple(shape), order, (1, out, fan_in * kernel), kernel)
+
+    @classmethod
+    def _of_all(
+        cls,
+        shape: tuple[int, ...],
+        split: tuple[int, ...],
+        order: list[int],
+        matrix: tuple[int, int, int],
+        kernel: int = 1,
+    ) -> MatrixView:
+        """Read a whole parameter, without cutting a block out."""
+        return cls(
+            dim=0,
+            start=0,
+            stop=shape[0],
+            split=split,
+            permute=tuple(order),
+            matrix=matrix,
+            kernel=kernel,
+        )
 
     @classmethod
     def blocks(
@@ -84,12 +109,13 @@ class MatrixView:
     ) -> tuple[MatrixView, ...]:
         """Cut the out dimension of `(..., out, in)` (`transposed`: `(..., in, out)`) into blocks of the given sizes."""
         dim = len(shape) - 1 if transposed else len(shape) - 2
-        views, start = [], 0
+        views = []
+        start = 0
         for size in sizes:
             block = list(shape)
             block[dim] = size
             inner = cls.whole(tuple(block), transposed=transposed)
-            views.append(cls(dim, start, start + size, inner.split, inner.permute, inner.matrix))
+            views.append(replace(inner, dim=dim, start=start, stop=start + size))
             start += size
         return tuple(views)
 
@@ -112,18 +138,27 @@ class MatrixView:
             One view per size.
         """
         lead = len(shape) - 2 - kernel_dims
-        dim = lead + 1 if transposed else lead
-        batch, columns = tuple(shape[:lead]), tuple(shape[lead : lead + 1] if transposed else shape[lead + 1 :])
-        kernel = math.prod(columns[1:])
-        views, start = [], 0
+        batch = shape[:lead]
+        columns = shape[lead : lead + 1] if transposed else shape[lead + 1 :]
+        views = []
+        start = 0
         for size in sizes:
             rows = (groups, size) if groups > 1 else (size,)
             split = (*batch, *columns, *rows) if transposed else (*batch, *rows, *columns)
-            order = tuple(range(len(split)))
+            order = list(range(len(split)))
             if transposed:
-                order = (*order[:lead], *order[lead + 1 :], lead)
-            matrix = (math.prod(batch), groups * size, math.prod(columns))
-            views.append(cls(dim, start, start + size, split, order, matrix, kernel, groups))
+                order.append(order.pop(lead))
+            view = cls(
+                dim=lead + 1 if transposed else lead,
+                start=start,
+                stop=start + size,
+                split=split,
+                permute=tuple(order),
+                matrix=(math.prod(batch), groups * size, math.prod(columns)),
+                kernel=math.prod(columns[1:]),
+                groups=groups,
+            )
+            views.append(view)
             start += size
         return tuple(views)
 
@@ -139,18 +174,20 @@ class MatrixView:
         Returns:
             One view, with a batch of `parts` matrices.
         """
-        dim = len(shape) - 1 if transposed else len(shape) - 2
-        size, columns = shape[dim] // (groups * parts), shape[len(shape) - 2 if transposed else -1]
-        batch = tuple(shape[: len(shape) - 2])
+        *batch, rows, columns = shape
+        if transposed:
+            rows, columns = columns, rows
+        size = rows // (groups * parts)
         lead = len(batch)
         if transposed:  # (*batch, in, groups, parts, size) -> (*batch, parts, groups, size, in)
             split = (*batch, columns, groups, parts, size)
-            order = (*range(lead), lead + 2, lead + 1, lead + 3, lead)
+            tail = [lead + 2, lead + 1, lead + 3, lead]
         else:  # (*batch, groups, parts, size, in) -> (*batch, parts, groups, size, in)
             split = (*batch, groups, parts, size, columns)
-            order = (*range(lead), lead + 1, lead, lead + 2, lead + 3)
+            tail = [lead + 1, lead, lead + 2, lead + 3]
+        order = [*range(lead), *tail]
         matrix = (math.prod(batch) * parts, groups * size, columns)
-        return (cls(0, 0, shape[0], split, order, matrix),)
+        return (cls._of_all(shape, split, order, matrix),)
 
     @property
     def is_plain(self) -> bool:
@@ -166,9 +203,11 @@ class MatrixView:
         """Return the view of `tensor` before its dimensions are merged: shape `split` permuted, sharing storage."""
         dim = self.dim
         if self.groups > 1:
-            tensor, dim = tensor.unflatten(dim, (self.groups, -1)), dim + 1
-        if tensor.shape[dim] != self.stop - self.start:
-            tensor = tensor.narrow(dim, self.start, self.stop - self.start)
+            tensor = tensor.unflatten(dim, (self.groups, -1))
+            dim += 1
+        size = self.stop - self.start
+        if tensor.shape[dim] != size:
+            tensor = tensor.narrow(dim, self.start, size)
         return tensor.reshape(self.split).permute(self.permute)
 
     def unfold(self, matrices: Tensor) -> Tensor:
@@ -185,10 +224,10 @@ class MatrixView:
 
     def astuple(self) -> tuple[int | tuple[int, ...], ...]:
         """Return plain nested tuples, for a parameter group; `MatrixView(*astuple)` restores the view."""
-        shape = (self.split, self.permute, self.matrix)
-        return (self.dim, self.start, self.stop, *shape, self.kernel, self.groups)
+        return tuple(getattr(self, own.name) for own in fields(self))
 
 
 def covers(views: tuple[MatrixView, ...], shape: tuple[int, ...]) -> bool:
     """Tell whether the views hold as many entries as a parameter of that shape."""
-    return sum(math.prod(view.matrix) for view in views) == math.prod(shape)
+    entries = sum(math.prod(view.matrix) for view in views)
+    return entries == math.prod(shape)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from lightning_gluon.partition.build import partition
 from lightning_gluon.partition.names import route_by_name
-from lightning_gluon.partition.partition import partition
 from lightning_gluon.partition.result import Partition
-from lightning_gluon.partition.route import MATRIX_ROLES, ROLES, Route
+from lightning_gluon.partition.route import Route
+from lightning_gluon.partition.routing import register_routing
 
-__all__ = ["MATRIX_ROLES", "ROLES", "Partition", "Route", "partition", "route_by_name"]
+__all__ = ["Partition", "Route", "partition", "register_routing", "route_by_name"]

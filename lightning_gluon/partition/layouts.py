@@ -3,99 +3,183 @@
 from __future__ import annotations
 
 import math
+import re
 
 from torch import nn
 
 from lightning_gluon.norms.views import MatrixView
-from lightning_gluon.partition.fused import Split, find_split
-from lightning_gluon.partition.network import Site, class_names
+from lightning_gluon.partition.knowledge import entries, names_match
+from lightning_gluon.partition.known.rows import Layout, RawMap
+from lightning_gluon.partition.known.torch import GATES
+from lightning_gluon.partition.layers import Conv, ConvTranspose, declared_widths
+from lightning_gluon.partition.place import Place, class_names
+from lightning_gluon.partition.splits import Split, find_split, named_split
 
-__all__ = ["expert_views", "is_depthwise", "layer_views", "recurrent_views", "split_views"]
+__all__ = ["Read", "expert_views", "find_raw_map", "is_depthwise", "layer_views", "raw_views", "recurrent_views"]
 
-_Conv = nn.modules.conv._ConvNd
-_ConvTranspose = nn.modules.conv._ConvTransposeNd
 Shape = tuple[int, ...]
 Read = tuple[tuple[MatrixView, ...], str]  # the views and what to say about them
-
-
-def _noted(split: Split) -> str:
-    """Say what a split holds."""
-    return f", {' + '.join(split.parts)} fused" + (f" in {split.groups} groups" if split.groups > 1 else "")
+_TRANSPOSED = ", stored transposed"
 
 
 def split_views(shape: Shape, split: Split, *, transposed: bool = False, kernel_dims: int = 0) -> Read:
     """Read a fused weight part by part."""
     views = MatrixView.grouped(
-        shape, sizes=split.sizes, groups=split.groups, transposed=transposed, kernel_dims=kernel_dims
+        shape,
+        sizes=split.sizes,
+        groups=split.groups,
+        transposed=transposed,
+        kernel_dims=kernel_dims,
     )
-    return views, _noted(split)
+    return views, split.note
+
+
+# ---- layers
 
 
 def is_depthwise(conv: nn.Module) -> bool:
     """Tell whether a convolution filters each channel by itself, which is no map between channels."""
-    if not isinstance(conv, _Conv):
+    if not isinstance(conv, Conv):
         return False
-    return (conv.groups > 1 and conv.groups == conv.in_channels) or conv.in_channels == conv.out_channels == 1
+    alone = conv.in_channels == conv.out_channels == 1
+    return alone or conv.groups == conv.in_channels > 1
 
 
-def layer_views(site: Site, shape: Shape) -> Read:
+def layer_views(place: Place) -> Read:
     """Read the weight of a linear layer, a convolution or a `Conv1D` of GPT-2."""
-    owner = site.owner
-    transposed = "Conv1D" in class_names(owner)
-    stacked = not isinstance(owner, _Conv) and len(shape) > 2
-    rows, columns = shape[::-1] if transposed else shape[-2:] if stacked else shape[:2]
-    lora_in = any(part.startswith(("lora_A", "lora_embedding")) for part in site.path.split("."))
-    if isinstance(owner, _ConvTranspose):
+    owner = place.owner
+    shape = place.shape
+    if isinstance(owner, ConvTranspose):
         return (MatrixView.conv(shape, transposed=True, groups=owner.groups),), ""
-    if isinstance(owner, _Conv) and owner.groups > 1:
-        return (MatrixView.conv(shape, groups=owner.groups),), f", {owner.groups} groups"
-    split = None if lora_in else find_split(site, rows, columns)
-    if isinstance(owner, _Conv):
-        if split is None:
-            return (MatrixView.conv(shape),), ""
-        return split_views(shape, split, kernel_dims=len(shape) - 2)
+    if isinstance(owner, Conv):
+        return _conv_views(place, owner)
+    transposed = is_transposed(place)
+    rows, columns = shape[-2:]
+    if transposed:
+        rows, columns = columns, rows
+    split = None if place.inside("FIRST_FACTORS") else find_split(place, rows, columns)
     if split is not None:
         return split_views(shape, split, transposed=transposed)
-    return (MatrixView.whole(shape, transposed=transposed),), ", stored transposed" if transposed else ""
+    return (MatrixView.whole(shape, transposed=transposed),), _TRANSPOSED if transposed else ""
 
 
-_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "LSTMCell": 4, "GRUCell": 3, "RNNCell": 1}
+def _conv_views(place: Place, conv: Conv) -> Read:
+    shape = place.shape
+    if conv.groups > 1:
+        return (MatrixView.conv(shape, groups=conv.groups),), f", {conv.groups} groups"
+    split = None if place.inside("FIRST_FACTORS") else find_split(place, *shape[:2])
+    if split is None:
+        return (MatrixView.conv(shape),), ""
+    return split_views(shape, split, kernel_dims=len(shape) - 2)
 
 
-def recurrent_views(site: Site, shape: Shape) -> Read:
+def is_transposed(place: Place) -> bool:
+    """Tell whether a linear map is stored `(in, out)`, by the widths that its module says or by its class."""
+    if any(name in entries("TRANSPOSED_CLASSES") for name in class_names(place.owner)):
+        return True
+    said = declared_widths(place.owner)
+    stored = place.shape[-2:]
+    if said.reads != said.gives and stored == (said.reads, said.gives):
+        return True
+    row = _raw_map(place)
+    return row is not None and row.layout.transposed and stored == (said.reads, said.gives)
+
+
+def recurrent_views(place: Place) -> Read:
     """Read a recurrent weight gate by gate; LSTM's projection `weight_hr` is one map."""
-    gates = next((_GATES[name] for name in class_names(site.owner) if name in _GATES), 1)
-    if gates == 1 or site.local.startswith("weight_hr"):
-        return (MatrixView.whole(shape),), ""
-    return MatrixView.blocks(shape, sizes=(shape[0] // gates,) * gates), f", {gates} gates fused"
+    counts = [GATES[name] for name in class_names(place.owner) if name in GATES]
+    gates = counts[0] if counts else 1
+    if gates == 1 or place.local.startswith("weight_hr"):
+        return (MatrixView.whole(place.shape),), ""
+    sizes = (place.shape[0] // gates,) * gates
+    return MatrixView.blocks(place.shape, sizes=sizes), f", {gates} gates fused"
 
 
-def _is_transposed(owner: nn.Module, local: str, shape: Shape) -> bool:
+# ---- bare arrays
+
+
+def find_raw_map(place: Place) -> tuple[RawMap, Read] | None:
+    """Return the family that a bare array belongs to, with its matrices, or None.
+
+    Args:
+        place: Place of the parameter.
+
+    Returns:
+        The family and how the array is read, or None when it belongs to no known family.
+    """
+    row = _raw_map(place)
+    if row is None or len(place.shape) < 2:
+        return None
+    split = named_split(place, *place.shape[-2:])
+    if split is not None:
+        return row, split_views(place.shape, split)
+    return row, (raw_views(row.layout, place.shape), _TRANSPOSED if row.layout.transposed else "")
+
+
+def _raw_map(place: Place) -> RawMap | None:
+    for row in entries("RAW_MAPS"):
+        if not re.fullmatch(row.local, place.local):
+            continue
+        if any(re.fullmatch(row.owner, name) for name in class_names(place.owner)):
+            return row
+    return None
+
+
+def raw_views(layout: Layout, shape: Shape) -> tuple[MatrixView, ...]:
+    """Read a bare array as one map or as a stack of maps."""
+    if layout is Layout.IN_FIRST:
+        order = (*range(1, len(shape)), 0)
+        matrix = (1, math.prod(shape[1:]), shape[0])
+        return (MatrixView(0, 0, shape[0], shape, order, matrix),)
+    if layout in (Layout.BATCH, Layout.BATCH_IN_OUT):
+        return (MatrixView.whole(shape, transposed=layout.transposed),)
+    out = math.prod(shape[:-1]) if layout is Layout.OUT_IN else shape[0]
+    matrix = (1, out, math.prod(shape) // out)
+    return (MatrixView(0, 0, shape[0], shape, tuple(range(len(shape))), matrix),)
+
+
+# ---- stacked experts
+
+
+def expert_views(place: Place) -> Read:
+    """Read stacked experts, as transformers keeps them in one parameter each, as a batch of maps."""
+    shape = place.shape
+    if len(shape) == 2:
+        return _flat_experts(place)
+    transposed = _experts_transposed(place.owner)
+    note = f", {math.prod(shape[:-2])} experts stacked"
+    if transposed:
+        note += _TRANSPOSED
+    gated = place.local == "gate_up_proj" or (place.local == "weight" and place.layer == "input_linear")
+    if not gated:
+        return (MatrixView.whole(shape, transposed=transposed),), note
+    rows = shape[-1] if transposed else shape[-2]
+    half = rows // 2
+    alternate = not getattr(place.owner, "is_concatenated", True)
+    split = Split(("gate", "up"), (1, 1), half) if alternate else Split(("gate", "up"), (half, half))
+    views, fused = split_views(shape, split, transposed=transposed)
+    return views, note + fused
+
+
+def _flat_experts(place: Place) -> Read:
+    """Read experts stacked as `(experts * inner, hidden)`."""
+    counts = [getattr(place.owner, name, None) for name in entries("EXPERT_COUNTS")]
+    count = next(count for count in counts if count)
+    rows, columns = place.shape
+    applied_transposed = names_match("EXPERTS_BY_COLUMN", place.local)
+    tall = MatrixView.whole((count, rows // count, columns), transposed=applied_transposed)
+    view = MatrixView(0, 0, rows, tall.split, tall.permute, tall.matrix)
+    return (view,), f", {count} experts stacked"
+
+
+def _experts_transposed(owner: nn.Module) -> bool:
     """Tell whether stacked experts are stored `(experts, in, out)`."""
     declared = getattr(owner, "is_transposed", None)
     if declared is not None:
         return bool(declared)
-    first, second = getattr(owner, "gate_up_proj", None), getattr(owner, "down_proj", None)
+    first = getattr(owner, "gate_up_proj", None)
+    second = getattr(owner, "down_proj", None)
     if first is None or second is None:
         return False
     # (E, hidden, 2 * inner) with (E, inner, hidden), against (E, 2 * inner, hidden) with (E, hidden, inner)
     return bool(first.shape[-1] == 2 * second.shape[-2] and first.shape[-2] == second.shape[-1])
-
-
-def expert_views(site: Site, shape: Shape) -> Read:
-    """Read stacked experts, as transformers keeps them in one parameter each, as a batch of maps."""
-    owner, local = site.owner, site.local
-    if len(shape) == 2:  # DBRX: (experts * inner, hidden); the second map is applied transposed
-        count = next(c for n in ("moe_num_experts", "num_experts") if (c := getattr(owner, n, None)))
-        tall = MatrixView.whole((count, shape[0] // count, shape[1]), transposed=local == "w2")
-        view = MatrixView(0, 0, shape[0], tall.split, tall.permute, tall.matrix)
-        return (view,), f", {count} experts stacked"
-    transposed = _is_transposed(owner, local, shape)
-    note = f", {math.prod(shape[:-2])} experts stacked" + (", stored transposed" if transposed else "")
-    if local == "gate_up_proj" or (local == "weight" and site.holders and site.holders[0][0] == "input_linear"):
-        rows = shape[-1] if transposed else shape[-2]
-        alternate = not getattr(owner, "is_concatenated", True)
-        size, groups = (1, rows // 2) if alternate else (rows // 2, 1)
-        views, fused = split_views(shape, Split(("gate", "up"), (size, size), groups), transposed=transposed)
-        return views, note + fused
-    return (MatrixView.whole(shape, transposed=transposed),), note

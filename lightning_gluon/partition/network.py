@@ -1,139 +1,66 @@
-"""The module tree as the rules see it: who owns a parameter, what lies around it, which layer comes first and last."""
+"""The module tree as the rules see it: its weight layers in the order in which they are taken to run.
+
+Registration order stands in for the order of execution, with three corrections.
+
+* A decoder beside an encoder runs after everything that is no output, wherever it is registered.
+* Parts called `final`, `out` and the like run last.
+* Branches that cannot follow one another lie side by side: equal heads, two towers.
+
+A frozen branch does not decide which layer is the last one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
 
 from torch import nn
 
-__all__ = ["Network", "Site", "class_names", "is_lora", "is_weight_layer", "look_up", "strip_wrappers"]
+from lightning_gluon.partition.knowledge import names_match
+from lightning_gluon.partition.layers import Conv, Widths, is_weight_layer, widths
+from lightning_gluon.partition.place import Place, is_adapter, strip_wrappers
 
-# Wrappers that hold a layer under another name: peft, torch.compile, DDP, FSDP, activation checkpointing.
-_LAYERS = (nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.MultiheadAttention, nn.Bilinear)
-_WRAPPERS = {"base_layer", "original_module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+__all__ = ["Branch", "Network", "may_follow"]
 
-
-def class_names(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of a module's class and of its base classes, most specific first."""
-    return tuple(cls.__name__ for cls in type(module).__mro__)
-
-
-def strip_wrappers(path: str) -> tuple[str, ...]:
-    """Return the components of a path without those that wrappers and adapters put in."""
-    parts: list[str] = []
-    skip = False
-    for part in path.split(".") if path else []:
-        if skip:  # the adapter's name in peft: `lora_B.default`, `modules_to_save.default`
-            skip = False
-        elif part == "modules_to_save" or part.startswith("lora_"):
-            skip = True
-        elif part not in _WRAPPERS:
-            parts.append(part)
-    return tuple(parts)
-
-
-def is_lora(path: str) -> bool:
-    """Tell whether a module is part of an adapter rather than of the network itself."""
-    return any(part.startswith(("lora_", "adalora_", "vera_")) for part in path.split("."))
-
-
-def is_weight_layer(module: nn.Module) -> bool:
-    """Tell whether a module maps inputs by a weight of its own: a linear map, a convolution or a lookup table."""
-    weight = getattr(module, "weight", None)
-    if isinstance(module, _LAYERS):
-        return True
-    own = module._parameters.get("weight")
-    if own is not None and own.ndim > 1 and type(module).__name__.endswith("Linear"):  # not a subclass of torch's
-        return True
-    return (isinstance(module, nn.Linear) or "Conv1D" in class_names(module)) and getattr(weight, "ndim", 0) > 1
-
-
-def look_up(modules: tuple[nn.Module, ...], *names: str) -> Any:
-    """Return the first value found under any of the names on these modules, or else on their configurations."""
-    for module in modules:
-        for name in names:
-            value = getattr(module, name, None)
-            if value is not None:
-                return value
-    for module in modules:
-        config = getattr(module, "config", None)
-        for name in names:
-            try:
-                value = getattr(config, name, None)
-            except Exception:  # a configuration whose layers differ answers no question about all of them
-                value = None
-            if value is not None:
-                return value
-    return None
+_LISTS = (nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
-class Site:
-    """One place where a parameter hangs in the module tree.
+class Branch:
+    """A module with the weight layers inside it.
 
     Args:
-        name: Qualified name of the parameter.
-        local: Its name on the owning module (`weight`), seen through parametrizations and weight norm.
-        chain: `(path, module)` from the root down to the owning module, wrappers left out.
-        part: What a reparametrization stores here: `whole`, or `gain` for the magnitudes of weight norm.
+        path: Its path.
+        module: The module.
+        layers: Paths of its weight layers in order.
+        firsts: Paths of the layers that come first in it.
+        ends: Paths of the layers that come last in it.
+        frozen: True when it has parameters and none of them is trained.
+        reads: Features that its first layer reads.
+        gives: Features that its last layer gives.
     """
 
-    name: str
-    local: str
-    chain: tuple[tuple[str, nn.Module], ...]
-    part: str = "whole"
+    path: str
+    module: nn.Module
+    layers: tuple[str, ...]
+    firsts: tuple[str, ...]
+    ends: tuple[str, ...]
+    frozen: bool
+    reads: int | None
+    gives: int | None
 
     @property
-    def owner(self) -> nn.Module:
-        """The module that owns the parameter."""
-        return self.chain[-1][1]
+    def name(self) -> str:
+        """Its name on the module that holds it."""
+        return self.path.split(".")[-1]
 
     @property
-    def path(self) -> str:
-        """Qualified name of the owning module."""
-        return self.chain[-1][0]
-
-    @cached_property
-    def parts(self) -> tuple[str, ...]:
-        """Components of the owner's path, without wrappers."""
-        return strip_wrappers(self.path)
-
-    @cached_property
-    def holders(self) -> tuple[tuple[str, nn.Module], ...]:
-        """`(component, module that holds it)` from the owner upwards: the layer's own name and whose layer it is."""
-        found, path = [], self.path
-        modules = dict(self.chain)
-        while path:
-            parent, _, part = path.rpartition(".")
-            if strip_wrappers(path) != strip_wrappers(parent):
-                found.append((part, modules[parent]))
-            path = parent
-        return tuple(found)
-
-    def ancestors(self) -> Iterator[tuple[str, nn.Module]]:
-        """Yield `(path, module)` from the owner's parent up to the root."""
-        yield from reversed(self.chain[:-1])
-
-    @property
-    def around(self) -> tuple[nn.Module, ...]:
-        """The owner and all modules around it, nearest first."""
-        return tuple(module for _, module in reversed(self.chain))
-
-
-def _weight_norm_name(owner: nn.Module, local: str) -> tuple[str, str]:
-    """Undo `weight_norm` and `spectral_norm`: return the parameter's own name and which part of it is stored."""
-    for suffix, part in (("_g", "gain"), ("_v", "whole"), ("_orig", "whole")):
-        base = local.removesuffix(suffix)
-        if base != local and hasattr(owner, base) and base in ("weight", "bias"):
-            return base, part
-    return local, "whole"
+    def is_layer(self) -> bool:
+        """True for one layer by itself."""
+        return self.layers == (self.path,)
 
 
 class Network:
-    """A module tree with its weight layers in registration order.
+    """A module tree with its weight layers.
 
     Args:
         root: The module to look at.
@@ -142,48 +69,221 @@ class Network:
     def __init__(self, root: nn.Module) -> None:
         self.root = root
         self.modules = dict(root.named_modules(remove_duplicate=False))
-        layers = (path for path, module in self.modules.items() if is_weight_layer(module) and not is_lora(path))
-        self.layers: tuple[str, ...] = tuple(layers)
-        self.spans: dict[str, tuple[int, int]] = {}  # module -> its first and last weight layer
-        for index, path in enumerate(self.layers):
-            for prefix in _prefixes(path):
-                self.spans[prefix] = (self.spans.get(prefix, (index, index))[0], index)
+        self.branches: dict[str, Branch] = {}
+        self._trained: dict[str, bool] = {}
+        self._grow("", root)
+        self.layers = self.branches[""].layers if "" in self.branches else ()
 
-    def site(self, name: str) -> Site:
+    # ---- the tree
+
+    def _grow(self, path: str, module: nn.Module) -> Branch | None:
+        """Return the branch of a module, after those inside it; None where it holds no layer."""
+        inside = []
+        trained = any(parameter.requires_grad for parameter in module.parameters())
+        for name, child in module._modules.items():
+            if child is None:
+                continue
+            child_path = f"{path}.{name}" if path else name
+            branch = self._grow(child_path, child)
+            if branch is not None:
+                inside.append(branch)
+        own = is_weight_layer(module) and not is_adapter(path)
+        if not own and not inside:
+            return None
+        branch = self._joined(path, module, _in_order(inside), own=own, frozen=not trained)
+        self.branches[path] = branch
+        return branch
+
+    def _joined(self, path: str, module: nn.Module, inside: list[Branch], *, own: bool, frozen: bool) -> Branch:
+        """Make one branch of those inside it."""
+        layers: tuple[str, ...] = (path,) if own else ()
+        for branch in inside:
+            layers += branch.layers
+        ends = self._ends(module, inside) or layers
+        firsts = layers[:1] if own else self._firsts(module, inside)
+        reads = self._widths(firsts[0]).reads
+        gives = self._widths(ends[0]).gives
+        return Branch(path, module, layers, firsts, ends, frozen, reads, gives)
+
+    def _widths(self, path: str) -> Widths:
+        return widths(self.modules[path])
+
+    def _ends(self, module: nn.Module, inside: list[Branch]) -> tuple[str, ...]:
+        """Return the layers that come last: those of the last trained branch and of the branches beside it."""
+        candidates = inside
+        if not isinstance(module, nn.Sequential):
+            alive = [branch for branch in inside if not branch.frozen or names_match("HEADS", branch.name)]
+            candidates = alive or inside
+        if not candidates:
+            return ()
+        ends: tuple[str, ...] = ()
+        for branch in self._beside(module, candidates[::-1]):
+            ends = branch.ends + ends
+        return ends
+
+    def _firsts(self, module: nn.Module, inside: list[Branch]) -> tuple[str, ...]:
+        """Return the layers that come first, also of a trained branch that reads what a frozen one reads."""
+        firsts: tuple[str, ...] = ()
+        for branch in self._beside(module, inside):
+            firsts += branch.firsts
+        alive = [branch for branch in inside if not branch.frozen]
+        behind = bool(alive) and inside[0].frozen and not isinstance(module, nn.Sequential)
+        if behind and alive[0].reads == inside[0].reads and alive[0].reads is not None:
+            firsts += alive[0].firsts
+        return firsts
+
+    def _beside(self, module: nn.Module, branches: list[Branch]) -> list[Branch]:
+        """Return the first branch with those next to it that run beside it."""
+        if isinstance(module, nn.Sequential):
+            return branches[:1]
+        one, *others = branches
+        found = [one]
+        for other in others:
+            if self._side_by_side(module, one, other) and not _leads_on(other, branches):
+                found.append(other)
+            elif not isinstance(module, _LISTS):
+                break
+        return found
+
+    def _side_by_side(self, module: nn.Module, one: Branch, other: Branch) -> bool:
+        """Tell whether two branches of a module cannot follow one another, or are the same but for their names."""
+        if type(one.module) is not type(other.module):
+            return False
+        if one.is_layer and other.is_layer:
+            alike = one.reads == other.reads or isinstance(module, _LISTS)
+            return alike and not may_follow(one, other)
+        if one.is_layer or other.is_layer or one.gives != other.gives or one.gives is None:
+            return False
+        if isinstance(module, nn.ModuleList):
+            return isinstance(one.module, nn.Sequential) and not may_follow(one, other)
+        if isinstance(one.module, nn.ModuleList):
+            return False
+        return not may_follow(one, other) or self._are_twins(one, other)
+
+    def _are_twins(self, one: Branch, other: Branch) -> bool:
+        """Tell whether two branches are the same but for their names, which are neither numbers nor those of a code."""
+        coded = any(names_match(table, one.name) for table in ("ENCODERS", "LATE_PARTS"))
+        numbered = one.name.rstrip("0123456789") == other.name.rstrip("0123456789")
+        return self._shapes(one) == self._shapes(other) and not coded and not numbered
+
+    def _shapes(self, branch: Branch) -> list[Widths]:
+        return [self._widths(path) for path in branch.layers]
+
+    # ---- places
+
+    def place(self, name: str, shape: tuple[int, ...] = ()) -> Place:
         """Locate a parameter by its qualified name."""
         path, _, local = name.rpartition(".")
-        part = "whole"
         head, _, tail = path.rpartition(".")
+        gain = False
         if head.split(".")[-1] == "parametrizations":  # <owner>.parametrizations.<local>.original*
             path = head.removesuffix("parametrizations").rstrip(".")
-            part = "gain" if local == "original0" and hasattr(self.modules[f"{head}.{tail}"], "original1") else "whole"
+            gain = local == "original0" and hasattr(self.modules[f"{head}.{tail}"], "original1")
             local = tail
         else:
-            local, part = _weight_norm_name(self.modules[path], local)
+            local, gain = _own_name(self.modules[path], local)
         chain = tuple((prefix, self.modules[prefix]) for prefix in _prefixes(path))
-        return Site(name, local, chain, part)
+        return Place(name, local, chain, shape, gain)
+
+    # ---- questions
 
     def count(self, path: str) -> int:
         """Return the number of weight layers inside a module."""
-        first, last = self.spans.get(path, (0, -1))
-        return last - first + 1
+        return len(self.branches[path].layers) if path in self.branches else 0
 
     def first(self, path: str) -> str | None:
         """Return the path of the first weight layer inside a module."""
-        return self.layers[self.spans[path][0]] if path in self.spans else None
+        return self.branches[path].firsts[0] if path in self.branches else None
 
     def last(self, path: str) -> str | None:
         """Return the path of the last weight layer inside a module."""
-        return self.layers[self.spans[path][1]] if path in self.spans else None
+        return self.branches[path].ends[-1] if path in self.branches else None
 
-    def is_last(self, site: Site, path: str) -> bool:
-        """Tell whether the site's owner, or a copy of it under an adapter, is the last weight layer of a module."""
-        last = self.last(path)
-        return last is not None and (last == site.path or strip_wrappers(last) == site.parts)
+    def is_last(self, place: Place, path: str) -> bool:
+        """Tell whether the place's owner, or a copy of it under an adapter, comes last in a module."""
+        if path not in self.branches:
+            return False
+        ends = self.branches[path].ends
+        return place.path in ends or any(strip_wrappers(end) == place.parts for end in ends)
 
-    def leads(self, site: Site) -> str | None:
-        """Return the outermost module whose first weight layer is the site's owner."""
-        return next((path for path, _ in site.chain[:-1] if self.first(path) == site.path), None)
+    def leads(self, place: Place) -> str | None:
+        """Return the outermost module in which the place's owner comes first."""
+        for path, _ in place.chain[:-1]:
+            if path in self.branches and place.path in self.branches[path].firsts:
+                return path
+        return None
+
+    def in_frozen_network(self, path: str) -> bool:
+        """Tell whether a module lies in a frozen part of several layers beside trained ones."""
+        for prefix in _prefixes(path)[1:]:
+            branch = self.branches.get(prefix)
+            if branch is not None and branch.frozen and len(branch.layers) > 1:
+                return not self.branches[""].frozen
+        return False
+
+
+def _in_order(branches: list[Branch]) -> list[Branch]:
+    """Sort the branches of a module by when they run, as far as their names tell."""
+    names = [branch.name for branch in branches]
+    coded = any(names_match("ENCODERS", name) for name in names)
+    late = [index for index, name in enumerate(names) if coded and names_match("LATE_PARTS", name)]
+
+    def turn(index: int) -> int:
+        name = names[index]
+        if index in late:
+            return 1
+        if names_match("FINAL_PARTS", name):
+            return 2
+        after = bool(late) and index > late[0] and names_match("HEADS", name)
+        return 2 if after else 0
+
+    return [branches[index] for index in sorted(range(len(branches)), key=turn)]
+
+
+def _leads_on(branch: Branch, branches: list[Branch]) -> bool:
+    """Tell whether another layer among the branches reads what this one gives."""
+    if not branch.is_layer:
+        return False
+    return any(_feeds(branch, other) for other in branches if other is not branch)
+
+
+def may_follow(one: Branch, other: Branch) -> bool:
+    """Tell whether one of two branches can read what the other gives, flattened features included."""
+    return _feeds(one, other) or _feeds(other, one)
+
+
+def _feeds(one: Branch, other: Branch) -> bool:
+    if one.gives is None or other.reads is None:
+        return True
+    if one.gives == other.reads:
+        return True
+    flattened = _ends_in_conv(one) and not _starts_with_conv(other)
+    return flattened and other.reads % one.gives == 0
+
+
+def _ends_in_conv(branch: Branch) -> bool:
+    return isinstance(_inside(branch, branch.ends[-1]), Conv)
+
+
+def _starts_with_conv(branch: Branch) -> bool:
+    return isinstance(_inside(branch, branch.firsts[0]), Conv)
+
+
+def _inside(branch: Branch, path: str) -> nn.Module:
+    return branch.module.get_submodule(path.removeprefix(branch.path).lstrip("."))
+
+
+def _own_name(owner: nn.Module, local: str) -> tuple[str, bool]:
+    """Undo `weight_norm`, `spectral_norm` and pruning: return the parameter's own name and whether it is a gain."""
+    stored = owner._parameters
+    for suffix in ("_g", "_v"):
+        base = local.removesuffix(suffix)
+        if base != local and f"{base}_g" in stored and f"{base}_v" in stored:
+            return base, suffix == "_g"
+    base = local.removesuffix("_orig")
+    if base != local and hasattr(owner, base):
+        return base, False
+    return local, False
 
 
 def _prefixes(path: str) -> list[str]:

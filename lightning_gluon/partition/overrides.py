@@ -12,102 +12,140 @@ from torch import nn
 
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.norms.views import MatrixView, covers
-from lightning_gluon.partition.network import Site
-from lightning_gluon.partition.route import MATRIX_ROLES, ROLES
+from lightning_gluon.partition.place import Place
+from lightning_gluon.roles import MATRIX_ROLES, ROLES
 
-__all__ = ["Overrides", "Rules"]
+__all__ = ["Decision", "Override", "Overrides", "Rules"]
 
 Key = str | type[nn.Module]
 Value = str | Mapping[str, Any] | Callable[[str, nn.Parameter, nn.Module], Any]
 Rules = Mapping[Key, Value] | Sequence[tuple[Key, Value]]
+Shape = tuple[int, ...]
 
 _FIELDS = ("role", "norm", "views", "reason")
-_NORMS = (*NORMS, "conv")
 
 
-@dataclass
-class _Rule:
-    key: Key
-    value: Value
-    used: bool = False
+@dataclass(frozen=True)
+class Decision:
+    """What a rule says of one parameter; None and empty where it leaves a field to the built-in rules."""
 
-    @property
-    def label(self) -> str:
-        return repr(self.key) if isinstance(self.key, str) else self.key.__name__
-
-    @property
-    def exact(self) -> bool:
-        return isinstance(self.key, str) and not any(sign in self.key for sign in "*?[")
-
-    def matches(self, sites: Iterable[Site]) -> bool:
-        for site in sites:
-            if isinstance(self.key, str):
-                if fnmatch.fnmatchcase(site.name, self.key):
-                    return True
-            elif any(isinstance(module, self.key) for _, module in site.chain):
-                return True
-        return False
+    role: str
+    reason: str
+    norm: str | None = None
+    views: tuple[MatrixView, ...] = ()
 
 
-class Overrides:
-    """The user's rules, checked: the first that matches a parameter and has an opinion wins.
+class Override:
+    """One rule, checked.
 
     Args:
-        rules: Mapping, or list of pairs, from a name glob or a module type to a role, a dict with `role` and optional
-            `norm`, `views`, `reason`, or a callable `(name, parameter, module)` that returns one of those or None.
+        key: A name glob, or a module type that covers everything inside.
+        value: A role, a dict with `role` and optional `norm`, `views`, `reason`, or a callable
+            `(name, parameter, module)` that returns one of those or None.
+        origin: Who wrote it, for the reason.
 
     Raises:
-        TypeError: If the rules are no pairs, a key is neither a glob nor a module type, or a value none of the three.
+        TypeError: If the key is neither a glob nor a module type, or the value none of the three.
         ValueError: If a role, a norm or a field is unknown.
     """
 
-    def __init__(self, rules: Rules | None) -> None:
-        self._rules = [_Rule(key, value) for key, value in _pairs(rules)]
-        for rule in self._rules:
-            if not isinstance(rule.key, str) and not (isinstance(rule.key, type) and issubclass(rule.key, nn.Module)):
-                raise TypeError(
-                    f"Expected every key of `rules` to be a name glob or a torch.nn.Module type, but got {rule.key!r}."
-                )
-            if not callable(rule.value) or isinstance(rule.value, type):
-                _checked(rule.value, rule.label)
+    def __init__(self, key: Key, value: Value, origin: str = "of the user") -> None:
+        if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
+            raise TypeError(
+                f"Expected every key of `rules` to be a name glob or a torch.nn.Module type, but got {key!r}."
+            )
+        self.key = key
+        self.value = value
+        self.origin = origin
+        self.used = False
+        if not callable(value) or isinstance(value, type):
+            _checked(value, self.label)
 
-    def find(self, sites: Sequence[Site], parameter: nn.Parameter) -> dict[str, Any] | None:
-        """Return the override of a parameter as a dict with at least `role`, or None.
+    @property
+    def label(self) -> str:
+        """Its key, as messages show it."""
+        return repr(self.key) if isinstance(self.key, str) else self.key.__name__
+
+    @property
+    def is_exact(self) -> bool:
+        """True when it names one parameter."""
+        return isinstance(self.key, str) and not any(sign in self.key for sign in "*?[")
+
+    def matches(self, places: Iterable[Place]) -> bool:
+        """Tell whether the key fits one of the places of a parameter."""
+        for place in places:
+            if isinstance(self.key, str):
+                if fnmatch.fnmatchcase(place.name, self.key):
+                    return True
+            elif any(isinstance(module, self.key) for _, module in place.chain):
+                return True
+        return False
+
+    def decide(self, place: Place, parameter: nn.Parameter) -> Decision | None:
+        """Return what the rule says of a parameter, or None when it has no opinion.
 
         Args:
-            sites: All places of the parameter.
+            place: First place of the parameter.
             parameter: The parameter.
 
         Returns:
-            The fields of the first rule that matches, or None.
-        """
-        answer = None
-        for rule in self._rules:
-            if not rule.matches(sites):
-                continue
-            rule.used = True
-            if answer is None:
-                answer = self._apply(rule, sites[0], parameter)
-        return answer
+            The decision, or None.
 
-    def _apply(self, rule: _Rule, site: Site, parameter: nn.Parameter) -> dict[str, Any] | None:
-        value = rule.value
+        Raises:
+            ValueError: If a vector is to hold matrices, or `views` do not cover the parameter.
+        """
+        value = self.value
         if callable(value):
-            value = value(site.name, parameter, site.owner)
+            value = value(place.name, parameter, place.owner)
             if value is None:
                 return None
-        fields = _checked(value, rule.label)
-        if fields["role"] in MATRIX_ROLES and parameter.ndim < 2:
-            if not rule.exact:
+        fields = _checked(value, self.label)
+        role = fields["role"]
+        if role in MATRIX_ROLES and parameter.ndim < 2:
+            if not self.is_exact:
                 return None  # a glob over a block means its matrices; the vectors in it keep their own rule
             raise ValueError(
-                f"Expected a parameter with at least 2 dimensions for role {fields['role']!r}, but got {site.name!r} "
+                f"Expected a parameter with at least 2 dimensions for role {role!r}, but got {place.name!r} "
                 f"with shape {tuple(parameter.shape)}. Give it the role 'bias' or 'elementwise'."
             )
-        fields = {"reason": f"rule {rule.label} of the user", **fields}
-        if "views" in fields:
-            fields["views"] = _views(fields["views"], site.name, tuple(parameter.shape))
-        return fields
+        views = _views(fields["views"], place.name, tuple(parameter.shape)) if "views" in fields else ()
+        reason = fields.get("reason", f"rule {self.label} {self.origin}")
+        return Decision(role, reason, fields.get("norm"), views)
+
+
+class Overrides:
+    """Several rules: the first that matches a parameter and has an opinion wins.
+
+    Args:
+        rules: Mapping, or list of pairs, from the key of an `Override` to its value.
+        origin: Who wrote them, for the reason.
+
+    Raises:
+        TypeError: If the rules are no pairs, or one of them has a wrong type.
+        ValueError: If a role, a norm or a field is unknown.
+    """
+
+    def __init__(self, rules: Rules | None, origin: str = "of the user") -> None:
+        self._rules = [Override(key, value, origin) for key, value in _pairs(rules)]
+
+    def find(self, places: Sequence[Place], parameter: nn.Parameter) -> Decision | None:
+        """Return what the first rule that matches a parameter says, or None.
+
+        Args:
+            places: All places of the parameter.
+            parameter: The parameter.
+
+        Returns:
+            The decision, or None.
+        """
+        decision = None
+        for rule in self._rules:
+            if not rule.matches(places):
+                continue
+            rule.used = True
+            if decision is None:
+                decision = rule.decide(places[0], parameter)
+        return decision
 
     def check_used(self, names: Sequence[str]) -> None:
         """Raise when a rule matched nothing.
@@ -121,8 +159,13 @@ class Overrides:
         idle = [rule for rule in self._rules if not rule.used]
         if not idle:
             return
-        what = "these" if len(idle) > 1 else "a name glob" if isinstance(idle[0].key, str) else "a module type"
-        near = [key for rule in idle if isinstance(rule.key, str) for key in _near(rule.key, names)]
+        what = "a name glob" if isinstance(idle[0].key, str) else "a module type"
+        if len(idle) > 1:
+            what = "these"
+        near: list[str] = []
+        for rule in idle:
+            if isinstance(rule.key, str):
+                near += _near(rule.key, names)
         hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
         raise ValueError(
             f"Expected every rule to match a parameter, but {what} matched none: "
@@ -132,8 +175,12 @@ class Overrides:
 
 def _pairs(rules: Any) -> list[tuple[Any, Any]]:
     """Return the rules as pairs of key and value."""
-    pairs = rules.items() if isinstance(rules, Mapping) else () if rules is None else rules
-    listed = list(pairs) if isinstance(pairs, Iterable) and not isinstance(pairs, str) else [pairs]
+    if rules is None:
+        return []
+    pairs = rules.items() if isinstance(rules, Mapping) else rules
+    listed = [pairs]
+    if isinstance(pairs, Iterable) and not isinstance(pairs, str):
+        listed = list(pairs)
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in listed):
         raise TypeError(
             "Expected `rules` to map name globs or module types to roles, such as {'stem.*': 'hidden'}, or to be a "
@@ -156,37 +203,35 @@ def _checked(value: Any, label: str) -> dict[str, Any]:
         raise TypeError(
             f"Expected the rule for {label} to be a role, a dict with 'role', or a callable, but got {value!r}."
         )
-    unknown = [key for key in fields if key not in _FIELDS]
-    if unknown or "role" not in fields:
+    if "role" not in fields or not set(fields) <= set(_FIELDS):
         raise ValueError(
             f"Expected the rule for {label} to have the field 'role' and of {list(_FIELDS[1:])} what it needs, "
             f"but got {list(fields)}."
         )
-    if fields["role"] not in ROLES:
-        raise ValueError(
-            f"Expected the role of rule {label} to be one of {', '.join(ROLES)}, but got {fields['role']!r}."
-        )
     given = {key: value for key, value in fields.items() if value is not None}
-    if given.get("norm", "rms") not in _NORMS:
-        raise ValueError(
-            f"Expected the `norm` of rule {label} to be one of {', '.join(_NORMS)}, but got {given['norm']!r}."
-        )
-    if not isinstance(given.get("reason", ""), str):
-        raise TypeError(f"Expected the `reason` of rule {label} to be a text, but got {given['reason']!r}.")
-    if "views" in given and given["role"] not in MATRIX_ROLES:
-        raise ValueError(f"Expected no `views` in rule {label}, since the role {given['role']!r} has no matrices.")
+    _check_fields(given, fields["role"], label)
     return given
 
 
-def _views(views: Any, name: str, shape: tuple[int, ...]) -> tuple[MatrixView, ...]:
+def _check_fields(given: Mapping[str, Any], role: Any, label: str) -> None:
+    """Raise unless every field has a value that it can have."""
+    if role not in ROLES:
+        raise ValueError(f"Expected the role of rule {label} to be one of {', '.join(ROLES)}, but got {role!r}.")
+    norms = (*NORMS, "conv")
+    if "norm" in given and given["norm"] not in norms:
+        raise ValueError(
+            f"Expected the `norm` of rule {label} to be one of {', '.join(norms)}, but got {given['norm']!r}."
+        )
+    if not isinstance(given.get("reason", ""), str):
+        raise TypeError(f"Expected the `reason` of rule {label} to be a text, but got {given['reason']!r}.")
+    if "views" in given and role not in MATRIX_ROLES:
+        raise ValueError(f"Expected no `views` in rule {label}, since the role {role!r} has no matrices.")
+
+
+def _views(views: Any, name: str, shape: Shape) -> tuple[MatrixView, ...]:
     """Read `views` of a rule: matrix views, or the sizes of blocks along the out dimension."""
     given = tuple(views) if isinstance(views, Iterable) else ()
-    if (
-        given
-        and all(isinstance(size, int) and size > 0 for size in given)
-        and sum(given) == shape[0]
-        and len(shape) == 2
-    ):
+    if _are_sizes(given, shape):
         return MatrixView.blocks(shape, sizes=given)
     if given and all(isinstance(view, MatrixView) for view in given) and covers(given, shape):
         return given
@@ -194,3 +239,12 @@ def _views(views: Any, name: str, shape: tuple[int, ...]) -> tuple[MatrixView, .
         f"Expected `views` of {name!r} with shape {shape} to be MatrixViews that cover it, or sizes of blocks that add "
         f"up to its {shape[0] if shape else 0} rows, but got {views!r}."
     )
+
+
+def _are_sizes(given: tuple[Any, ...], shape: Shape) -> bool:
+    """Tell whether values are sizes of blocks that add up to the rows of a matrix."""
+    if not given or len(shape) != 2:
+        return False
+    if not all(isinstance(size, int) and size > 0 for size in given):
+        return False
+    return sum(given) == shape[0]

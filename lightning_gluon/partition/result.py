@@ -10,8 +10,9 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from torch import nn
 
-from lightning_gluon.partition.route import ROLES, Route
+from lightning_gluon.partition.route import Route
 from lightning_gluon.partition.table import render, to_text
+from lightning_gluon.roles import ROLES
 
 __all__ = ["Partition"]
 

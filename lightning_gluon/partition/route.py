@@ -1,24 +1,24 @@
-"""What is decided about one parameter: its role, its matrices and the reason."""
+"""The decision about one parameter: its role, its matrices and the reason."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
+from lightning_gluon.methods import METHODS
 from lightning_gluon.norms.views import MatrixView
 
-__all__ = ["DEFAULT_NORMS", "MATRIX_ROLES", "ROLES", "Route", "default_norm"]
+__all__ = ["Route", "default_norm"]
 
-MATRIX_ROLES = ("hidden", "input", "embedding", "head")
-ROLES = (*MATRIX_ROLES, "bias", "elementwise")
-
-DEFAULT_NORMS = {"hidden": "spectral", "input": "spectral", "embedding": "sign", "head": "sign", "bias": "rms"}
+# Roles whose kernels are maps per tap.
+_SPECTRAL = tuple(role for role, rule in METHODS["gluon"].rules.items() if rule.norm == "spectral")
 
 
 def default_norm(role: str, views: tuple[MatrixView, ...]) -> str:
     """Return the norm that method `gluon` gives a role; a kernel with several taps shows as `conv`."""
-    norm = DEFAULT_NORMS.get(role, "rms")
-    return "conv" if norm == "spectral" and any(view.kernel > 1 for view in views) else norm
+    norm = METHODS["gluon"].rules[role].norm
+    taps = any(view.kernel > 1 for view in views)
+    return "conv" if taps and role in _SPECTRAL else norm
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Route:
         role: One of `hidden`, `input`, `embedding`, `head`, `bias`, `elementwise`.
         norm: Norm of that role under method `gluon`: `spectral`, `conv`, `sign` or `rms`.
         reason: Why it has this role, one short sentence.
-        views: The matrices it holds, for `hidden`, `embedding` and `head`; empty for the other roles.
+        views: The matrices it holds, for the roles that hold matrices; empty for the other roles.
         frozen: True when the parameter did not require a gradient.
 
     Example:

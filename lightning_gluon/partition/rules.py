@@ -1,28 +1,33 @@
 """The rules: what a parameter is, from the module that owns it. The first rule that answers decides.
 
-A rule takes a `Case` and returns a `Finding` or None. Vectors and scalars come last among the arrays that are no map,
-so that a class token of shape `(dim,)` is still a token.
+A rule takes a `Place` and what is known of the network's output and input layers, and returns a `Finding` or None.
+Vectors and scalars come last among the arrays that are no map, so that a class token of shape `(dim,)` is still a
+token. The rules hold the mechanism; names and classes stand in `known`.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from lightning_gluon.norms.views import MatrixView
-from lightning_gluon.partition.evidence import Evidence
-from lightning_gluon.partition.layouts import expert_views, is_depthwise, layer_views, recurrent_views
-from lightning_gluon.partition.network import Site, class_names, is_weight_layer
-from lightning_gluon.partition.raw_maps import find_raw_map
+from lightning_gluon.partition.heads import Heads
+from lightning_gluon.partition.inputs import input_reason
+from lightning_gluon.partition.knowledge import entries, names_match, pattern
+from lightning_gluon.partition.layers import Conv, declared_widths, is_weight_layer
+from lightning_gluon.partition.layouts import (
+    expert_views,
+    find_raw_map,
+    is_depthwise,
+    layer_views,
+    recurrent_views,
+)
+from lightning_gluon.partition.place import Place, is_adapter
 
-__all__ = ["Case", "Finding", "decide"]
-
-_Conv = nn.modules.conv._ConvNd
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
+__all__ = ["ROLE_RULES", "Finding", "find"]
 
 
 @dataclass(frozen=True)
@@ -33,262 +38,321 @@ class Finding:
     reason: str
     views: tuple[MatrixView, ...] = ()
 
-
-@dataclass(frozen=True)
-class Case:
-    """One place of a parameter, with everything a rule may look at."""
-
-    site: Site
-    shape: tuple[int, ...]
-    evidence: Evidence
-
     @property
-    def owner(self) -> nn.Module:
-        """The module that owns the parameter."""
-        return self.site.owner
-
-    @property
-    def kind(self) -> str:
-        """Class name of the owner."""
-        return type(self.site.owner).__name__
-
-    def owned_by(self, *fragments: str) -> bool:
-        """Tell whether the owner's class, or a base class, has one of the fragments in its name."""
-        return any(fragment in name for name in class_names(self.owner) for fragment in fragments)
-
-    @property
-    def label(self) -> str:
-        """The parameter's name as its module means it: members of a ParameterList or -Dict go by the name of that."""
-        if isinstance(self.owner, nn.ParameterList | nn.ParameterDict) and self.site.holders:
-            return self.site.holders[0][0]
-        return self.site.local
-
-    @property
-    def is_vector(self) -> bool:
-        """True when at most one dimension has more than one entry."""
-        return sum(size != 1 for size in self.shape) <= 1
+    def is_degenerate(self) -> bool:
+        """True for one single matrix of one row or one column, such as a gate."""
+        shapes = [shape for view in self.views for shape in view.shapes]
+        return len(shapes) == 1 and min(shapes[0]) == 1
 
 
-_POSITION = re.compile(r"(.*_)?(abs_)?pos(ition|itional)?_?(emb|embed|embeds|enc|encoding|embedding|embeddings)?"
-                       r"(_.+|\d+)?$|pos$|.*_pos$|time_embeddings$")  # fmt: skip
-_RELATIVE = re.compile(r"(.*_)?rel(ative)?_(pos|position|attention|emb|embeddings|bias)\w*|.*_rel(_[a-z])?$|rpb$"
-                       r"|emb_rel_\w|attention_biases$|position_bias$|distance_embedding$|pos_bias_\w$|bias_values$|pe_k$"
-                       r"|rel_\w*(embed|embeddings?)$|index_kpool_compress_ape$")  # fmt: skip
-_TOKEN = re.compile(
-    r".*tokens?(_\w+|\d+)?$|cls(_emb\w*)?$|class_(embedding|pos_emb)$|.*mask(ed)?_(spec_)?emb\w*$|latents?(_\dd|_query)?$|probe$|pad_(up|down|left|right)$"
-    r"|(.+_)?quer(y|ies)(_embed|_tokens)?$|image_\w+$|view_separator$|(.+_)?(level|seg|segment)_embed\w*$|dummy_node$"
-    r"|(.+_)?prompts?(_\w+)?$|.*_latents?$|\w+_init$"
-)
-_SCALE = re.compile(r"(.*_)?(logit|reg|video|text)?_?logit_(scale|bias)\w*$|(.*_)?temp(erature)?$|logit_scale\w*$")
-_DYNAMICS = re.compile(r"A(_log|_logs)?$|log_(A|dt|k|delta|state_decay)$|time_(decay|first|faaaa)$|A_\w+$")
-_BIAS = re.compile(r"(.*_)?bias(es|_\w+)?$")
-_GAIN = re.compile(r"(D|layer_?scale|ls|gamma|alpha|beta|scale|res_scale|skip_scale)(_?\w)?$")
-_FACTOR = re.compile(r"(((ada|de)?lora|hira)_[AB]|hada_w\d_[ab]|lokr_w\d(_[ab])?)$")
-_RELATIVE_CLASS = re.compile(r".*(Relative|RelPos).*")
-_POSITION_CLASS = re.compile(r"Position(al)?(Embed|Enc)|PosEmb|PosEnc|Relative(Logits|PositionBias)|RotaryEmb")
+def find(place: Place, heads: Heads) -> Finding | None:
+    """Return what the first fitting rule says about a parameter, or None when no rule fits.
 
+    Args:
+        place: Place of the parameter.
+        heads: The output layers of the network, with the evidence for them.
 
-def adapter_table(case: Case) -> Finding | None:
-    """Adapter (peft) of a lookup table: the first factor is a table, the second a map."""
-    part = next((p for p in case.site.path.split(".") if p.startswith("lora_embedding_")), None)
-    if part is None or len(case.shape) != 2:
-        return None
-    if part.endswith("A"):
-        return Finding("embedding", "LoRA factor of a lookup table", (MatrixView.whole(case.shape, transposed=True),))
-    return Finding("hidden", "LoRA factor", (MatrixView.whole(case.shape),))
-
-
-def adapter_factor(case: Case) -> Finding | None:
-    """Low-rank factors that an adapter (peft) keeps as bare arrays `(out, in)`: AdaLoRA, DeLoRA, HiRA, LoHa, LoKr."""
-    if len(case.shape) == 2 and _FACTOR.match(case.site.path.split(".")[-1]):
-        return Finding("hidden", "low-rank factor of an adapter", (MatrixView.whole(case.shape),))
+    Returns:
+        The finding, or None.
+    """
+    for rule in ROLE_RULES:
+        finding = rule(place, heads)
+        if finding is not None:
+            return _as_vector(finding, place)
     return None
 
 
-def lookup_table(case: Case) -> Finding | None:
+def _as_vector(finding: Finding, place: Place) -> Finding:
+    """Treat a map between features with one row or one column as a vector; an adapter's rank is its own affair."""
+    factor = is_adapter(place.path) or names_match("FACTORS", place.path.split(".")[-1])
+    if not finding.is_degenerate or factor or not _steps_as_map(finding):
+        return finding
+    return Finding("bias", f"{finding.reason}; one row or column only, so a vector")
+
+
+def _steps_as_map(finding: Finding) -> bool:
+    return finding.role == "hidden"
+
+
+def _whole(place: Place, *, transposed: bool = False) -> tuple[MatrixView, ...]:
+    return (MatrixView.whole(place.shape, transposed=transposed),)
+
+
+# ---- adapters
+
+
+def adapter_table(place: Place, heads: Heads) -> Finding | None:
+    """Adapter of a lookup table: the first factor is a table, the second a map."""
+    parts = [part for part in place.path.split(".") if names_match("TABLE_FACTORS", part)]
+    if not parts or len(place.shape) != 2:
+        return None
+    if parts[0].endswith("A"):
+        return Finding("embedding", "LoRA factor of a lookup table", _whole(place, transposed=True))
+    return Finding("hidden", "LoRA factor", _whole(place))
+
+
+def adapter_factor(place: Place, heads: Heads) -> Finding | None:
+    """Low-rank factors that an adapter keeps as bare arrays `(out, in)`."""
+    if len(place.shape) == 2 and names_match("FACTORS", place.path.split(".")[-1]):
+        return Finding("hidden", "low-rank factor of an adapter", _whole(place))
+    return None
+
+
+# ---- layers
+
+
+def lookup_table(place: Place, heads: Heads) -> Finding | None:
     """Tables: one row per entry."""
-    table = isinstance(case.owner, nn.Embedding | nn.EmbeddingBag)
-    if case.site.local != "weight" or len(case.shape) != 2:
+    if place.local != "weight" or len(place.shape) != 2:
         return None
-    if not table and not (case.owned_by("Embedding") and not is_weight_layer(case.owner)):
+    table = isinstance(place.owner, nn.Embedding | nn.EmbeddingBag)
+    own = place.owned_by("Embedding") and not is_weight_layer(place.owner)
+    if not table and not own:
         return None
-    name = case.site.holders[0][0] if case.site.holders else ""
-    if _RELATIVE.match(name) or _RELATIVE_CLASS.match(case.kind):
+    name = place.layer
+    relative = names_match("RELATIVE_POSITIONS", name) and not _of_relations(place)
+    if relative or pattern("RELATIVE_CLASSES").search(place.kind):
         return Finding("elementwise", f"table over relative positions ({name})")
-    return Finding("embedding", f"lookup table ({case.kind})", (MatrixView.whole(case.shape),))
+    return Finding("embedding", f"lookup table ({place.kind})", _whole(place))
 
 
-def gain_of_weight_norm(case: Case) -> Finding | None:
+def _of_relations(place: Place) -> bool:
+    """Tell whether a table lies beside a table of entities, or in a network of nothing but tables."""
+    if not place.holders:
+        return False
+    siblings = [name for name, child in place.holders[0][1].named_children() if child is not place.owner]
+    if any(names_match("ENTITIES", name) for name in siblings):
+        return True
+    layers = [module for module in place.chain[0][1].modules() if is_weight_layer(module)]
+    return len(layers) > 1 and all(isinstance(layer, nn.Embedding | nn.EmbeddingBag) for layer in layers)
+
+
+def gain_of_weight_norm(place: Place, heads: Heads) -> Finding | None:
     """The magnitudes that weight norm takes out of a weight."""
-    return Finding("bias", "magnitudes of weight norm") if case.site.part == "gain" else None
+    return Finding("bias", "magnitudes of weight norm") if place.gain else None
 
 
-def norm_gain(case: Case) -> Finding | None:
+_NORM_PARTS = {"weight": "gain", "gamma": "gain", "bias": "bias", "beta": "bias"}
+
+
+def norm_gain(place: Place, heads: Heads) -> Finding | None:
     """Gains and biases of normalisation layers, whatever their shape."""
-    what = {"weight": "gain", "gamma": "gain", "bias": "bias", "beta": "bias"}.get(case.site.local)
-    if what and case.owned_by("Norm") and not is_weight_layer(case.owner):
-        return Finding("bias", f"{what} of {case.kind}")
+    what = _NORM_PARTS.get(place.local)
+    if what and place.owned_by("Norm") and not is_weight_layer(place.owner):
+        return Finding("bias", f"{what} of {place.kind}")
     return None
 
 
-def weight_of_layer(case: Case) -> Finding | None:
+def weight_of_layer(place: Place, heads: Heads) -> Finding | None:
     """Linear layers and convolutions: input layer, output layer, filter, or map between features."""
-    site, owner = case.site, case.owner
-    if site.local != "weight" or not is_weight_layer(owner) or len(case.shape) < 2:
+    owner = place.owner
+    if place.local != "weight" or not is_weight_layer(owner) or len(place.shape) < 2:
         return None
     if is_depthwise(owner):
-        return Finding("elementwise", f"depthwise filters ({case.kind}): each channel by itself, no map")
-    views, note = layer_views(site, case.shape)
-    if reason := case.evidence.head_reason(site):
+        return _filters(place)
+    views, note = layer_views(place)
+    reason = heads.reason(place)
+    if reason is not None:
         return Finding("head", reason + note, views)
-    if reason := case.evidence.input_reason(site):
-        if isinstance(owner, _Conv) and tuple(owner.stride) == tuple(owner.kernel_size):  # patches: no tap is shared
-            views = tuple(replace(view, kernel=1) for view in views)
-        return Finding("input", reason + note, views)
-    if any(part.startswith("lora_") for part in site.path.split(".")):
+    reason = input_reason(place, heads.evidence)
+    if reason is not None:
+        return Finding("input", reason + note, _of_patches(owner, views))
+    if any(names_match("NAMED_PARTS", part) for part in place.path.split(".") if part.startswith("lora_")):
         return Finding("hidden", "LoRA factor" + note, views)
-    verb = "convolution" if isinstance(owner, _Conv) else "linear map"
-    return Finding("hidden", f"{verb} between features ({case.kind}){note}", views)
+    if isinstance(owner, nn.Bilinear):
+        return Finding("hidden", "bilinear map, one matrix per output", views)
+    verb = "convolution" if isinstance(owner, Conv) else "linear map"
+    return Finding("hidden", f"{verb} between features ({place.kind}){note}", views)
 
 
-def attention_projection(case: Case) -> Finding | None:
+def _filters(place: Place) -> Finding:
+    return Finding("elementwise", f"depthwise filters ({place.kind}): each channel by itself, no map")
+
+
+def _of_patches(owner: nn.Module, views: tuple[MatrixView, ...]) -> tuple[MatrixView, ...]:
+    """Read the kernel of a patch embedding, whose taps share no input, as a plain matrix."""
+    if isinstance(owner, Conv) and tuple(owner.stride) == tuple(owner.kernel_size):
+        return tuple(replace(view, kernel=1) for view in views)
+    return views
+
+
+def attention_projection(place: Place, heads: Heads) -> Finding | None:
     """`torch.nn.MultiheadAttention`: fused or separate projections of its own."""
-    local = case.site.local
-    if local == "in_proj_weight" and len(case.shape) == 2:
-        views = MatrixView.blocks(case.shape, sizes=(case.shape[0] // 3,) * 3)
-        return Finding("hidden", f"attention projection ({case.kind}), q + k + v fused", views)
-    if local in {"q_proj_weight", "k_proj_weight", "v_proj_weight"} and len(case.shape) == 2:
-        return Finding("hidden", f"attention projection ({case.kind})", (MatrixView.whole(case.shape),))
+    if len(place.shape) != 2:
+        return None
+    reason = f"attention projection ({place.kind})"
+    if names_match("FUSED_PROJECTIONS", place.local):
+        views = MatrixView.blocks(place.shape, sizes=(place.shape[0] // 3,) * 3)
+        return Finding("hidden", f"{reason}, q + k + v fused", views)
+    if names_match("SEPARATE_PROJECTIONS", place.local):
+        return Finding("hidden", reason, _whole(place))
     return None
 
 
-def recurrent_weight(case: Case) -> Finding | None:
+def recurrent_weight(place: Place, heads: Heads) -> Finding | None:
     """Weights of LSTM, GRU and RNN."""
-    if isinstance(case.owner, _RECURRENT) and case.site.local.startswith("weight_"):
-        views, note = recurrent_views(case.site, case.shape)
-        return Finding("hidden", f"recurrent map ({case.kind}){note}", views)
+    if isinstance(place.owner, nn.RNNBase | nn.RNNCellBase) and place.local.startswith("weight_"):
+        views, note = recurrent_views(place)
+        return Finding("hidden", f"recurrent map ({place.kind}){note}", views)
     return None
 
 
-def experts(case: Case) -> Finding | None:
+# ---- bare arrays that are maps
+
+
+def experts(place: Place, heads: Heads) -> Finding | None:
     """Experts stacked in one parameter."""
-    names = {"gate_up_proj", "down_proj", "up_proj", "gate_proj", "w1", "w2", "w3", "v1", "weight"}
-    if len(case.shape) < 2 or case.site.local not in names or not case.owned_by("Expert"):
+    if len(place.shape) < 2 or not names_match("EXPERT_PARAMETERS", place.local) or not place.owned_by("Expert"):
         return None
-    if case.owned_by("Router", "Gate") or (case.site.local == "weight" and len(case.shape) < 3):
+    bare = place.local == "weight"
+    if place.owned_by("Router", "Gate") or (bare and len(place.shape) < 3):
         return None
-    if len(case.shape) == 2 and not any(hasattr(case.owner, n) for n in ("moe_num_experts", "num_experts")):
+    counted = any(hasattr(place.owner, name) for name in entries("EXPERT_COUNTS"))
+    if len(place.shape) == 2 and not counted:
         return None
-    views, note = expert_views(case.site, case.shape)
-    return Finding("hidden", f"maps between features ({case.kind}){note}", views)
+    views, note = expert_views(place)
+    return Finding("hidden", f"maps between features ({place.kind}){note}", views)
 
 
-def mixed_convolution(case: Case) -> Finding | None:
+def mixed_convolution(place: Place, heads: Heads) -> Finding | None:
     """Kernels of several experts in one row each, mixed by example before use (timm's `CondConv2d`)."""
-    kernel = getattr(case.owner, "weight_shape", None)
-    if case.site.local != "weight" or not isinstance(kernel, tuple) or case.shape[1:] != (math.prod(kernel),):
+    kernel = getattr(place.owner, "weight_shape", None)
+    if place.local != "weight" or not isinstance(kernel, tuple):
+        return None
+    if place.shape[1:] != (math.prod(kernel),):
         return None
     if kernel[1] == 1 < kernel[0]:
-        return Finding("elementwise", f"depthwise filters ({case.kind}): each channel by itself, no map")
-    view = MatrixView.conv((case.shape[0] * kernel[0], *kernel[1:]), groups=case.shape[0])
-    views = (replace(view, stop=case.shape[0]),)
-    return Finding("hidden", f"convolution between features ({case.kind}), {case.shape[0]} experts", views)
+        return _filters(place)
+    count = place.shape[0]
+    view = MatrixView.conv((count * kernel[0], *kernel[1:]), groups=count)
+    reason = f"convolution between features ({place.kind}), {count} experts"
+    return Finding("hidden", reason, (replace(view, stop=count),))
 
 
-def router(case: Case) -> Finding | None:
-    """Routers and other maps that are kept as a bare `weight`."""
-    if case.site.local != "weight" or len(case.shape) != 2 or is_weight_layer(case.owner):
+def router(place: Place, heads: Heads) -> Finding | None:
+    """Routers kept as a bare `weight`: maps from features to experts."""
+    if not _is_bare_weight(place, "ROUTER_CLASSES"):
         return None
-    if case.owned_by("Router", "Gate", "Gating", "TopK"):
-        return Finding("hidden", f"router: linear map to the experts ({case.kind})", (MatrixView.whole(case.shape),))
-    if case.owned_by("Linear", "Dense", "Projection"):
-        return Finding("hidden", f"linear map between features ({case.kind})", (MatrixView.whole(case.shape),))
-    return None
+    return Finding("hidden", f"router: linear map to the experts ({place.kind})", _whole(place))
 
 
-def bilinear(case: Case) -> Finding | None:
-    """`torch.nn.Bilinear`: one matrix per output."""
-    if isinstance(case.owner, nn.Bilinear) and case.site.local == "weight":
-        return Finding("hidden", "bilinear map, one matrix per output", (MatrixView.whole(case.shape),))
-    return None
+def bare_map(place: Place, heads: Heads) -> Finding | None:
+    """Other maps that are kept as a bare `weight`."""
+    if not _is_bare_weight(place, "BARE_MAP_CLASSES"):
+        return None
+    return Finding("hidden", f"linear map between features ({place.kind})", _whole(place))
 
 
-def shared_space(case: Case) -> Finding | None:
+def _is_bare_weight(place: Place, table: str) -> bool:
+    if place.local != "weight" or len(place.shape) != 2 or is_weight_layer(place.owner):
+        return False
+    return any(place.owned_by(*entry.split("|")) for entry in entries(table))
+
+
+def shared_space(place: Place, heads: Heads) -> Finding | None:
     """OpenAI's CLIP keeps its output projections as bare arrays stored `(in, out)`."""
-    towers = any(hasattr(case.owner, name) for name in ("class_embedding", "positional_embedding"))
-    if len(case.shape) == 2 and case.site.local in {"proj", "text_projection", "visual_projection"} and towers:
-        views = (MatrixView.whole(case.shape, transposed=True),)
-        return Finding("head", "output layer: projects into the shared space, stored transposed", views)
-    return None
+    towers = any(hasattr(place.owner, name) for name in entries("TOWER_PARTS"))
+    if len(place.shape) != 2 or not towers or not names_match("TOWER_PROJECTIONS", place.local):
+        return None
+    reason = "output layer: projects into the shared space, stored transposed"
+    return Finding("head", reason, _whole(place, transposed=True))
 
 
-def raw_map(case: Case) -> Finding | None:
+def raw_map(place: Place, heads: Heads) -> Finding | None:
     """Maps kept as bare arrays by modules we know."""
-    known = find_raw_map(case.site, case.shape)
+    known = find_raw_map(place)
     if known is None:
         return None
-    entry, (views, note) = known
-    what = "output layer" if entry.role == "head" else "linear map between features"
-    return Finding(entry.role, f"{what} kept as a bare array ({case.kind}.{case.site.local}){note}", views)
+    row, (views, note) = known
+    return Finding(row.role, f"{row.what} kept as a bare array ({place.kind}.{place.local}){note}", views)
 
 
-def codebook(case: Case) -> Finding | None:
-    """Code vectors that are looked up."""
-    if case.site.local in {"codevectors", "codebook", "label_embeddings_concat"} and len(case.shape) >= 2:
-        return Finding("embedding", "lookup table of code vectors", (MatrixView.whole(case.shape),))
-    return None
-
-
-_NO_MAP = (
-    (_RELATIVE, "relative-position table: added to scores, no map"),
-    (_SCALE, "logit scale: multiplies scores, no map"),
-    (_TOKEN, "learned token: added to or put beside the inputs, no map"),
-    (_POSITION, "learned positions: added to the inputs, no map"),
-    (re.compile(r"static_weight$"), "depthwise filters: each channel by itself, no map"),
-    (_DYNAMICS, "table of a recurrence's rates: acts entry by entry, no map"),
-)
-
-
-def no_map(case: Case) -> Finding | None:
-    """Bare arrays that act entry by entry: tokens, positions, relative positions, logit scales, rates."""
-    local = case.label
-    if local in {"weight", "bias"}:
+def declared_map(place: Place, heads: Heads) -> Finding | None:
+    """Maps kept as bare arrays by a module that says its widths: relational graph convolutions, say."""
+    said = declared_widths(place.owner)
+    if len(place.shape) < 2 or said.reads is None or said.gives is None:
         return None
-    for pattern, reason in _NO_MAP:
-        if pattern.match(local):
-            return Finding("elementwise", f"{reason} ({local})")
-    gain = len(case.shape) < 2 or _GAIN.match(local)
-    if not gain and any(_POSITION_CLASS.search(type(module).__name__) for module in case.site.around[:2]):
-        return Finding("elementwise", f"learned positions: added to the inputs, no map ({local} of {case.kind})")
+    transposed = place.shape[-2:] == (said.reads, said.gives) != (said.gives, said.reads)
+    if not transposed and place.shape[-2:] != (said.gives, said.reads):
+        return None
+    reason = heads.reason(place) or f"linear map between features, of the widths that {place.kind} says"
+    role = "head" if heads.reason(place) else "hidden"
+    note = ", stored transposed" if transposed else ""
+    return Finding(role, reason + note, _whole(place, transposed=transposed))
+
+
+def table(place: Place, heads: Heads) -> Finding | None:
+    """Rows that are looked up, kept as a bare array: codebooks, entities, rows that replace those of a table."""
+    names = (place.label, place.local)
+    if len(place.shape) >= 2 and any(names_match("TABLES", name) for name in names):
+        return Finding("embedding", f"lookup table kept as a bare array ({place.label})", _whole(place))
     return None
 
 
-def bias(case: Case) -> Finding | None:
+# ---- arrays that are no map
+
+_PLAIN_NAMES = ("weight", "bias")
+_NO_MAP = {
+    "RELATIVE_POSITIONS": "relative-position table: added to scores, no map",
+    "SCALES": "logit scale: multiplies scores, no map",
+    "TOKENS": "learned token: added to or put beside the inputs, no map",
+    "POSITIONS": "learned positions: added to the inputs, no map",
+    "FILTERS": "depthwise filters: each channel by itself, no map",
+    "RATES": "table of a recurrence's rates: acts entry by entry, no map",
+}
+
+
+def no_map(place: Place, heads: Heads) -> Finding | None:
+    """Bare arrays that act entry by entry: tokens, positions, relative positions, logit scales, rates."""
+    name = place.label
+    if name in _PLAIN_NAMES:
+        return None
+    for kind, reason in _NO_MAP.items():
+        if names_match(kind, name):
+            return Finding("elementwise", f"{reason} ({name})")
+    gain = len(place.shape) < 2 or names_match("GAINS", name)
+    positions = any(pattern("POSITION_CLASSES").search(type(module).__name__) for module in place.around[:2])
+    if positions and not gain:
+        return Finding("elementwise", f"learned positions: added to the inputs, no map ({name} of {place.kind})")
+    return None
+
+
+def bias(place: Place, heads: Heads) -> Finding | None:
     """Biases, those of stacked experts included."""
-    if _BIAS.match(case.label):
-        return Finding("bias", f"bias of {case.kind}")
-    return None
+    return Finding("bias", f"bias of {place.kind}") if names_match("BIASES", place.label) else None
 
 
-def scale(case: Case) -> Finding | None:
+def scale(place: Place, heads: Heads) -> Finding | None:
     """Layer scales kept several to an array."""
-    if _GAIN.match(case.label):
-        return Finding("bias", f"scale of {case.kind}: multiplies entry by entry")
+    if names_match("GAINS", place.label):
+        return Finding("bias", f"scale of {place.kind}: multiplies entry by entry")
     return None
 
 
-def vector(case: Case) -> Finding | None:
+def vector(place: Place, heads: Heads) -> Finding | None:
     """Every other vector or scalar: gains, layer scales, mixing weights."""
-    return Finding("bias", f"vector of {case.kind}") if case.is_vector else None
+    return Finding("bias", f"vector of {place.kind}") if place.is_vector else None
 
 
-_RULES: tuple[Callable[[Case], Finding | None], ...] = (
-    adapter_table, gain_of_weight_norm, lookup_table, norm_gain, weight_of_layer, attention_projection,
-    recurrent_weight, experts, mixed_convolution, router, bilinear, shared_space, raw_map, codebook, no_map, bias,
-    scale, adapter_factor, vector,
-)  # fmt: skip
-
-
-def decide(case: Case) -> Finding | None:
-    """Return what the first fitting rule says about a parameter, or None when no rule fits."""
-    return next((finding for rule in _RULES if (finding := rule(case)) is not None), None)
+ROLE_RULES: tuple[Callable[[Place, Heads], Finding | None], ...] = (
+    adapter_table,
+    gain_of_weight_norm,
+    lookup_table,
+    norm_gain,
+    weight_of_layer,
+    attention_projection,
+    recurrent_weight,
+    experts,
+    mixed_convolution,
+    router,
+    bare_map,
+    shared_space,
+    raw_map,
+    table,
+    no_map,
+    bias,
+    scale,
+    adapter_factor,
+    vector,
+    declared_map,
+)

@@ -11,19 +11,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lightning_gluon.partition.route import ROLES, Route
+from lightning_gluon.partition.route import Route
+from lightning_gluon.roles import ROLES
 
 __all__ = ["NUMBER", "render", "to_text"]
 
 NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-_STYLES = {
-    "hidden": "cyan",
-    "input": "green",
-    "embedding": "green",
-    "head": "magenta",
-    "bias": "yellow",
-    "elementwise": "blue",
-}
 
 
 def _key(route: Route) -> tuple[object, ...]:
@@ -114,7 +107,7 @@ def render(routes: list[Route], *, narrow: bool = False) -> Table:
 
     for group in _collapse(routes):
         route = group[0]
-        style = "dim" if route.frozen else _STYLES[route.role]
+        style = "dim" if route.frozen else ROLES[route.role].style
         name = _merged_name(group) + "".join(f"\n= {alias}" for alias in route.aliases[:3])
         role = f"({route.role}, frozen)" if route.frozen else route.role
         shape = "x".join(map(str, route.shape)) or "scalar"

@@ -1,18 +1,146 @@
-"""Values that a callback measures between two logging steps, sent to every logger of the Trainer."""
+"""The only file that touches private parts of Lightning; it imports none of it, and works with either package name.
+
+`PRIVATE` lists each of them with what it is used for. A test asks the installed version for every one.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
-__all__ = ["check_log", "log_values", "should_log"]
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+
+TRIED = "2.6.6"  # the newest version of Lightning that has all of them
 
 
-def check_log(trainer: Any, log: bool | None, name: str) -> bool:
-    """Return whether to log: `None` means wherever there is a logger.
+@dataclass(frozen=True)
+class Private:
+    """One private part of Lightning: an attribute path that begins at an object everybody knows."""
+
+    path: str
+    use: str
+
+
+PRIVATE = (
+    Private("trainer.fit_loop._skip_backward", "an epoch that only renews batch-norm statistics has no backward pass"),
+    Private("trainer.fit_loop._should_accumulate", "whether a checkpoint is taken inside an accumulation window"),
+    Private("trainer.fit_loop._combined_loader", "a resumed run keeps its place in the data"),
+    Private("trainer.fit_loop.epoch_loop._batches_that_stepped", "the x-axis of what Lightning itself logs"),
+    Private("trainer._logger_connector.should_update_logs", "whether Lightning logs at this step"),
+    Private("trainer._checkpoint_connector._loaded_checkpoint", "the state of a callback that is attached late"),
+    Private("module._fabric", "a LightningModule under Fabric, whose `trainer` is a stand-in"),
+    Private("callback._generate_state_key", "the key of a callback's state in checkpoints"),
+    Private("precision._wrap_closure", "telling Lightning's closure from others, by name, in `two_point.closures`"),
+    Private(
+        "optimizer.do_nothing_closure", "telling `step()` in manual optimization, by name, in `two_point.closures`"
+    ),
+)
+
+
+# ---------------------------------------------------------------- the loops
+
+
+def skips_backward(trainer: Trainer) -> bool:
+    """Return whether this epoch runs no backward pass: it only renews batch-norm statistics."""
+    return trainer.fit_loop._skip_backward
+
+
+def inside_window(trainer: Trainer) -> bool:
+    """Return whether gradients of an accumulation window wait for its next micro-batch."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    failed = progress.ready != progress.processed  # an exception: that micro-batch will be run again
+    return not failed and trainer.fit_loop._should_accumulate()
+
+
+def stepping_batches(trainer: Trainer) -> int | None:
+    """Return the optimizer steps of the whole fit, without costing a resumed run its place in the data.
+
+    If nobody knows them, Lightning says infinite, or -1 for loaders without a length; here it is `None`. To answer,
+    Lightning sets its loaders up before it has read where in the epoch the checkpoint was, and drops that state.
+    Forgetting the loaders lets it set them up again at the right time.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        The number of steps, or `None`.
+    """
+    length = trainer.estimated_stepping_batches
+    if getattr(trainer, "ckpt_path", None) is not None:
+        trainer.fit_loop._combined_loader = None
+    return int(length) if 0 <= length < math.inf else None
+
+
+# ---------------------------------------------------------------- modules and callbacks
+
+
+def trainer_of(module: nn.Module) -> Any:
+    """Return the Trainer that a LightningModule is attached to; `None` without one, and under Fabric."""
+    if getattr(module, "_fabric", None) is not None:
+        return None
+    try:
+        return module.trainer
+    except (AttributeError, RuntimeError):  # a plain module; a LightningModule without a Trainer
+        return None
+
+
+def callbacks_of(trainer: Trainer) -> list[Callback]:
+    """Return the callbacks of a Trainer."""
+    return trainer.callbacks  # type: ignore[attr-defined]
+
+
+def set_callbacks(trainer: Trainer, callbacks: list[Callback]) -> None:
+    """Give a Trainer a new list of callbacks: it may be walking along the old one."""
+    trainer.callbacks = callbacks  # type: ignore[attr-defined]
+
+
+def state_key(callback: Callback, **options: object) -> str:
+    """Return the key of a callback's state in checkpoints, different for different options."""
+    return callback._generate_state_key(**options)
+
+
+def late_state(trainer: Trainer, callback: Callback) -> Mapping[str, Any] | None:
+    """Return the saved state of a callback that was attached after states were restored; `None` if there is none."""
+    loaded = getattr(trainer._checkpoint_connector, "_loaded_checkpoint", None) or {}
+    return loaded.get("callbacks", {}).get(callback.state_key)
+
+
+# ---------------------------------------------------------------- precision and strategy
+
+
+def scaler_of(trainer: Trainer) -> Any:
+    """Return the loss scaler under fp16, else `None`."""
+    return getattr(trainer.precision_plugin, "scaler", None)
+
+
+def loss_scale(trainer: Trainer) -> float:
+    """Return the factor that gradients carry under fp16, else 1."""
+    scaler = scaler_of(trainer)
+    return 1.0 if scaler is None else scaler.get_scale()
+
+
+def has_own_clipping(module: LightningModule) -> bool:
+    """Return whether a module overrides `configure_gradient_clipping`."""
+    home = type(module).configure_gradient_clipping.__module__
+    return not home.startswith(("lightning.", "pytorch_lightning."))
+
+
+# ---------------------------------------------------------------- logging
+
+
+def is_trial(trainer: Trainer) -> bool:
+    """Return whether this is a `fast_dev_run`, which leaves no files."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
+
+
+def check_log(trainer: Trainer, log: bool | None, name: str) -> bool:
+    """Return whether to log: `None` means if there is a logger.
 
     Args:
         trainer: The Trainer.
@@ -33,12 +161,12 @@ def check_log(trainer: Any, log: bool | None, name: str) -> bool:
     return bool(trainer.loggers) if log is None else log
 
 
-def should_log(trainer: Any) -> bool:
+def should_log(trainer: Trainer) -> bool:
     """Return whether Lightning logs at this step (every `log_every_n_steps`)."""
-    return bool(trainer.fast_dev_run or trainer._logger_connector.should_update_logs)
+    return bool(is_trial(trainer) or trainer._logger_connector.should_update_logs)
 
 
-def log_values(trainer: Any, values: Mapping[str, float]) -> None:
+def log_values(trainer: Trainer, values: Mapping[str, float]) -> None:
     """Send finite values to every logger, against the optimizer step, and to `trainer.callback_metrics`.
 
     Args:

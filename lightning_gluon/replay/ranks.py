@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-__all__ = ["anywhere", "averaged"]
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
 
-def anywhere(trainer: Any, flags: Sequence[bool]) -> list[bool]:
+def anywhere(trainer: Trainer, flags: Sequence[bool]) -> list[bool]:
     """Return which flags are true on at least one rank.
 
     Args:
@@ -24,10 +25,10 @@ def anywhere(trainer: Any, flags: Sequence[bool]) -> list[bool]:
     if trainer.world_size == 1:
         return list(flags)
     values = torch.tensor(flags, dtype=torch.float32, device=trainer.strategy.root_device)
-    return (trainer.strategy.reduce(values, reduce_op="mean") > 0).tolist()
+    return (_mean(trainer, values) > 0).tolist()
 
 
-def averaged(trainer: Any, params: Sequence[Tensor], gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
+def averaged(trainer: Trainer, params: Sequence[Tensor], gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
     """Return copies of gradients, averaged over the ranks; where only some ranks have one, zero stands for the others.
 
     Args:
@@ -39,8 +40,18 @@ def averaged(trainer: Any, params: Sequence[Tensor], gradients: Mapping[Tensor, 
         The means, the same on all ranks.
     """
     found = {}
-    for parameter, present in zip(params, anywhere(trainer, [p in gradients for p in params]), strict=True):
-        if present:
-            own = gradients[parameter].detach().clone() if parameter in gradients else torch.zeros_like(parameter)
-            found[parameter] = trainer.strategy.reduce(own, reduce_op="mean") if trainer.world_size > 1 else own
+    present = anywhere(trainer, [parameter in gradients for parameter in params])
+    for parameter, somewhere in zip(params, present, strict=True):
+        if somewhere:
+            own = gradients.get(parameter)
+            own = torch.zeros_like(parameter) if own is None else own.detach().clone()
+            found[parameter] = _mean(trainer, own)
     return found
+
+
+def _mean(trainer: Trainer, tensor: Tensor) -> Tensor:
+    if trainer.world_size == 1:
+        return tensor
+    mean = trainer.strategy.reduce(tensor, reduce_op="mean")
+    assert isinstance(mean, Tensor)
+    return mean

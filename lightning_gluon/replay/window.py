@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 from torch import Tensor
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.replay.ranks import averaged
 
-__all__ = ["load_window_", "save_window"]
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
 
-Window = dict[str, dict[str, Tensor]]
+Window: TypeAlias = dict[str, dict[str, Tensor]]
 
 
-def save_window(trainer: Any, optimizer: Gluon) -> Window | None:
-    """Return the gradients of an unfinished window by parameter name, or `None` between windows.
+def save_window(trainer: Trainer, optimizer: Gluon) -> Window:
+    """Return the gradients of an unfinished window by parameter name.
 
     Before the last micro-batch of a window every rank holds its own sums. They are averaged here, as they would have
     been in the end, because a checkpoint is written by one rank and read by all.
@@ -27,36 +29,55 @@ def save_window(trainer: Any, optimizer: Gluon) -> Window | None:
     Returns:
         `gradients` and `references`, each a dict from parameter name to tensor.
     """
-    progress = trainer.fit_loop.epoch_loop.batch_progress.current
-    inside_a_batch = progress.ready != progress.processed  # an exception: that micro-batch will be run again
-    if inside_a_batch or not trainer.fit_loop._should_accumulate():
-        return None
-    names = {parameter: name for name, parameter in _named(optimizer)}
-    gradients = {parameter: parameter.grad for parameter in names if parameter.grad is not None}
+    params = [layer.parameter for layer in optimizer.layers()]
+    present = {parameter: parameter.grad for parameter in params if parameter.grad is not None}
     return {
-        part: {names[p]: mean for p, mean in averaged(trainer, list(names), some).items()}
-        for part, some in (("gradients", gradients), ("references", optimizer.reference_gradients))
+        "gradients": by_name(optimizer, averaged(trainer, params, present)),
+        "references": by_name(optimizer, averaged(trainer, params, optimizer.reference_gradients)),
     }
 
 
-def load_window_(optimizer: Gluon, window: Window) -> None:
+def load_window_(optimizer: Gluon, window: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Put the gradients of an unfinished window back into `.grad` and `optimizer.reference_gradients`.
 
     Args:
         optimizer: The optimizer.
         window: What `save_window` returned.
     """
-    optimizer.reference_gradients = {}
-    for name, parameter in _named(optimizer):
-        if name in window["gradients"]:
-            parameter.grad = window["gradients"][name].to(parameter.device, copy=True)
-        if name in window["references"]:
-            optimizer.reference_gradients[parameter] = window["references"][name].to(parameter.device, copy=True)
+    for parameter, gradient in by_parameter(optimizer, window["gradients"]).items():
+        parameter.grad = gradient
+    optimizer.reference_gradients = by_parameter(optimizer, window["references"])
 
 
-def _named(optimizer: Gluon) -> list[tuple[str, Tensor]]:
-    return [
-        (name, parameter)
-        for group in optimizer.param_groups
-        for name, parameter in zip(group["param_names"], group["params"], strict=True)
-    ]
+def by_name(optimizer: Gluon, tensors: Mapping[Tensor, Tensor]) -> dict[str, Tensor]:
+    """Return tensors of parameters under the parameters' names, in the optimizer's order."""
+    named = {layer.name: layer.parameter for layer in optimizer.layers()}
+    return {name: tensors[parameter] for name, parameter in named.items() if parameter in tensors}
+
+
+def by_parameter(optimizer: Gluon, tensors: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
+    """Return copies of named tensors by parameter, on the parameters' devices; unknown names are left out.
+
+    Args:
+        optimizer: The optimizer.
+        tensors: Tensors of a checkpoint, by parameter name.
+
+    Returns:
+        The copies.
+
+    Raises:
+        ValueError: If a tensor has not its parameter's shape.
+    """
+    found = {}
+    for layer in optimizer.layers():
+        parameter, tensor = layer.parameter, tensors.get(layer.name)
+        if tensor is None:
+            continue
+        if not isinstance(tensor, Tensor) or tensor.shape != parameter.shape:
+            got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(
+                f"Expected what the checkpoint holds of {layer.name!r} to be a tensor of shape "
+                f"{tuple(parameter.shape)}, but got {got}: it is another model's, or damaged."
+            )
+        found[parameter] = tensor.to(parameter.device, copy=True)
+    return found

@@ -8,7 +8,7 @@ from torch import Tensor
 from lightning_gluon.estimators.carry import dense_dtype
 from lightning_gluon.step.plan import Chunk
 
-__all__ = ["GradientCheck"]
+RAISE, IGNORE = "raise", "ignore"  # of `on_nonfinite`; a third one skips the step
 
 
 class GradientCheck:
@@ -41,41 +41,53 @@ class GradientCheck:
             FloatingPointError: If a gradient is not finite, or too large for the dtype that its momentum is stored in,
                 and its group's `on_nonfinite` is `raise`.
         """
-        for name, gradient in zip(self.names, gradients, strict=True):
-            if gradient.layout != torch.strided:
-                raise RuntimeError(f"The gradient of {name!r} is sparse. Build its embedding with `sparse=False`.")
+        self._check_dense(gradients)
         norms = self._norms(gradients)
         policies = [group["on_nonfinite"] for group in self.groups]
-        if set(policies) == {"ignore"}:  # else the host waits for the device
+        if set(policies) == {IGNORE}:  # else the host waits for the device
             return norms
         within = norms <= self.limits
         if references:
             within &= self._norms(references) <= self.limits
         if bool(within.all()):
             return norms
-        bad = self._bad(gradients, references, policies)
+        points = [gradients, references] if references else [gradients]
+        bad = self._bad(points, policies)
         if not bad:  # a norm may be out of range where the entries are not
             return norms
-        refused = [index for index in bad if policies[index] == "raise"]
-        if not refused:
-            return None
-        some = [f"{self.names[index]!r} {tuple(gradients[index].shape)}" for index in refused]
-        listed = ", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "")
-        if all(bool(gradients[index].isfinite().all()) for index in refused):
-            raise FloatingPointError(
+        refused = [index for index in bad if policies[index] == RAISE]
+        if refused:
+            raise self._error(points, refused)
+        return None
+
+    def _check_dense(self, gradients: list[Tensor]) -> None:
+        for name, gradient in zip(self.names, gradients, strict=True):
+            if gradient.layout != torch.strided:
+                raise RuntimeError(f"The gradient of {name!r} is sparse. Build its embedding with `sparse=False`.")
+
+    def _error(self, points: list[list[Tensor]], refused: list[int]) -> FloatingPointError:
+        """Return the error that names the first of the refused gradients."""
+        some = [f"{self.names[index]!r} {tuple(points[0][index].shape)}" for index in refused[:3]]
+        listed = ", ".join(some)
+        if len(refused) > len(some):
+            listed += f" and {len(refused) - len(some)} more"
+        if all(bool(point[index].isfinite().all()) for point in points for index in refused):
+            return FloatingPointError(
                 f"Gradient too large for its `momentum_dtype` in {listed}. No weight and no state was changed. Take "
                 "'bfloat16', which has the range of fp32, or set `on_nonfinite='skip'` to drop such steps."
             )
-        raise FloatingPointError(
+        return FloatingPointError(
             f"Non-finite gradient in {listed}. No weight and no state was changed. Lower `lr`, look for overflow in "
             "the loss, or set `on_nonfinite='skip'` to drop such steps."
         )
 
-    def _bad(self, gradients: list[Tensor], references: list[Tensor], policies: list[str]) -> list[int]:
+    def _bad(self, points: list[list[Tensor]], policies: list[str]) -> list[int]:
         """Return the positions of gradients that are not finite, or out of range, at one of their two points."""
-        points = [gradients, references] if references else [gradients]
-        watched = [index for index, policy in enumerate(policies) if policy != "ignore"]
-        return [index for index in watched if not all(self._fits(point[index], index) for point in points)]
+        bad = []
+        for index, policy in enumerate(policies):
+            if policy != IGNORE and not all(self._fits(point[index], index) for point in points):
+                bad.append(index)
+        return bad
 
     def _fits(self, gradient: Tensor, index: int) -> bool:
         return bool((gradient.abs() <= self.largest[index]).all())  # false for what is not a number

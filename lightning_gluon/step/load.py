@@ -13,11 +13,12 @@ from torch import Tensor
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import CHECKS, SETTINGS, Group
 from lightning_gluon.step.checks import check_group
-from lightning_gluon.step.state import Entries, state_layout
+from lightning_gluon.step.finite import IGNORE
+from lightning_gluon.step.state import state_layout
+from lightning_gluon.two_point.reference import REFERENCES
 from lightning_gluon.valid import whole
 
 COUNTS = ("steps", "gradient_evaluations")
-IGNORE = "ignore"  # of `on_nonfinite`: such a run may hold anything
 
 
 def match_saved_state(
@@ -46,29 +47,53 @@ def match_saved_state(
         _check_same_method(group, old)
         position = _positions(group, old)
         _check_values(group, old)
-        old["params"] = [old["params"][place] for place in position]
-        if isinstance(old["radius"], list):
-            old["radius"] = [old["radius"][place] for place in position]
-        old["param_names"], old["views"] = group["param_names"], group["views"]
-        present = {**old, "params": group["params"]}
-        for index, (parameter, key) in enumerate(zip(group["params"], old["params"], strict=True)):
-            if state_dict["state"].get(key):
-                state[parameter] = _take(present, index, state_dict["state"][key], reference)
+        _reorder(group, old, position)
+        state.update(_buffers(group, old, state_dict["state"], reference))
     return saved, state
 
 
+def _reorder(group: Group, saved: Group, position: Sequence[int]) -> None:
+    """Bring what a saved group lists into the order of the present one."""
+    saved["params"] = [saved["params"][place] for place in position]
+    if isinstance(saved["radius"], list):
+        saved["radius"] = [saved["radius"][place] for place in position]
+    saved["param_names"] = group["param_names"]
+    saved["views"] = group["views"]
+
+
+def _buffers(
+    group: Group, saved: Group, buffers: Mapping[Any, Mapping[str, Any]], reference: bool
+) -> dict[Tensor, dict[str, Any]]:
+    """Return the checked buffers of every parameter that has some."""
+    present = {**saved, "params": group["params"]}
+    found = {}
+    for index, key in enumerate(saved["params"]):
+        if buffers.get(key):
+            found[group["params"][index]] = _take(present, index, buffers[key], reference)
+    return found
+
+
 def _check_form(state_dict: Any) -> None:
-    if not (isinstance(state_dict, Mapping) and {"state", "param_groups"} <= set(state_dict)):
-        found = list(state_dict)[:3] if isinstance(state_dict, Mapping) else type(state_dict).__name__
-        raise ValueError(
-            f"Expected what an optimizer's `state_dict()` returned, with `state` and `param_groups`, but got {found}."
-        )
-    state, groups = state_dict["state"], state_dict["param_groups"]
-    if not isinstance(state, Mapping) or not all(isinstance(entry, Mapping) for entry in state.values()):
+    if not isinstance(state_dict, Mapping):
+        raise _no_state(type(state_dict).__name__)
+    if not {"state", "param_groups"} <= set(state_dict):
+        raise _no_state(str(list(state_dict)[:3]))
+    if not _all_mappings(state_dict["state"]):
         raise ValueError("Expected `state` of the saved optimizer to map parameters to their buffers, by name.")
-    listed = isinstance(groups, Sequence) and all(isinstance(group, Mapping) for group in groups)
-    if not listed or not all(isinstance(group.get("params"), Sequence) for group in groups):
+    groups = state_dict["param_groups"]
+    wrong = not isinstance(groups, Sequence) or not all(isinstance(group, Mapping) for group in groups)
+    if wrong or not all(isinstance(group.get("params"), Sequence) for group in groups):
         raise ValueError("Expected `param_groups` of the saved optimizer to be a list of dicts with `params`.")
+
+
+def _no_state(found: str) -> ValueError:
+    return ValueError(
+        f"Expected what an optimizer's `state_dict()` returned, with `state` and `param_groups`, but got {found}."
+    )
+
+
+def _all_mappings(state: Any) -> bool:
+    return isinstance(state, Mapping) and all(isinstance(entry, Mapping) for entry in state.values())
 
 
 def _by_name(groups: Sequence[Group], saved: list[Group]) -> list[Group]:
@@ -96,15 +121,23 @@ def _sizes(groups: Iterable[Group]) -> str:
 def _difference(groups: Iterable[Group], saved: Iterable[Group]) -> str:
     """Name a parameter that only one side has."""
     here, there = _all_names(groups), _all_names(saved)
-    for some, other, what in ((here, there, "a new"), (there, here, "no")):
-        only = [name for name in some if name not in other]
-        if only and other:
-            return f" and {what} parameter {only[0]!r}"
+    if not here or not there:
+        return ""
+    for name in here:
+        if name not in there:
+            return f" and a new parameter {name!r}"
+    for name in there:
+        if name not in here:
+            return f" and no parameter {name!r}"
     return ""
 
 
-def _all_names(groups: Iterable[Group]) -> list[str]:
-    return [name for group in groups for name in group.get("param_names", ())]
+def _all_names(groups: Iterable[Group]) -> dict[str, None]:
+    """Return all names of parameters, in order."""
+    names: dict[str, None] = {}
+    for group in groups:
+        names.update(dict.fromkeys(group.get("param_names", ())))
+    return names
 
 
 def _check_same_method(group: Group, saved: Group) -> None:
@@ -119,23 +152,29 @@ def _check_same_method(group: Group, saved: Group) -> None:
 
 def _positions(group: Group, saved: Group) -> list[int]:
     """Return where each present parameter stood in the saved group."""
-    names = saved.get("param_names")
+    names, present = saved.get("param_names"), group["param_names"]
     if names is None:
-        return list(range(len(group["params"])))
-    where = {name: index for index, name in enumerate(names)}
-    if len(where) < len(names) or len(names) != len(group["params"]):
+        return list(range(len(present)))
+    if len(set(names)) < len(names) or len(names) != len(present):
         raise ValueError(f"Expected the saved group {group['name']!r} to have one name per parameter, but got {names}.")
-    missing = [name for name in group["param_names"] if name not in where]
-    unwrapped = {_unwrapped(name): index for name, index in where.items()}
-    if missing and len(unwrapped) == len(names) and all(_unwrapped(name) in unwrapped for name in group["param_names"]):
-        return [unwrapped[_unwrapped(name)] for name in group["param_names"]]
-    if missing:
-        extra = sorted(set(names) - set(group["param_names"]))
-        raise ValueError(
-            f"The saved state of group {group['name']!r} lacks {', '.join(map(repr, missing[:3]))} and has "
-            f"{', '.join(map(repr, extra[:3]))} instead. Load it into the model it was saved from."
-        )
-    return [where[name] for name in group["param_names"]]
+    where = {name: index for index, name in enumerate(names)}
+    if all(name in where for name in present):
+        return [where[name] for name in present]
+    bare = {_unwrapped(name): index for name, index in where.items()}
+    bare_present = [_unwrapped(name) for name in present]
+    if len(bare) == len(names) and all(name in bare for name in bare_present):
+        return [bare[name] for name in bare_present]
+    raise ValueError(
+        f"The saved state of group {group['name']!r} lacks {_first_of(present, but=where)} and has "
+        f"{_first_of(names, but=present)} instead. Load it into the model it was saved from."
+    )
+
+
+def _first_of(names: Iterable[str], *, but: Iterable[str]) -> str:
+    """Quote the first three names that are not among others."""
+    known = set(but)
+    rest = [repr(name) for name in names if name not in known]
+    return ", ".join(rest[:3])
 
 
 def _unwrapped(name: str) -> str:
@@ -161,13 +200,16 @@ def _check_values(group: Group, saved: Group) -> None:
 
 def _take(group: Group, index: int, saved: Mapping[str, Any], reference: bool) -> dict[str, Any]:
     """Return the buffers of one parameter, checked."""
-    kind = group.get("reference", "copy") if reference else None
-    layout = state_layout(group, index, kind).entries
-    for key, entry in layout.items():
-        _check_buffer(f"`{key}` of {group['param_names'][index]!r}", saved.get(key), entry, group)
-    own_dtype: Entries = {} if ESTIMATORS[group["estimator"]].layout is None else layout
-    parameter = group["params"][index]
-    return {key: _place(parameter, value, alike=key in own_dtype) for key, value in saved.items()}
+    kind = group.get("reference", REFERENCES[0]) if reference else None
+    layout = state_layout(group, index, kind)
+    parameter, name = group["params"][index], group["param_names"][index]
+    for key, entry in layout.entries.items():
+        _check_buffer(f"`{key}` of {name!r}", saved.get(key), entry, group)
+    taken = {}
+    for key, value in saved.items():
+        moment = key in layout.momentum and ESTIMATORS[group["estimator"]].layout is not None
+        taken[key] = _place(parameter, value, alike=moment)
+    return taken
 
 
 def _check_buffer(what: str, value: Any, entry: Tensor, group: Group) -> None:
@@ -181,7 +223,8 @@ def _check_buffer(what: str, value: Any, entry: Tensor, group: Group) -> None:
         )
     if value.is_floating_point() != entry.is_floating_point():
         raise ValueError(f"The saved {what} has dtype {value.dtype}, but {entry.dtype} belongs there.")
-    if group["on_nonfinite"] != IGNORE and not value.is_meta and not bool(value.isfinite().all()):
+    watched = group["on_nonfinite"] != IGNORE and not value.is_meta  # a run that ignores it may hold anything
+    if watched and not bool(value.isfinite().all()):
         raise ValueError(f"The saved {what} is not finite. Load an earlier state.")
 
 

@@ -30,7 +30,7 @@ __all__ = ["NOISE_FLOOR", "NoiseGuard"]
 NOISE_FLOOR = {torch.float64: 2**-38, torch.float32: 2**-9, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 JUDGED_ROLES = ("bias",)
 # What stands for `bias` in the name of its weight: plain, and the direction in both styles of weight norm.
-WEIGHTS = ("weight", "weight_v", "parametrizations.weight.original1")
+WEIGHT_NAMES = ("weight", "weight_v", "parametrizations.weight.original1")
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +129,7 @@ class Affine:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Judgement:
     """Two norms that are compared, by their positions in the list of norms."""
 
     layer: Affine
@@ -164,19 +164,19 @@ class NoiseGuard:
     """
 
     def __init__(self, chunks: list[Chunk]) -> None:
-        members = _members(chunks)
+        members = _in_order(chunks)
         self.count = len(members)
         self.device = members[0].parameter.device
         self.affine = _affine(members)
-        self.comparisons = _comparisons(self.affine, behind=self.count)
+        self.judgements = _judgements(self.affine, behind=self.count)
         groups = {id(layer.bias.group): layer.bias.group for layer in self.affine}
         self.groups = list(groups.values())
         self.floors: list[float | None] = []
         self.lengths = [layer.bias.parameter.numel() for layer in self.affine]
         self.owner = _owners(self.affine).to(self.device)
-        self.bias = self._on_device([comparison.bias for comparison in self.comparisons])
-        self.weight = self._on_device([comparison.weight for comparison in self.comparisons])
-        self.scale = self._on_device([comparison.layer.scale for comparison in self.comparisons])
+        self.bias = self._on_device([judgement.bias for judgement in self.judgements])
+        self.weight = self._on_device([judgement.weight for judgement in self.judgements])
+        self.scale = self._on_device([judgement.layer.scale for judgement in self.judgements])
 
     def _on_device(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=self.device)
@@ -196,7 +196,7 @@ class NoiseGuard:
         if all(floor == 0 for floor in floors):
             return None
         if floors != self.floors:
-            self.least = self._on_device([comparison.layer.floor for comparison in self.comparisons])
+            self.least = self._on_device([judgement.layer.floor for judgement in self.judgements])
             self.floors = floors
         heard = self.shares(gradients, norms).less(self.least).logical_not()
         entries = heard[self.owner].to(norms.dtype)
@@ -206,7 +206,7 @@ class NoiseGuard:
         return signal
 
     def shares(self, gradients: list[Tensor], norms: Tensor) -> Tensor:
-        """Return the RMS of every judged gradient relative to that of its weight, in the order of `comparisons`.
+        """Return the RMS of every judged gradient relative to that of its weight, in the order of `judgements`.
 
         Where the weight's is zero or not finite (an fp16 norm overflows) the share is not finite: nothing is silent.
 
@@ -232,7 +232,7 @@ class NoiseGuard:
         return torch.cat([norms, torch.stack(found)])
 
 
-def _members(chunks: list[Chunk]) -> list[Member]:
+def _in_order(chunks: list[Chunk]) -> list[Member]:
     """Number the parameters of a plan."""
     members: list[Member] = []
     for chunk in chunks:
@@ -252,7 +252,7 @@ def _affine(members: list[Member]) -> list[Affine]:
         path, dot, last = bias.name.rpartition(".")
         if not bias.judged or "bias" not in last:
             continue
-        for other in WEIGHTS:
+        for other in WEIGHT_NAMES:
             weight = named.get(path + dot + last.replace("bias", other))
             if weight is not None and weight.parameter.numel() % bias.parameter.numel() == 0:
                 layers.append(Affine(bias, weight))
@@ -260,21 +260,21 @@ def _affine(members: list[Member]) -> list[Affine]:
     return layers
 
 
-def _comparisons(layers: list[Affine], *, behind: int) -> list[Comparison]:
+def _judgements(layers: list[Affine], *, behind: int) -> list[Judgement]:
     """Say which norms are compared: those of parts stand behind those of the plan, biases first."""
-    comparisons: list[Comparison] = []
+    judgements: list[Judgement] = []
     for layer in layers:
         if not layer.fused:
-            comparisons.append(Comparison(layer, layer.bias.index, layer.weight.index))
+            judgements.append(Judgement(layer, layer.bias.index, layer.weight.index))
             continue
         for bias in range(behind, behind + layer.parts):
-            comparisons.append(Comparison(layer, bias, bias + layer.parts))
+            judgements.append(Judgement(layer, bias, bias + layer.parts))
         behind += 2 * layer.parts
-    return comparisons
+    return judgements
 
 
 def _owners(layers: list[Affine]) -> Tensor:
-    """Return the comparison that every entry of every bias belongs to."""
+    """Return the judgement that every entry of every bias belongs to."""
     owners = [torch.zeros(0, dtype=torch.long)]
     first = 0
     for layer in layers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import GeneratorType
 from typing import Any
@@ -15,8 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_gluon.options import Group
+from lightning_gluon.partition.build import partition
 from lightning_gluon.partition.names import route_by_name
-from lightning_gluon.partition.partition import partition
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.partition.route import Route, default_norm
 from lightning_gluon.roles import ROLES
@@ -68,7 +69,8 @@ def read_source(source: Any) -> tuple[list[Group], Partition | None]:
     found = None
     if module is not None:
         check_whole_module(module)
-        found = partition(module, strict=False)
+        with suppress(ValueError):  # no rule fits some parameter: then names and shapes are left
+            found = partition(module)
     return _read_parameters(items, found), found
 
 

@@ -168,6 +168,11 @@ class ReferencePoint:
         """True if the point is ahead of the weights, and the only one where gradients are taken."""
         return self.point == TRANSPORTED
 
+    @property
+    def exact(self) -> bool:
+        """True if there is a copy of every weight's previous value, bit for bit."""
+        return self.point is not None and self.kind == "copy"
+
     @contextmanager
     def exchanged(self) -> Iterator[None]:
         """Put all weights at the reference point, and back bit for bit on leaving.

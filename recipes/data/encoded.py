@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recipes.extras import require
+from lightning_gluon.extras import require
 
 __all__ = ["EncodedImage", "ImageFile"]
 
@@ -63,7 +63,7 @@ class ImageFile:
 
 
 def _decode(blob: bytes | None, place: str) -> Tensor:
-    image = require("PIL.Image", "vision")
+    image = require("PIL.Image")
     if blob is None:
         raise ValueError(f"Expected an encoded image (PNG, JPEG, ...), but {place} has none.")
     try:
@@ -101,5 +101,5 @@ def _eight_bits(image: Any) -> Any:
     grey = torch.frombuffer(blob, dtype=torch.int32).float()
     scaled = (grey / 257).round().clamp(0, 255)
     values = scaled.to(torch.uint8).numpy()
-    pillow = require("PIL.Image", "vision")
+    pillow = require("PIL.Image")
     return pillow.frombytes("L", image.size, values.tobytes())

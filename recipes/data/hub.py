@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes.extras import require
+from lightning_gluon.extras import require
 
 __all__ = ["find_split", "load_dataset"]
 
@@ -26,7 +26,7 @@ def load_dataset(name: str, config: str | None, *, otherwise: str) -> Any:
         ConnectionError: If the hub cannot be reached or does not know the id.
         ValueError: If there is no split `train`.
     """
-    datasets = require("datasets", None)
+    datasets = require("datasets")
     try:
         loaded = datasets.load_dataset(name, config, trust_remote_code=False)
     except Exception as error:  # the hub's client raises a dozen unrelated types when there is no network

@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from lightning_gluon.extras import require
 from recipes.data.encoded import EncodedImage, ImageFile
 from recipes.data.hub import find_split, load_dataset
-from recipes.extras import require
 
 __all__ = ["ImageSource", "read_digits", "read_folder", "read_hub_images", "read_parquet", "resize"]
 
@@ -95,7 +95,7 @@ def resize(images: Tensor, size: int | None) -> Tensor:
     target = (size, size)
     if images.shape[-2:] == target:
         return images
-    functional = require("torchvision.transforms.v2.functional", "vision")
+    functional = require("torchvision.transforms.v2.functional")
     scaled = functional.resize(images, [size], antialias=True)
     return functional.center_crop(scaled, target)
 
@@ -106,8 +106,8 @@ def read_digits() -> dict[str, ImageSource]:
     Returns:
         The splits `train` and `test`.
     """
-    datasets = require("sklearn.datasets", "vision")
-    selection = require("sklearn.model_selection", "vision")
+    datasets = require("sklearn.datasets")
+    selection = require("sklearn.model_selection")
     digits = datasets.load_digits()
     labels = torch.from_numpy(digits.target).long()
     sixteenths = torch.from_numpy(digits.images)
@@ -177,8 +177,8 @@ def _read_parquet_split(files: list[Path]) -> ImageSource:
 
 
 def _read_table(file: Path) -> Any:
-    parquet = require("pyarrow.parquet", "vision")
-    arrow_error = require("pyarrow", "vision").ArrowException
+    parquet = require("pyarrow.parquet")
+    arrow_error = require("pyarrow").ArrowException
     if not file.is_file():  # reading a device may never end
         raise ValueError(f"Expected a readable parquet file, but '{file}' is a device, a pipe or a link to nothing.")
     try:
@@ -280,7 +280,7 @@ def _folder_split(found: Any, classes: dict[str, int]) -> ImageSource:
 
 def _image_folder(place: Path) -> Any:
     try:
-        return require("torchvision.datasets", "vision").ImageFolder(str(place))
+        return require("torchvision.datasets").ImageFolder(str(place))
     except OSError as error:
         raise FileNotFoundError(
             f"Expected '{place}' to hold one folder of images per class, but: {error} "
@@ -315,7 +315,7 @@ def _hub_split(table: Any, name: str) -> ImageSource:
     label = _column(table.column_names, _LABEL_COLUMNS, name)
     values = list(table[label])
     labels = _classes(values, name)
-    datasets = require("datasets", None)
+    datasets = require("datasets")
     as_stored = datasets.Image(decode=False)
     rows = table.select_columns(image).cast_column(image, as_stored)
     return ImageSource(labels, items=_HubImages(rows, image, name))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from recipes.extras import require
+from lightning_gluon.extras import require
 
 __all__ = ["SUFFIXES", "find_files", "read_documents", "read_source"]
 
@@ -141,8 +141,8 @@ def _json_value(line: str, place: str, column: str) -> Any:
 
 
 def _parquet_rows(file: Path, column: str) -> Iterator[Any]:
-    parquet = require("pyarrow.parquet", "text")
-    arrow_error = require("pyarrow", "text").ArrowException
+    parquet = require("pyarrow.parquet")
+    arrow_error = require("pyarrow").ArrowException
     try:
         table = parquet.ParquetFile(file)
     except (arrow_error, OSError) as error:

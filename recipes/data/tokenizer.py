@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lightning_gluon.extras import require
 from recipes.data.cache import cached, digest
-from recipes.extras import require
 
 __all__ = ["ByteTokenizer", "Tokenizer", "load_tokenizer", "train_bpe"]
 
@@ -96,7 +96,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int, cache: Path) -> BPEToke
         ValueError: If `vocab_size` is too small.
     """
     check_vocabulary(vocab_size)
-    tokenizers = require("tokenizers", "text")
+    tokenizers = require("tokenizers")
 
     def read(file: Path) -> Any:
         return tokenizers.Tokenizer.from_file(str(file))
@@ -144,7 +144,7 @@ def load_tokenizer(name: str) -> BPETokenizer:
         ConnectionError: If it is not there and the hub cannot be reached.
         ValueError: If it has no token for the end of a document.
     """
-    transformers = require("transformers", "text")
+    transformers = require("transformers")
     try:
         loaded = transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:

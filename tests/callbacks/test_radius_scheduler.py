@@ -177,7 +177,7 @@ def test_nothing_is_measured_once_the_radii_are_frozen(rule):
     run(Counting(), scheduler, batches=20)
     assert Counting.calls == 20
     assert not copies(scheduler)
-    assert scheduler._probe is None
+    assert scheduler._session is None
 
 
 def test_loss_of_a_short_window_is_its_mean():

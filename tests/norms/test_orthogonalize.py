@@ -15,6 +15,7 @@ from lightning_gluon.norms.numerics import Workspace
 
 # The package exports the function under the module's name.
 ortho = importlib.import_module("lightning_gluon.norms.orthogonalize")
+products = importlib.import_module("lightning_gluon.norms.products")
 iteration = importlib.import_module("lightning_gluon.norms.polar")
 orthogonalize = ortho.orthogonalize
 
@@ -191,8 +192,8 @@ def test_gram_form_equals_plain_form(monkeypatch, method, steps):
 def test_symmetric_products_equal_full_ones(monkeypatch, shape):
     g = torch.stack([matrix(shape, "1/i"), matrix(shape, "gaussian")])
     full = orthogonalize(g, dtype=torch.float64)
-    monkeypatch.setattr(iteration, "SYMMETRIC_ROWS", 16)
-    monkeypatch.setattr(iteration, "SYMMETRIC_ENTRIES", 0)
+    monkeypatch.setattr(products, "SYMMETRIC_ROWS", 16)
+    monkeypatch.setattr(products, "SYMMETRIC_ENTRIES", 0)
     torch.testing.assert_close(orthogonalize(g, dtype=torch.float64), full, rtol=0, atol=1e-10)
 
 

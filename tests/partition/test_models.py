@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lightning_gluon.norms.views import covers
-from lightning_gluon.partition import MATRIX_ROLES, Partition, Route, partition
+from lightning_gluon.partition import Partition, Route, partition
+from lightning_gluon.roles import MATRIX_ROLES
 from tests.partition.expected.timm_models import TIMM
 from tests.partition.expected.transformers_models import LLAMA, MODELS, VISION
 

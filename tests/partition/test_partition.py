@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from lightning_gluon.norms.views import MatrixView, covers
-from lightning_gluon.partition import ROLES, Partition, Route, partition
+from lightning_gluon.partition import Partition, Route, partition
+from lightning_gluon.roles import ROLES
 
 
 def roles(module: nn.Module, **options: object) -> dict[str, str]:

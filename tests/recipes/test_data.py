@@ -23,7 +23,6 @@ from recipes.data.images import random_crop
 from recipes.data.text import PackedTokens
 from recipes.data.text_sources import read_files, read_python
 from recipes.data.tokenizer import ByteTokenizer, train_bpe
-from recipes.extras import require
 
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402
@@ -387,8 +386,6 @@ def test_atomic_write_leaves_nothing_behind(tmp_path: Path) -> None:
         (lambda p: read_parquet(p), r"`train\*.parquet` in .* no parquet file.*source='digits'"),
         (lambda p: ImageData("folder", str(p / "none")).setup("fit"), r"one folder of images per class"),
         (lambda p: read_files(str(p / "none"), None, 0.1), r"to be a text file or a folder .* source='python'"),
-        (lambda _: require("no_such_package", "vision"), r'Run pip install -e "\.\[vision\]" in the root'),
-        (lambda _: require("no_such_package", None), r"pip install no_such_package"),
     ],
 )
 def test_bad_input(tmp_path: Path, make: Any, message: str) -> None:

@@ -222,9 +222,9 @@ def test_code_of_the_hub_is_never_run(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_every_call_says_that_it_trusts_no_code() -> None:
-    loads = re.compile(r"(from_pretrained|load_dataset|from_config)\(([^()]|\([^()]*\))*\)")
+    loads = re.compile(r"\.(from_pretrained|load_dataset|from_config)\(([^()]|\([^()]*\))*\)")
     found = [call[0] for file in RECIPES.rglob("*.py") for call in loads.finditer(file.read_text())]
-    assert len(found) >= 5
+    assert len(found) == 4  # a configuration or its weights, a model of a configuration, a tokenizer, a dataset
     assert all("trust_remote_code=False" in call for call in found)
 
 
@@ -376,7 +376,7 @@ def test_flops_by_hand() -> None:
         (lambda: CausalLM("vit"), r"a model type for causal language models, but got 'vit'"),
         (
             lambda: CausalLM("qwen2", {"hiden_size": 8}),
-            r"entries of Qwen2Config, but got \['hiden_size'\].*hidden_size",
+            r"entries of Qwen2Config, but got 'hiden_size'. Similar names: hidden_size",
         ),
         (lambda: CausalLM("qwen2", pretrained=True), r"a hub id or a folder with pretrained=true"),
         (lambda: CausalLM("Qwen/Qwen2.5-0.5B"), r"name='qwen2' or 'mamba'.*source='python'"),

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
-from lightning_gluon.replay.replay import copy_batch
+from lightning_gluon.replay.batch import copy_batch
 from lightning_gluon.replay.snapshot import Buffers, Moment, untouched
 from lightning_gluon.two_point.streams import rng_state, set_rng_state
 from tests._two_point import (

@@ -74,7 +74,7 @@ def test_radii_for_adamw_are_refused_before_the_hidden_matrices_move() -> None:
     before = net[2].weight.detach().clone()
     group = next(group for group in optimizer.param_groups if group["estimator"] == "adamw")
     group["radius"] = [1.0] * len(group["params"])
-    with pytest.raises(ValueError, match="one number as `radius` .*: AdamW has one learning rate"):
+    with pytest.raises(ValueError, match=r"one number as `radius` .*: AdamW has one learning rate"):
         optimizer.step()
     assert torch.equal(net[2].weight, before)
 

@@ -121,6 +121,12 @@ def test_a_generator_that_has_begun_hides_its_module() -> None:
     assert module_behind(x for x in range(3)) is None
 
 
+def test_arrays_that_no_rule_fits_are_read_by_shape() -> None:
+    arrays = nn.ParameterList([torch.ones(3, 3), torch.ones(3)])
+    with pytest.warns(UserWarning, match="1 of the given parameters came without their module"):
+        assert roles(Gluon(arrays.parameters(), lr=0.1)) == {"param_0": "hidden", "param_1": "bias"}
+
+
 def test_two_parameters_of_one_name_keep_their_own_state() -> None:
     p, q = (nn.Parameter(torch.eye(3)) for _ in range(2))
     with pytest.warns(UserWarning, match="came without their module"):

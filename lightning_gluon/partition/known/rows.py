@@ -37,12 +37,14 @@ class RawMap:
         local: Pattern of the parameter's name.
         layout: How the map is stored.
         role: Its role.
+        what: What the reason calls it.
     """
 
     owner: str
     local: str
     layout: Layout
     role: str = "hidden"
+    what: str = "linear map between features"
 
 
 @dataclass(frozen=True)

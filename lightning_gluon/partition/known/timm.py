@@ -6,7 +6,7 @@ from lightning_gluon.partition.known.rows import Fused
 
 QKV = ("q", "k", "v")
 
-INPUT_CLASSES = ("NaFlexEmbed",)
+INPUT_CLASSES = ("(?i:NaFlexEmbed)",)
 HEADS = ("head_dist",)
 NOT_HEADS = ("conv_head", "scale_heads")
 RELATIVE_POSITIONS = ("pe_k",)
@@ -32,5 +32,11 @@ FUSED = (
     Fused("qkvs?", QKV, ("key_dim", "key_dim", "val_dim"), groups="heads"),
     Fused("hz_proj", ("h", "z"), holder="HSMSSD"),
     Fused("BCdt_proj", ("B", "C", "dt"), holder="HSMSSD"),
+    # A gate follows where the next layer reads half of what these give.
+    Fused(
+        "fc1|linear_1|linear1|pointwise_conv1|pointwise_lin1|linear_start|up_conv",
+        ("value", "gate"),
+        when="rows == 2 * next_reads",
+    ),
     Fused("fc1|weights_in", ("gate", "up"), holder="GluMlp|SwiGLUPacked|SwiGLUFFN"),
 )

@@ -35,7 +35,13 @@ OUTPUT_ACTIVATIONS = (
     nn.PixelShuffle,
     nn.Upsample,
 )
+FUSED_PROJECTIONS = ("in_proj_weight",)
+SEPARATE_PROJECTIONS = ("[qkv]_proj_weight",)
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1, "LSTMCell": 4, "GRUCell": 3, "RNNCell": 1}
+
+# How wide modules say that they are.
+WIDTHS_IN = ("in_features", "in_channels", "in_feats", "_in_feats", "_in_src_feats")
+WIDTHS_OUT = ("out_features", "out_channels", "out_feats", "_out_feats")
 
 # torch.compile, DDP, FSDP and activation checkpointing hold a module under another name.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -50,7 +56,7 @@ INPUT_PARTS = (
     r"embed_(state|action|return|pixels|patches)",
     "patchify",
 )
-INPUT_CLASSES = ("Patch_?Embed", "Patchify", "PatchEncoder")
+INPUT_CLASSES = ("(?i:Patch_?Embed|Patchify|PatchEncoder)",)
 FIRST_LINEAR = (r"embed(ding|der)?", r"input_(proj|projection|layer|net|embed|fc)")
 # Channels of an input as configurations and models call them.
 CHANNELS = ("num_channels", "in_channels", "in_chans", "n_mels", "n_channels")
@@ -85,15 +91,24 @@ OUTPUTS = ("classifier|score|qa_outputs|lm_head",)
 SHARED_SPACES = (r"(text|visual|vision|image|audio)_projection",)
 NOT_HEAD_CLASSES = ("Pool(?!.*(Logits|Class))",)  # a pooling head gives features
 
+PROJ_OUT = ("proj_out",)
+CONTRAST_SCALES = (r"logit_scale\w*",)  # of models that compare the outputs of their towers
+# An attention pool that ends a tower: OpenAI's CLIP.
+POOL_OUTPUTS = ("c_proj",)
+POOL_INPUTS = ("q_proj", "k_proj", "v_proj")
+POOL_POSITIONS = ("positional_embedding", "pos_embed")
+# Bare arrays that end a tower, on modules that hold these.
+TOWER_PROJECTIONS = ("proj|text_projection|visual_projection",)
+TOWER_PARTS = ("class_embedding", "positional_embedding")
+
 # ---- the order of parts
 
 ENCODERS = ("(.*_)?encoders?|enc",)
 LATE_PARTS = ("(.*_)?decoders?|dec",)  # run after an encoder beside them
 DECODERS = ("(.*_)?decoder", ".*vocoder", "(.*_)?generator")
 FINAL_PARTS = (
-    r"(.+_)?heads?|classifier",
-    r"final(_\w+)?|last_(conv|layer)",
-    r"outc?|output|(conv|fc|proj|linear)_out|out(put)?_\w+",
+    r"final(_(conv|linear|proj|projection))?|last_(conv|layer)",
+    r"outc?|output|(conv|fc|proj|linear)_out|out(put)?_(conv|layer|proj|projection)",
 )
 
 # ---- arrays that are no map
@@ -130,6 +145,11 @@ BIASES = (r"(.*_)?bias(es|_\w+)?",)
 GAINS = (r"(D|layer_?scale|ls|gamma|alpha|beta|scale|res_scale|skip_scale)(_?\w)?",)
 FILTERS = ("static_weight",)  # depthwise filters kept as a bare array
 
+# ---- classes that own a bare `weight`
+
+ROUTER_CLASSES = ("Router|Gate|Gating|TopK",)
+BARE_MAP_CLASSES = ("Linear|Dense|Projection",)
+
 # ---- lookup tables
 
 TABLES = (
@@ -147,11 +167,14 @@ NORM_NAMES = (r"(.*_)?(norm|ln|bn|layer_?norm|batch_?norm|group_?norm|rms_?norm)
 
 # ---- graph networks (torch_geometric, dgl): one convolution is one layer, whatever it holds
 
-CONVOLUTION_CLASSES = (r"\w+Conv\d*", "MessagePassing|GraphConvolution")
+MESSAGE_CLASSES = (
+    "MessagePassing|GraphConvolution",
+    r"(GCN|SAGE|GIN|GINE|GAT|GATv2|Graph|RGCN|Rel|TAG|Cheb|ARMA|SG|PNA|Edge|Transformer|Hetero\w*|HGT|GEN)Conv\d*",
+)
 
 RAW_MAPS = (
     RawMap("HeteroLinear", "weight", Layout.BATCH_IN_OUT),
-    RawMap("AMSoftmaxLoss", "weight", Layout.IN_FIRST, "head"),
+    RawMap("AMSoftmaxLoss", "weight", Layout.IN_FIRST, "head", "output layer"),
 )
 
 # ---- fused weights
@@ -159,11 +182,6 @@ RAW_MAPS = (
 FUSED = (
     Fused("proj", ("up", "gate"), holder="^(GEGLU|SwiGLU|ReGLU)$"),
     Fused("gate_up_proj|gate_and_up_proj|w12|fc1_gate|input_linear|v_gate", ("gate", "up")),
-    Fused(
-        "fc1|linear_1|linear1|pointwise_conv1|pointwise_lin1|linear_start|up_conv",
-        ("value", "gate"),
-        when="rows == 2 * next_reads",
-    ),
     Fused("qk", ("q", "k")),
     # Shifts, scales and gates of an adaptive norm, as many as it says or as the features go into the rows.
     Fused("(?i:.*(ada_?ln|modulation).*)", (), count="num_chunks or rows // columns"),

@@ -48,8 +48,8 @@ RAW_MAPS = (
     RawMap("RecurrentGemmaRglru", "(input|recurrent)_gate_weight", Layout.BATCH_IN_OUT),
     RawMap(".*HyperConnection|.*HyperHead", "(hc_)?fn", Layout.OUT_IN),
     RawMap(".*Indexer", "index_kpool_compress_gate", Layout.OUT_IN),
-    RawMap(".*CodebooksHead", "weight", Layout.BATCH_IN_OUT, "head"),
-    RawMap("EsmFold2ConfidenceHead", "(plddt|resolved)_weight", Layout.BATCH_IN_OUT, "head"),
+    RawMap(".*CodebooksHead", "weight", Layout.BATCH_IN_OUT, "head", "output layer"),
+    RawMap("EsmFold2ConfidenceHead", "(plddt|resolved)_weight", Layout.BATCH_IN_OUT, "head", "output layer"),
     RawMap("EsmFold2Parcae", "input_matrix_continuous", Layout.OUT_IN),
     RawMap(".*MultiModalProjector", "mm_input_projection_weight", Layout.IN_FIRST),
     RawMap("XCLIPModel", "prompts_visual_projection", Layout.IN_FIRST),
@@ -77,6 +77,9 @@ _PER_HEAD = (
     "|MiniMaxLightningAttention|DisentangledSelfAttention|GPTBigCodeAttention"
 )
 _VALUES_PER_KEY = "num_v_heads // num_k_heads"
+
+INNER_LAYERS = ("conv|linear|c|fc",)  # a convolution or linear map with its norm: `qkv.conv`, `qkvs.0.conv`
+ATTENTION_OUTPUTS = ("o_proj", "out_proj")
 
 FUSED = (
     Fused(

@@ -132,7 +132,7 @@ MODELS: dict[str, Case] = {
         {
             "model.layers.0.mlp.experts.gate_up_proj": hidden(*[(8, 16)] * 6),
             "model.layers.0.mlp.shared_expert.up_proj.weight": hidden((8, 16)),
-            "model.layers.0.mlp.shared_expert_gate.weight": hidden((1, 16)),
+            "model.layers.0.mlp.shared_expert_gate.weight": BIAS,
         },
     ),
     "qwen3-moe": (

@@ -1,0 +1,57 @@
+"""Products of matrices whose result is symmetric; on a CPU half of each is computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# The least size that pays, measured on a CPU: docs/primers/orthogonalization.md.
+SYMMETRIC_ROWS = 384
+SYMMETRIC_ENTRIES = 2**19
+SYMMETRIC_BANDS = 4
+
+
+def symmetric_product(
+    base: Tensor | None,
+    left: Tensor,
+    right: Tensor,
+    out: Tensor,
+    *,
+    beta: float = 0.0,
+    alpha: float = 1.0,
+) -> None:
+    """Write `beta base + alpha left @ right`, known to be symmetric, to `out`, which may be `base`."""
+    rows = out.shape[-1]
+    entries = rows * left.shape[-1]
+    small = rows < SYMMETRIC_ROWS or entries < SYMMETRIC_ENTRIES
+    if small or out.device.type != "cpu":
+        _whole(base, left, right, out, beta, alpha)
+        return
+    # One matrix at a time: batched products copy operands whose batches are not contiguous.
+    for index, result in enumerate(out):
+        own = None if base is None else base[index]
+        _in_bands(own, left[index], right[index], result, beta, alpha)
+
+
+def _whole(base: Tensor | None, left: Tensor, right: Tensor, out: Tensor, beta: float, alpha: float) -> None:
+    if base is None:
+        torch.bmm(left, right, out=out)
+    else:
+        torch.baddbmm(base, left, right, beta=beta, alpha=alpha, out=out)
+
+
+def _in_bands(base: Tensor | None, left: Tensor, right: Tensor, out: Tensor, beta: float, alpha: float) -> None:
+    """Compute the lower bands of one product, and mirror them."""
+    rows = len(out)
+    edges = [rows * band // SYMMETRIC_BANDS for band in range(SYMMETRIC_BANDS + 1)]
+    for band in range(SYMMETRIC_BANDS):
+        start, stop = edges[band], edges[band + 1]
+        low = out[start:stop, :stop]
+        upper = right[:, :stop]
+        if base is None:
+            torch.mm(left[start:stop], upper, out=low)
+        else:
+            own = base[start:stop, :stop]
+            torch.addmm(own, left[start:stop], upper, beta=beta, alpha=alpha, out=low)
+        mirrored = low[:, :start].mT
+        out[:start, start:stop].copy_(mirrored)

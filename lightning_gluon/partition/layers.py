@@ -1,0 +1,98 @@
+"""Which modules are layers with a weight of their own, and how wide these are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from lightning_gluon.partition.knowledge import entries
+from lightning_gluon.partition.place import class_names, look_up
+
+__all__ = ["Conv", "ConvTranspose", "Widths", "declared_widths", "is_map", "is_weight_layer", "widths"]
+
+Conv = nn.modules.conv._ConvNd
+ConvTranspose = nn.modules.conv._ConvTransposeNd
+_NO_MAPS = (nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
+# Where weight norm, spectral norm and pruning keep a weight.
+_STORED = ("weight", "weight_v", "weight_orig")
+
+
+@dataclass(frozen=True)
+class Widths:
+    """How many features a layer reads and gives; None where it cannot be told."""
+
+    reads: int | None
+    gives: int | None
+
+
+def is_weight_layer(module: nn.Module) -> bool:
+    """Tell whether a module maps inputs by a weight of its own: a linear map, a convolution or a lookup table."""
+    if isinstance(module, entries("LAYER_CLASSES")):
+        return True
+    weight = own_weight(module)
+    if weight is None or weight.ndim < 2:
+        return False
+    names = class_names(module)
+    if isinstance(module, nn.Linear) or names[0].endswith("Linear"):  # not all are subclasses of torch's
+        return True
+    if any(name in entries("TRANSPOSED_CLASSES") for name in names):
+        return True
+    return _matches(weight, declared_widths(module))
+
+
+def is_map(module: nn.Module) -> bool:
+    """Tell whether a module is a linear map or a convolution: the layers that may read inputs or give outputs."""
+    return is_weight_layer(module) and not isinstance(module, _NO_MAPS)
+
+
+def own_weight(module: nn.Module) -> Tensor | None:
+    """Return the weight that a module owns, also where a reparametrization stores it; wrappers own none."""
+    for name in _STORED:
+        weight = module._parameters.get(name)
+        if weight is not None:
+            return weight
+    if "parametrizations" in module._modules and hasattr(module._modules["parametrizations"], "weight"):
+        weight = getattr(module, "weight", None)
+        return weight if isinstance(weight, Tensor) else None
+    return None
+
+
+def declared_widths(module: nn.Module) -> Widths:
+    """Return the widths that a module says itself (`in_features`, `out_channels`)."""
+    return Widths(_declared(module, "WIDTHS_IN"), _declared(module, "WIDTHS_OUT"))
+
+
+def _declared(module: nn.Module, table: str) -> int | None:
+    for name in entries(table):
+        value = module.__dict__.get(name)
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None
+
+
+def _matches(weight: Tensor, said: Widths) -> bool:
+    """Tell whether the last two dimensions of a weight are the widths that its module says."""
+    if said.reads is None or said.gives is None:
+        return False
+    return sorted(weight.shape[-2:]) == sorted((said.reads, said.gives))
+
+
+def widths(module: nn.Module) -> Widths:
+    """Return how many features a layer reads and gives."""
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return Widths(module.input_size, look_up((module,), "proj_size") or module.hidden_size)
+    if isinstance(module, nn.MultiheadAttention):
+        return Widths(module.embed_dim, module.embed_dim)
+    if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        return Widths(None, module.embedding_dim)
+    said = declared_widths(module)
+    if said.reads is not None and said.gives is not None:
+        return said
+    weight = own_weight(module)
+    if weight is None or weight.ndim < 2:
+        return Widths(None, None)
+    gives, reads = weight.shape[-2:] if not isinstance(module, Conv) else weight.shape[:2]
+    if any(name in entries("TRANSPOSED_CLASSES") for name in class_names(module)):
+        gives, reads = reads, gives
+    return Widths(int(reads), int(gives))

@@ -1,0 +1,81 @@
+"""Copies of batches: a training step may write to its batch, or pop entries from it, and still be run again."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import MutableMapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+
+def copy_batch(batch: Any, memo: dict[int, Any] | None = None) -> Any:
+    """Return a copy of a batch down to its tensors: tuples, lists, mappings and dataclasses are followed.
+
+    Args:
+        batch: Anything a data loader may give.
+        memo: Copies made so far, so that an object that occurs twice is copied once.
+
+    Returns:
+        The copy. Objects that can be moved to a device, such as graphs, are copied whole; others are the same objects.
+
+    Example:
+        >>> import torch
+        >>> batch = {"x": torch.zeros(1), "name": "a"}
+        >>> other = copy_batch(batch)
+        >>> _ = batch.pop("name"), batch["x"].add_(1)
+        >>> other
+        {'x': tensor([0.]), 'name': 'a'}
+    """
+    memo = {} if memo is None else memo
+    if id(batch) not in memo:
+        memo[id(batch)] = _copy(batch, memo)
+        memo.setdefault(id(memo), []).append(batch)  # as `deepcopy` does: an object let go of would lend out its id
+    return memo[id(batch)]
+
+
+def _copy(batch: Any, memo: dict[int, Any]) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.detach().clone().requires_grad_(batch.requires_grad)
+    if isinstance(batch, tuple):
+        return _copy_tuple(batch, memo)
+    if isinstance(batch, list):
+        items = copy.copy(batch)
+        items[:] = [copy_batch(item, memo) for item in batch]
+        return items
+    if isinstance(batch, MutableMapping):
+        other = copy.copy(batch)
+        for key, value in batch.items():
+            other[key] = copy_batch(value, memo)
+        return other
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return _copy_dataclass(batch, memo)
+    return _copy_whole(batch, memo)
+
+
+def _copy_tuple(batch: tuple, memo: dict[int, Any]) -> tuple:
+    items = [copy_batch(item, memo) for item in batch]
+    if all(one is other for one, other in zip(items, batch, strict=True)):
+        return batch
+    named = hasattr(batch, "_fields")
+    return type(batch)(*items) if named else type(batch)(items)
+
+
+def _copy_dataclass(batch: Any, memo: dict[int, Any]) -> Any:
+    twin = copy.copy(batch)
+    for field in fields(batch):
+        value = copy_batch(getattr(batch, field.name), memo)
+        object.__setattr__(twin, field.name, value)  # frozen ones too
+    return twin
+
+
+def _copy_whole(batch: Any, memo: dict[int, Any]) -> Any:
+    """Copy what has tensors that nobody sees from outside, such as a graph."""
+    moves = callable(getattr(batch, "to", None))
+    if moves and not isinstance(batch, (type, Module)):
+        with suppress(TypeError, RuntimeError):  # what cannot be copied stays the same object
+            return copy.deepcopy(batch, memo)
+    return batch

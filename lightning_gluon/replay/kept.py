@@ -1,0 +1,106 @@
+"""One iterate, kept for one step: its weights, its gradients, and those of the next step's sample there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_gluon.optimizer import Gluon
+from lightning_gluon.replay.window import by_name, by_parameter
+
+Gradients: TypeAlias = dict[Tensor, Tensor]
+SAVED = ("wanted", "again", "weights", "gradients")
+
+
+@dataclass
+class Kept:
+    """One iterate, kept until the next step's gradients are there.
+
+    Args:
+        wanted: Parameters that somebody will ask for.
+        weights: Copies of the weights; none of those whose previous values the optimizer keeps.
+        gradients: Copies of the gradients.
+        again: Whether the next step's micro-batches are run here too.
+        old: Their gradients here, summed over the window.
+        new: Their gradients at the next iterate, if `.grad` is taken elsewhere.
+        whole: Whether the sums hold the window's first micro-batch.
+    """
+
+    wanted: dict[Tensor, None] = field(default_factory=dict)
+    weights: Gradients = field(default_factory=dict)
+    gradients: Gradients = field(default_factory=dict)
+    again: bool = False
+    old: Gradients = field(default_factory=dict)
+    new: Gradients = field(default_factory=dict)
+    whole: bool = False
+
+    @torch.no_grad()
+    def keep(self, wanted: Iterable[Tensor], copied: Iterable[Tensor]) -> None:
+        """Copy what has not been copied yet."""
+        for parameter in wanted:
+            self.wanted[parameter] = None
+            if parameter.grad is not None and parameter not in self.gradients:
+                self.gradients[parameter] = parameter.grad.detach().clone()
+        for parameter in copied:
+            if parameter not in self.weights:
+                self.weights[parameter] = parameter.detach().clone()
+
+    def begin(self) -> None:
+        """Begin the window of the next step."""
+        self.old, self.new, self.whole = {}, {}, True
+
+    def complete(self, scale: float) -> None:
+        """End the window: take the loss scale out of the sums, or drop them if its beginning was not seen."""
+        if not self.whole:
+            self.old, self.new = {}, {}
+        unscale_([*self.old.values(), *self.new.values()], scale)
+
+    def saved(self, optimizer: Gluon) -> dict[str, Any]:
+        """Return what a checkpoint holds: names and copies of tensors, by parameter name."""
+        wanted = [layer.name for layer in optimizer.layers() if layer.parameter in self.wanted]
+        weights, gradients = _copies(optimizer, self.weights), _copies(optimizer, self.gradients)
+        return dict(zip(SAVED, (wanted, self.again, weights, gradients), strict=True))
+
+    @classmethod
+    def load(cls, optimizer: Gluon, saved: Any) -> Kept:
+        """Return the iterate that a checkpoint holds.
+
+        Args:
+            optimizer: The optimizer.
+            saved: What `saved` returned.
+
+        Returns:
+            The iterate.
+
+        Raises:
+            ValueError: If something is missing, or has not the shape of its parameter.
+        """
+        if not isinstance(saved, Mapping) or any(key not in saved for key in SAVED):
+            raise ValueError(
+                f"Expected `kept` in the saved state of the optimizer to hold {', '.join(SAVED)}, but something is "
+                "missing: the checkpoint is damaged."
+            )
+        names = set(saved["wanted"])
+        wanted = dict.fromkeys(layer.parameter for layer in optimizer.layers() if layer.name in names)
+        weights = by_parameter(optimizer, saved["weights"])
+        return cls(wanted, weights, by_parameter(optimizer, saved["gradients"]), again=bool(saved["again"]))
+
+
+def _copies(optimizer: Gluon, tensors: Mapping[Tensor, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in by_name(optimizer, tensors).items()}
+
+
+def unscale_(gradients: list[Tensor], scale: float) -> None:
+    """Take the loss scale out of gradients."""
+    if scale != 1.0 and gradients:
+        torch._foreach_mul_(gradients, 1 / scale)
+
+
+def show_overflow_(references: Mapping[Tensor, Tensor]) -> None:
+    """Add 0 times the second gradient to the main one, so that the loss scaler sees an overflow in either."""
+    pairs = [(parameter.grad, reference) for parameter, reference in references.items() if parameter.grad is not None]
+    torch._foreach_add_([gradient for gradient, _ in pairs], [reference for _, reference in pairs], alpha=0.0)
