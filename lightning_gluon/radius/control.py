@@ -9,11 +9,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_gluon.optimizer import Gluon
-from lightning_gluon.radius.observe import Evidence, Measurement, Observation, measurements_of
+from lightning_gluon.radius.observe import Evidence, Measurement, Observation, WindowLoss, measurements_of
 from lightning_gluon.radius.radii import Group, Limits, Radius, first_radius, set_radii_, stepped_by_adamw
 from lightning_gluon.radius.rule import RadiusRule
 from lightning_gluon.radius.saved import Saved
-from lightning_gluon.valid import number
+from lightning_gluon.valid import number, whole
 
 UNCHANGED = Limits()
 
@@ -28,24 +28,28 @@ class RadiusControl:
         rule: The rule.
         limits: Limits on what it asks for.
         freeze_step: Step, or share of all steps if below 1, from which the radii stay.
+        every_n_steps: Steps between two samples of the smoothness, for rules that need them.
 
     Attributes:
         steps: Steps taken so far.
         base: Initial radii by group name.
         radii: Radii that the rule has set, by group name; empty before the first.
+        loss: Training loss of the accumulation window so far.
         measurements: The measurements that the rule needs, on the present optimizer; empty outside training.
 
     Raises:
-        ValueError: If `freeze_step` is out of range.
+        ValueError: If `freeze_step` or `every_n_steps` is out of range.
     """
 
     rule: RadiusRule
     limits: Limits = UNCHANGED
     freeze_step: int | float | None = None
+    every_n_steps: int = 25
     steps: int = field(default=0, init=False)
     base: dict[str, Radius] = field(default_factory=dict, init=False)
     radii: dict[str, Radius] = field(default_factory=dict, init=False)
     measurements: list[Measurement] = field(default_factory=list, init=False)
+    loss: WindowLoss = field(default_factory=WindowLoss, init=False)
     _optimizer: Gluon | None = field(default=None, init=False)
     _total_steps: int | None = field(default=None, init=False)
     _pending: dict[str, Any] = field(
@@ -54,7 +58,10 @@ class RadiusControl:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        number(signs="< <", none=True)("freeze_step", self.freeze_step)
+        positive = number(signs="< <", none=True)
+        positive("freeze_step", self.freeze_step)
+        at_least_one = whole(1)
+        at_least_one("every_n_steps", self.every_n_steps)
         self.kinds = measurements_of(self.rule)
 
     # ------------------------------------------------------------------ begin and end
@@ -112,6 +119,12 @@ class RadiusControl:
         return any(kind.second_gradient for kind in self.kinds)
 
     @property
+    def sampled(self) -> bool:
+        """Whether the coming step has a sample of the smoothness, which shows it and the last iterate."""
+        due = (self.steps + 1) % self.every_n_steps == 0
+        return due and self.second_gradient and not self.frozen
+
+    @property
     def frozen(self) -> bool:
         """Whether the radii stay from now on."""
         if self.rule.done:
@@ -134,6 +147,7 @@ class RadiusControl:
         if not self.frozen:
             self._ask(self._optimizer, evidence)
         self.steps += 1
+        self.loss.clear()
         if self.frozen:
             for measurement in self.measurements:
                 measurement.forget()
@@ -189,12 +203,21 @@ class RadiusControl:
                 factors.append(factor)
         return factors
 
+    def outcome(self) -> str:
+        """Return what the rule has found, as a sentence."""
+        parts = [f"{name} {first_radius(radius):.4g}" for name, radius in self.radii.items()]
+        radii = ", ".join(parts)
+        if self.rule.doubt:
+            return f"{self.rule.doubt} Radii stay at {radii}."
+        return f"`RadiusScheduler`: radii frozen at {radii} before step {self.steps - 1}."
+
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values, and the tensors of the measurements while they are needed."""
         return {
             "steps": self.steps,
+            "loss": self.loss.state_dict(),
             "base": deepcopy(self.base),
             "radii": deepcopy(self.radii),
             "rule": self.rule.state_dict(),
@@ -221,7 +244,10 @@ class RadiusControl:
         base = saved.radii("base")
         radii = saved.radii("radii")
         measurements = saved.table("measurements")
+        loss = WindowLoss()
+        loss.load_state_dict(saved.value("loss"))
         self.rule.load_state_dict(saved.value("rule"))
+        self.loss = loss
         self.steps = steps
         self.base = base
         self.radii = radii

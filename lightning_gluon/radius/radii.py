@@ -122,8 +122,8 @@ def set_radii_(
         wanted = _wanted(proposal, group, start, now)
         radii = []
         for one, current, first in zip(wanted, now, start, strict=True):
-            radius = limits(one, current=current, base=first)
-            radii.append(radius)
+            limited = limits(one, current=current, base=first)
+            radii.append(limited)
         written.append(_joined(radii, group))
     for group, radius in zip(groups, written, strict=True):
         group["radius"] = radius
@@ -214,7 +214,8 @@ def logged_radii(groups: Iterable[Group]) -> dict[str, float]:
     for group in groups:
         names, radii = group["param_names"], group["radius"]
         if not isinstance(radii, list):
-            names, radii = [group["name"]], [radii]
-        for name, radius in zip(names, radii, strict=True):
-            values[f"radius/{name}"] = radius
+            names = [group["name"]]
+            radii = [radii]
+        for name, one in zip(names, radii, strict=True):
+            values[f"radius/{name}"] = one
     return values
