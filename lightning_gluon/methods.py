@@ -26,7 +26,24 @@ __all__ = ["METHODS", "Method", "Rule"]
 
 @dataclass(frozen=True)
 class Rule:
-    """How one role is stepped: its norm, its estimator and its radius relative to the hidden one."""
+    """Step of one role: its norm, its estimator and its radius relative to the hidden one.
+
+        X <- (1 - lr * weight_decay) X - lr * radius * D(M),        D(M) = argmax_{||D|| <= 1} <M, D>
+
+    Args:
+        norm: The norm of the ball, a name of `lightning_gluon.norms.NORMS`.
+        estimator: The recursion of `M`, a name of `lightning_gluon.estimators.recursions.ESTIMATORS`.
+        radius: Length of a step in units of the hidden one.
+        scaling: Scaling of a spectral norm; default: that of the norm.
+        options: Options of the norm and the estimator that differ from their defaults.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+
+    Example:
+        >>> Rule("sign", "mvr1", radius=25.0).scaling is None
+        True
+    """
 
     norm: str
     estimator: str = "ema"
@@ -37,7 +54,9 @@ class Rule:
 
 @dataclass(frozen=True)
 class Method:
-    """One row of the method table.
+    """One row of the method table: `method = norm x estimator x radius`, a `Rule` for every role.
+
+    Shapes: none; radii are in units of the hidden radius, `weight_decay` in units of 1 / lr.
 
     Args:
         summary: One line for people.
@@ -47,7 +66,10 @@ class Method:
         weight_decay: Default decoupled weight decay, in units of 1 / lr.
         start: What the momentum starts at: `"gradient"` (the first one) or `"zero"`.
         theory: Exponents `(radius, momentum)` of the decaying schedule of the theory, `t ~ (k+1)^-radius` and
-            `1 - b ~ (k+1)^-momentum`; `None` where the theory has none.
+            `1 - b ~ (k+1)^-momentum`; `None` without a theory.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
 
     Example:
         >>> METHODS["muon"].rules["hidden"].scaling, METHODS["muon"].rules["head"].estimator
@@ -160,6 +182,10 @@ METHODS: dict[str, Method] = {
 def register_method(name: str, method: Method) -> None:
     """Add a method from outside the package: a name for `method=` everywhere, on the command line too.
 
+        method = norm x estimator x radius        one `Rule` per role
+
+    Shapes: none; radii are in units of the hidden radius.
+
     Args:
         name: Its name.
         method: The row, with a rule for every role.
@@ -167,6 +193,9 @@ def register_method(name: str, method: Method) -> None:
     Raises:
         TypeError: If it is no `Method`.
         ValueError: If the name is taken, a role has no rule, or a rule names a norm or an estimator that is not there.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
 
     Example:
         >>> from dataclasses import replace

@@ -72,6 +72,11 @@ class Gluon(Optimizer):
         >>> optimizer.step()
         >>> optimizer.gradient_evaluations
         1
+        >>> [layer.name for layer in optimizer.layers()][:2], optimizer.memory()["by_kind"]["momentum"]
+        (['0.weight', '2.weight'], 232)
+        >>> optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))], "role": "bias"})
+        >>> optimizer.param_groups[-1]["norm"]
+        'rms'
     """
 
     def __init__(
@@ -174,7 +179,25 @@ class Gluon(Optimizer):
         return max((group["gradient_evaluations"] for group in self.param_groups), default=0)
 
     def at_reference(self) -> AbstractContextManager[None]:
-        """Exchange all weights with the reference point, in place, and restore them bit for bit on leaving."""
+        """Exchange all weights with the reference point, in place, and restore them bit for bit on leaving.
+
+        Returns:
+            A context: inside, the weights are `X_prev`, or `Y = X + b / (1 - b) (X - X_prev)` for `igt`.
+
+        Example:
+            >>> layer = torch.nn.Linear(1, 1, bias=False)
+            >>> optimizer = Gluon(layer, lr=0.5, method="gluon-mvr1")
+            >>> start = layer.weight.detach().clone()
+            >>> def closure():
+            ...     optimizer.zero_grad()
+            ...     loss = layer(torch.ones(1, 1)).sum()
+            ...     loss.backward()
+            ...     return loss
+            >>> loss = optimizer.step(closure)
+            >>> with optimizer.at_reference():
+            ...     torch.equal(layer.weight, start)
+            True
+        """
         return self._reference.exchanged()
 
     @property
@@ -192,7 +215,22 @@ class Gluon(Optimizer):
         self._visit.folded = value
 
     def folding(self) -> AbstractContextManager[None]:
-        """Let gradients accumulated inside enter `.grad` as `-b c_old`; the next step takes `.grad` as folded."""
+        """Let gradients accumulated inside enter `.grad` as `-b c_old`; the next step takes `.grad` as folded.
+
+        Returns:
+            A context for the backward pass of the second gradient, inside `at_reference`.
+
+        Example:
+            >>> layer = torch.nn.Linear(1, 1, bias=False)
+            >>> optimizer = Gluon(layer, lr=0.5, method="gluon-mvr1", momentum=0.9, fold=True)
+            >>> optimizer.two_point = "loop"
+            >>> layer.weight.grad = torch.ones(1, 1)
+            >>> optimizer.step()
+            >>> with optimizer.at_reference(), optimizer.folding():
+            ...     layer(torch.ones(1, 1)).sum().backward()
+            >>> round(layer.weight.grad.item(), 6)
+            0.1
+        """
         return self._reference.folding()
 
     # ------------------------------------------------------------------ the step

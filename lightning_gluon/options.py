@@ -109,6 +109,8 @@ CHECKS: dict[str, Check] = _checks()
 def register_option(name: str, type_: Any, check: Check, summary: str) -> None:
     """Add an option that a norm or an estimator from outside the package reads.
 
+    Shapes: a plain value, never a tensor: groups are saved in checkpoints.
+
     Args:
         name: Its name, a Python identifier.
         type_: Its type, such as `float | None`.

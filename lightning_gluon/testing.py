@@ -161,8 +161,10 @@ def _context(norm: Norm, stack: Tensor) -> Context:
 def check_estimator(estimator: Estimator, options: Mapping[str, Any] | None = None) -> None:
     """Check what a step relies on in an estimator's recursion.
 
-        without noise: gradients that are all G give directions that are all G        (buffers started at G)
+        update(M, G, G) = G for M = G: gradients that are all G give directions that are all G
         buffers are advanced in place; gradients are only read; every parameter is on its own; the same every time
+
+    Shapes: gradients of (4, 3) and (5,).
 
     Args:
         estimator: The row.
@@ -232,6 +234,8 @@ def check_method(method: str, **options: Any) -> None:
     - `step(closure)` evaluates as many gradients as the method says, and leaves `.grad` as it is.
     - The state is complete after the first step; zero gradients at `lr = 0` move nothing.
     - Groups hold plain values; a `weights_only` checkpoint resumes bit for bit; the optimizer can be copied.
+
+    Shapes: a network of layers (24, 12), (16, 24) and (5, 16), with biases and a normalisation.
 
     Args:
         method: A row of `lightning_gluon.METHODS`.

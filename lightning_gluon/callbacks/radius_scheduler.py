@@ -39,14 +39,16 @@ class RadiusScheduler(Callback):
 
         t_i = lr * radius_i,        radius_i = limits(rule(observation)),        lr by the schedule
 
-    Rules: `calibrate` (grow from tiny, the slower the less the last step pays off, then freeze), `smoothness` (the
-    paper's Theorem 1 on the live fit), a name given by `register_radius_rule`, or a function. A function takes a
-    `lightning_gluon.radius.Observation` and returns one factor on all initial radii, radii by group or layer name, or
-    `None`. See `lightning_gluon.radius.RadiusRule`.
+    The rule `calibrate` grows the radii from tiny, the slower the less the last step pays off, and then freezes them.
+    `smoothness` is the paper's Theorem 1 on the live fit. Others are a name given by `register_radius_rule`, or a
+    function. A function takes a `lightning_gluon.radius.Observation`. It returns one factor on all initial radii, radii
+    by group or layer name, or `None`. See `lightning_gluon.radius.RadiusRule`.
 
     Until `calibrate` freezes, it waits for the device once per step and copies the matrices, unless the method keeps
     the previous iterate. A learning-rate warm-up may run at the same time: the calibrated step length is then reached
     at the schedule's peak. Radii are logged as `radius/<group>`, or `radius/<layer>` if they differ within a group.
+
+    Shapes: plain numbers; `t_i` in units of the layer's own norm.
 
     Args:
         rule: A name of `lightning_gluon.radius.RADIUS_RULES`, a rule, or a function (`rule`).
@@ -120,6 +122,12 @@ class RadiusScheduler(Callback):
 
         Raises:
             ValueError: If the Trainer has a scheduler with another rule.
+
+        Example:
+            >>> trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+            >>> RadiusScheduler.attach(trainer, options={"largest": 5.0})
+            >>> any(isinstance(callback, RadiusScheduler) for callback in trainer.callbacks)
+            True
         """
         scheduler = RadiusScheduler(rule, **arguments)
         for present in [one for one in callbacks_of(trainer) if isinstance(one, RadiusScheduler)]:

@@ -119,6 +119,8 @@ class SmoothnessMonitor(Callback):
         >>> trainer.fit(Model(), torch.utils.data.DataLoader(torch.randn(16, 4), batch_size=4))
         >>> [sample["step"] for sample in plots.read_samples(monitor.path) if not sample["layer"]]
         [1, 3]
+        >>> sorted(file.name for file in monitor.plot())
+        ['smoothness_hidden.png', 'smoothness_radii.png']
     """
 
     def __init__(

@@ -98,6 +98,13 @@ class VarianceReduction(Callback):
 
         Args:
             trainer: The Trainer.
+
+        Example:
+            >>> from lightning.pytorch import Trainer
+            >>> trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+            >>> VarianceReduction.attach(trainer)
+            >>> type(trainer.callbacks[0]).__name__
+            'VarianceReduction'
         """
         present = callbacks_of(trainer)
         if not any(isinstance(callback, VarianceReduction) for callback in present):

@@ -45,16 +45,24 @@ Kernel = Callable[[MutableMapping[Tensor, Any], Options, Tensors, Tensors], None
 class Estimator:
     """One momentum estimator: its recursion, its buffers, and the gradients it needs.
 
+        M <- update(M, c_new, c_old),        such as `b M + (1 - b) c_new`
+
+    Shapes: buffers, gradients and directions are lists of tensors, each of its parameter's shape.
+
     Args:
         update: `(buffers, c_new, c_old, options) -> direction`; advances the buffers in place, may return one of them,
             and never writes to `c_new` or `c_old`.
         buffers: Names of the persistent buffers, each laid out like the parameter.
-        reference: Where a further gradient is needed: `None` (nowhere), `"previous"` (`c_old`, the same sample at the
+        reference: Place of a further gradient: `None` (none is needed), `"previous"` (`c_old`, the same sample at the
             last iterate) or `"transported"` (`c_new` itself is taken at the extrapolated point).
         options: Options of the estimator with their defaults, beyond `momentum`.
         step_: `(state, group, params, gradients)`, for a row that also moves the weights, by a kernel of its own; such
             a row has no recursion.
         layout: `(parameter) -> {key: tensor on the meta device}`, for such a row: what it keeps.
+
+    References:
+        A. Cutkosky and F. Orabona, "Momentum-Based Variance Reduction in Non-Convex SGD", arXiv 1905.10018.
+        "Gluon-MVR", arXiv 2512.16598.
 
     Example:
         >>> ESTIMATORS["mvr1"].gradients, ESTIMATORS["ema"].gradients
@@ -164,7 +172,9 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def register_estimator(name: str, estimator: Estimator) -> None:
-    """Add an estimator from outside the package, for methods and groups.
+    """Add an estimator from outside the package, for methods and groups: `M <- update(M, c_new, c_old)`.
+
+    Shapes: it gets lists of tensors, each of its parameter's shape.
 
     Args:
         name: Its name.
@@ -174,6 +184,9 @@ def register_estimator(name: str, estimator: Estimator) -> None:
     Raises:
         TypeError: If it is no `Estimator`.
         ValueError: If the name is taken, or an option is unknown.
+
+    References:
+        A. Cutkosky and F. Orabona, "Momentum-Based Variance Reduction in Non-Convex SGD", arXiv 1905.10018.
 
     Example:
         >>> register_estimator("last", Estimator(lambda buffers, new, old, options: new, buffers=()))

@@ -33,6 +33,8 @@ def partition(
 ) -> Partition:
     """Give every parameter of a module a role, by what the module that owns it is and does.
 
+        X_i <- (1 - lr * weight_decay) X_i - lr * radius[role_i] * D_i(M_i)        D_i: LMO of the norm of role_i
+
     - `hidden`: linear maps and convolutions between features, recurrent weights, routers, stacked experts, LoRA.
     - `input`: linear maps of dense inputs (patch embedding, first convolution).
     - `embedding`: lookup tables. A tied table is one tensor.
@@ -67,6 +69,9 @@ def partition(
         TypeError: If `module` is no module, or a rule has a wrong type.
         ValueError: If the module has no parameters, a rule is wrong or matches nothing, a parameter is not
             materialised yet, or, with `strict`, no rule fits a parameter.
+
+    References:
+        T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2))

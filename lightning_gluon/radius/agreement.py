@@ -29,8 +29,12 @@ Family: TypeAlias = list[tuple[Group, float]]
 class Agreement(Measurement):
     """Keep the weights before the last step, and measure how far gradients agree with it.
 
+        a = sum_i <g_i, T_i> / sum_i ||g_i|| ||T_i||,        T_i = (1 - lr wd) X_i^{k-1} - X_i^k
+
     It fills `agreement`, `reference_agreement`, `adamw_agreement`, `loss` and `warming_up` of the `Observation`. Only
     matrices count, if there are any: vectors, with few entries per unit of norm, turn negative by noise first.
+
+    Shapes: gradients and weights of any shape, in matching pairs; `agreement` gives two sums, shape (2,).
 
     Args:
         optimizer: The optimizer.
@@ -39,6 +43,23 @@ class Agreement(Measurement):
         before: Copies of the weights before the last step, by parameter; none of those that the method keeps itself.
         lr: `lr` of the first group in the last step.
         decay: Share of the weights that decayed in the last step, by group; empty before the first step.
+
+    References:
+        `docs/primers/radius.md`.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2, bias=False)
+        >>> optimizer = Gluon(layer, lr=0.1)
+        >>> measurement = Agreement(optimizer)
+        >>> layer.weight.grad = torch.eye(2)
+        >>> measurement.remember()
+        >>> optimizer.step()
+        >>> product, bound = measurement.agreement({layer.weight: torch.eye(2)})
+        >>> round(float(product / bound), 2), measurement.warming_up(), len(measurement.families())
+        (1.0, 1.0, 1)
+        >>> round(measurement.observe(Evidence(torch.tensor(0.5)))["agreement"], 2)
+        1.0
+        >>> measurement.forget()
     """
 
     def __init__(self, optimizer: Gluon) -> None:

@@ -28,6 +28,10 @@ Reading: TypeAlias = dict[str, float]
 class Observation:
     """The evidence a rule is shown before a step; each measurement that the rule needs fills some fields.
 
+        radius_i[k] = limits(rule(observation[k]))
+
+    Shapes: plain numbers.
+
     Args:
         step: Steps taken so far.
         total_steps: Steps in all; `None` if nobody knows.
@@ -41,6 +45,9 @@ class Observation:
         warming_up: Share of its peak that a rising learning-rate schedule has reached; 1 when it is not rising.
         layers: Readings by group or layer name (see `lightning_gluon.smoothness.readings`), with `lr` (the peak of the
             group's schedule) and `radius`; empty on steps without a sample.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
 
     Example:
         >>> Observation(step=10, agreement=0.5).loss is None
@@ -120,8 +127,25 @@ class WindowLoss:
 class Measurement:
     """One kind of evidence that a rule may ask for.
 
+        observation[k] = (step, loss, agreement[k], layers[k], ...)        each measurement fills some fields
+
+    Shapes: it reads tensors of the parameters' shapes, and gives plain numbers.
+
     Args:
         optimizer: The optimizer whose steps are measured.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+
+    Example:
+        >>> class Loss(Measurement):
+        ...     def observe(self, evidence):
+        ...         return {"loss": float(evidence.loss)}
+        >>> measurement = Loss(Gluon(torch.nn.Linear(2, 2)))
+        >>> measurement.remember()
+        >>> measurement.observe(Evidence(torch.tensor(0.5)))
+        {'loss': 0.5}
+        >>> measurement.forget()
     """
 
     second_gradient = False  # whether it needs the gradient of one sample at two iterates, every so many steps
@@ -130,7 +154,14 @@ class Measurement:
         self.optimizer = optimizer
 
     def observe(self, evidence: Evidence) -> dict[str, Any]:
-        """Return fields of the `Observation`."""
+        """Return fields of the `Observation`.
+
+        Args:
+            evidence: The loss, and on some steps the layers at two iterates.
+
+        Raises:
+            NotImplementedError: If a subclass does not say.
+        """
         raise NotImplementedError
 
     def remember(self) -> None:
@@ -148,7 +179,25 @@ class Measurement:
 
 
 class GroupReadings(Measurement):
-    """Readings of every group, a product of its layers: `Observation.layers` by group name."""
+    """Readings of every group, a product of its layers: `Observation.layers` by group name.
+
+        ||X|| = max_i ||X_i||,        ||G||_* = sum_i ||G_i||_*
+
+    Shapes: layers of any shape; readings are numbers, in the units of `lightning_gluon.smoothness.readings`.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+
+    Example:
+        >>> optimizer = Gluon(torch.nn.Linear(2, 2), lr=0.1)
+        >>> readings = GroupReadings(optimizer)
+        >>> layer = optimizer.layers()[0]
+        >>> with torch.no_grad():
+        ...     pair = Pair(layer, torch.ones(2, 2), layer.parameter + 1.0)
+        >>> observed = readings.observe(Evidence(torch.zeros(()), [pair]))
+        >>> round(observed["layers"][readings.name(layer)]["grad_dual_norm"], 4)
+        2.0
+    """
 
     second_gradient = True
 
@@ -169,12 +218,29 @@ class GroupReadings(Measurement):
         return {"layers": found}
 
     def name(self, layer: Layer) -> str:
-        """Return the name under which a layer is counted."""
+        """Return the name under which a layer is counted.
+
+        Args:
+            layer: The layer.
+        """
         return layer.group["name"]
 
 
 class LayerReadings(GroupReadings):
-    """Readings of every layer: `Observation.layers` by parameter name, but by group name if AdamW steps it."""
+    """Readings of every layer: `Observation.layers` by parameter name, but by group name if AdamW steps it.
+
+        L_hat = ||c_new - c_old||_* / ||X^k - X^{k-1}||        and the other readings, in the layer's own norm
+
+    Shapes: layers of any shape; readings are numbers, in the units of `lightning_gluon.smoothness.readings`.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+
+    Example:
+        >>> optimizer = Gluon(torch.nn.Linear(2, 2), lr=0.1)
+        >>> LayerReadings(optimizer).name(optimizer.layers()[0])
+        'weight'
+    """
 
     def name(self, layer: Layer) -> str:
         """Return the name under which a layer is counted; a group of AdamW has one radius."""

@@ -15,7 +15,23 @@ Group: TypeAlias = dict[str, Any]
 
 
 class Factors(NamedTuple):
-    """Factors on the initial radii: of the groups that an LMO steps, and of those that AdamW steps."""
+    """Factors on the initial radii: of the groups that an LMO steps, and of those that AdamW steps.
+
+        radius_i = lmo * base_i  or  adamw * base_i
+
+    Shapes: plain numbers, in units of the initial radius.
+
+    Args:
+        lmo: Factor for the groups that an LMO steps.
+        adamw: Factor for the groups that AdamW steps.
+
+    References:
+        `docs/primers/radius.md`, after Theorem 1 of "Gluon", arXiv 2505.13416.
+
+    Example:
+        >>> Factors(lmo=0.5, adamw=2.0).adamw
+        2.0
+    """
 
     lmo: float
     adamw: float

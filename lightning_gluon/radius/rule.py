@@ -29,6 +29,9 @@ class RadiusRule:
         ramp: Whether it starts from a radius of its own, which is not averaged with the initial one.
         doubt: A sentence if the radii it ended with may be wrong, for a warning; else empty.
 
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+
     Example:
         >>> class Halve(RadiusRule):
         ...     def __call__(self, observation):

@@ -32,6 +32,8 @@ class Smoothness(RadiusRule):
     This rule has a fixed point that it approaches from both sides, but its `kappa` does not transfer. The best one was
     0.6 on a small GPT and 0.33 on a small ViT, and it depends on the batch size.
 
+    Shapes: plain numbers; radii in units of the layer's norm.
+
     Args:
         kappa: Factor on the step length of the theorem.
         per: `"role"` or `"layer"`; a group that AdamW steps has one radius either way.
@@ -115,6 +117,10 @@ RADIUS_RULES: dict[str, Callable[..., Any]] = {"smoothness": Smoothness, "calibr
 def register_radius_rule(name: str, rule: Callable[..., Any]) -> None:
     """Give a rule a name, which `RadiusScheduler` and configuration files then take.
 
+        radius_i[k] = limits(rule(observation[k]))
+
+    Shapes: plain numbers, in units of the initial radii.
+
     Args:
         name: The name, not taken yet.
         rule: A callable that makes the rule out of its options, such as a subclass of `RadiusRule`.
@@ -122,6 +128,9 @@ def register_radius_rule(name: str, rule: Callable[..., Any]) -> None:
     Raises:
         ValueError: If the name is taken or no text.
         TypeError: If the rule cannot be called.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
 
     Example:
         >>> class Constant(RadiusRule):

@@ -74,6 +74,8 @@ class Schedule:
         [1.0, 0.75, 0.5, 0.25]
         >>> Schedule("theory", rates=(0.75, 0.5)).momentum(3)
         0.5
+        >>> Schedule("linear", total_steps=4).rest(1, start=0)
+        0.75
     """
 
     name: str = "constant"
@@ -105,14 +107,22 @@ class Schedule:
             )
 
     def factor(self, step: int) -> float:
-        """Return the factor on `lr` at a step counted from 0."""
+        """Return the factor on `lr`.
+
+        Args:
+            step: Steps taken before (`k`).
+        """
         ramp = 1.0
         if self.warmup:
             ramp = min(1.0, (step + 1) / self.warmup)
         return ramp * SCHEDULES[self.name].factor(self, step)
 
     def momentum(self, step: int) -> float | None:
-        """Return the theory's weight on the old momentum at a step, `None` if the schedule has no say in it."""
+        """Return the theory's weight on the old momentum, `None` if the schedule has no say in it.
+
+        Args:
+            step: Steps taken before (`k`).
+        """
         count = SCHEDULES[self.name].count
         if count is None or self.rates is None:
             return None
@@ -120,7 +130,12 @@ class Schedule:
         return 1 - count(self, step) ** exponent
 
     def rest(self, step: int, start: float) -> float:
-        """Return the share of the steps from `start` to the end that are still to come, in [0, 1]."""
+        """Return the share of the steps from `start` to the end that are still to come, in [0, 1].
+
+        Args:
+            step: Steps taken before (`k`).
+            start: Step at which the share is 1.
+        """
         assert self.total_steps is not None
         span = max(1, self.total_steps - start)
         share = (self.total_steps - step) / span

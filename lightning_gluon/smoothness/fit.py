@@ -61,7 +61,12 @@ class SmoothnessFit:
         return self.L0 + self.L1 * grad_dual_norm
 
     def radius(self, grad_dual_norm: float, kappa: float = 1.0) -> float:
-        """Return the radius of the paper's Theorem 1, `kappa ||g||_* / (L0 + L1 ||g||_*)`; infinite at no curvature."""
+        """Return the radius of the paper's Theorem 1, `kappa ||g||_* / (L0 + L1 ||g||_*)`; infinite at no curvature.
+
+        Args:
+            grad_dual_norm: `||g||_*`, in units of the loss over the norm.
+            kappa: Factor on the step length.
+        """
         smoothness = self(grad_dual_norm)
         if smoothness <= 0:
             return math.inf
@@ -251,6 +256,10 @@ def noise_only(grad_dual_norm: float, step_norm: float) -> float:
     Returns:
         The estimate, in units of the dual norm over the norm; NaN if nothing moved.
 
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+        `docs/primers/smoothness.md` on the noise.
+
     Example:
         >>> round(noise_only(3.0, 0.1), 2)
         42.43
@@ -264,6 +273,8 @@ class RunningFit:
     """The fit over the last samples, as training goes on.
 
         L_hat[k] ~ L0 + L1 ||g^k||_*        for the last `window` samples k, by `fit`
+
+    Shapes: plain numbers, in the units of `SmoothnessFit`.
 
     Args:
         window: Number of samples kept; older ones are forgotten.
@@ -294,7 +305,12 @@ class RunningFit:
         self._fit: SmoothnessFit | None = None
 
     def add(self, L_hat: float, grad_dual_norm: float) -> None:
-        """Add a sample; one that is not finite is passed over."""
+        """Add a sample; one that is not finite is passed over.
+
+        Args:
+            L_hat: Smoothness estimate, in units of the dual norm over the norm.
+            grad_dual_norm: Dual norm of the gradient that it was taken at.
+        """
         if math.isfinite(L_hat) and math.isfinite(grad_dual_norm):
             sample = float(L_hat), float(grad_dual_norm)
             self.samples.append(sample)
