@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -124,7 +123,7 @@ def detail(name: str, row: Method) -> Table:
     table = Table(title=title, caption_justify="left", pad_edge=False)
     for column in ("role", "norm", "scaling", "estimator", "radius"):
         table.add_column(column, overflow="fold")  # no name loses its end
-    options: dict[str, dict[str, Any]] = {}
+    options: dict[str, dict[str, object]] = {}
     for role in ROLES:
         rule = row.rules[role]
         scaling = rule.scaling or ""
@@ -140,13 +139,13 @@ def detail(name: str, row: Method) -> Table:
     return table
 
 
-def _defaults(own: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
+def _defaults(own: Mapping[str, object], rule: Rule) -> dict[str, object]:
     """Return the defaults of a norm or an estimator, with those that the rule sets; the scaling has a column."""
     options = {option: rule.options.get(option, value) for option, value in own.items()}
     options.pop("scaling", None)
     return options
 
 
-def _listed(options: dict[str, Any]) -> str:
+def _listed(options: Mapping[str, object]) -> str:
     pairs = [f"{option}={value}" for option, value in options.items()]
     return ", ".join(pairs)
