@@ -130,7 +130,10 @@ def detail(name: str, row: Method) -> Table:
         table.add_row(role, rule.norm, scaling, rule.estimator, _number(rule.radius))
         options[rule.norm] = _defaults(NORMS[rule.norm].defaults(), rule)
         options[rule.estimator] = _defaults(ESTIMATORS[rule.estimator].options, rule)
-    numbers = {"momentum": _number(row.momentum), "weight_decay": _number(row.weight_decay)}
+    numbers = {
+        "momentum": _number(row.momentum),
+        "weight_decay": _number(row.weight_decay),
+    }
     lines = [_listed(numbers)]
     for part, values in options.items():
         if values:
