@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lightning_gluon.radius.calibrate import Calibrate
@@ -52,10 +52,13 @@ class Smoothness(RadiusRule):
     """
 
     def __init__(self, *, kappa: float = 0.5, per: str = "role", window: int = 10, samples: int = 3) -> None:
-        number(signs="< <")("kappa", kappa)
-        one_of(*READINGS)("per", per)
+        positive = number(signs="< <")
+        positive("kappa", kappa)
+        known = one_of(*READINGS)
+        known("per", per)
         RunningFit(window)  # checks it
-        whole(1)("samples", samples)
+        at_least_one = whole(1)
+        at_least_one("samples", samples)
         if samples > window:
             raise ValueError(
                 f"Expected `samples` to satisfy 1 <= samples <= window, but got {samples!r} with window={window}."
@@ -74,7 +77,8 @@ class Smoothness(RadiusRule):
         for name, reading in observation.layers.items():
             length = self._length(name, reading)
             if math.isfinite(length):
-                radii[name] = length / reading["lr"]
+                lr = reading["lr"]
+                radii[name] = length / lr
         return radii
 
     def _length(self, name: str, reading: Reading) -> float:
@@ -89,15 +93,19 @@ class Smoothness(RadiusRule):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the samples."""
-        return {name: running.state_dict() for name, running in self.fits.items()}
+        states = {}
+        for name, running in self.fits.items():
+            states[name] = running.state_dict()
+        return states
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.rule")
         fits = {}
         for name in saved.state:
-            fits[name] = RunningFit(self.window)
-            fits[name].load_state_dict(saved.value(name))
+            running = RunningFit(self.window)
+            running.load_state_dict(saved.value(name))
+            fits[name] = running
         self.fits = fits
 
 
@@ -128,8 +136,9 @@ def register_radius_rule(name: str, rule: Callable[..., Any]) -> None:
     """
     if not isinstance(name, str) or not name:
         raise ValueError(f"Expected `name` to be a text, but got {name!r}.")
-    if RADIUS_RULES.get(name, rule) is not rule:
-        raise ValueError(f"The name {name!r} belongs to the radius rule {RADIUS_RULES[name]!r} already. Take another.")
+    present = RADIUS_RULES.get(name, rule)
+    if present is not rule:
+        raise ValueError(f"The name {name!r} belongs to the radius rule {present!r} already. Take another.")
     if not callable(rule):
         raise TypeError(f"Expected `rule` to be a class or a function that makes a rule, but got {rule!r}.")
     RADIUS_RULES[name] = rule
@@ -160,17 +169,25 @@ def make_rule(rule: str | Callable[[Observation], Answer], options: Mapping[str,
     if isinstance(rule, RadiusRule):
         return rule
     if not callable(rule) or isinstance(rule, type):
-        raise TypeError(f"Expected `rule` to be a name, a rule or a function, but got {type(rule).__name__}.")
+        kind = type(rule).__name__
+        raise TypeError(f"Expected `rule` to be a name, a rule or a function, but got {kind}.")
     return Adapter(rule)
 
 
 def _named(name: str, options: dict[str, Any]) -> Callable[[Observation], Answer]:
     if name not in RADIUS_RULES:
-        known = ", ".join(RADIUS_RULES)
-        raise ValueError(f"Expected `rule` to be one of {known}, or a function, but got {name!r}.")
-    parameters = inspect.signature(RADIUS_RULES[name]).parameters
-    extra = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+        names = ", ".join(RADIUS_RULES)
+        raise ValueError(f"Expected `rule` to be one of {names}, or a function, but got {name!r}.")
+    rule = RADIUS_RULES[name]
+    parameters = inspect.signature(rule).parameters
+    kinds = [parameter.kind for parameter in parameters.values()]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        _check_options(name, options, list(parameters))
+    return rule(**options)
+
+
+def _check_options(name: str, options: Iterable[str], known: list[str]) -> None:
     for option in options:
-        if option not in parameters and not extra:
-            raise ValueError(f"Unknown option {option!r} of rule {name!r}. Expected one of: {', '.join(parameters)}.")
-    return RADIUS_RULES[name](**options)
+        if option not in known:
+            names = ", ".join(known)
+            raise ValueError(f"Unknown option {option!r} of rule {name!r}. Expected one of: {names}.")

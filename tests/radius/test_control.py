@@ -140,7 +140,7 @@ DAMAGED = [
     ("calibrate", "steps", REMOVED, "`RadiusScheduler` to hold `steps`, but it is missing"),
     ("calibrate", "loss", REMOVED, "to hold `loss`, but it is missing"),
     ("calibrate", "loss/parts", 0.5, "`parts` .* to be a whole number >= 0, but got 0.5"),
-    ("calibrate", "rule/main", None, "to hold the ramp `main`, but it is None"),
+    ("calibrate", "rule/main", None, "`RadiusScheduler.rule.main` to be a mapping, but got NoneType"),
     ("calibrate", "rule/main/scale", -2.0, "`scale` .* to satisfy 0 <= scale < inf, but got -2.0"),
     ("calibrate", "rule/main/scale", REMOVED, "to hold `scale`, but it is missing"),
     ("calibrate", "rule/main/speed", 1.0, "but it has 'speed' as well"),
