@@ -12,8 +12,8 @@ from typing_extensions import Unpack
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.options import Options
-from lightning_gluon.partition.overrides import Rules
 from lightning_gluon.partition.build import partition as route
+from lightning_gluon.partition.overrides import Rules
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.radius.schedules import RadiusSchedule, Schedule
 from lightning_gluon.replay.lightning import stepping_batches, trainer_of

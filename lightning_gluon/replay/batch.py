@@ -43,14 +43,11 @@ def _copy(batch: Any, memo: dict[int, Any]) -> Any:
     if isinstance(batch, tuple):
         return _copy_tuple(batch, memo)
     if isinstance(batch, list):
-        items = copy.copy(batch)
-        items[:] = [copy_batch(item, memo) for item in batch]
-        return items
-    if isinstance(batch, MutableMapping):
         other = copy.copy(batch)
-        for key, value in batch.items():
-            other[key] = copy_batch(value, memo)
+        other[:] = [copy_batch(item, memo) for item in batch]
         return other
+    if isinstance(batch, MutableMapping):
+        return _copy_mapping(batch, memo)
     if is_dataclass(batch) and not isinstance(batch, type):
         return _copy_dataclass(batch, memo)
     return _copy_whole(batch, memo)
@@ -58,10 +55,20 @@ def _copy(batch: Any, memo: dict[int, Any]) -> Any:
 
 def _copy_tuple(batch: tuple, memo: dict[int, Any]) -> tuple:
     items = [copy_batch(item, memo) for item in batch]
-    if all(one is other for one, other in zip(items, batch, strict=True)):
+    pairs = zip(items, batch, strict=True)
+    if all(one is other for one, other in pairs):
         return batch
-    named = hasattr(batch, "_fields")
-    return type(batch)(*items) if named else type(batch)(items)
+    kind: Any = type(batch)
+    if hasattr(batch, "_fields"):  # a named tuple
+        return kind(*items)
+    return kind(items)
+
+
+def _copy_mapping(batch: MutableMapping, memo: dict[int, Any]) -> MutableMapping:
+    other = copy.copy(batch)
+    for key, value in batch.items():
+        other[key] = copy_batch(value, memo)
+    return other
 
 
 def _copy_dataclass(batch: Any, memo: dict[int, Any]) -> Any:

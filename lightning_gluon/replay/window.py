@@ -30,11 +30,13 @@ def save_window(trainer: Trainer, optimizer: Gluon) -> Window:
         `gradients` and `references`, each a dict from parameter name to tensor.
     """
     params = [layer.parameter for layer in optimizer.layers()]
-    present = {parameter: parameter.grad for parameter in params if parameter.grad is not None}
-    return {
-        "gradients": by_name(optimizer, averaged(trainer, params, present)),
-        "references": by_name(optimizer, averaged(trainer, params, optimizer.reference_gradients)),
-    }
+    present = {}
+    for parameter in params:
+        if parameter.grad is not None:
+            present[parameter] = parameter.grad
+    gradients = averaged(trainer, params, present)
+    references = averaged(trainer, params, optimizer.reference_gradients)
+    return {"gradients": by_name(optimizer, gradients), "references": by_name(optimizer, references)}
 
 
 def load_window_(optimizer: Gluon, window: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -51,8 +53,11 @@ def load_window_(optimizer: Gluon, window: Mapping[str, Mapping[str, Tensor]]) -
 
 def by_name(optimizer: Gluon, tensors: Mapping[Tensor, Tensor]) -> dict[str, Tensor]:
     """Return tensors of parameters under the parameters' names, in the optimizer's order."""
-    named = {layer.name: layer.parameter for layer in optimizer.layers()}
-    return {name: tensors[parameter] for name, parameter in named.items() if parameter in tensors}
+    found = {}
+    for layer in optimizer.layers():
+        if layer.parameter in tensors:
+            found[layer.name] = tensors[layer.parameter]
+    return found
 
 
 def by_parameter(optimizer: Gluon, tensors: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
