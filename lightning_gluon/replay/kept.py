@@ -43,21 +43,26 @@ class Kept:
         """Copy what has not been copied yet."""
         for parameter in wanted:
             self.wanted[parameter] = None
-            if parameter.grad is not None and parameter not in self.gradients:
-                self.gradients[parameter] = parameter.grad.detach().clone()
+            gradient = parameter.grad
+            if gradient is not None and parameter not in self.gradients:
+                self.gradients[parameter] = gradient.detach().clone()
         for parameter in copied:
             if parameter not in self.weights:
                 self.weights[parameter] = parameter.detach().clone()
 
     def begin(self) -> None:
         """Begin the window of the next step."""
-        self.old, self.new, self.whole = {}, {}, True
+        self.old = {}
+        self.new = {}
+        self.whole = True
 
     def complete(self, scale: float) -> None:
         """End the window: take the loss scale out of the sums, or drop them if its beginning was not seen."""
         if not self.whole:
-            self.old, self.new = {}, {}
-        unscale_([*self.old.values(), *self.new.values()], scale)
+            self.old = {}
+            self.new = {}
+        unscale_(list(self.old.values()), scale)
+        unscale_(list(self.new.values()), scale)
 
     def saved(self, optimizer: Gluon) -> dict[str, Any]:
         """Return what a checkpoint holds: names and copies of tensors, by parameter name."""

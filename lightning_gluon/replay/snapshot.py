@@ -40,19 +40,21 @@ class Buffers:
     """
 
     def __init__(self, root: nn.Module) -> None:
-        self._saved: list[tuple[dict[str, Tensor | None], str, Tensor | None, Tensor | None]] = []
-        for module in root.modules():
-            for name, buffer in module._buffers.items():
-                value = None if buffer is None else buffer.detach().clone()
-                self._saved.append((module._buffers, name, buffer, value))
+        buffers = [module._buffers for module in root.modules()]
+        self._objects = [(present, dict(present)) for present in buffers]
+        self._values: dict[Tensor, Tensor] = {}
+        for _, saved in self._objects:
+            for buffer in saved.values():
+                if buffer is not None:
+                    self._values[buffer] = buffer.detach().clone()
 
     @torch.no_grad()
     def restore_(self) -> None:
         """Put back every buffer, the objects and their values."""
-        for owner, name, buffer, value in self._saved:
-            owner[name] = buffer
-            if buffer is not None and value is not None:
-                _write_(buffer, value)
+        for present, saved in self._objects:
+            present.update(saved)
+        for buffer, value in self._values.items():
+            _write_(buffer, value)
 
 
 class Frozen:
@@ -68,23 +70,27 @@ class Frozen:
 
     def __init__(self, root: nn.Module, moving: set[Tensor]) -> None:
         self.moving = moving
-        frozen = list(filter(_is_frozen, root.parameters()))
-        self._copies = [(parameter, parameter.detach().clone()) for parameter in frozen if parameter in moving]
-        self._resting = [parameter for parameter in frozen if parameter not in moving]
+        self._copies: dict[Tensor, Tensor] = {}
+        self._resting: list[Tensor] = []
+        for parameter in filter(_is_frozen, root.parameters()):
+            if parameter in moving:
+                self._copies[parameter] = parameter.detach().clone()
+            else:
+                self._resting.append(parameter)
         self._sums = _sums(self._resting)
 
     def notice(self) -> None:
         """Add those that have changed since to those known to be written to."""
         if not self._resting:
             return
-        changed = (_sums(self._resting) != self._sums).tolist()
-        for parameter, moved in zip(self._resting, changed, strict=True):
+        changed = _sums(self._resting) != self._sums
+        for parameter, moved in zip(self._resting, changed.tolist(), strict=True):
             if moved:
                 self.moving.add(parameter)
 
     def restore_(self) -> None:
         """Copy them back."""
-        for parameter, value in self._copies:
+        for parameter, value in self._copies.items():
             parameter.copy_(value)
 
 
@@ -102,7 +108,8 @@ class Moment:
     def __init__(self, root: nn.Module, moving: set[Tensor] | None = None) -> None:
         self._rng = rng_state()
         self._buffers = Buffers(root)
-        self._attributes = [(module.__dict__, dict(module.__dict__)) for module in root.modules()]
+        attributes = [vars(module) for module in root.modules()]
+        self._attributes = [(present, dict(present)) for present in attributes]
         self._contents = list(_contents(self._values()))
         self.frozen = None if moving is None else Frozen(root, moving)
 
@@ -173,6 +180,10 @@ def _logs(module: nn.Module) -> bool:
     return callable(getattr(module, "log_dict", None)) and hasattr(module, "training_step")
 
 
+def _of_the_real_one(name: str) -> property:
+    return property(lambda mute: getattr(mute._logger, name, None))
+
+
 class _Mute(DummyLogger):
     """A logger that logs nothing, but passes for the real one and knows its folder."""
 
@@ -180,12 +191,12 @@ class _Mute(DummyLogger):
         super().__init__()
         self._logger = logger
 
-    __class__ = property(lambda self: type(self._logger))
-    name = property(lambda self: self._logger.name)
-    version = property(lambda self: self._logger.version)
-    save_dir = property(lambda self: self._logger.save_dir)
-    log_dir = property(lambda self: getattr(self._logger, "log_dir", None))
-    root_dir = property(lambda self: getattr(self._logger, "root_dir", None))
+    __class__ = property(lambda mute: type(mute._logger))
+    name = _of_the_real_one("name")
+    version = _of_the_real_one("version")
+    save_dir = _of_the_real_one("save_dir")
+    log_dir = _of_the_real_one("log_dir")
+    root_dir = _of_the_real_one("root_dir")
 
 
 @dataclass(frozen=True)
@@ -202,19 +213,25 @@ def _contents(values: Iterable[Any]) -> Iterator[PutBack]:
     seen: set[int] = set()
     while stack:
         place = stack.pop()
-        value = place.value
-        if isinstance(value, CONTAINERS):
-            if id(value) not in seen:
-                seen.add(id(value))
-                yield partial(_refill_, value, dict(value) if isinstance(value, dict) else list(value))
-                stack.extend(_inner(value))
-        elif type(value) is Tensor:
-            if place.copied and _is_state(value):
-                yield partial(_write_, value, value.detach().clone())
-        else:
-            wind_back = own_stream(value)
-            if wind_back is not None:
-                yield wind_back
+        value, put_back = place.value, None
+        if not isinstance(value, CONTAINERS):
+            put_back = _put_back(place)
+        elif id(value) not in seen:
+            seen.add(id(value))
+            put_back = _refill(value)
+            stack.extend(_inner(value))
+        if put_back is not None:
+            yield put_back
+
+
+def _put_back(place: _Place) -> PutBack | None:
+    """Return what puts back a tensor or a random stream; `None` for anything else."""
+    value = place.value
+    if type(value) is not Tensor:
+        return own_stream(value)
+    if place.copied and _is_state(value):
+        return partial(_write_, value, value.detach().clone())
+    return None
 
 
 def _inner(container: Any) -> Iterator[_Place]:
@@ -243,8 +260,9 @@ def _sums(parameters: Sequence[Tensor]) -> Tensor:
         return torch.empty(0)
     sums = []
     for parameter in parameters:
-        bits = parameter.detach().view(BITS[parameter.element_size()])
-        sums.append(bits.sum().to(parameters[0].device))
+        dtype = BITS[parameter.element_size()]
+        total = parameter.detach().view(dtype).sum()
+        sums.append(total.to(parameters[0].device))
     return torch.stack(sums)
 
 
@@ -256,30 +274,36 @@ def _write_(target: Tensor, value: Tensor) -> None:
 
 
 def _is_expanded(tensor: Tensor) -> bool:
-    return any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True))
+    axes = zip(tensor.stride(), tensor.shape, strict=True)
+    return any(stride == 0 and size > 1 for stride, size in axes)
 
 
-def _refill_(container: Any, content: Any) -> None:
-    """Put the same objects back into a container, if they are not there already."""
+def _refill(container: Any) -> PutBack:
+    """Return what puts the same objects back into a container."""
+    if isinstance(container, dict):
+        return partial(_refill_dict_, container, dict(container))
     if isinstance(container, set):
-        container.intersection_update(content)
-        container.update(content)
-        return
-    mapping = isinstance(container, dict)
-    same = container.keys() == content.keys() if mapping else len(container) == len(content)
-    pairs = zip(_ordered(container, content), _ordered(content, content), strict=True) if same else ()
-    if same and all(one is other for one, other in pairs):
+        return partial(_refill_set_, container, set(container))
+    return partial(_refill_list_, container, list(container))
+
+
+def _refill_dict_(container: dict, content: dict) -> None:
+    if container.keys() == content.keys() and all(container[key] is value for key, value in content.items()):
         return
     container.clear()
-    if mapping:
-        container.update(content)
-    else:
-        container.extend(content)
+    container.update(content)
 
 
-def _ordered(container: Any, content: Any) -> Iterable[Any]:
-    """Return the values of a dict in the order of another one's keys; of a sequence its items."""
-    return (container[key] for key in content) if isinstance(content, dict) else container
+def _refill_set_(container: set, content: set) -> None:
+    container.intersection_update(content)
+    container.update(content)
+
+
+def _refill_list_(container: list | deque, content: list) -> None:
+    if len(container) == len(content) and all(one is other for one, other in zip(container, content, strict=True)):
+        return
+    container.clear()
+    container.extend(content)
 
 
 def _silent(*args: Any, **kwargs: Any) -> None:
