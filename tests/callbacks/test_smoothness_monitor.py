@@ -395,8 +395,12 @@ def test_a_file_that_cannot_be_written_does_not_end_the_training(tmp_path, monke
         folder.write_text("a file is in the way")
     else:
 
-        def full(*_, **options):
-            raise OSError(28, "No space left on device")
+        real = Path.open
+
+        def full(path, *given, **options):
+            if path.suffix == ".jsonl":
+                raise OSError(28, "No space left on device")
+            return real(path, *given, **options)
 
         monkeypatch.setattr(SampleFile, "_begin", lambda *_: None)
         monkeypatch.setattr(Path, "open", full)
