@@ -24,7 +24,7 @@ from lightning_gluon.smoothness.fit import PENALTY, RunningFit
 from lightning_gluon.smoothness.readings import FIT_KEYS, Pair, Raw, combine, derive, measure
 from lightning_gluon.smoothness.sample_file import FIRST, SampleFile, check_file_name
 from lightning_gluon.step.layers import Layer
-from lightning_gluon.valid import whole
+from lightning_gluon.valid import number, whole
 
 
 def choose_layers(layers: Sequence[Layer], patterns: str | Sequence[str] | None) -> list[Layer]:
@@ -252,14 +252,14 @@ class SmoothnessMonitor(Callback):
         """Add one sample to its fit and to the pending log, and return it as a line of the file."""
         values = derive(reading.raw)
         values.update(self._fitted(reading.fit, values))
-        if reading.layer is None or self.per_layer:
-            name = reading.layer or reading.role
-            self._pending.update({f"smoothness/{key}/{name}": value for key, value in values.items()})
-        row: dict[str, Any] = {
-            "step": self.steps, "role": reading.role, "layer": reading.layer, "radius": reading.radius,
-        }  # fmt: skip
+        row: dict[str, Any] = {"step": self.steps, "role": reading.role, "layer": reading.layer}
+        row["radius"] = reading.radius
+        logged = reading.layer is None or self.per_layer
         for key, value in values.items():
-            row[key] = value if math.isfinite(value) else None
+            finite = math.isfinite(value)
+            row[key] = value if finite else None
+            if finite and logged:
+                self._pending[f"smoothness/{key}/{reading.layer or reading.role}"] = value
         return row
 
     def _fitted(self, name: str, values: dict[str, float]) -> dict[str, float]:
@@ -321,7 +321,7 @@ class SmoothnessMonitor(Callback):
             fits[key] = RunningFit(self.window, self.penalty)
             fits[key].load_state_dict(samples)
         waiting = Saved(saved.value("pending"), "SmoothnessMonitor.pending")
-        pending = {key: float(value) for key, value in waiting.state.items()}
+        pending = {key: waiting.number(key, number(-math.inf, signs="< <")) for key in waiting.state}
         self.steps, self.fits, self._pending, self._name = steps, fits, pending, name
 
 

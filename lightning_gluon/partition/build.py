@@ -25,7 +25,12 @@ from lightning_gluon.roles import MATRIX_ROLES, ROLES
 __all__ = ["partition"]
 
 
-def partition(module: nn.Module, rules: Rules | None = None, strict: bool = True, batch: Any = None) -> Partition:
+def partition(
+    module: nn.Module,
+    rules: Rules | None = None,
+    strict: bool = True,
+    batch: Any = None,
+) -> Partition:
     """Give every parameter of a module a role, by what the module that owns it is and does.
 
     - `hidden`: linear maps and convolutions between features, recurrent weights, routers, stacked experts, LoRA.
@@ -112,14 +117,22 @@ class _Router:
         overrides: The user's rules.
     """
 
-    def __init__(self, heads: Heads, overrides: Overrides) -> None:
+    def __init__(
+        self,
+        heads: Heads,
+        overrides: Overrides,
+    ) -> None:
         self.heads = heads
         self.network = heads.network
         self.overrides = overrides
         self.added = registered()
         self.unknown: list[Place] = []
 
-    def route(self, names: list[str], parameter: nn.Parameter) -> Route:
+    def route(
+        self,
+        names: list[str],
+        parameter: nn.Parameter,
+    ) -> Route:
         """Decide about one tensor: the user's rule, one that was registered, or the built-in rules at its places."""
         shape = tuple(parameter.shape)
         places = [self.network.place(name, shape) for name in names]
@@ -156,7 +169,12 @@ class _Router:
                 best = finding
         return best
 
-    def _unfit(self, place: Place, *, frozen: bool) -> Finding:
+    def _unfit(
+        self,
+        place: Place,
+        *,
+        frozen: bool,
+    ) -> Finding:
         """Return what stands for a parameter that no rule fits; a trained one is remembered."""
         kind = f"(parameter of {place.kind})"
         if frozen:
@@ -165,7 +183,11 @@ class _Router:
         return Finding("elementwise", f"no rule fits {kind}; strict=False")
 
 
-def _overridden(decision: Decision, finding: Finding | None, shape: tuple[int, ...]) -> Finding:
+def _overridden(
+    decision: Decision,
+    finding: Finding | None,
+    shape: tuple[int, ...],
+) -> Finding:
     """Put a user's fields over what the built-in rules found; matrices stay as they were found."""
     if decision.role not in MATRIX_ROLES:
         return Finding(decision.role, decision.reason)

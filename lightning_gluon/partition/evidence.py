@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import nn
 
+from lightning_gluon.partition.branches import may_follow
 from lightning_gluon.partition.execution import Execution, execute
 from lightning_gluon.partition.knowledge import entries, names_match, pattern
 from lightning_gluon.partition.layers import Conv, is_weight_layer
-from lightning_gluon.partition.network import Network, may_follow
+from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.place import Place, class_names, strip_wrappers
 
 __all__ = ["IMAGE", "RAW_CHANNELS", "Evidence"]
@@ -33,7 +34,11 @@ class Evidence:
         batch: Inputs of `forward`, or None.
     """
 
-    def __init__(self, network: Network, batch: Any = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        batch: Any = None,
+    ) -> None:
         self.network = network
         self._batch = batch if batch is not None else getattr(network.root, "example_input_array", None)
 
@@ -62,7 +67,11 @@ class Evidence:
 
     # ---- places
 
-    def named_by_timm(self, place: Place, key: str) -> str | None:
+    def named_by_timm(
+        self,
+        place: Place,
+        key: str,
+    ) -> str | None:
         """Return the class of a timm model around the place whose configuration names it under `key`."""
         for path, module in place.ancestors():
             config = getattr(module, "pretrained_cfg", None)
@@ -73,12 +82,19 @@ class Evidence:
         return None
 
     @staticmethod
-    def declares(place: Place, key: str) -> bool:
+    def declares(
+        place: Place,
+        key: str,
+    ) -> bool:
         """Tell whether a timm model around the place names its first or last layers, so that no other can be one."""
         configs = [getattr(module, "pretrained_cfg", None) for _, module in place.ancestors()]
         return any(bool(config.get(key)) for config in configs if isinstance(config, dict))
 
-    def in_stack(self, place: Place, end: int | None = None) -> bool:
+    def in_stack(
+        self,
+        place: Place,
+        end: int | None = None,
+    ) -> bool:
         """Tell whether a module on the chain, up to position `end`, is one of a stack of blocks of the same class."""
         end = len(place.chain) - 1 if end is None else end
         for index in range(end):
@@ -92,7 +108,12 @@ class Evidence:
                 return True
         return False
 
-    def _is_repeated(self, parent: nn.Module, child: nn.Module, path: str) -> bool:
+    def _is_repeated(
+        self,
+        parent: nn.Module,
+        child: nn.Module,
+        path: str,
+    ) -> bool:
         """Tell whether a member of a stack is a block like the others."""
         if any(names_match("MESSAGE_CLASSES", name) for name in class_names(child)):
             return False  # a graph convolution is one layer
@@ -128,7 +149,11 @@ class Evidence:
         """Tell whether a convolution in a decoder reads a code of few channels."""
         if not isinstance(place.owner, Conv):
             return False
-        for (_, parent), (path, _) in zip(place.chain[:-1], place.chain[1:], strict=True):
+        for (_, parent), (path, _) in zip(
+            place.chain[:-1],
+            place.chain[1:],
+            strict=True,
+        ):
             name = path.split(".")[-1]
             if not re.fullmatch(pattern("DECODERS"), name.lower()) or path == place.path:
                 continue

@@ -73,7 +73,11 @@ class Execution:
         return frozenset(found)
 
 
-def execute(root: nn.Module, layers: tuple[str, ...], batch: Any) -> Execution:
+def execute(
+    root: nn.Module,
+    layers: tuple[str, ...],
+    batch: Any,
+) -> Execution:
     """Run the forward pass of a module on fake tensors and watch its layers.
 
     Args:
@@ -140,14 +144,22 @@ class _Passing(TorchDispatchMode):
 class _Trace:
     """One forward pass: hooks on the layers, marks on the tensors."""
 
-    def __init__(self, root: nn.Module, layers: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        layers: tuple[str, ...],
+    ) -> None:
         self.root = root
         self.layers = layers
         self.reads: dict[str, Marks] = {}
         self._marks: dict[int, Marks] = {}
         self._kept: list[Tensor] = []  # so that no storage is freed and its number given to another one
 
-    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Marks, ...]:
+    def run(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[Marks, ...]:
         """Run the forward pass and return the marks of every tensor that it returned."""
         with ExitStack() as stack:
             stack.enter_context(_as_it_was(self.root))
@@ -162,7 +174,13 @@ class _Trace:
             result = torch.func.functional_call(self.root, state, args, kwargs)
             return tuple(self.marks_of(tensor) for tensor in _tensors(result))
 
-    def mark(self, tensors: Any, marks: Marks, *, anew: bool = False) -> None:
+    def mark(
+        self,
+        tensors: Any,
+        marks: Marks,
+        *,
+        anew: bool = False,
+    ) -> None:
         """Add marks to tensors, or replace theirs."""
         for tensor in _tensors(tensors):
             key = _storage(tensor)
@@ -178,15 +196,21 @@ class _Trace:
         return found
 
     def _hooks(self) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        modules = dict(self.root.named_modules(remove_duplicate=False))
         paths: dict[nn.Module, list[str]] = {}
         for path in self.layers:
-            paths.setdefault(self.root.get_submodule(path), []).append(path)
+            module = modules[path]
+            paths.setdefault(module, []).append(path)
         for module, names in paths.items():
             yield module.register_forward_pre_hook(self._before(names), with_kwargs=True)
             yield module.register_forward_hook(self._after(names))
 
     def _before(self, names: list[str]) -> Callable:
-        def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+        def note(
+            module: nn.Module,
+            args: Any,
+            kwargs: Any,
+        ) -> None:
             marks = self.marks_of((args, kwargs))
             for name in names:
                 self.reads[name] = self.reads.get(name, _NOTHING) | marks
@@ -194,7 +218,11 @@ class _Trace:
         return note
 
     def _after(self, names: list[str]) -> Callable:
-        def note(module: nn.Module, args: Any, result: Any) -> None:
+        def note(
+            module: nn.Module,
+            args: Any,
+            result: Any,
+        ) -> None:
             self.mark(result, frozenset(names), anew=True)
 
         return note
@@ -267,7 +295,10 @@ def _as_it_was(root: nn.Module) -> Iterator[None]:
                 _refill(attributes[name], content)
 
 
-def _refill(container: Any, content: Any) -> None:
+def _refill(
+    container: Any,
+    content: Any,
+) -> None:
     """Put the content of a dict, list or set back into it."""
     container.clear()
     if isinstance(container, list):

@@ -24,7 +24,10 @@ from lightning_gluon.partition.place import Place, is_adapter
 __all__ = ["input_reason"]
 
 
-def input_reason(place: Place, evidence: Evidence) -> str | None:
+def input_reason(
+    place: Place,
+    evidence: Evidence,
+) -> str | None:
     """Return why the owner of a place reads the raw input, or None.
 
     Args:
@@ -47,7 +50,10 @@ def input_reason(place: Place, evidence: Evidence) -> str | None:
     return _registered(place, evidence)
 
 
-def _executed(place: Place, evidence: Evidence) -> str | None:
+def _executed(
+    place: Place,
+    evidence: Evidence,
+) -> str | None:
     """Return the reason of a layer that read no other layer's output."""
     called = _called_input(place, evidence)
     if called is not None:
@@ -58,7 +64,10 @@ def _executed(place: Place, evidence: Evidence) -> str | None:
     return None if said is None else f"input layer: reads the inputs of forward, called {said}"
 
 
-def _registered(place: Place, evidence: Evidence) -> str | None:
+def _registered(
+    place: Place,
+    evidence: Evidence,
+) -> str | None:
     """Return the reason of a layer that comes first by the order of registration."""
     owner = place.owner
     network = evidence.network
@@ -84,7 +93,10 @@ def _registered(place: Place, evidence: Evidence) -> str | None:
     return None
 
 
-def _elsewhere(place: Place, evidence: Evidence) -> str | None:
+def _elsewhere(
+    place: Place,
+    evidence: Evidence,
+) -> str | None:
     """An input layer that comes not first: called so (CrossViT), or a convolution of a grey or colour image."""
     owner = place.owner
     called = _called_input(place, evidence)
@@ -97,7 +109,10 @@ def _elsewhere(place: Place, evidence: Evidence) -> str | None:
     return None
 
 
-def _called_input(place: Place, evidence: Evidence) -> str | None:
+def _called_input(
+    place: Place,
+    evidence: Evidence,
+) -> str | None:
     """Return the module around the place that is called an input layer and starts with it."""
     for path, module in reversed(place.chain):
         name = path.split(".")[-1]

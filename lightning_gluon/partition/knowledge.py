@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import cache
 from typing import Any
 
@@ -27,11 +27,17 @@ def pattern(table: str) -> re.Pattern[str]:
     return re.compile("|".join(f"(?:{entry})" for entry in entries(table)))
 
 
-def names_match(table: str, name: str) -> bool:
+def names_match(
+    table: str,
+    name: str,
+) -> bool:
     """Tell whether a name as a whole is in a table of patterns."""
     return pattern(table).fullmatch(name) is not None
 
 
-def matching(table: str, names: Iterator[str] | tuple[str, ...] | list[str]) -> list[str]:
+def matching(
+    table: str,
+    names: Iterable[str],
+) -> list[str]:
     """Return those of several names that are in a table of patterns."""
     return [name for name in names if names_match(table, name)]

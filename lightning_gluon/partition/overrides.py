@@ -49,7 +49,12 @@ class Override:
         ValueError: If a role, a norm or a field is unknown.
     """
 
-    def __init__(self, key: Key, value: Value, origin: str = "of the user") -> None:
+    def __init__(
+        self,
+        key: Key,
+        value: Value,
+        origin: str = "of the user",
+    ) -> None:
         if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
             raise TypeError(
                 f"Expected every key of `rules` to be a name glob or a torch.nn.Module type, but got {key!r}."
@@ -81,7 +86,11 @@ class Override:
                 return True
         return False
 
-    def decide(self, place: Place, parameter: nn.Parameter) -> Decision | None:
+    def decide(
+        self,
+        place: Place,
+        parameter: nn.Parameter,
+    ) -> Decision | None:
         """Return what the rule says of a parameter, or None when it has no opinion.
 
         Args:
@@ -125,10 +134,18 @@ class Overrides:
         ValueError: If a role, a norm or a field is unknown.
     """
 
-    def __init__(self, rules: Rules | None, origin: str = "of the user") -> None:
+    def __init__(
+        self,
+        rules: Rules | None,
+        origin: str = "of the user",
+    ) -> None:
         self._rules = [Override(key, value, origin) for key, value in _pairs(rules)]
 
-    def find(self, places: Sequence[Place], parameter: nn.Parameter) -> Decision | None:
+    def find(
+        self,
+        places: Sequence[Place],
+        parameter: nn.Parameter,
+    ) -> Decision | None:
         """Return what the first rule that matches a parameter says, or None.
 
         Args:
@@ -189,14 +206,20 @@ def _pairs(rules: Any) -> list[tuple[Any, Any]]:
     return [(key, value) for key, value in listed]
 
 
-def _near(key: str, names: Sequence[str]) -> list[str]:
+def _near(
+    key: str,
+    names: Sequence[str],
+) -> list[str]:
     """Return what a key that matches no name could have been: the inside of a module, or a similar name."""
     if any(name.startswith(f"{key}.") for name in names):
         return [f"{key}.*"]
     return difflib.get_close_matches(key, names, n=1)
 
 
-def _checked(value: Any, label: str) -> dict[str, Any]:
+def _checked(
+    value: Any,
+    label: str,
+) -> dict[str, Any]:
     """Return a rule's value as a dict of known fields with a known role."""
     fields = {"role": value} if isinstance(value, str) else value
     if not isinstance(fields, Mapping):
@@ -213,7 +236,11 @@ def _checked(value: Any, label: str) -> dict[str, Any]:
     return given
 
 
-def _check_fields(given: Mapping[str, Any], role: Any, label: str) -> None:
+def _check_fields(
+    given: Mapping[str, Any],
+    role: Any,
+    label: str,
+) -> None:
     """Raise unless every field has a value that it can have."""
     if role not in ROLES:
         raise ValueError(f"Expected the role of rule {label} to be one of {', '.join(ROLES)}, but got {role!r}.")
@@ -228,7 +255,11 @@ def _check_fields(given: Mapping[str, Any], role: Any, label: str) -> None:
         raise ValueError(f"Expected no `views` in rule {label}, since the role {role!r} has no matrices.")
 
 
-def _views(views: Any, name: str, shape: Shape) -> tuple[MatrixView, ...]:
+def _views(
+    views: Any,
+    name: str,
+    shape: Shape,
+) -> tuple[MatrixView, ...]:
     """Read `views` of a rule: matrix views, or the sizes of blocks along the out dimension."""
     given = tuple(views) if isinstance(views, Iterable) else ()
     if _are_sizes(given, shape):
@@ -241,7 +272,10 @@ def _views(views: Any, name: str, shape: Shape) -> tuple[MatrixView, ...]:
     )
 
 
-def _are_sizes(given: tuple[Any, ...], shape: Shape) -> bool:
+def _are_sizes(
+    given: tuple[Any, ...],
+    shape: Shape,
+) -> bool:
     """Tell whether values are sizes of blocks that add up to the rows of a matrix."""
     if not given or len(shape) != 2:
         return False

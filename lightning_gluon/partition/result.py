@@ -37,12 +37,14 @@ class Partition:
     """
 
     def __init__(self, routes: list[Route], parameters: list[nn.Parameter]) -> None:
-        self.routes: dict[str, Route] = {route.name: route for route in routes}
-        self._parameters: dict[str, nn.Parameter] = {
-            route.name: parameter for route, parameter in zip(routes, parameters, strict=True)
-        }
-        self._first: dict[str, str] = {name: route.name for route in routes for name in route.names}
-        self._by_id: dict[int, str] = {id(parameter): name for name, parameter in self._parameters.items()}
+        names = [route.name for route in routes]
+        self.routes = dict(zip(names, routes, strict=True))
+        self._parameters = dict(zip(names, parameters, strict=True))
+        self._by_id = dict(zip(map(id, parameters), names, strict=True))
+        self._first: dict[str, str] = {}
+        for route in routes:
+            for name in route.names:
+                self._first[name] = route.name
 
     def route(self, name: str) -> Route:
         """Return the route of a parameter, by any of its names.
@@ -57,13 +59,20 @@ class Partition:
             KeyError: If the module has no parameter of that name.
         """
         if name not in self._first:
-            close = difflib.get_close_matches(name, self._first, n=3, cutoff=0.3)
-            hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
+            close = difflib.get_close_matches(
+                name,
+                self._first,
+                n=3,
+                cutoff=0.3,
+            )
+            hint = ""
+            if close:
+                hint = f" Did you mean {', '.join(map(repr, close))}?"
             raise KeyError(f"Expected the name of a parameter of the module, but got {name!r}.{hint}")
         return self.routes[self._first[name]]
 
     def role(self, name: str) -> str:
-        """Return the role of a parameter: `hidden`, `embedding`, `head`, `bias` or `elementwise`."""
+        """Return the role of a parameter, one of `lightning_gluon.roles.ROLES`."""
         return self.route(name).role
 
     def reason(self, name: str) -> str:
@@ -92,9 +101,13 @@ class Partition:
     __iter__ = parameters
 
     def by_role(self) -> dict[str, list[Route]]:
-        """Return the trainable routes of each role that occurs, in the order hidden, embedding, head, bias, rest."""
-        groups = {role: [route for route, _ in self.parameters() if route.role == role] for role in ROLES}
-        return {role: routes for role, routes in groups.items() if routes}
+        """Return the trainable routes of each role that occurs, in the order of `ROLES`."""
+        groups: dict[str, list[Route]] = {}
+        for role in ROLES:
+            for route, _ in self.parameters():
+                if route.role == role:
+                    groups.setdefault(role, []).append(route)
+        return groups
 
     def __len__(self) -> int:
         """Return the number of unique trainable tensors."""
@@ -106,9 +119,14 @@ class Partition:
 
     def table(self, width: int = WIDTH) -> Table:
         """Return the table that `print` shows on so many columns."""
-        return render(list(self.routes.values()), narrow=width < WIDTH)
+        routes = list(self.routes.values())
+        return render(routes, narrow=width < WIDTH)
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+    def __rich_console__(
+        self,
+        console: Console,
+        options: ConsoleOptions,
+    ) -> RenderResult:
         """Let rich print the table."""
         yield self.table(options.max_width)
 
@@ -121,6 +139,10 @@ class Partition:
 
     def __repr__(self) -> str:
         """Return a line with the number of tensors per role."""
-        counts = ", ".join(f"{role}={len(routes)}" for role, routes in self.by_role().items())
+        parts = []
+        for role, routes in self.by_role().items():
+            parts.append(f"{role}={len(routes)}")
         frozen = len(self.routes) - len(self)
-        return f"Partition({counts}{f', frozen={frozen}' if frozen else ''})"
+        if frozen:
+            parts.append(f"frozen={frozen}")
+        return f"Partition({', '.join(parts)})"

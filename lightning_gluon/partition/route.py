@@ -14,7 +14,10 @@ __all__ = ["Route", "default_norm"]
 _SPECTRAL = tuple(role for role, rule in METHODS["gluon"].rules.items() if rule.norm == "spectral")
 
 
-def default_norm(role: str, views: tuple[MatrixView, ...]) -> str:
+def default_norm(
+    role: str,
+    views: tuple[MatrixView, ...],
+) -> str:
     """Return the norm that method `gluon` gives a role; a kernel with several taps shows as `conv`."""
     norm = METHODS["gluon"].rules[role].norm
     taps = any(view.kernel > 1 for view in views)

@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from lightning_gluon.norms.views import MatrixView
+from lightning_gluon.partition.experts import expert_views
 from lightning_gluon.partition.heads import Heads
 from lightning_gluon.partition.inputs import input_reason
 from lightning_gluon.partition.knowledge import entries, names_match, pattern
 from lightning_gluon.partition.layers import Conv, declared_widths, is_weight_layer
 from lightning_gluon.partition.layouts import (
-    expert_views,
     find_raw_map,
     is_depthwise,
     layer_views,
@@ -45,7 +45,10 @@ class Finding:
         return len(shapes) == 1 and min(shapes[0]) == 1
 
 
-def find(place: Place, heads: Heads) -> Finding | None:
+def find(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Return what the first fitting rule says about a parameter, or None when no rule fits.
 
     Args:
@@ -62,7 +65,10 @@ def find(place: Place, heads: Heads) -> Finding | None:
     return None
 
 
-def _as_vector(finding: Finding, place: Place) -> Finding:
+def _as_vector(
+    finding: Finding,
+    place: Place,
+) -> Finding:
     """Treat a map between features with one row or one column as a vector; an adapter's rank is its own affair."""
     factor = is_adapter(place.path) or names_match("FACTORS", place.path.split(".")[-1])
     if not finding.is_degenerate or factor or not _steps_as_map(finding):
@@ -74,14 +80,21 @@ def _steps_as_map(finding: Finding) -> bool:
     return finding.role == "hidden"
 
 
-def _whole(place: Place, *, transposed: bool = False) -> tuple[MatrixView, ...]:
+def _whole(
+    place: Place,
+    *,
+    transposed: bool = False,
+) -> tuple[MatrixView, ...]:
     return (MatrixView.whole(place.shape, transposed=transposed),)
 
 
 # ---- adapters
 
 
-def adapter_table(place: Place, heads: Heads) -> Finding | None:
+def adapter_table(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Adapter of a lookup table: the first factor is a table, the second a map."""
     parts = [part for part in place.path.split(".") if names_match("TABLE_FACTORS", part)]
     if not parts or len(place.shape) != 2:
@@ -91,7 +104,10 @@ def adapter_table(place: Place, heads: Heads) -> Finding | None:
     return Finding("hidden", "LoRA factor", _whole(place))
 
 
-def adapter_factor(place: Place, heads: Heads) -> Finding | None:
+def adapter_factor(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Low-rank factors that an adapter keeps as bare arrays `(out, in)`."""
     if len(place.shape) == 2 and names_match("FACTORS", place.path.split(".")[-1]):
         return Finding("hidden", "low-rank factor of an adapter", _whole(place))
@@ -101,7 +117,10 @@ def adapter_factor(place: Place, heads: Heads) -> Finding | None:
 # ---- layers
 
 
-def lookup_table(place: Place, heads: Heads) -> Finding | None:
+def lookup_table(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Tables: one row per entry."""
     if place.local != "weight" or len(place.shape) != 2:
         return None
@@ -127,7 +146,10 @@ def _of_relations(place: Place) -> bool:
     return len(layers) > 1 and all(isinstance(layer, nn.Embedding | nn.EmbeddingBag) for layer in layers)
 
 
-def gain_of_weight_norm(place: Place, heads: Heads) -> Finding | None:
+def gain_of_weight_norm(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """The magnitudes that weight norm takes out of a weight."""
     return Finding("bias", "magnitudes of weight norm") if place.gain else None
 
@@ -135,7 +157,10 @@ def gain_of_weight_norm(place: Place, heads: Heads) -> Finding | None:
 _NORM_PARTS = {"weight": "gain", "gamma": "gain", "bias": "bias", "beta": "bias"}
 
 
-def norm_gain(place: Place, heads: Heads) -> Finding | None:
+def norm_gain(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Gains and biases of normalisation layers, whatever their shape."""
     what = _NORM_PARTS.get(place.local)
     if what and place.owned_by("Norm") and not is_weight_layer(place.owner):
@@ -143,7 +168,10 @@ def norm_gain(place: Place, heads: Heads) -> Finding | None:
     return None
 
 
-def weight_of_layer(place: Place, heads: Heads) -> Finding | None:
+def weight_of_layer(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Linear layers and convolutions: input layer, output layer, filter, or map between features."""
     owner = place.owner
     if place.local != "weight" or not is_weight_layer(owner) or len(place.shape) < 2:
@@ -162,34 +190,50 @@ def weight_of_layer(place: Place, heads: Heads) -> Finding | None:
     if isinstance(owner, nn.Bilinear):
         return Finding("hidden", "bilinear map, one matrix per output", views)
     verb = "convolution" if isinstance(owner, Conv) else "linear map"
-    return Finding("hidden", f"{verb} between features ({place.kind}){note}", views)
+    return Finding(
+        "hidden",
+        f"{verb} between features ({place.kind}){note}",
+        views,
+    )
 
 
 def _filters(place: Place) -> Finding:
     return Finding("elementwise", f"depthwise filters ({place.kind}): each channel by itself, no map")
 
 
-def _of_patches(owner: nn.Module, views: tuple[MatrixView, ...]) -> tuple[MatrixView, ...]:
+def _of_patches(
+    owner: nn.Module,
+    views: tuple[MatrixView, ...],
+) -> tuple[MatrixView, ...]:
     """Read the kernel of a patch embedding, whose taps share no input, as a plain matrix."""
     if isinstance(owner, Conv) and tuple(owner.stride) == tuple(owner.kernel_size):
         return tuple(replace(view, kernel=1) for view in views)
     return views
 
 
-def attention_projection(place: Place, heads: Heads) -> Finding | None:
+def attention_projection(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """`torch.nn.MultiheadAttention`: fused or separate projections of its own."""
     if len(place.shape) != 2:
         return None
     reason = f"attention projection ({place.kind})"
     if names_match("FUSED_PROJECTIONS", place.local):
-        views = MatrixView.blocks(place.shape, sizes=(place.shape[0] // 3,) * 3)
+        views = MatrixView.blocks(
+            place.shape,
+            sizes=(place.shape[0] // 3,) * 3,
+        )
         return Finding("hidden", f"{reason}, q + k + v fused", views)
     if names_match("SEPARATE_PROJECTIONS", place.local):
         return Finding("hidden", reason, _whole(place))
     return None
 
 
-def recurrent_weight(place: Place, heads: Heads) -> Finding | None:
+def recurrent_weight(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Weights of LSTM, GRU and RNN."""
     if isinstance(place.owner, nn.RNNBase | nn.RNNCellBase) and place.local.startswith("weight_"):
         views, note = recurrent_views(place)
@@ -200,7 +244,10 @@ def recurrent_weight(place: Place, heads: Heads) -> Finding | None:
 # ---- bare arrays that are maps
 
 
-def experts(place: Place, heads: Heads) -> Finding | None:
+def experts(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Experts stacked in one parameter."""
     if len(place.shape) < 2 or not names_match("EXPERT_PARAMETERS", place.local) or not place.owned_by("Expert"):
         return None
@@ -214,7 +261,10 @@ def experts(place: Place, heads: Heads) -> Finding | None:
     return Finding("hidden", f"maps between features ({place.kind}){note}", views)
 
 
-def mixed_convolution(place: Place, heads: Heads) -> Finding | None:
+def mixed_convolution(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Kernels of several experts in one row each, mixed by example before use (timm's `CondConv2d`)."""
     kernel = getattr(place.owner, "weight_shape", None)
     if place.local != "weight" or not isinstance(kernel, tuple):
@@ -224,32 +274,47 @@ def mixed_convolution(place: Place, heads: Heads) -> Finding | None:
     if kernel[1] == 1 < kernel[0]:
         return _filters(place)
     count = place.shape[0]
-    view = MatrixView.conv((count * kernel[0], *kernel[1:]), groups=count)
+    view = MatrixView.conv(
+        (count * kernel[0], *kernel[1:]),
+        groups=count,
+    )
     reason = f"convolution between features ({place.kind}), {count} experts"
     return Finding("hidden", reason, (replace(view, stop=count),))
 
 
-def router(place: Place, heads: Heads) -> Finding | None:
+def router(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Routers kept as a bare `weight`: maps from features to experts."""
     if not _is_bare_weight(place, "ROUTER_CLASSES"):
         return None
     return Finding("hidden", f"router: linear map to the experts ({place.kind})", _whole(place))
 
 
-def bare_map(place: Place, heads: Heads) -> Finding | None:
+def bare_map(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Other maps that are kept as a bare `weight`."""
     if not _is_bare_weight(place, "BARE_MAP_CLASSES"):
         return None
     return Finding("hidden", f"linear map between features ({place.kind})", _whole(place))
 
 
-def _is_bare_weight(place: Place, table: str) -> bool:
+def _is_bare_weight(
+    place: Place,
+    table: str,
+) -> bool:
     if place.local != "weight" or len(place.shape) != 2 or is_weight_layer(place.owner):
         return False
     return any(place.owned_by(*entry.split("|")) for entry in entries(table))
 
 
-def shared_space(place: Place, heads: Heads) -> Finding | None:
+def shared_space(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """OpenAI's CLIP keeps its output projections as bare arrays stored `(in, out)`."""
     towers = any(hasattr(place.owner, name) for name in entries("TOWER_PARTS"))
     if len(place.shape) != 2 or not towers or not names_match("TOWER_PROJECTIONS", place.local):
@@ -258,16 +323,26 @@ def shared_space(place: Place, heads: Heads) -> Finding | None:
     return Finding("head", reason, _whole(place, transposed=True))
 
 
-def raw_map(place: Place, heads: Heads) -> Finding | None:
+def raw_map(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Maps kept as bare arrays by modules we know."""
     known = find_raw_map(place)
     if known is None:
         return None
     row, (views, note) = known
-    return Finding(row.role, f"{row.what} kept as a bare array ({place.kind}.{place.local}){note}", views)
+    return Finding(
+        row.role,
+        f"{row.what} kept as a bare array ({place.kind}.{place.local}){note}",
+        views,
+    )
 
 
-def declared_map(place: Place, heads: Heads) -> Finding | None:
+def declared_map(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Maps kept as bare arrays by a module that says its widths: relational graph convolutions, say."""
     said = declared_widths(place.owner)
     if len(place.shape) < 2 or said.reads is None or said.gives is None:
@@ -281,7 +356,10 @@ def declared_map(place: Place, heads: Heads) -> Finding | None:
     return Finding(role, reason + note, _whole(place, transposed=transposed))
 
 
-def table(place: Place, heads: Heads) -> Finding | None:
+def table(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Rows that are looked up, kept as a bare array: codebooks, entities, rows that replace those of a table."""
     names = (place.label, place.local)
     if len(place.shape) >= 2 and any(names_match("TABLES", name) for name in names):
@@ -302,7 +380,10 @@ _NO_MAP = {
 }
 
 
-def no_map(place: Place, heads: Heads) -> Finding | None:
+def no_map(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Bare arrays that act entry by entry: tokens, positions, relative positions, logit scales, rates."""
     name = place.label
     if name in _PLAIN_NAMES:
@@ -317,19 +398,28 @@ def no_map(place: Place, heads: Heads) -> Finding | None:
     return None
 
 
-def bias(place: Place, heads: Heads) -> Finding | None:
+def bias(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Biases, those of stacked experts included."""
     return Finding("bias", f"bias of {place.kind}") if names_match("BIASES", place.label) else None
 
 
-def scale(place: Place, heads: Heads) -> Finding | None:
+def scale(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Layer scales kept several to an array."""
     if names_match("GAINS", place.label):
         return Finding("bias", f"scale of {place.kind}: multiplies entry by entry")
     return None
 
 
-def vector(place: Place, heads: Heads) -> Finding | None:
+def vector(
+    place: Place,
+    heads: Heads,
+) -> Finding | None:
     """Every other vector or scalar: gains, layer scales, mixing weights."""
     return Finding("bias", f"vector of {place.kind}") if place.is_vector else None
 

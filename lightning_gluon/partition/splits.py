@@ -50,7 +50,14 @@ class Split:
 class _Scope:
     """The names that formulas may use: attributes of the holder and of what lies around it, and the layer's size."""
 
-    def __init__(self, layer: str, holder: nn.Module, around: tuple[nn.Module, ...], rows: int, columns: int) -> None:
+    def __init__(
+        self,
+        layer: str,
+        holder: nn.Module,
+        around: tuple[nn.Module, ...],
+        rows: int,
+        columns: int,
+    ) -> None:
         self.layer = layer
         self.holder = holder
         self.around = around
@@ -110,7 +117,11 @@ _SIZES = {
 }
 
 
-def find_split(place: Place, rows: int, columns: int) -> Split | None:
+def find_split(
+    place: Place,
+    rows: int,
+    columns: int,
+) -> Split | None:
     """Return how the out dimension of a weight `(rows, columns)` divides, or None when it is one map.
 
     Args:
@@ -134,7 +145,11 @@ def find_split(place: Place, rows: int, columns: int) -> Split | None:
     return None
 
 
-def named_split(place: Place, rows: int, columns: int) -> Split | None:
+def named_split(
+    place: Place,
+    rows: int,
+    columns: int,
+) -> Split | None:
     """Return how a bare array divides, whose own name stands for a layer's."""
     return _known(_Scope(place.local, place.owner, place.around, rows, columns))
 
@@ -165,7 +180,10 @@ def _compiled(text: str) -> re.Pattern[str]:
     return re.compile(text)
 
 
-def _fits(row: Fused, scope: _Scope) -> bool:
+def _fits(
+    row: Fused,
+    scope: _Scope,
+) -> bool:
     """Tell whether a row is about this layer of this holder."""
     if not _compiled(row.layer).fullmatch(scope.layer):
         return False
@@ -176,7 +194,10 @@ def _fits(row: Fused, scope: _Scope) -> bool:
     return not row.when or bool(evaluate(row.when, scope.condition))
 
 
-def _divided(row: Fused, scope: _Scope) -> Split | None:
+def _divided(
+    row: Fused,
+    scope: _Scope,
+) -> Split | None:
     """Divide the rows as a row of the tables says, when they divide so."""
     groups = evaluate(row.groups, scope.value)
     if not groups:
@@ -192,7 +213,10 @@ def _divided(row: Fused, scope: _Scope) -> Split | None:
     return Split(parts, (size,) * len(parts), groups) if size and not rest else None
 
 
-def _counted(row: Fused, scope: _Scope) -> tuple[str, ...]:
+def _counted(
+    row: Fused,
+    scope: _Scope,
+) -> tuple[str, ...]:
     """Name the parts where only their number is known."""
     count = evaluate(row.count, scope.value) if scope.columns else 0
     return _numbered(count) if count and 1 < count <= _MOST_PARTS else ()

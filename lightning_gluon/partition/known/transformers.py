@@ -22,6 +22,7 @@ ALIASES = {
 
 TRANSPOSED_CLASSES = ("Conv1D",)  # GPT-2's linear map, stored (in, out)
 CHANNELS = ("num_mel_bins", "input_feat_per_channel")
+HEAD_METHODS = ("get_output_embeddings",)
 HEADS = (
     "qa_outputs|seq_relationship|answer_class|dense_prediction",
     "embed_out|parameter_projection|action_out_proj",
@@ -61,6 +62,8 @@ RAW_MAPS = (
 
 # Experts stacked in one parameter.
 EXPERT_PARAMETERS = ("gate_up_proj|down_proj|up_proj|gate_proj|w1|w2|w3|v1|weight",)
+GATED_EXPERTS = ("gate_up_proj",)
+GATED_EXPERT_LAYERS = ("input_linear",)
 EXPERT_COUNTS = ("moe_num_experts", "num_experts")
 EXPERTS_BY_COLUMN = ("w2",)  # DBRX applies its second map transposed
 
