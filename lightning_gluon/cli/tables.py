@@ -73,7 +73,7 @@ def overview(width: int) -> Table:
 def _cells(name: str, row: Method, *, summary_below: bool) -> dict[str, RenderableType]:
     """Return the cells of one method by column; a narrow table has the summary below the name."""
     others = [_short(rule) for role, rule in row.rules.items() if role != "hidden"]
-    gradients = max(ESTIMATORS[estimator].gradients for estimator in row.estimators)
+    gradients = max(map(_gradients, row.rules.values()))
     return {
         "method": Group(name, Padding(row.summary, (0, 0, 0, 2))) if summary_below else name,
         "hidden": _short(row.rules["hidden"]),
@@ -84,6 +84,11 @@ def _cells(name: str, row: Method, *, summary_below: bool) -> dict[str, Renderab
         "what it is": row.summary,
         "source": row.source,
     }
+
+
+def _gradients(rule: Rule) -> int:
+    estimator = ESTIMATORS[rule.estimator]
+    return estimator.gradients({**estimator.options, **rule.options})
 
 
 def _short(rule: Rule) -> str:

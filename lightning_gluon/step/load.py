@@ -22,14 +22,13 @@ COUNTS = ("steps", "gradient_evaluations")
 
 
 def match_saved_state(
-    groups: Sequence[Group], state_dict: Mapping[str, Any], *, reference: bool
+    groups: Sequence[Group], state_dict: Mapping[str, Any]
 ) -> tuple[list[Group], dict[Tensor, dict[str, Any]]]:
     """Reorder a saved state to the present groups, by the names of groups and parameters.
 
     Args:
         groups: The optimizer's groups.
         state_dict: The saved state.
-        reference: Whether the previous iterate is kept.
 
     Returns:
         The saved groups in the present order, and the state of every parameter on its device, dtypes kept but for the
@@ -42,12 +41,14 @@ def match_saved_state(
     _check_form(state_dict)
     saved = _by_name(groups, deepcopy(list(state_dict["param_groups"])))
     _check_sizes(groups, saved)
-    state: dict[Tensor, dict[str, Any]] = {}
     for group, old in zip(groups, saved, strict=True):
         _check_same_method(group, old)
         position = _positions(group, old)
         _check_values(group, old)
         _reorder(group, old, position)
+    reference = any(ESTIMATORS[group["estimator"]].point(group) for group in saved)  # by the saved options
+    state: dict[Tensor, dict[str, Any]] = {}
+    for group, old in zip(groups, saved, strict=True):
         state.update(_buffers(group, old, state_dict["state"], reference))
     return saved, state
 
