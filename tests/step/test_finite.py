@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_gluon import Gluon
+from tests import _models as models
 
 
 def network() -> nn.Sequential:
@@ -85,3 +87,28 @@ def test_a_second_gradient_that_is_not_finite_is_called_that() -> None:
     optimizer.reference_gradients = {p: torch.full_like(p, math.nan) for p in net.parameters()}
     with pytest.raises(FloatingPointError, match=r"Non-finite gradient in '0.weight' .* and 5 more"):
         optimizer.step()
+
+
+def test_nonfinite_gradients() -> None:
+    for mode in ("raise", "skip", "ignore"):
+        net = models.network()
+        optimizer = Gluon(net, lr=0.02, on_nonfinite=mode)
+        models.backward(net, 0)
+        optimizer.step()
+        before, state = models.weights(net), copy.deepcopy(optimizer.state_dict())
+        models.backward(net, 1)
+        net[2].weight.grad[3, 4] = math.inf
+        if mode == "raise":
+            with pytest.raises(FloatingPointError, match=r"Non-finite gradient in '2.weight' \(24, 24\).*on_nonfinite"):
+                optimizer.step()
+        else:
+            optimizer.step()
+        if mode == "ignore":
+            assert not models.weights(net).isfinite().all()
+        else:
+            assert torch.equal(models.weights(net), before)
+            after = optimizer.state_dict()
+            assert after["param_groups"] == state["param_groups"]
+            assert all(
+                torch.equal(after["state"][i]["momentum"], state["state"][i]["momentum"]) for i in state["state"]
+            )
