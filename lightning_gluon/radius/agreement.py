@@ -54,13 +54,14 @@ class Agreement(Measurement):
         self.lr = float(groups[0]["lr"])  # a tensor would change with the schedule
         self.decay = []
         for group in groups:
-            share = float(group["lr"]) * group["weight_decay"]
-            self.decay.append(share)
+            lr = float(group["lr"])
+            self.decay.append(lr * group["weight_decay"])
         for parameter in self._copied():
             if parameter in self.before:
                 self.before[parameter].copy_(parameter)
             else:
-                self.before[parameter] = parameter.detach().clone()
+                weights = parameter.detach()
+                self.before[parameter] = weights.clone()
 
     def _copied(self) -> Iterator[Tensor]:
         """Yield the parameters whose previous weights nobody else keeps."""
@@ -72,7 +73,8 @@ class Agreement(Measurement):
 
     def observe(self, evidence: Evidence) -> dict[str, Any]:
         """Return the agreements and the loss; waits for the device once."""
-        fields: dict[str, Any] = {"warming_up": self.warming_up()}
+        fields: dict[str, Any] = {}
+        fields["warming_up"] = self.warming_up()
         if not self.decay:  # no step was remembered
             return fields
         sums = self._sums()
@@ -87,7 +89,8 @@ class Agreement(Measurement):
             share = product / unit
             values.append(share.to(loss.device))
         names = [*sums, "loss"]
-        means = evidence.mean(torch.stack([*values, loss]))
+        values.append(loss)
+        means = evidence.mean(torch.stack(values))
         fields.update(zip(names, means, strict=True))
         return fields
 
@@ -116,7 +119,8 @@ class Agreement(Measurement):
             Both sums, shape (2,); nobody has waited for them.
         """
         products, bounds = [], []
-        for parameter, decay in _members(self.families()[family]):
+        members = self.families()[family]
+        for parameter, decay in _members(members):
             gradient = gradients.get(parameter)
             before = self._before(parameter)
             if gradient is None or before is None:
@@ -137,7 +141,8 @@ class Agreement(Measurement):
         If there is only one kind of these, it is alone. If there are no matrices, all groups are one family.
         """
         lmo, adamw, vectors = [], [], []
-        for group, decay in zip(self.optimizer.param_groups, self.decay, strict=False):
+        groups = self.optimizer.param_groups
+        for group, decay in zip(groups, self.decay, strict=False):
             if not ROLES[group["role"]].matrices:
                 vectors.append((group, decay))
             elif stepped_by_adamw(group):
@@ -183,7 +188,8 @@ class Agreement(Measurement):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.measurements.Agreement")
-        lr = saved.number("lr", number(0, math.inf, signs="<= <="))  # infinite before the first step
+        infinite_too = number(signs="<= <=")  # before the first step
+        lr = saved.number("lr", infinite_too)
         decay = saved.numbers("decay")
         known = {}
         for layer in self.optimizer.layers():

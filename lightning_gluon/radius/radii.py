@@ -132,7 +132,8 @@ def set_radii_(
 def _check_names(proposal: Mapping[str, Any], groups: list[Group]) -> None:
     known: set[str] = set()
     for group in groups:
-        known.update([group["name"], *group["param_names"]])
+        known.add(group["name"])
+        known.update(group["param_names"])
     names = [group["name"] for group in groups]
     for name in proposal:
         if name not in known:
@@ -142,7 +143,12 @@ def _check_names(proposal: Mapping[str, Any], groups: list[Group]) -> None:
             )
 
 
-def _wanted(proposal: Proposal, group: Group, start: list[float], current: list[float]) -> list[float]:
+def _wanted(
+    proposal: Proposal,
+    group: Group,
+    start: list[float],
+    current: list[float],
+) -> list[float]:
     """Return the radii that a proposal asks for, one per parameter of a group."""
     if isinstance(proposal, Mapping):
         return _by_name(proposal, group, current)
@@ -153,7 +159,11 @@ def _wanted(proposal: Proposal, group: Group, start: list[float], current: list[
     return [factor * radius for radius in start]
 
 
-def _by_name(proposal: Mapping[str, Any], group: Group, current: list[float]) -> list[float]:
+def _by_name(
+    proposal: Mapping[str, Any],
+    group: Group,
+    current: list[float],
+) -> list[float]:
     radii = list(current)
     whole = proposal.get(group["name"])
     if whole is not None:
@@ -212,7 +222,8 @@ def logged_radii(groups: Iterable[Group]) -> dict[str, float]:
     """Return the radii under the keys they are logged by: `radius/<group>`, or `radius/<layer>` if they differ."""
     values: dict[str, float] = {}
     for group in groups:
-        names, radii = group["param_names"], group["radius"]
+        names = group["param_names"]
+        radii = group["radius"]
         if not isinstance(radii, list):
             names = [group["name"]]
             radii = [radii]

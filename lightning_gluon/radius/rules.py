@@ -51,7 +51,14 @@ class Smoothness(RadiusRule):
         {'hidden': 0.01}
     """
 
-    def __init__(self, *, kappa: float = 0.5, per: str = "role", window: int = 10, samples: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        kappa: float = 0.5,
+        per: str = "role",
+        window: int = 10,
+        samples: int = 3,
+    ) -> None:
         positive = number(signs="< <")
         positive("kappa", kappa)
         known = one_of(*READINGS)
@@ -83,11 +90,15 @@ class Smoothness(RadiusRule):
 
     def _length(self, name: str, reading: Reading) -> float:
         """Add a sample to the fit and return the step length it asks for; NaN if it asks for none."""
-        running = self.fits.setdefault(name, RunningFit(self.window))
+        if name not in self.fits:
+            self.fits[name] = RunningFit(self.window)
+        running = self.fits[name]
         gradient = reading["grad_dual_norm"]
         running.add(reading["L_hat"], gradient)
         fit = running.fit()
-        if fit is None or fit.samples < self.samples or gradient == 0:
+        if fit is None or gradient == 0:
+            return math.nan
+        if fit.samples < self.samples:
             return math.nan
         return fit.radius(gradient, self.kappa)
 
@@ -109,7 +120,10 @@ class Smoothness(RadiusRule):
         self.fits = fits
 
 
-RADIUS_RULES: dict[str, Callable[..., Any]] = {"smoothness": Smoothness, "calibrate": Calibrate}
+RADIUS_RULES: dict[str, Callable[..., Any]] = {
+    "smoothness": Smoothness,
+    "calibrate": Calibrate,
+}
 
 
 def register_radius_rule(name: str, rule: Callable[..., Any]) -> None:
@@ -144,7 +158,10 @@ def register_radius_rule(name: str, rule: Callable[..., Any]) -> None:
     RADIUS_RULES[name] = rule
 
 
-def make_rule(rule: str | Callable[[Observation], Answer], options: Mapping[str, Any] | None = None) -> RadiusRule:
+def make_rule(
+    rule: str | Callable[[Observation], Answer],
+    options: Mapping[str, Any] | None = None,
+) -> RadiusRule:
     """Return a rule by its name, or the rule given.
 
     Args:
@@ -163,7 +180,8 @@ def make_rule(rule: str | Callable[[Observation], Answer], options: Mapping[str,
         0.25
     """
     if isinstance(rule, str):
-        rule = _named(rule, plain(options or {}))
+        arguments = plain(options or {})
+        rule = _named(rule, arguments)
     elif options:
         raise ValueError("`options` are for rules given by name: give a rule or a function its own arguments instead.")
     if isinstance(rule, RadiusRule):

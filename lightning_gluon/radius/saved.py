@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor
 
@@ -38,6 +38,9 @@ class Saved:
     def where(self) -> str:
         """The place, in the words of an error sentence."""
         return f"the saved state of `{self.owner}`"
+
+    def _refuse(self, key: str, expected: str, found: str) -> NoReturn:
+        raise ValueError(f"Expected `{key}` in {self.where} to be {expected}, but got {found}.")
 
     def value(self, key: str) -> Any:
         """Return a value, which must be there."""
@@ -73,7 +76,8 @@ class Saved:
         value = self.value(key)
         if value is None:
             return None
-        return self._checked(key, value, number(-math.inf))
+        any_sign = number(-math.inf)
+        return self._checked(key, value, any_sign)
 
     def whole(self, key: str) -> int:
         """Return a whole number, at least 0."""
@@ -85,22 +89,27 @@ class Saved:
         """Return true or false."""
         found = self.value(key)
         if not isinstance(found, bool):
-            raise ValueError(f"Expected `{key}` in {self.where} to be true or false, but got {found!r}.")
+            self._refuse(key, "true or false", repr(found))
         return found
 
-    def numbers(self, key: str, check: Check | None = None, *, count: int | None = None) -> list[float]:
+    def numbers(
+        self,
+        key: str,
+        check: Check | None = None,
+        *,
+        count: int | None = None,
+    ) -> list[float]:
         """Return a list of numbers, of a known length if there is one."""
         found = self.value(key)
-        place = f"`{key}` in {self.where}"
         if not isinstance(found, (list, tuple)):
-            raise ValueError(f"Expected {place} to be a list of numbers, but got {found!r}.")
-        if count is None:
-            count = len(found)
-        if len(found) != count:
-            raise ValueError(f"Expected {place} to be {count} numbers, but got {len(found)}.")
+            self._refuse(key, "a list of numbers", repr(found))
+        size = len(found)
+        if count is not None and size != count:
+            self._refuse(key, f"{count} numbers", str(size))
         values = []
         for item in found:
-            values.append(self._checked(key, item, check))
+            value = self._checked(key, item, check)
+            values.append(value)
         return values
 
     def radii(self, key: str) -> dict[str, Radius]:
@@ -132,7 +141,8 @@ class Saved:
         for name in table.state.keys() & known.keys():
             parameter = known[name]
             value = table.tensor(name, parameter)
-            found[parameter] = value.to(parameter.device, copy=True)
+            device = parameter.device
+            found[parameter] = value.to(device, copy=True)
         return found
 
     def tensor(self, key: str, parameter: Tensor) -> Tensor:
@@ -143,8 +153,7 @@ class Saved:
         if isinstance(value, Tensor):
             found = tuple(value.shape)
         if found != shape:
-            place = f"{key!r} in {self.where}"
-            raise ValueError(f"Expected {place} to be a tensor of shape {shape}, but got {found}.")
+            self._refuse(key, f"a tensor of shape {shape}", str(found))
         return value
 
     def only(self, keys: Collection[str]) -> None:

@@ -109,7 +109,8 @@ class Schedule:
         ramp = 1.0
         if self.warmup:
             ramp = min(1.0, (step + 1) / self.warmup)
-        return ramp * SCHEDULES[self.name].factor(self, step)
+        shape = SCHEDULES[self.name]
+        return ramp * shape.factor(self, step)
 
     def momentum(self, step: int) -> float | None:
         """Return the theory's weight on the old momentum at a step, `None` if the schedule has no say in it."""
@@ -229,7 +230,8 @@ class RadiusSchedule(LRScheduler):
 
         A callback that added a group may go on to raise its `lr`, as `BackboneFinetuning` does.
         """
-        past = self.schedule.factor(max(0, self.last_epoch - 1))
+        last = max(0, self.last_epoch - 1)
+        past = self.schedule.factor(last)
         for index, group in enumerate(self.optimizer.param_groups):
             if index < self.first_groups:
                 continue
@@ -238,7 +240,8 @@ class RadiusSchedule(LRScheduler):
             group["initial_lr"] = group["lr"]
             if past:
                 group["initial_lr"] = group["lr"] / past
-            self.base_lrs[index : index + 1] = [group["initial_lr"]]
+            start = group["initial_lr"]
+            self.base_lrs[index : index + 1] = [start]
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values only, so that a checkpoint loads with `weights_only`."""

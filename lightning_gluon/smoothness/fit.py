@@ -100,13 +100,14 @@ def fit(L_hat: Values, grad_dual_norm: Values, penalty: float = PENALTY) -> Smoo
     """
     y = _vector(L_hat)
     x = _vector(grad_dual_norm)
-    if len(x) != len(y):
-        raise ValueError(f"Expected one `grad_dual_norm` per `L_hat`, but got {len(x)} and {len(y)}.")
+    count = len(y)
+    if len(x) != count:
+        raise ValueError(f"Expected one `grad_dual_norm` per `L_hat`, but got {len(x)} and {count}.")
     finite_positive = number()
     finite_positive("penalty", penalty)
     good = x.isfinite() & y.isfinite()
     if not good.any():
-        raise ValueError(f"Expected at least one finite sample in `L_hat`, but got 0 of {len(y)}.")
+        raise ValueError(f"Expected at least one finite sample in `L_hat`, but got 0 of {count}.")
     x, y = x[good], y[good]
     unit_x = _unit(x)
     unit_y = _unit(y)
@@ -152,17 +153,19 @@ def _minimise(basis: Tensor, y: Tensor, penalty: float) -> tuple[float, float]:
     for _ in range(MAX_ROUNDS):
         residual = y - basis @ point
         above = residual > 0
-        target = _best_on_piece(basis, y, 1 + penalty * above)
+        weight = 1 + penalty * above
+        target = _best_on_piece(basis, y, weight)
         change = target - point
         share = _lowest_on_segment(residual, basis @ change, penalty)
         new = point + share * change
         still = torch.equal(new, point)
         above_new = y - basis @ new > 0
-        same_piece = share == 1 and torch.equal(above_new, above)
+        same = torch.equal(above_new, above)
         point = new
-        if still or same_piece:
+        if still or (same and share == 1):
             break
-    return float(point[0]), float(point[1])
+    intercept, slope = point.tolist()
+    return intercept, slope
 
 
 def _best_on_piece(basis: Tensor, y: Tensor, weight: Tensor) -> Tensor:
@@ -181,9 +184,9 @@ def _best_on_piece(basis: Tensor, y: Tensor, weight: Tensor) -> Tensor:
             return inside
     line = _on_edge(gram, moment, 1)
     constant = _on_edge(gram, moment, 0)
-    if _objective(gram, moment, constant) < _objective(gram, moment, line):
-        return constant
-    return line
+    if _objective(gram, moment, line) <= _objective(gram, moment, constant):
+        return line
+    return constant
 
 
 def _on_edge(gram: Tensor, moment: Tensor, edge: int) -> Tensor:
@@ -214,19 +217,22 @@ def _lowest_on_segment(residual: Tensor, change: Tensor, penalty: float) -> floa
     if slope(1.0) <= 0:
         return 1.0
     knots = _knots(residual, change)
-    low, high = 0, len(knots) - 1
+    low = 0
+    high = len(knots) - 1
     while high - low > 1:
         middle = (low + high) // 2
         if slope(knots[middle]) <= 0:
             low = middle
         else:
             high = middle
-    left, right = knots[low], knots[high]
+    left = knots[low]
+    right = knots[high]
     start = slope(left)
     end = slope(right)
     if start >= 0:
         return left
-    return left - start * (right - left) / (end - start)
+    rise = end - start
+    return left - start * (right - left) / rise
 
 
 def _knots(residual: Tensor, change: Tensor) -> list[float]:
@@ -326,10 +332,9 @@ class RunningFit:
         """
         values = _saved_column(state, "L_hat")
         norms = _saved_column(state, "grad_dual_norm")
-        if len(values) != len(norms):
-            raise ValueError(
-                f"Expected as many `L_hat` as `grad_dual_norm`{PLACE}, but got {len(values)} and {len(norms)}."
-            )
+        counts = len(values), len(norms)
+        if counts[0] != counts[1]:
+            raise ValueError(f"Expected as many `L_hat` as `grad_dual_norm`{PLACE}, but got {counts}.")
         samples = list(zip(values, norms, strict=True))
         self.samples = samples[-self.window :]
         self._fit = None
