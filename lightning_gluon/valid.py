@@ -14,7 +14,7 @@ import torch
 class Check(Protocol):
     """A check of one value."""
 
-    def __call__(self, name: str, value: Any, where: str = "") -> Any:
+    def __call__(self, name: str, value: object, where: str = "") -> Any:
         """Return the value as it is to be kept.
 
         Args:
@@ -44,7 +44,7 @@ def one_of(*choices: object) -> Check:
     """
     listed = ", ".join(map(str, choices))
 
-    def check(name: str, value: Any, where: str = "") -> Any:
+    def check(name: str, value: object, where: str = "") -> object:
         if value not in choices:
             raise refused(name, where, f"be one of {listed}", value)
         return value
@@ -68,7 +68,7 @@ class Range:
     signs: str
     none: bool
 
-    def __call__(self, name: str, value: Any, where: str = "") -> Any:
+    def __call__(self, name: str, value: object, where: str = "") -> object:
         """Return a number that lies in the range."""
         if self.none and value is None:
             return value
@@ -131,7 +131,7 @@ def whole(least: int = 0, *, none: str = "", unit: str = "") -> Check:
     if none:
         wanted += f", or None for {none}"
 
-    def check(name: str, value: Any, where: str = "") -> Any:
+    def check(name: str, value: object, where: str = "") -> object:
         if none and value is None:
             return value
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -152,7 +152,7 @@ def pair_of(check_one: Check) -> Check:
         (0.9, 0.95)
     """
 
-    def check(name: str, value: Any, where: str = "") -> tuple:
+    def check(name: str, value: object, where: str = "") -> tuple:
         pair = plain(value)
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise refused(name, where, "be two numbers", value)
@@ -174,7 +174,7 @@ def dtype_name(*names: str) -> Check:
     """
     listed = ", ".join((*names, "None"))
 
-    def check(name: str, value: Any, where: str = "") -> str | None:
+    def check(name: str, value: object, where: str = "") -> str | None:
         if value is None:
             return None
         found = str(value).removeprefix("torch.")

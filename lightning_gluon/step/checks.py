@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,9 +103,9 @@ def check_values(group: Group) -> None:
     norm_of(group)  # which checks how its options go together
 
 
-def values_of(group: Mapping[str, Any]) -> list[Any]:
+def values_of(group: Group) -> list[object]:
     """Return what `check_values` looks at, as it is now; lists are copied, since schedules write into them."""
-    found = []
+    found: list[object] = []
     for key in (*SETTINGS, *CHECKS):
         if key in group:
             value = group[key]
@@ -113,7 +113,7 @@ def values_of(group: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-def _check_radius(group: Mapping[str, Any], where: str) -> None:
+def _check_radius(group: Group, where: str) -> None:
     radius = group["radius"]
     if not isinstance(radius, (list, tuple)):
         SETTINGS["radius"]("radius", radius, where)
@@ -126,7 +126,7 @@ def _check_radius(group: Mapping[str, Any], where: str) -> None:
         SETTINGS["radius"]("radius", value, where)
 
 
-def _where(group: Mapping[str, Any]) -> str:
+def _where(group: Group) -> str:
     return f" of group {group['name']!r}"
 
 

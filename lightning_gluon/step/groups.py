@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.methods import Method, Rule
@@ -26,7 +25,7 @@ def build_groups(
     weight_decay: PER_ROLE,
     radius: Mapping[str, float] | None,
     momentum: float | None,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
 ) -> list[Group]:
     """Return groups completed from their method.
 
@@ -117,7 +116,7 @@ def complete_group(group: Group, row: Method) -> Group:
     return group
 
 
-def _defaults(group: Group, row: Method, rule: Rule) -> dict[str, Any]:
+def _defaults(group: Group, row: Method, rule: Rule) -> Group:
     """Return the options that a group has, with what they are if nobody says."""
     defaults = {
         **COMMON,

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,18 +14,15 @@ from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import CHECKS, SETTINGS, Group
 from lightning_gluon.step.checks import check_group
 from lightning_gluon.step.finite import IGNORE
-from lightning_gluon.step.state import Layout, state_layout
+from lightning_gluon.step.state import Buffers, Layout, State, state_layout
 from lightning_gluon.two_point.reference import REFERENCES
 from lightning_gluon.valid import whole
 
-Buffers: TypeAlias = Mapping[str, Any]
 WRAPPERS = re.compile(r"(^|\.)((_orig_mod|_forward_module)\.)+")
 COUNTS = ("steps", "gradient_evaluations")
 
 
-def match_saved_state(
-    groups: Sequence[Group], state_dict: Mapping[str, Any]
-) -> tuple[list[Group], dict[Tensor, dict[str, Any]]]:
+def match_saved_state(groups: Sequence[Group], state_dict: Buffers) -> tuple[list[Group], State]:
     """Reorder a saved state to the present groups, by the names of groups and parameters.
 
     Args:
@@ -50,7 +46,7 @@ def match_saved_state(
     reference = any(ESTIMATORS[old["estimator"]].point(old) for old in saved)  # by the saved options
     kinds = [old["reference"] for old in saved if "reference" in old]  # one for all groups
     kind = (kinds or REFERENCES)[0] if reference else None
-    state: dict[Tensor, dict[str, Any]] = {}
+    state: State = {}
     for pair in pairs:
         state.update(pair.buffers(state_dict["state"], kind))
     return saved, state
@@ -120,7 +116,7 @@ class _Pair:
         for key in read:
             self.saved[key] = merged[key]
 
-    def buffers(self, saved: Mapping[Any, Buffers], kind: str | None) -> dict[Tensor, dict[str, Any]]:
+    def buffers(self, saved: Mapping[object, Buffers], kind: str | None) -> State:
         """Return the checked buffers of every parameter that has some.
 
         Args:
@@ -136,7 +132,7 @@ class _Pair:
         return found
 
 
-def _check_form(state_dict: Any) -> None:
+def _check_form(state_dict: object) -> None:
     if not isinstance(state_dict, Mapping):
         raise _no_state(type(state_dict).__name__)
     if not {"state", "param_groups"} <= set(state_dict):
@@ -155,7 +151,7 @@ def _no_state(found: str) -> ValueError:
     )
 
 
-def _all_mappings(state: Any) -> bool:
+def _all_mappings(state: object) -> bool:
     return isinstance(state, Mapping) and all(isinstance(entry, Mapping) for entry in state.values())
 
 
@@ -236,7 +232,7 @@ def _unwrapped(names: Sequence[str]) -> list[str]:
     return bare
 
 
-def _take(group: Group, index: int, saved: Buffers, layout: Layout) -> dict[str, Any]:
+def _take(group: Group, index: int, saved: Buffers, layout: Layout) -> Buffers:
     """Return the buffers of one parameter, checked."""
     parameter, name = group["params"][index], group["param_names"][index]
     for key, entry in layout.entries.items():
@@ -249,7 +245,7 @@ def _take(group: Group, index: int, saved: Buffers, layout: Layout) -> dict[str,
     return taken
 
 
-def _check_buffer(what: str, value: Any, entry: Tensor, group: Group) -> None:
+def _check_buffer(what: str, value: object, entry: Tensor, group: Group) -> None:
     if value is None:
         raise ValueError(f"The saved state lacks {what}. Load a state that was saved whole.")
     if not isinstance(value, Tensor):
@@ -265,7 +261,7 @@ def _check_buffer(what: str, value: Any, entry: Tensor, group: Group) -> None:
         raise ValueError(f"The saved {what} is not finite. Load an earlier state.")
 
 
-def _place(parameter: Tensor, value: Any, *, alike: bool) -> Any:
+def _place(parameter: Tensor, value: object, *, alike: bool) -> object:
     """Return a copy on the parameter's device; `alike`: in its dtype and layout, as torch's kernel wants moments."""
     if not isinstance(value, Tensor):
         return value

@@ -44,7 +44,7 @@ class Given:
     name: str | None = None
 
     @classmethod
-    def read(cls, item: Any) -> Given:
+    def read(cls, item: Tensor | tuple[str, Tensor]) -> Given:
         """Read a parameter, or a pair of a name and a parameter."""
         if isinstance(item, tuple):
             name, parameter = item
@@ -52,7 +52,7 @@ class Given:
         return cls(item)
 
 
-def read_source(source: Any) -> tuple[list[Group], Partition | None]:
+def read_source(source: object) -> tuple[list[Group], Partition | None]:
     """Return the groups of a source, and the partition that late parameters are looked up in.
 
     Args:
@@ -117,7 +117,7 @@ def module_behind(source: object) -> nn.Module | None:
     return module_behind(given[".0"]) if ".0" in given else None
 
 
-def as_list(params: Any) -> list[Any]:
+def as_list(params: Iterable[object]) -> list:
     """Return the parameters of a group, of which there may be one, in an order that a saved state can rely on."""
     if isinstance(params, (set, frozenset)):
         raise TypeError("Expected parameters in an order that is the same in every run, such as a list, but got a set.")
@@ -229,7 +229,7 @@ def _outside() -> int:
     return level
 
 
-def _read_parameters(items: Sequence[Any], known: Partition | None) -> list[Group]:
+def _read_parameters(items: Sequence[Tensor | tuple[str, Tensor]], known: Partition | None) -> list[Group]:
     """Return groups of parameters, by the partition if it knows them, else by what they show."""
     for index, item in enumerate(items):
         name, parameter = item if isinstance(item, tuple) else (f"param_{index}", item)

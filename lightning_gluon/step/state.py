@@ -20,7 +20,8 @@ from lightning_gluon.step.retraction import RETRACTIONS
 from lightning_gluon.two_point.reference import reference_layout
 
 Entries: TypeAlias = dict[str, Tensor]  # shapes and dtypes: tensors on the meta device
-State: TypeAlias = Mapping[Tensor, Mapping[str, Any]]
+Buffers: TypeAlias = dict[str, Any]  # of one parameter
+State: TypeAlias = dict[Tensor, Buffers]
 
 # Working copies of a chunk at the worst moment: momentum, a direction, and with a tracked reference the weights before.
 TRANSIENT_COPIES = 3
@@ -89,7 +90,9 @@ def _statistics(group: Group, index: int) -> Entries:
     return found
 
 
-def memory(groups: Sequence[Group], state: State, *, reference: str | None, workspace_bytes: int = 0) -> dict[str, Any]:
+def memory(
+    groups: Sequence[Group], state: Mapping[Tensor, Buffers], *, reference: str | None, workspace_bytes: int = 0
+) -> Buffers:
     """Return the persistent bytes of an optimizer's state: counted after a step, before that computed from shapes.
 
     Args:
