@@ -31,8 +31,8 @@ __all__ = ["configure_optimizers", "equivalent_learning_rates"]
 MIXED_NOISE_FLOOR = {"bf16-mixed": NOISE_FLOOR[torch.bfloat16], "16-mixed": NOISE_FLOOR[torch.float16]}
 
 AUTO = "auto"
-CONSTANT = "constant"
-ENDLESS = (CONSTANT, "theory")  # schedules that do not depend on the length of the training
+UNSCHEDULED = "constant"
+ENDLESS = (UNSCHEDULED, "theory")  # schedules that do not depend on the length of the training
 # The nominal radius of `lr="auto"`; calibration starts at 1/64 of it, far below the .018 to .05 that tuning finds.
 AUTO_LR = 0.02
 # Where nothing else ends the ramp it ends at five times that, and steps back to 0.05.
@@ -100,7 +100,7 @@ def configure_optimizers(
     """
     row = find_method(method)
     trainer = trainer_of(module)
-    length = _length(trainer, schedule, warmup) if total_steps is None else total_steps
+    length = _training_length(trainer, schedule, warmup) if total_steps is None else total_steps
     plan = Schedule(schedule, length, warmup_steps(warmup, length), decay, row.theory)
     check_options(method, [option for option in options if option != "compile"])
     check_whole_module(module)
@@ -120,13 +120,13 @@ def configure_optimizers(
     )
     if trainer is not None and getattr(module, "automatic_optimization", True):
         _attach_second_gradient(optimizer, trainer)
-    if schedule == CONSTANT and not warmup:
+    if schedule == UNSCHEDULED and not warmup:
         return optimizer
     scheduler = RadiusSchedule(optimizer, plan)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "gluon"}}
 
 
-def _length(trainer: Trainer | None, schedule: str, warmup: int | float) -> int | None:
+def _training_length(trainer: Trainer | None, schedule: str, warmup: int | float) -> int | None:
     """Return the Trainer's optimizer steps, if schedule or warmup are measured in them."""
     if trainer is None or (schedule in ENDLESS and not _is_share(warmup)):
         return None

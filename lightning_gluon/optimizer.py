@@ -23,7 +23,7 @@ from lightning_gluon.step.layers import Layer
 from lightning_gluon.step.load import match_saved_state
 from lightning_gluon.step.round import Plan, Plans, Round
 from lightning_gluon.step.sources import read_source
-from lightning_gluon.step.state import Buffers, State, memory
+from lightning_gluon.step.state import ParameterState, State, memory
 from lightning_gluon.two_point.closures import CLOSURE, NOBODY, Closure, evaluate, old_gradients
 from lightning_gluon.two_point.reference import ReferencePoint, Visit
 from lightning_gluon.two_point.signals import held
@@ -107,7 +107,7 @@ class Gluon(Optimizer):
         self._visit = Visit()
         self._checked: list[list[object]] = []
 
-    def __setstate__(self, state: Buffers) -> None:
+    def __setstate__(self, state: ParameterState) -> None:
         """Restore from a pickle or a loaded state."""
         super().__setstate__(state)
         self.__dict__.setdefault("reference_gradients", {})
@@ -115,7 +115,7 @@ class Gluon(Optimizer):
         self.__dict__.setdefault("compile", False)
         self._transient()
 
-    def __getstate__(self) -> Buffers:
+    def __getstate__(self) -> ParameterState:
         """Return what a pickle holds: no plans, no buffers."""
         kept = {key: getattr(self, key) for key in ("_settings", "two_point", "compile")}
         return {**super().__getstate__(), **kept, "_partition": None}
@@ -248,7 +248,7 @@ class Gluon(Optimizer):
 
     # ------------------------------------------------------------------ state
 
-    def load_state_dict(self, state_dict: Buffers) -> None:
+    def load_state_dict(self, state_dict: ParameterState) -> None:
         """Load a state, matching parameters by name and keeping every buffer's dtype, AdamW's moments apart.
 
         Args:
@@ -259,7 +259,7 @@ class Gluon(Optimizer):
         """
         state: State = {}
 
-        def match(_: Optimizer, saved: Buffers) -> Buffers:
+        def match(_: Optimizer, saved: ParameterState) -> ParameterState:
             matched, moved = match_saved_state(self.param_groups, saved)
             state.update(moved)
             return {**saved, "state": {}, "param_groups": matched}
@@ -275,7 +275,7 @@ class Gluon(Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def memory(self) -> Buffers:
+    def memory(self) -> ParameterState:
         """Return the bytes the optimizer keeps, by role and by kind; see `lightning_gluon.step.state.memory`."""
         reference = self._reference
         kind = reference.kind if reference.point is not None else None

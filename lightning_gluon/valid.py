@@ -27,7 +27,7 @@ class Check(Protocol):
         """
 
 
-def refused(name: str, where: str, wanted: str, value: object) -> ValueError:
+def refusal(name: str, where: str, wanted: str, value: object) -> ValueError:
     """Return the error of a value that is not allowed."""
     return ValueError(f"Expected `{name}`{where} to {wanted}, but got {value!r}.")
 
@@ -46,7 +46,7 @@ def one_of(*choices: object) -> Check:
 
     def check(name: str, value: object, where: str = "") -> object:
         if value not in choices:
-            raise refused(name, where, f"be one of {listed}", value)
+            raise refusal(name, where, f"be one of {listed}", value)
         return value
 
     return check
@@ -75,7 +75,7 @@ class Range:
         if not self.holds(_as_float(value)):
             left, right = self.signs.split()
             wanted = f"satisfy {self.low} {left} {name} {right} {self.high}"
-            raise refused(name, where, wanted, value)
+            raise refusal(name, where, wanted, value)
         return value
 
     def holds(self, number: float) -> bool:
@@ -135,7 +135,7 @@ def whole(least: int = 0, *, none: str = "", unit: str = "") -> Check:
         if none and value is None:
             return value
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise refused(name, where, wanted, value)
+            raise refusal(name, where, wanted, value)
         return value
 
     return check
@@ -155,7 +155,7 @@ def pair_of(check_one: Check) -> Check:
     def check(name: str, value: object, where: str = "") -> tuple:
         pair = plain(value)
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise refused(name, where, "be two numbers", value)
+            raise refusal(name, where, "be two numbers", value)
         first, second = pair
         return check_one(name, first, where), check_one(name, second, where)
 
@@ -179,9 +179,9 @@ def dtype_name(*names: str) -> Check:
             return None
         found = str(value).removeprefix("torch.")
         if not isinstance(value, (str, torch.dtype)) or not _is_floating(found):
-            raise refused(name, where, "be a floating-point dtype such as 'bfloat16' or None", value)
+            raise refusal(name, where, "be a floating-point dtype such as 'bfloat16' or None", value)
         if names and found not in names:
-            raise refused(name, where, f"be one of {listed}", found)
+            raise refusal(name, where, f"be one of {listed}", found)
         return found
 
     return check

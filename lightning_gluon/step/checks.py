@@ -94,7 +94,7 @@ def check_values(group: Group) -> None:
         ValueError: If one is out of range.
     """
     where = _where(group)
-    _check_lr(group, where)
+    _check_lr_given(group, where)
     for key in filter(group.__contains__, CHECKS):
         group[key] = CHECKS[key](key, group[key], where)
     for key in ("lr", "momentum", "weight_decay"):
@@ -130,7 +130,7 @@ def _where(group: Group) -> str:
     return f" of group {group['name']!r}"
 
 
-def _check_lr(group: Group, where: str) -> None:
+def _check_lr_given(group: Group, where: str) -> None:
     if group["lr"] is None:
         raise ValueError(f"`lr`{where} is missing: it is the hidden radius, such as lr=0.02.")
     if isinstance(group["lr"], str) and group["lr"] == "auto":

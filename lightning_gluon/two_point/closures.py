@@ -69,28 +69,28 @@ def evaluate(closure: Closure | None, reference: ReferencePoint, source: str) ->
             raise RuntimeError(MISSED)
         return None, {}
     if not own or not reference.needed:
-        return _evaluate(closure), {}
+        return _run(closure), {}
     if reference.transported:
         with reference.exchanged():
-            return _evaluate(closure), {}
-    return _evaluate_twice(closure, reference)
+            return _run(closure), {}
+    return _run_twice(closure, reference)
 
 
-def _evaluate(closure: Closure) -> object:
+def _run(closure: Closure) -> object:
     with torch.enable_grad():
         return closure()
 
 
-def _evaluate_twice(closure: Closure, reference: ReferencePoint) -> tuple[object, dict[Tensor, Tensor]]:
+def _run_twice(closure: Closure, reference: ReferencePoint) -> tuple[object, dict[Tensor, Tensor]]:
     """Run the closure here and at the previous iterate, on the same random numbers; `.grad` is that of the first."""
     before = rng_state()
-    loss = _evaluate(closure)
+    loss = _run(closure)
     after = rng_state()
     params = [parameter for group in reference.groups for parameter in group["params"]]
     try:
         set_rng_state(before)
         with exchanged_gradients(params, {}) as taken, reference.exchanged():
-            _evaluate(_bare(closure))
+            _run(_bare(closure))
     finally:
         set_rng_state(after)
     return loss, taken.gradients

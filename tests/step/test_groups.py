@@ -24,7 +24,7 @@ def backward(net: nn.Module, step: int) -> None:
 
 
 BAD_OPTIONS = [
-    (dict(method="glouon"), r"`method` to be one of gluon, scion, .* got 'glouon'"),
+    (dict(method="glouon"), r"`method` to be one of gluon, .*scion, .* got 'glouon'"),
     (dict(lr=-0.1), r"`lr` of group 'hidden' to satisfy 0 <= lr"),
     (dict(lr=math.nan), r"`lr` of group"),
     (dict(lr=None), r"`lr` of group 'hidden' is missing"),
