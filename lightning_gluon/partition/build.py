@@ -87,10 +87,10 @@ def partition(
     router = _Router(Heads(Evidence(Network(module), batch)), Overrides(rules))
     routes = [router.route(names, parameter) for names, parameter in tensors]
     router.overrides.check_used([name for names, _ in tensors for name in names])
-    if router.unknown:
-        message = _without_rule(router.unknown)
-        if strict:
-            raise ValueError(f"{message}, or call partition(module, strict=False) to treat it as 'elementwise'.")
+    message = _without_rule(router.unknown) if router.unknown else ""
+    if message and strict:
+        raise ValueError(f"{message}, or call partition(module, strict=False) to treat it as 'elementwise'.")
+    if message:
         warnings.warn(f"{message}. It is treated as 'elementwise'.", stacklevel=2)
     return Partition(routes, [parameter for _, parameter in tensors])
 

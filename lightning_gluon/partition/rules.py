@@ -345,7 +345,7 @@ def declared_map(
 ) -> Finding | None:
     """Maps kept as bare arrays by a module that says its widths: relational graph convolutions, say."""
     said = declared_widths(place.owner)
-    if len(place.shape) < 2 or said.reads is None or said.gives is None:
+    if len(place.shape) < 2 or not said.known:
         return None
     transposed = place.shape[-2:] == (said.reads, said.gives) != (said.gives, said.reads)
     if not transposed and place.shape[-2:] != (said.gives, said.reads):
