@@ -47,7 +47,9 @@ def input_reason(
     execution = evidence.execution
     if not execution.ran(place.path):
         return _registered(place, evidence)
-    return _executed(place, evidence) if execution.reads_input(place.path) else None
+    if execution.reads_input(place.path):
+        return _executed(place, evidence)
+    return None
 
 
 def _executed(
@@ -73,7 +75,9 @@ def _registered(place: Place, evidence: Evidence) -> str | None:
     called = _called_input(place, evidence)
     if called is not None and _may_read(place, leads, evidence):
         return None if evidence.reads_code(place) else f"input layer: first layer of {called}"
-    return _first_of_network(place, evidence) if leads == "" else _first_of_part(place, leads, evidence)
+    if leads == "":
+        return _first_of_network(place, evidence)
+    return _first_of_part(place, leads, evidence)
 
 
 def _may_read(place: Place, leads: str, evidence: Evidence) -> bool:
@@ -93,7 +97,9 @@ def _first_of_network(place: Place, evidence: Evidence) -> str | None:
     shown = evidence.any_execution
     if not shown.ran(place.path):
         return f"input layer: the network's first convolution{evidence.inferred()}"
-    return _executed(place, evidence) if shown.reads_input(place.path) else None
+    if shown.reads_input(place.path):
+        return _executed(place, evidence)
+    return None
 
 
 def _first_of_part(place: Place, leads: str, evidence: Evidence) -> str | None:

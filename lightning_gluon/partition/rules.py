@@ -17,7 +17,7 @@ from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.partition.experts import expert_views
 from lightning_gluon.partition.heads import Heads
 from lightning_gluon.partition.inputs import input_reason
-from lightning_gluon.partition.knowledge import entries, names_match, pattern
+from lightning_gluon.partition.knowledge import entries, matching, names_match, pattern
 from lightning_gluon.partition.layers import Conv, declared_widths, is_weight_layer
 from lightning_gluon.partition.layouts import (
     find_raw_map,
@@ -139,11 +139,16 @@ def _of_relations(place: Place) -> bool:
     """Tell whether a table lies beside a table of entities, or in a network of nothing but tables."""
     if not place.holders:
         return False
-    siblings = [name for name, child in place.holders[0][1].named_children() if child is not place.owner]
-    if any(names_match("ENTITIES", name) for name in siblings):
-        return True
-    layers = [module for module in place.chain[0][1].modules() if is_weight_layer(module)]
-    return len(layers) > 1 and all(isinstance(layer, nn.Embedding | nn.EmbeddingBag) for layer in layers)
+    _, holder = place.holders[0]
+    siblings = [name for name, child in holder.named_children() if child is not place.owner]
+    return bool(matching("ENTITIES", siblings)) or _is_all_tables(place.around[-1])
+
+
+def _is_all_tables(root: nn.Module) -> bool:
+    """Tell whether a network consists of several lookup tables."""
+    layers = [module for module in root.modules() if is_weight_layer(module)]
+    tables = [layer for layer in layers if isinstance(layer, nn.Embedding | nn.EmbeddingBag)]
+    return len(layers) == len(tables) > 1
 
 
 def gain_of_weight_norm(
@@ -185,16 +190,17 @@ def weight_of_layer(
     reason = input_reason(place, heads.evidence)
     if reason is not None:
         return Finding("input", reason + note, _of_patches(owner, views))
-    if any(names_match("NAMED_PARTS", part) for part in place.path.split(".") if part.startswith("lora_")):
-        return Finding("hidden", "LoRA factor" + note, views)
-    if isinstance(owner, nn.Bilinear):
-        return Finding("hidden", "bilinear map, one matrix per output", views)
-    verb = "convolution" if isinstance(owner, Conv) else "linear map"
-    return Finding(
-        "hidden",
-        f"{verb} between features ({place.kind}){note}",
-        views,
-    )
+    return Finding("hidden", _hidden_reason(place) + note, views)
+
+
+def _hidden_reason(place: Place) -> str:
+    """Return what a map between features is called."""
+    if place.inside("LORA_PARTS"):
+        return "LoRA factor"
+    if isinstance(place.owner, nn.Bilinear):
+        return "bilinear map, one matrix per output"
+    verb = "convolution" if isinstance(place.owner, Conv) else "linear map"
+    return f"{verb} between features ({place.kind})"
 
 
 def _filters(place: Place) -> Finding:
