@@ -35,6 +35,9 @@ def refused(name: str, where: str, wanted: str, value: object) -> ValueError:
 def one_of(*choices: object) -> Check:
     """Allow what is listed.
 
+    Returns:
+        The check.
+
     Example:
         >>> one_of("raise", "skip")("on_nonfinite", "skip")
         'skip'
@@ -90,6 +93,9 @@ class Range:
 def number(low: float = 0, high: float = math.inf, *, signs: str = "<= <", none: bool = False) -> Check:
     """Allow numbers between two bounds, see `Range`.
 
+    Returns:
+        The check.
+
     Example:
         >>> number(0, 1)("momentum", 0.9)
         0.9
@@ -113,6 +119,9 @@ def _as_float(value: Any) -> float:
 def whole(least: int = 0, *, none: str = "", unit: str = "") -> Check:
     """Allow whole numbers from `least` on, and `None` if it means something.
 
+    Returns:
+        The check.
+
     Example:
         >>> whole(1, none="the full carry")("rank", None)
     """
@@ -135,6 +144,9 @@ def whole(least: int = 0, *, none: str = "", unit: str = "") -> Check:
 def pair_of(check_one: Check) -> Check:
     """Allow two values, in whatever behaves as a sequence.
 
+    Returns:
+        The check.
+
     Example:
         >>> pair_of(number(0, 1))("betas", [0.9, 0.95])
         (0.9, 0.95)
@@ -152,6 +164,9 @@ def pair_of(check_one: Check) -> Check:
 
 def dtype_name(*names: str) -> Check:
     """Allow a floating-point dtype (one of those named, if any are) or `None`; it is kept by name.
+
+    Returns:
+        The check.
 
     Example:
         >>> dtype_name()("momentum_dtype", torch.bfloat16)
@@ -207,7 +222,10 @@ def plain(value: Any) -> Any:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return the name that was probably meant, as a sentence; empty if none is near.
+    """Return the name that was probably meant.
+
+    Returns:
+        A sentence; empty if no name is near.
 
     Example:
         >>> did_you_mean("glouon", ["gluon", "muon"])

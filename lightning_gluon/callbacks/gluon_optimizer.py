@@ -14,8 +14,8 @@ from typing_extensions import Unpack
 
 from lightning_gluon.configure import check_lr, configure_optimizers, warmup_steps
 from lightning_gluon.options import CHECKS, Group, Options
-from lightning_gluon.partition.overrides import Overrides, Rules
 from lightning_gluon.partition.build import partition
+from lightning_gluon.partition.overrides import Overrides, Rules
 from lightning_gluon.radius.schedules import Schedule
 from lightning_gluon.roles import ROLES
 from lightning_gluon.step.checks import find_method

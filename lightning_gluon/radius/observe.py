@@ -111,8 +111,10 @@ class WindowLoss:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.loss")
-        total, parts = saved.number("total", number(-math.inf, math.inf, signs="<= <=")), saved.whole("parts")
-        self.total, self.parts = torch.tensor(total), parts
+        anything = number(-math.inf, math.inf, signs="<= <=")
+        total = saved.number("total", anything)
+        self.parts = saved.whole("parts")
+        self.total = torch.tensor(total)
 
 
 class Measurement:
@@ -152,15 +154,18 @@ class GroupReadings(Measurement):
 
     def observe(self, evidence: Evidence) -> dict[str, Any]:
         """Return the readings by name, on the steps that have a sample."""
-        pairs = evidence.pairs
-        members: dict[str, list[tuple[Layer, Raw]]] = {}
-        for pair, raw in zip(pairs, measure(pairs), strict=True):
-            members.setdefault(self.name(pair.layer), []).append((pair.layer, raw))
+        first: dict[str, Layer] = {}
+        raws: dict[str, list[Raw]] = {}
+        for pair, raw in zip(evidence.pairs, measure(evidence.pairs), strict=True):
+            name = self.name(pair.layer)
+            first.setdefault(name, pair.layer)
+            raws.setdefault(name, []).append(raw)
         found = {}
-        for name, rows in members.items():
-            readings = _agreed_readings([raw for _, raw in rows], evidence.mean)
-            layer = rows[0][0]
-            found[name] = {**readings, "lr": peak_lr(layer.group), "radius": layer.radius}
+        for name, layer in first.items():
+            readings = _agreed_readings(raws[name], evidence.mean)
+            readings["lr"] = peak_lr(layer.group)
+            readings["radius"] = layer.radius
+            found[name] = readings
         return {"layers": found}
 
     def name(self, layer: Layer) -> str:
@@ -173,14 +178,17 @@ class LayerReadings(GroupReadings):
 
     def name(self, layer: Layer) -> str:
         """Return the name under which a layer is counted; a group of AdamW has one radius."""
-        return layer.group["name"] if stepped_by_adamw(layer.group) else layer.name
+        if stepped_by_adamw(layer.group):
+            return layer.group["name"]
+        return layer.name
 
 
 def _agreed_readings(raws: Iterable[Raw], mean: Callable[[Tensor], list[float]]) -> Reading:
     """Return the readings of several layers as of one, the same on all ranks."""
     raw = combine(raws)
-    values = mean(torch.tensor(list(raw.values()), dtype=torch.float64))
-    return derive(dict(zip(raw, values, strict=True)))
+    own = torch.tensor(list(raw.values()), dtype=torch.float64)
+    agreed = zip(raw, mean(own), strict=True)
+    return derive(dict(agreed))
 
 
 def measurements_of(rule: object) -> tuple[type[Measurement], ...]:

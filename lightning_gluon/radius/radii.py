@@ -49,13 +49,17 @@ class Limits:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.bounds is not None:
-            low, high = pair_of(number())("bounds", self.bounds)
-            if not low < high:
-                raise ValueError(f"Expected `bounds` (low, high) to satisfy 0 <= low < high, but got {self.bounds!r}.")
-            object.__setattr__(self, "bounds", (low, high))
-        number(1, signs="< <", none=True)("max_growth", self.max_growth)
-        number(0, 1)("smoothing", self.smoothing)
+        growth = number(1, signs="< <", none=True)
+        growth("max_growth", self.max_growth)
+        weight = number(0, 1)
+        weight("smoothing", self.smoothing)
+        if self.bounds is None:
+            return
+        two = pair_of(number())
+        low, high = two("bounds", self.bounds)
+        if low >= high:
+            raise ValueError(f"Expected `bounds` (low, high) to satisfy 0 <= low < high, but got {self.bounds!r}.")
+        object.__setattr__(self, "bounds", (low, high))
 
     def __call__(self, wanted: float, *, current: float, base: float) -> float:
         """Return the radius that a wanted one becomes.
@@ -71,15 +75,18 @@ class Limits:
         Raises:
             ValueError: If the wanted radius is negative or not a number.
         """
-        if not (math.isfinite(wanted) and wanted >= 0):
+        allowed = math.isfinite(wanted) and wanted >= 0
+        if not allowed:
             raise ValueError(f"Expected the rule to return finite radii >= 0, but got {wanted!r}.")
         if self.smoothing and wanted and current:
-            wanted = current**self.smoothing * wanted ** (1 - self.smoothing)
+            weight = self.smoothing
+            wanted = current**weight * wanted ** (1 - weight)
         if self.max_growth is not None and current:
             wanted = min(wanted, self.max_growth * current)
         if self.bounds is not None:
             low, high = self.bounds
-            wanted = min(max(wanted, low * base), high * base)
+            wanted = max(wanted, low * base)
+            wanted = min(wanted, high * base)
         return wanted
 
 
@@ -109,11 +116,14 @@ def set_radii_(
         _check_names(proposal, groups)
     written = []
     for group in groups:
-        start = _listed(base[group["name"]], group)
+        name = group["name"]
+        start = _listed(base[name], group)
         now = _listed(group["radius"], group)
         wanted = _wanted(proposal, group, start, now)
-        triples = zip(wanted, now, start, strict=True)
-        radii = [limits(one, current=current, base=first) for one, current, first in triples]
+        radii = []
+        for one, current, first in zip(wanted, now, start, strict=True):
+            limited = limits(one, current=current, base=first)
+            radii.append(limited)
         written.append(_joined(radii, group))
     for group, radius in zip(groups, written, strict=True):
         group["radius"] = radius
@@ -122,29 +132,42 @@ def set_radii_(
 def _check_names(proposal: Mapping[str, Any], groups: list[Group]) -> None:
     known: set[str] = set()
     for group in groups:
-        known.update([group["name"], *group["param_names"]])
-    unknown = sorted(map(str, set(proposal) - known))
-    if unknown:
-        raise ValueError(
-            f"Expected the rule to return radii of groups or layers, but got one of {unknown[0]!r}. There are groups "
-            f"{', '.join(group['name'] for group in groups)}."
-        )
+        known.add(group["name"])
+        known.update(group["param_names"])
+    names = [group["name"] for group in groups]
+    for name in proposal:
+        if name not in known:
+            raise ValueError(
+                f"Expected the rule to return radii of groups or layers, but got one of {name!r}. There are groups "
+                f"{', '.join(names)}."
+            )
 
 
-def _wanted(proposal: Proposal, group: Group, start: list[float], current: list[float]) -> list[float]:
+def _wanted(
+    proposal: Proposal,
+    group: Group,
+    start: list[float],
+    current: list[float],
+) -> list[float]:
     """Return the radii that a proposal asks for, one per parameter of a group."""
     if isinstance(proposal, Mapping):
         return _by_name(proposal, group, current)
     if isinstance(proposal, Factors):
-        proposal = proposal.adamw if stepped_by_adamw(group) else proposal.lmo
+        kernel = stepped_by_adamw(group)
+        proposal = proposal.adamw if kernel else proposal.lmo
     factor = _number(proposal)
     return [factor * radius for radius in start]
 
 
-def _by_name(proposal: Mapping[str, Any], group: Group, current: list[float]) -> list[float]:
+def _by_name(
+    proposal: Mapping[str, Any],
+    group: Group,
+    current: list[float],
+) -> list[float]:
     radii = list(current)
-    if proposal.get(group["name"]) is not None:
-        radii = [_number(proposal[group["name"]])] * len(current)
+    whole = proposal.get(group["name"])
+    if whole is not None:
+        radii = [_number(whole)] * len(current)
     for index, name in enumerate(group["param_names"]):
         if name in proposal:
             radii[index] = _number(proposal[name])
@@ -173,7 +196,9 @@ def _joined(radii: list[float], group: Group) -> Radius:
 
 
 def _listed(radius: Radius, group: Group) -> list[float]:
-    return list(radius) if isinstance(radius, list) else [radius] * len(group["params"])
+    if isinstance(radius, list):
+        return list(radius)
+    return [radius] * len(group["params"])
 
 
 def stepped_by_adamw(group: Mapping[str, Any]) -> bool:
@@ -188,18 +213,20 @@ def first_radius(radius: Radius) -> float:
 
 def peak_lr(group: Mapping[str, Any]) -> float:
     """Return the largest `lr` of the group's schedule, as far as it says."""
-    peak = max(group.get("max_lr") or 0.0, group.get("initial_lr") or 0.0)
-    return peak or group["lr"]
+    largest = group.get("max_lr") or 0.0
+    start = group.get("initial_lr") or 0.0
+    return max(largest, start) or group["lr"]
 
 
 def logged_radii(groups: Iterable[Group]) -> dict[str, float]:
     """Return the radii under the keys they are logged by: `radius/<group>`, or `radius/<layer>` if they differ."""
     values: dict[str, float] = {}
     for group in groups:
-        radius = group["radius"]
-        if not isinstance(radius, list):
-            values[f"radius/{group['name']}"] = radius
-            continue
-        for name, one in zip(group["param_names"], radius, strict=True):
+        names = group["param_names"]
+        radii = group["radius"]
+        if not isinstance(radii, list):
+            names = [group["name"]]
+            radii = [radii]
+        for name, one in zip(names, radii, strict=True):
             values[f"radius/{name}"] = one
     return values

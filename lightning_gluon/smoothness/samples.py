@@ -63,7 +63,11 @@ def samples_in(file: Path) -> Samples:
 
 def of_role(samples: Iterable[Sample], role: str) -> Samples:
     """Return the samples of a whole role, without those of its layers."""
-    return [sample for sample in samples if sample["role"] == role and sample["layer"] is None]
+    found = []
+    for sample in samples:
+        if sample["layer"] is None and sample["role"] == role:
+            found.append(sample)
+    return found
 
 
 def column(samples: Iterable[Mapping[str, Any]], key: str) -> list[float]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_gluon.estimators.carry import Carry
 from lightning_gluon.estimators.recursions import ESTIMATORS
-from lightning_gluon.norms.needs import Context, Needs
+from lightning_gluon.norms.needs import Context, Needs, Statistic
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
 from lightning_gluon.step.decay import DECAYS, Decay
@@ -162,22 +162,28 @@ def _statistics(state: State, chunk: Chunk, params: list[Tensor]) -> list[Kept]:
     """Return the statistics of every stack, and begin those that are not there yet."""
     found = []
     for stack in chunk.stacks:
-        kept: Kept = {}
-        for part in _parts(chunk, stack):
-            for statistic in part.statistics:
-                kept[statistic.name] = []
-                for slot in stack.slots:
-                    own, key = state[params[slot.member]], f"{statistic.name}{slot.index}"
-                    if key not in own:
-                        own[key] = statistic.first(slot.matrices(params[slot.member]))
-                    kept[statistic.name].append(own[key])
+        declared = [statistic for part in _parts(chunk, stack) for statistic in part.statistics]
+        kept = {statistic.name: _of_slots(state, stack, params, statistic) for statistic in declared}
         found.append(kept)
     return found
 
 
+def _of_slots(state: State, stack: Stack, params: list[Tensor], statistic: Statistic) -> list[Tensor]:
+    """Return one statistic of every slot of a stack."""
+    found = []
+    for slot in stack.slots:
+        parameter = params[slot.member]
+        own = state[parameter]
+        key = f"{statistic.name}{slot.index}"
+        if key not in own:
+            own[key] = statistic.first(slot.matrices(parameter))
+        found.append(own[key])
+    return found
+
+
 def _parts(chunk: Chunk, stack: Stack) -> list[Needs]:
-    retraction = _retraction(chunk)
-    return [part for part in (stack.norm, retraction) if part is not None]
+    parts = [stack.norm, _retraction(chunk)]
+    return [part for part in parts if part is not None]
 
 
 def _decay(chunk: Chunk) -> Decay:
@@ -238,8 +244,12 @@ def advance_(
         return
     for stack, statistics in zip(chunk.stacks, kept, strict=True):
         units = _lmo(stack, params, direction, statistics, partners, workspace)
-        targets = [slot.of(params[slot.member]) for slot in stack.slots]
-        pieces = [slot.update(units, params[slot.member].shape) for slot in stack.slots]
+        targets = []
+        pieces = []
+        for slot in stack.slots:
+            parameter = params[slot.member]
+            targets.append(slot.of(parameter))
+            pieces.append(slot.update(units, parameter.shape))
         if decays and decay.reads_units:
             decay.shrink_(targets, keep, pieces)
         _subtract_(targets, pieces, _scaled(stack, lengths))
@@ -274,7 +284,9 @@ def _subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) 
         return
     for length in dict.fromkeys(lengths):
         where = [index for index, other in enumerate(lengths) if other == length]
-        torch._foreach_add_([targets[i] for i in where], [pieces[i] for i in where], alpha=-length)
+        own_targets = [targets[index] for index in where]
+        own_pieces = [pieces[index] for index in where]
+        torch._foreach_add_(own_targets, own_pieces, alpha=-length)
 
 
 def _lmo(
@@ -338,4 +350,6 @@ def _retract_(chunk: Chunk, stack: Stack, params: list[Tensor], statistics: Kept
     retraction.retract_(weights, context)
     _part_(stack, context.statistics, statistics)
     for slot in stack.slots:
-        slot.of(params[slot.member]).copy_(slot.piece(weights, params[slot.member].shape))
+        parameter = params[slot.member]
+        target = slot.of(parameter)
+        target.copy_(slot.piece(weights, parameter.shape))

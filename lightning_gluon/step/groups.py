@@ -61,6 +61,7 @@ def build_groups(
 
 
 def _of_role(given: PER_ROLE, role: str, default: float) -> float:
+    """Return what is given for a role."""
     value = given.get(role) if isinstance(given, Mapping) else given
     return default if value is None else value
 
@@ -78,7 +79,9 @@ def _check_radii(radius: Mapping[str, float] | None, groups: Iterable[Group]) ->
 
 
 def _check_roles(key: str, by_role: PER_ROLE) -> None:
-    for role in by_role if isinstance(by_role, Mapping) else ():
+    if not isinstance(by_role, Mapping):
+        return
+    for role in by_role:
         if role not in ROLES:
             raise ValueError(f"Expected the keys of `{key}` to be among {', '.join(ROLES)}, but got {role!r}.")
 
@@ -116,16 +119,26 @@ def complete_group(group: Group, row: Method) -> Group:
 
 def _defaults(group: Group, row: Method, rule: Rule) -> dict[str, Any]:
     """Return the options that a group has, with what they are if nobody says."""
-    norm, estimator = NORMS[group["norm"]], ESTIMATORS[group["estimator"]]
-    defaults = {**COMMON, **norm.defaults(), **estimator.options, "start": row.start}
-    of_rule = {key: value for key, value in rule.options.items() if key in defaults}
-    if rule.scaling is not None and "scaling" in defaults:
+    defaults = {
+        **COMMON,
+        **NORMS[group["norm"]].defaults(),
+        **ESTIMATORS[group["estimator"]].options,
+        "start": row.start,
+    }
+    of_rule = dict(rule.options)
+    if rule.scaling is not None:
         of_rule["scaling"] = rule.scaling
-    return {**defaults, **of_rule, "steps": 0, "gradient_evaluations": 0}
+    for key, value in of_rule.items():
+        if key in defaults:
+            defaults[key] = value
+    return {**defaults, "steps": 0, "gradient_evaluations": 0}
 
 
 def foreign_options() -> set[str]:
     """Return the options of all norms and estimators; a group has those of its own."""
-    estimators = [row.options for row in ESTIMATORS.values()]
-    norms = [norm.options for norm in NORMS.values()]
-    return set().union(*estimators, *norms)
+    names: set[str] = set()
+    for estimator in ESTIMATORS.values():
+        names.update(estimator.options)
+    for norm in NORMS.values():
+        names.update(norm.options)
+    return names

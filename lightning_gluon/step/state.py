@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -75,13 +75,17 @@ def _statistics(group: Group, index: int) -> Entries:
     if group.get("retract") is not None:
         parts.append(RETRACTIONS[group["retract"]])
     declared = [statistic for part in parts for statistic in part.statistics]
+    if not declared:
+        return {}
     found = {}
-    for number, view in enumerate(views_of(group, index) if declared else ()):
+    dtype = group["params"][index].dtype
+    for number, view in enumerate(views_of(group, index)):
         batch, rows, columns = view.matrix
         if NORMS[group["norm"]].turns and rows > columns:
             rows, columns = columns, rows
-        matrices = torch.empty(batch, rows, columns, dtype=group["params"][index].dtype, device="meta")
-        found.update({f"{statistic.name}{number}": statistic.first(matrices) for statistic in declared})
+        matrices = torch.empty(batch, rows, columns, dtype=dtype, device="meta")
+        for statistic in declared:
+            found[f"{statistic.name}{number}"] = statistic.first(matrices)
     return found
 
 
@@ -110,9 +114,11 @@ def memory(groups: Sequence[Group], state: State, *, reference: str | None, work
         for index, parameter in enumerate(group["params"]):
             layout = state_layout(group, index, reference)
             kept = state.get(parameter, layout.entries)
-            sizes = Counter(momentum=_bytes(kept, but=layout.reference), reference=_bytes(kept, layout.reference))
-            by_kind.update(sizes)
-            by_role[group["role"]] += sizes.total()
+            for key, value in kept.items():
+                if isinstance(value, Tensor):
+                    kind = "reference" if key in layout.reference else "momentum"
+                    by_kind[kind] += value.nbytes
+                    by_role[group["role"]] += value.nbytes
     params = [parameter for group in groups for parameter in group["params"]]
     numels = [parameter.numel() for parameter in params]
     chunk = min(chunk_limit(params[0].device.type), sum(numels))
@@ -124,9 +130,3 @@ def memory(groups: Sequence[Group], state: State, *, reference: str | None, work
         "workspace_bytes": workspace_bytes,
         "transient_bytes": TRANSIENT_COPIES * 4 * max(chunk, *numels),
     }
-
-
-def _bytes(kept: Mapping[str, Any], only: Iterable[str] | None = None, *, but: Iterable[str] = ()) -> int:
-    """Return the bytes of tensors, those of some keys or those of all others."""
-    keys = set(kept if only is None else only) - set(but)
-    return sum(kept[key].nbytes for key in keys if isinstance(kept.get(key), Tensor))

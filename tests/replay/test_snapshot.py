@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
-from lightning_gluon.replay.batch import copy_batch
 from lightning_gluon.replay.snapshot import Buffers, Moment, untouched
 from lightning_gluon.two_point.streams import rng_state, set_rng_state
 from tests._two_point import (
@@ -124,46 +122,6 @@ def test_the_silent_logger_knows_its_folder(tmp_path: Path) -> None:
         silent.log_metrics({"a": 1.0})
         silent.experiment.add_scalar("a", 1.0)
     assert not list(tmp_path.rglob("*.csv"))
-
-
-def test_batches_keep_their_types_and_what_is_one_object() -> None:
-    class Graph:
-        def __init__(self, x: Tensor) -> None:
-            self.x = x
-
-        def to(self, device: Any) -> Graph:
-            return self
-
-    class Images(list):
-        pass
-
-    x = torch.zeros(2)
-    batch = {"graph": Graph(x), "images": Images([x]), "size": torch.Size([2]), "again": x}
-    other = copy_batch(batch)
-    assert [type(item) for item in other.values()] == [Graph, Images, torch.Size, Tensor]
-    other["again"] += 1
-    assert (other["graph"].x.tolist(), other["images"][0].tolist()) == ([1.0, 1.0], [1.0, 1.0])
-    assert x.tolist() == [0.0, 0.0]
-
-
-def test_batches_are_copied_down_to_their_tensors() -> None:
-    from collections import OrderedDict, UserDict, namedtuple
-    from dataclasses import dataclass
-
-    @dataclass(frozen=True)
-    class Sample:
-        x: Tensor
-        label: str
-
-    Point = namedtuple("Point", "x y")
-    x = torch.zeros(2)
-    batch = [x, (x, "s"), Point(x, 1), OrderedDict(a=x), UserDict(a=x), Sample(x, "l"), None, 3]
-    other = copy_batch(batch)
-    x += 1
-    assert [type(item) for item in other] == [type(item) for item in batch]
-    tensors = [other[0], other[1][0], other[2].x, other[3]["a"], other[4]["a"], other[5].x]
-    assert all(tensor.tolist() == [0.0, 0.0] for tensor in tensors)
-    assert other[5].label == "l"
 
 
 def test_streams_of_all_devices_come_back(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,7 @@ def test_sparse_gradients() -> None:
 def test_missing_second_gradient() -> None:
     net = network()
     optimizer = Gluon(net, lr=0.02, method="gluon-mvr1")
+    optimizer.two_point = "loop"
     backward(net, 0)
     optimizer.step()
     backward(net, 1)
@@ -178,6 +179,7 @@ def test_missing_second_gradient() -> None:
 def test_gradients_that_were_not_taken_at_the_transported_point() -> None:
     net = network()
     optimizer = Gluon(net, lr=0.1, method="gluon-igt")
+    optimizer.two_point = "loop"
     for step in range(3):
         with optimizer.at_reference() if optimizer.needs_reference else contextlib.nullcontext():
             backward(net, step)
@@ -188,6 +190,7 @@ def test_gradients_that_were_not_taken_at_the_transported_point() -> None:
         with pytest.raises(RuntimeError, match=r"at the weights, not at the transported point: call `step\(closure\)`"):
             optimizer.step()
     assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+    optimizer.two_point = "closure"
     optimizer.step(lambda: backward(net, 3))
 
 
