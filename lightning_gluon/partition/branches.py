@@ -163,8 +163,7 @@ def _firsts_beside_frozen(inside: list[Branch]) -> Paths:
     if not alive or not inside[0].frozen:
         return ()
     trained = alive[0]
-    same = trained.reads is not None and trained.reads == inside[0].reads
-    return trained.firsts if same else ()
+    return trained.firsts if trained.reads == inside[0].reads else ()
 
 
 def _start_alike(
