@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from lightning_gluon.norms.views import MatrixView, covers
 from lightning_gluon.partition.evidence import Evidence
+from lightning_gluon.partition.finding import Finding
 from lightning_gluon.partition.heads import Heads
 from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.overrides import Decision, Overrides, Rules
@@ -18,7 +19,7 @@ from lightning_gluon.partition.place import Place
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.partition.route import Route, default_norm
 from lightning_gluon.partition.routing import registered
-from lightning_gluon.partition.rules import Finding, find
+from lightning_gluon.partition.rules import find
 from lightning_gluon.partition.table import NUMBER
 from lightning_gluon.roles import MATRIX_ROLES, ROLES
 
