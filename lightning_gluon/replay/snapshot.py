@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from torch import Tensor, nn
 
+from lightning_gluon.two_point.signals import held
 from lightning_gluon.two_point.streams import own_stream, rng_state, set_rng_state
 
 PutBack: TypeAlias = Callable[[], Any]
@@ -171,8 +172,9 @@ def untouched(trainer: Trainer, root: nn.Module, start: Moment | None = None) ->
                 module.__dict__.update(log=_silent, log_dict=_silent, print=_silent)
         yield
     finally:
-        trainer.loggers = loggers
-        now.restore_()
+        with held():  # Ctrl-C waits: half of it would leave a teacher's weights torn
+            trainer.loggers = loggers
+            now.restore_()
 
 
 def _logs(module: nn.Module) -> bool:
