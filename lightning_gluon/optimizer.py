@@ -177,6 +177,9 @@ class Gluon(Optimizer):
         """Exchange all weights with the reference point, in place, and restore them bit for bit on leaving.
 
         A training loop that takes the second gradient here itself sets `two_point = "loop"` before its first step.
+
+        Returns:
+            The context.
         """
         return self._reference.exchanged()
 
