@@ -81,7 +81,7 @@ def _cells(name: str, row: Method) -> dict[str, RenderableType]:
     hidden = rules.pop("hidden")
     short = map(_short, rules.values())
     others = dict.fromkeys(short)
-    gradients = [ESTIMATORS[estimator].gradients for estimator in row.estimators]
+    gradients = map(_gradients, row.rules.values())
     return {
         "method": name,
         "hidden": _short(hidden),
@@ -97,6 +97,11 @@ def _cells(name: str, row: Method) -> dict[str, RenderableType]:
 def _number(value: float) -> str:
     """Write a number without trailing zeros."""
     return f"{value:g}"
+
+
+def _gradients(rule: Rule) -> int:
+    estimator = ESTIMATORS[rule.estimator]
+    return estimator.gradients({**estimator.options, **rule.options})
 
 
 def _short(rule: Rule) -> str:

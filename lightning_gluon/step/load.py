@@ -25,14 +25,13 @@ COUNTS = ("steps", "gradient_evaluations")
 
 
 def match_saved_state(
-    groups: Sequence[Group], state_dict: Mapping[str, Any], *, reference: bool
+    groups: Sequence[Group], state_dict: Mapping[str, Any]
 ) -> tuple[list[Group], dict[Tensor, dict[str, Any]]]:
     """Reorder a saved state to the present groups, by the names of groups and parameters.
 
     Args:
         groups: The optimizer's groups.
         state_dict: The saved state.
-        reference: Whether the previous iterate is kept.
 
     Returns:
         The saved groups in the present order, and the state of every parameter on its device, dtypes kept but for the
@@ -48,6 +47,7 @@ def match_saved_state(
     pairs = [_Pair(group, old) for group, old in zip(groups, saved, strict=True)]
     for pair in pairs:
         pair.check()
+    reference = any(ESTIMATORS[old["estimator"]].point(old) for old in saved)  # by the saved options
     kinds = [old["reference"] for old in saved if "reference" in old]  # one for all groups
     kind = (kinds or REFERENCES)[0] if reference else None
     state: dict[Tensor, dict[str, Any]] = {}

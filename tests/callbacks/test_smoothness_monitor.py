@@ -394,7 +394,6 @@ def test_a_file_that_cannot_be_written_does_not_end_the_training(tmp_path, monke
     if kind == "no folder":
         folder.write_text("a file is in the way")
     else:
-
         real = Path.open
 
         def full(path, *given, **options):

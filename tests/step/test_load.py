@@ -101,7 +101,7 @@ def test_groups_without_an_own_reference_are_held_to_that_of_the_others(referenc
     optimizer.load_state_dict(optimizer.state_dict())
     state = copy.deepcopy(optimizer.state_dict())
     state["state"][group_of(state, "bias")["params"][0]].pop("displacement")
-    with pytest.raises(ValueError, match="lacks `displacement` of '0.bias'"):
+    with pytest.raises(ValueError, match=r"lacks `displacement` of '0.bias'"):
         optimizer.load_state_dict(state)
 
 
