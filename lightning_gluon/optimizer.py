@@ -174,7 +174,13 @@ class Gluon(Optimizer):
         return max((group["gradient_evaluations"] for group in self.param_groups), default=0)
 
     def at_reference(self) -> AbstractContextManager[None]:
-        """Exchange all weights with the reference point, in place, and restore them bit for bit on leaving."""
+        """Exchange all weights with the reference point, in place, and restore them bit for bit on leaving.
+
+        A training loop that takes the second gradient here itself sets `two_point = "loop"` before its first step.
+
+        Returns:
+            The context.
+        """
         return self._reference.exchanged()
 
     @property
