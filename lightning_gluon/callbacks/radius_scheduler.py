@@ -15,9 +15,9 @@ from torch import Tensor
 from lightning_gluon.callbacks.smoothness_monitor import SmoothnessMonitor
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius.control import RadiusControl
-from lightning_gluon.radius.observe import Evidence, Observation
-from lightning_gluon.radius.radii import Limits, Radius, logged_radii
-from lightning_gluon.radius.rule import Answer, RadiusRule
+from lightning_gluon.radius.observe import Observation, StepRecord
+from lightning_gluon.radius.radii import Limits, Proposal, Radius, logged_radii
+from lightning_gluon.radius.rule import RadiusRule
 from lightning_gluon.radius.rules import make_rule
 from lightning_gluon.replay.lightning import (
     callbacks_of,
@@ -76,7 +76,7 @@ class RadiusScheduler(Callback):
 
     def __init__(
         self,
-        rule: str | Callable[[Observation], Answer] = "calibrate",
+        rule: str | Callable[[Observation], Proposal | None] = "calibrate",
         *,
         options: Mapping[str, Any] | None = None,
         every_n_steps: int = 25,
@@ -180,7 +180,7 @@ class RadiusScheduler(Callback):
         done = self.rule.done
         window = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
         pairs = session.pairs(own.layers()) if session is not None and control.sampled else []
-        control.advance(Evidence(control.loss.mean(window), pairs, partial(agreed, trainer)))
+        control.advance(StepRecord(control.loss.mean(window), pairs, partial(agreed, trainer)))
         if self.rule.done and not done:
             say = rank_zero_warn if self.rule.doubt else rank_zero_info
             say(control.outcome())

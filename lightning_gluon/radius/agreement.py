@@ -15,14 +15,14 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.optimizer import Gluon
-from lightning_gluon.radius.observe import Evidence, Measurement
-from lightning_gluon.radius.radii import Group, peak_lr, stepped_by_adamw
+from lightning_gluon.options import Group
+from lightning_gluon.radius.observe import Measurement, StepRecord
+from lightning_gluon.radius.radii import peak_lr, stepped_by_adamw
 from lightning_gluon.radius.saved import Saved
 from lightning_gluon.roles import ROLES
 from lightning_gluon.smoothness.readings import inner, whole
 from lightning_gluon.valid import number
 
-Gradients: TypeAlias = Mapping[Tensor, Tensor | None]
 Family: TypeAlias = list[tuple[Group, float]]
 
 
@@ -71,7 +71,7 @@ class Agreement(Measurement):
                 if not kept or stepped_by_adamw(group):
                     yield from group["params"]
 
-    def observe(self, evidence: Evidence) -> dict[str, Any]:
+    def observe(self, evidence: StepRecord) -> dict[str, Any]:
         """Return the agreements and the loss; waits for the device once."""
         fields: dict[str, Any] = {}
         fields["warming_up"] = self.warming_up()
@@ -108,11 +108,11 @@ class Agreement(Measurement):
         return sums
 
     @torch.no_grad()
-    def agreement(self, gradients: Gradients, family: int = 0) -> Tensor:
+    def agreement(self, gradients: Mapping[Tensor, Tensor | None], family: int = 0) -> Tensor:
         """Return `sum_i <g_i, T_i>` and its largest possible value `sum_i ||g_i|| ||T_i||`, the decay left out.
 
         Args:
-            gradients: Gradients by parameter.
+            gradients: Mapping[Tensor, Tensor | None] by parameter.
             family: Which of `families`.
 
         Returns:
@@ -125,7 +125,7 @@ class Agreement(Measurement):
             before = self._before(parameter)
             if gradient is None or before is None:
                 continue
-            step = _step(before, parameter, decay)
+            step = _last_step(before, parameter, decay)
             gradient = whole(gradient)
             product = inner(step, gradient)
             bound = step.norm() * gradient.norm()
@@ -211,7 +211,7 @@ def _members(family: Family) -> Iterator[tuple[Tensor, float]]:
             yield parameter, decay
 
 
-def _step(before: Tensor, parameter: Tensor, decay: float) -> Tensor:
+def _last_step(before: Tensor, parameter: Tensor, decay: float) -> Tensor:
     """Return the last step of a parameter, the decay left out."""
     start = whole(before)
     if decay:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_gluon.optimizer import Gluon
-from lightning_gluon.radius.observe import Evidence, Measurement, Observation, WindowLoss, measurements_of
-from lightning_gluon.radius.radii import Group, Limits, Radius, first_radius, set_radii_, stepped_by_adamw
+from lightning_gluon.options import Group
+from lightning_gluon.radius.observe import Measurement, Observation, StepRecord, WindowLoss, measurements_of
+from lightning_gluon.radius.radii import Limits, Radius, first_radius, set_radii_, stepped_by_adamw
 from lightning_gluon.radius.rule import RadiusRule
 from lightning_gluon.radius.saved import Saved
 from lightning_gluon.valid import number, whole
@@ -136,7 +137,7 @@ class RadiusControl:
             end = math.inf if self._total_steps is None else end * self._total_steps
         return self.steps >= end
 
-    def advance(self, evidence: Evidence) -> None:
+    def advance(self, evidence: StepRecord) -> None:
         """Set the radii of the coming step, unless they are frozen.
 
         Args:
@@ -152,7 +153,7 @@ class RadiusControl:
             for measurement in self.measurements:
                 measurement.forget()
 
-    def _ask(self, optimizer: Gluon, evidence: Evidence) -> None:
+    def _ask(self, optimizer: Gluon, evidence: StepRecord) -> None:
         groups = optimizer.param_groups
         answer = self.rule(self._observe(optimizer, evidence))
         if answer is not None:
@@ -167,7 +168,7 @@ class RadiusControl:
             for measurement in self.measurements:
                 measurement.remember()
 
-    def _observe(self, optimizer: Gluon, evidence: Evidence) -> Observation:
+    def _observe(self, optimizer: Gluon, evidence: StepRecord) -> Observation:
         measured: dict[str, Any] = {}
         for measurement in self.measurements:
             measured.update(measurement.observe(evidence))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,6 @@ from lightning_gluon.radius.saved import Saved
 from lightning_gluon.smoothness.readings import Pair, Raw, combine, derive, measure
 from lightning_gluon.step.layers import Layer
 from lightning_gluon.valid import number
-
-Reading: TypeAlias = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -56,11 +54,11 @@ class Observation:
     adamw_agreement: float | None = None
     loss: float | None = None
     warming_up: float = 1.0
-    layers: Mapping[str, Reading] = field(default_factory=dict)
+    layers: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass
-class Evidence:
+class StepRecord:
     """The raw material of measurements, between a backward pass and its step.
 
     Args:
@@ -129,7 +127,7 @@ class Measurement:
     def __init__(self, optimizer: Gluon) -> None:
         self.optimizer = optimizer
 
-    def observe(self, evidence: Evidence) -> dict[str, Any]:
+    def observe(self, evidence: StepRecord) -> dict[str, Any]:
         """Return fields of the `Observation`."""
         raise NotImplementedError
 
@@ -152,7 +150,7 @@ class GroupReadings(Measurement):
 
     second_gradient = True
 
-    def observe(self, evidence: Evidence) -> dict[str, Any]:
+    def observe(self, evidence: StepRecord) -> dict[str, Any]:
         """Return the readings by name, on the steps that have a sample."""
         first: dict[str, Layer] = {}
         raws: dict[str, list[Raw]] = {}
@@ -183,7 +181,7 @@ class LayerReadings(GroupReadings):
         return layer.name
 
 
-def _agreed_readings(raws: Iterable[Raw], mean: Callable[[Tensor], list[float]]) -> Reading:
+def _agreed_readings(raws: Iterable[Raw], mean: Callable[[Tensor], list[float]]) -> dict[str, float]:
     """Return the readings of several layers as of one, the same on all ranks."""
     raw = combine(raws)
     own = torch.tensor(list(raw.values()), dtype=torch.float64)

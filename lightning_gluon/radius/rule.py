@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 from lightning_gluon.radius.observe import Measurement, Observation, measurements_of
 from lightning_gluon.radius.radii import Proposal
-
-Answer: TypeAlias = Proposal | None
 
 
 class RadiusRule:
@@ -50,7 +48,7 @@ class RadiusRule:
         """A reason to doubt the radii that were found; empty if there is none."""
         return ""
 
-    def __call__(self, observation: Observation) -> Answer:
+    def __call__(self, observation: Observation) -> Proposal | None:
         """Return the radii of the coming step."""
         raise NotImplementedError
 
@@ -69,7 +67,7 @@ class Adapter(RadiusRule):
         function: The function of an `Observation`.
     """
 
-    def __init__(self, function: Callable[[Observation], Answer]) -> None:
+    def __init__(self, function: Callable[[Observation], Proposal | None]) -> None:
         self.function = function
         self.needs = measurements_of(function)
         self.ramp = bool(getattr(function, "ramp", False))
@@ -79,7 +77,7 @@ class Adapter(RadiusRule):
         """The function's own word."""
         return bool(getattr(self.function, "done", False))
 
-    def __call__(self, observation: Observation) -> Answer:
+    def __call__(self, observation: Observation) -> Proposal | None:
         """Call the function."""
         return self.function(observation)
 

@@ -31,7 +31,7 @@ Count = Callable[["Schedule", int], int]
 
 
 @dataclass(frozen=True)
-class Shape:
+class ScheduleShape:
     """One kind of schedule.
 
     Args:
@@ -134,7 +134,7 @@ def _is_length(steps: Any) -> bool:
     return math.isfinite(steps) and steps >= 1
 
 
-def _constant(schedule: Schedule, step: int) -> float:
+def _flat(schedule: Schedule, step: int) -> float:
     return 1.0
 
 
@@ -172,13 +172,13 @@ def _theory(count: Count) -> Callable[[Schedule, int], float]:
     return factor
 
 
-SCHEDULES: dict[str, Shape] = {
-    "constant": Shape(_constant, length=False),
-    "cosine": Shape(_cosine),
-    "linear": Shape(_linear),
-    "wsd": Shape(_wsd),
-    "theory": Shape(_theory(_steps_so_far), length=False, count=_steps_so_far),
-    "theory_constant": Shape(_theory(_all_steps), count=_all_steps),
+SCHEDULES: dict[str, ScheduleShape] = {
+    "constant": ScheduleShape(_flat, length=False),
+    "cosine": ScheduleShape(_cosine),
+    "linear": ScheduleShape(_linear),
+    "wsd": ScheduleShape(_wsd),
+    "theory": ScheduleShape(_theory(_steps_so_far), length=False, count=_steps_so_far),
+    "theory_constant": ScheduleShape(_theory(_all_steps), count=_all_steps),
 }
 
 

@@ -23,7 +23,7 @@ from lightning_gluon.valid import number, whole
 PENALTY = 5.0  # weight of samples above the fit, the paper's lambda
 MAX_ROUNDS = 100  # the fit ends after finitely many rounds, in practice 3 to 6
 SINGULAR = 1e-14  # determinant, relative to its largest value, below which all gradient norms count as equal
-EXACT = 1e-18  # residual, relative to the samples squared, below which a fit of equal values counts as exact
+EXACT_FIT = 1e-18  # residual, relative to the samples squared, below which a fit of equal values counts as exact
 ABOVE = 1e-9  # residual, relative to the largest sample, from which a sample counts as above the fit
 
 Values: TypeAlias = Sequence[float] | Tensor
@@ -98,8 +98,8 @@ def fit(L_hat: Values, grad_dual_norm: Values, penalty: float = PENALTY) -> Smoo
         >>> round(found.L0, 6), round(found.L1, 6)
         (1.0, 2.0)
     """
-    y = _vector(L_hat)
-    x = _vector(grad_dual_norm)
+    y = _as_vector(L_hat)
+    x = _as_vector(grad_dual_norm)
     count = len(y)
     if len(x) != count:
         raise ValueError(f"Expected one `grad_dual_norm` per `L_hat`, but got {len(x)} and {count}.")
@@ -116,10 +116,10 @@ def fit(L_hat: Values, grad_dual_norm: Values, penalty: float = PENALTY) -> Smoo
     intercept, slope = _minimise(basis, y / unit_y, penalty)
     L0 = intercept * unit_y
     L1 = slope * unit_y / unit_x
-    return _describe(x, y, L0, L1)
+    return _with_quality(x, y, L0, L1)
 
 
-def _vector(values: Values) -> Tensor:
+def _as_vector(values: Values) -> Tensor:
     vector = torch.as_tensor(values, dtype=torch.float64)
     return vector.flatten().cpu()
 
@@ -128,14 +128,14 @@ def _unit(values: Tensor) -> float:
     return float(values.abs().max()) or 1.0
 
 
-def _describe(x: Tensor, y: Tensor, L0: float, L1: float) -> SmoothnessFit:
+def _with_quality(x: Tensor, y: Tensor, L0: float, L1: float) -> SmoothnessFit:
     residual = y - L0 - L1 * x
-    spread = _squares(y - y.mean())
-    error = _squares(residual)
+    spread = _sum_of_squares(y - y.mean())
+    error = _sum_of_squares(residual)
     if spread > 0:
         goodness = 1 - error / spread
     else:
-        exact = error <= EXACT * _squares(y)
+        exact = error <= EXACT_FIT * _sum_of_squares(y)
         goodness = float(exact)
     threshold = ABOVE * y.abs().max()
     high = residual > threshold
@@ -143,7 +143,7 @@ def _describe(x: Tensor, y: Tensor, L0: float, L1: float) -> SmoothnessFit:
     return SmoothnessFit(L0, L1, goodness, float(above), len(y))
 
 
-def _squares(values: Tensor) -> float:
+def _sum_of_squares(values: Tensor) -> float:
     return float(values.square().sum())
 
 
@@ -334,13 +334,13 @@ class RunningFit:
         norms = _saved_column(state, "grad_dual_norm")
         counts = len(values), len(norms)
         if counts[0] != counts[1]:
-            raise ValueError(f"Expected as many `L_hat` as `grad_dual_norm`{PLACE}, but got {counts}.")
+            raise ValueError(f"Expected as many `L_hat` as `grad_dual_norm`{IN_SAVED_FIT}, but got {counts}.")
         samples = list(zip(values, norms, strict=True))
         self.samples = samples[-self.window :]
         self._fit = None
 
 
-PLACE = " in the saved samples of a smoothness fit"
+IN_SAVED_FIT = " in the saved samples of a smoothness fit"
 
 
 def _saved_column(state: Any, name: str) -> list[float]:
@@ -349,10 +349,10 @@ def _saved_column(state: Any, name: str) -> list[float]:
         raise ValueError(f"Expected the saved samples of a smoothness fit to be a mapping, but got {kind}.")
     column = state.get(name)
     if not isinstance(column, (list, tuple)):
-        raise ValueError(f"Expected `{name}`{PLACE} to be a list, but got {column!r}.")
+        raise ValueError(f"Expected `{name}`{IN_SAVED_FIT} to be a list, but got {column!r}.")
     finite_positive = number()
     values = []
     for value in column:
-        finite_positive(name, value, PLACE)
+        finite_positive(name, value, IN_SAVED_FIT)
         values.append(float(value))
     return values
