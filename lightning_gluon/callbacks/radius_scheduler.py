@@ -19,6 +19,7 @@ from lightning_gluon.radius.observe import Observation, StepRecord
 from lightning_gluon.radius.radii import Limits, Proposal, Radius, logged_radii
 from lightning_gluon.radius.rule import RadiusRule
 from lightning_gluon.radius.rules import make_rule
+from lightning_gluon.radius.saved import State
 from lightning_gluon.replay.lightning import (
     callbacks_of,
     check_log,
@@ -78,7 +79,7 @@ class RadiusScheduler(Callback):
         self,
         rule: str | Callable[[Observation], Proposal | None] = "calibrate",
         *,
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, object] | None = None,
         every_n_steps: int = 25,
         bounds: tuple[float, float] | None = None,
         max_growth: float | None = None,
@@ -174,10 +175,9 @@ class RadiusScheduler(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Measure what the rule needs, and set the radii of the coming step."""
-        own, control, session = self._optimizer, self.control, self._session
+        own, control, session, done = self._optimizer, self.control, self._session, self.rule.done
         if own is None or unwrapped(optimizer) is not own:
             return
-        done = self.rule.done
         window = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
         pairs = session.pairs(own.layers()) if session is not None and control.sampled else []
         control.advance(StepRecord(control.loss.mean(window), pairs, partial(agreed, trainer)))
@@ -191,10 +191,10 @@ class RadiusScheduler(Callback):
 
     # ------------------------------------------------------------------ checkpoints
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return plain values, and the weights before the last step while they are needed."""
         return self.control.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: State) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         self.control.load_state_dict(state)

@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.options import Group
-from lightning_gluon.radius.observe import Measurement, StepRecord
+from lightning_gluon.radius.observe import Fields, Measurement, StepRecord
 from lightning_gluon.radius.radii import peak_lr, stepped_by_adamw
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.saved import Saved, State
 from lightning_gluon.roles import ROLES
 from lightning_gluon.smoothness.readings import inner, whole
 from lightning_gluon.valid import number
@@ -71,16 +71,16 @@ class Agreement(Measurement):
                 if not kept or stepped_by_adamw(group):
                     yield from group["params"]
 
-    def observe(self, evidence: StepRecord) -> dict[str, Any]:
+    def observe(self, record: StepRecord) -> Fields:
         """Return the agreements and the loss; waits for the device once."""
-        fields: dict[str, Any] = {}
+        fields: Fields = {}
         fields["warming_up"] = self.warming_up()
         if not self.decay:  # no step was remembered
             return fields
         sums = self._sums()
         largest = {name: both[1] for name, both in sums.items()}
         largest["reference_agreement"] = largest["agreement"]  # over the same norms
-        loss = torch.as_tensor(evidence.loss)
+        loss = torch.as_tensor(record.loss)
         loss = loss.to(largest["agreement"])
         values = []
         for name, (product, _) in sums.items():
@@ -90,7 +90,7 @@ class Agreement(Measurement):
             values.append(share.to(loss.device))
         names = [*sums, "loss"]
         values.append(loss)
-        means = evidence.mean(torch.stack(values))
+        means = record.mean(torch.stack(values))
         fields.update(zip(names, means, strict=True))
         return fields
 
@@ -172,7 +172,7 @@ class Agreement(Measurement):
         """Let go of the copies."""
         self.before = {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return plain values, and the copies by parameter name."""
         before = {}
         for layer in self.optimizer.layers():
@@ -185,7 +185,7 @@ class Agreement(Measurement):
             "before": before,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.measurements.Agreement")
         infinite_too = number(signs="<= <=")  # before the first step

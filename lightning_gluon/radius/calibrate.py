@@ -22,13 +22,12 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
 
 from lightning_gluon.radius.agreement import Agreement
 from lightning_gluon.radius.observe import Observation
 from lightning_gluon.radius.radii import Factors
 from lightning_gluon.radius.rule import RadiusRule
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.saved import Saved, State
 from lightning_gluon.valid import number, one_of
 
 # Sources of all of these: docs/primers/radius.md, "Constants".
@@ -347,14 +346,14 @@ class Calibrate(RadiusRule):
             return HELD if ramp.loss.drop and sign <= 0 else SHARE
         return ""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return plain values."""
         adamw = None
         if self.adamw is not None:
             adamw = asdict(self.adamw)
         return {"main": asdict(self.main), "adamw": adamw}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.rule")
         main = Ramp.load(saved.table("main"))

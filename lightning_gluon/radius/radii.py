@@ -129,7 +129,7 @@ def set_radii_(
         group["radius"] = radius
 
 
-def _check_targets(proposal: Mapping[str, Any], groups: list[Group]) -> None:
+def _check_targets(proposal: Mapping[str, object], groups: list[Group]) -> None:
     known: set[str] = set()
     for group in groups:
         known.add(group["name"])
@@ -160,7 +160,7 @@ def _wanted(
 
 
 def _radii_by_name(
-    proposal: Mapping[str, Any],
+    proposal: Mapping[str, SupportsFloat],
     group: Group,
     current: list[float],
 ) -> list[float]:
@@ -201,7 +201,7 @@ def _one_each(radius: Radius, group: Group) -> list[float]:
     return [radius] * len(group["params"])
 
 
-def stepped_by_adamw(group: Mapping[str, Any]) -> bool:
+def stepped_by_adamw(group: Group) -> bool:
     """Return whether a kernel such as AdamW steps a group: it has one radius, and no LMO."""
     return ESTIMATORS[group["estimator"]].step_ is not None
 
@@ -211,7 +211,7 @@ def first_radius(radius: Radius) -> float:
     return radius[0] if isinstance(radius, list) else radius
 
 
-def peak_lr(group: Mapping[str, Any]) -> float:
+def peak_lr(group: Group) -> float:
     """Return the largest `lr` of the group's schedule, as far as it says."""
     largest = group.get("max_lr") or 0.0
     start = group.get("initial_lr") or 0.0

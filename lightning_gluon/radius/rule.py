@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from lightning_gluon.radius.observe import Measurement, Observation, measurements_of
 from lightning_gluon.radius.radii import Proposal
+from lightning_gluon.radius.saved import State
 
 
 class RadiusRule:
@@ -52,11 +52,11 @@ class RadiusRule:
         """Return the radii of the coming step."""
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return plain values, for a checkpoint."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise before anything has changed."""
 
 
@@ -81,12 +81,12 @@ class Adapter(RadiusRule):
         """Call the function."""
         return self.function(observation)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return the function's own state, if it has one."""
         own = getattr(self.function, "state_dict", dict)
         return own()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore it."""
         if hasattr(self.function, "load_state_dict"):
             self.function.load_state_dict(state)

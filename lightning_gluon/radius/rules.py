@@ -18,7 +18,7 @@ from lightning_gluon.radius.calibrate import Calibrate
 from lightning_gluon.radius.observe import GroupReadings, LayerReadings, Observation
 from lightning_gluon.radius.radii import Proposal
 from lightning_gluon.radius.rule import Adapter, RadiusRule
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.saved import Saved, State
 from lightning_gluon.smoothness.fit import RunningFit
 from lightning_gluon.valid import number, one_of, plain, whole
 
@@ -103,14 +103,14 @@ class Smoothness(RadiusRule):
             return math.nan
         return fit.radius(gradient, self.kappa)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return the samples."""
         states = {}
         for name, running in self.fits.items():
             states[name] = running.state_dict()
         return states
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.rule")
         fits = {}
@@ -161,7 +161,7 @@ def register_radius_rule(name: str, rule: Callable[..., Any]) -> None:
 
 def make_rule(
     rule: str | Callable[[Observation], Proposal | None],
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, object] | None = None,
 ) -> RadiusRule:
     """Return a rule by its name, or the rule given.
 
@@ -193,7 +193,7 @@ def make_rule(
     return Adapter(rule)
 
 
-def _rule_named(name: str, options: dict[str, Any]) -> Callable[[Observation], Proposal | None]:
+def _rule_named(name: str, options: dict[str, object]) -> Callable[[Observation], Proposal | None]:
     if name not in RADIUS_RULES:
         names = ", ".join(RADIUS_RULES)
         raise ValueError(f"Expected `rule` to be one of {names}, or a function, but got {name!r}.")

@@ -17,14 +17,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius.radii import stepped_by_adamw
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.saved import Saved, State
 from lightning_gluon.valid import number, one_of, pair_of, whole
 
 Count = Callable[["Schedule", int], int]
@@ -128,7 +127,7 @@ class Schedule:
         return min(1.0, max(0.0, share))
 
 
-def _is_length(steps: Any) -> bool:
+def _is_length(steps: object) -> bool:
     if not isinstance(steps, (int, float)):
         return False
     return math.isfinite(steps) and steps >= 1
@@ -243,13 +242,13 @@ class RadiusSchedule(LRScheduler):
             start = group["initial_lr"]
             self.base_lrs[index : index + 1] = [start]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return plain values only, so that a checkpoint loads with `weights_only`."""
         state = super().state_dict()
         state["schedule"] = asdict(self.schedule)
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Restore the position; the schedule itself is the one given at construction.
 
         Args:

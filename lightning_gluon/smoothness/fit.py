@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -321,7 +321,7 @@ class RunningFit:
             "grad_dual_norm": [norm for _, norm in self.samples],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore the samples.
 
         Args:
@@ -343,7 +343,7 @@ class RunningFit:
 IN_SAVED_FIT = " in the saved samples of a smoothness fit"
 
 
-def _saved_column(state: Any, name: str) -> list[float]:
+def _saved_column(state: object, name: str) -> list[float]:
     if not isinstance(state, Mapping):
         kind = type(state).__name__
         raise ValueError(f"Expected the saved samples of a smoothness fit to be a mapping, but got {kind}.")

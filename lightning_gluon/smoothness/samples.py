@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -70,7 +70,7 @@ def role_samples(samples: Iterable[Sample], role: str) -> Samples:
     return found
 
 
-def series(samples: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+def series(samples: Iterable[Sample], key: str) -> list[float]:
     """Return one reading of all samples; NaN for those that have none."""
     values = []
     for sample in samples:
