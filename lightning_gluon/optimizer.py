@@ -150,7 +150,7 @@ class Gluon(Optimizer):
 
     @property
     def _reference(self) -> ReferencePoint:
-        points = [ESTIMATORS[group["estimator"]].reference for group in self.param_groups]
+        points = [ESTIMATORS[group["estimator"]].point(group) for group in self.param_groups]
         return ReferencePoint(self.param_groups, self.state, points, self._visit)
 
     @property
@@ -180,7 +180,7 @@ class Gluon(Optimizer):
     @property
     def folds(self) -> bool:
         """True if the second gradient is folded into the first one's buffer (option `fold`)."""
-        return any(group.get("fold") for group in self.param_groups)
+        return any(group.get("fold") and group.get("gamma", 1) for group in self.param_groups)
 
     @property
     def folded(self) -> bool:
@@ -260,7 +260,7 @@ class Gluon(Optimizer):
         state: dict[Tensor, dict[str, Any]] = {}
 
         def match(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            matched, moved = match_saved_state(self.param_groups, saved, reference=self.reference_point is not None)
+            matched, moved = match_saved_state(self.param_groups, saved)
             state.update(moved)
             return {**saved, "state": {}, "param_groups": matched}
 

@@ -20,6 +20,7 @@ Number: TypeAlias = float | None
 Whole: TypeAlias = int | None
 
 SHARE = number(0, 1)
+WHOLE_SHARE = number(0, 1, signs="<= <=")
 POSITIVE = number(0)
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of `torch.compile`
 
@@ -42,7 +43,8 @@ class Options(TypedDict, total=False):
         start: What the momentum starts at, `gradient` or `zero`.
         scaling: Scaling of the spectral norm: `rms`, `muon`, `moonlight` or `none`.
         q: Weight on the new part of the inner recursion of `gluon-mvr2` and `gluon-mvr3`.
-        gamma: Share of the correction of `mars`.
+        gamma: Share of the correction by the second gradient, in `gluon-mvr1` to `3`, `muon-mvr`, `limuon` and `mars`.
+            1 is that of the papers but for `mars`; 0 takes no second gradient.
         clip: Largest norm of the corrected gradient of `mars`.
         rank: Rank of the momentum that `limuon` carries.
         oversampling: Extra columns of its sketch.
@@ -50,6 +52,7 @@ class Options(TypedDict, total=False):
         seed: Seed of its sketch.
         reference: How the previous iterate is kept: `copy`, `step` or `step8`.
         fold: Whether the second gradient is accumulated into the first one's buffer; `bfloat16` keeps it in that dtype.
+        lookahead: Share of the way to the transported point of `gluon-igt`, where its gradient is taken; 0 stays.
         momentum_carry: Weight on the old momentum in what `lionmuon` carries.
         every: Period of the spectral steps of `lionmuon`.
         sign_radius: Radius of its sign steps, relative to the spectral one.
@@ -80,6 +83,7 @@ class Options(TypedDict, total=False):
     seed: Annotated[Whole, whole(-(2**63))]
     reference: Annotated[Choice, one_of("copy", "step", "step8")]
     fold: Annotated[bool | str | None, one_of(False, True, "bfloat16")]
+    lookahead: Annotated[Number, WHOLE_SHARE]
     momentum_carry: Annotated[Number, SHARE]
     every: Annotated[Whole, whole(1, unit=" of steps")]
     sign_radius: Annotated[Number, POSITIVE]

@@ -47,7 +47,7 @@ def choose_layers(layers: Sequence[Layer], patterns: str | Sequence[str] | None)
         raise ValueError("Expected `layers` to be names, shell patterns or roles, or `None` for all, but got none.")
     chosen: set[Tensor] = set()
     for pattern in patterns:
-        found = {layer.parameter for layer in layers if layer.role == pattern or fnmatchcase(layer.name, pattern)}
+        found = [layer.parameter for layer in layers if _matches(layer, pattern)]
         if not found:
             some = ", ".join(repr(layer.name) for layer in layers[:3])
             roles = ", ".join(dict.fromkeys(layer.role for layer in layers))
@@ -55,8 +55,12 @@ def choose_layers(layers: Sequence[Layer], patterns: str | Sequence[str] | None)
                 f"Expected every entry of `layers` to match a layer, but {pattern!r} matches none. There are roles "
                 f"{roles} and layers such as {some}."
             )
-        chosen |= found
+        chosen.update(found)
     return [layer for layer in layers if layer.parameter in chosen]
+
+
+def _matches(layer: Layer, pattern: str) -> bool:
+    return layer.role == pattern or fnmatchcase(layer.name, pattern)
 
 
 class SmoothnessMonitor(Callback):
@@ -205,8 +209,10 @@ class SmoothnessMonitor(Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # asked for on all ranks, which agree on it
         if not trainer.is_global_zero:
             return
-        monitors = [callback for callback in callbacks_of(trainer) if isinstance(callback, SmoothnessMonitor)]
-        taken = [monitor.path for monitor in monitors if monitor is not self and monitor.path is not None]
+        taken = []
+        for other in callbacks_of(trainer):
+            if isinstance(other, SmoothnessMonitor) and other is not self and other.path is not None:
+                taken.append(other.path)
         self._samples = SampleFile.begin(folder, self._name, self.steps, taken)
         self._name = self._samples.path.name
 
@@ -293,13 +299,16 @@ class SmoothnessMonitor(Callback):
             raise ValueError(
                 "There is nothing to plot: no sample was written. Train with `save=True` for `every_n_steps` steps."
             )
-        drawn = plots.smoothness_figures(plots.read_samples(self.path))
-        figures = {name.replace("smoothness", self.path.stem, 1): figure for name, figure in drawn.items()}
+        samples = plots.read_samples(self.path)
+        stem, figures = self.path.stem, {}
+        for name, figure in plots.smoothness_figures(samples).items():
+            figures[name.replace("smoothness", stem, 1)] = figure
         for logger in self._trainer.loggers if self._trainer is not None else ():
             experiment = getattr(logger, "experiment", None)
             if hasattr(experiment, "add_figure"):
                 plots.to_tensorboard(figures, experiment, self.steps)
-        return plots.save(figures, self.path.parent if path is None else Path(path))
+        folder = self.path.parent if path is None else Path(path)
+        return plots.save(figures, folder)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -317,12 +326,15 @@ class SmoothnessMonitor(Callback):
         saved = Saved(state, "SmoothnessMonitor")
         steps, name = saved.whole("steps"), check_file_name(saved.value("file"))
         fits = {}
-        for key, samples in Saved(saved.value("fits"), "SmoothnessMonitor.fits").state.items():
+        columns = Saved(saved.value("fits"), "SmoothnessMonitor.fits")
+        for key, samples in columns.state.items():
             fits[key] = RunningFit(self.window, self.penalty)
             fits[key].load_state_dict(samples)
         waiting = Saved(saved.value("pending"), "SmoothnessMonitor.pending")
-        pending = {key: waiting.number(key, number(-math.inf, signs="< <")) for key in waiting.state}
-        self.steps, self.fits, self._pending, self._name = steps, fits, pending, name
+        finite = number(-math.inf, signs="< <")
+        pending = {key: waiting.number(key, finite) for key in waiting.state}
+        self.steps, self._name = steps, name
+        self.fits, self._pending = fits, pending
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jsonargparse import get_loader, set_loader
@@ -31,7 +30,7 @@ OPTIONS = ("-c", "--config")
 SECTIONS = ("trainer", "optimizer")
 
 
-def load_yaml(text: str) -> Any:
+def load_yaml(text: str) -> object:
     """Load YAML as jsonargparse does, unless it is larger than a configuration is.
 
     Args:
@@ -137,7 +136,7 @@ def config_files(arguments: Sequence[str]) -> Iterator[str]:
             yield from arguments[position + 1 : position + 2]
 
 
-def check_files(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
+def check_files(arguments: Sequence[str]) -> Iterator[dict[str, object]]:
     """Read the configuration files that arguments name, and say in one sentence which one is none.
 
     What can be read only once, such as a pipe, and what is not local is left to jsonargparse.
@@ -177,7 +176,7 @@ def _kind(path: Path) -> int:
         raise ValueError(f"Expected `--config` to be a file, but there is no '{path}'.{hint}") from None
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> object:
     if path.stat().st_size > LARGEST_TEXT:
         raise ValueError(f"Expected '{path}' to be YAML of at most {LARGEST_TEXT:,} bytes, but it is larger.")
     try:
@@ -194,7 +193,7 @@ def _load(path: Path) -> Any:
         raise ValueError(f"'{path}': {error}") from error
 
 
-def _sections(name: str, content: Any) -> dict[str, Any]:
+def _sections(name: str, content: object) -> dict[str, object]:
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -208,7 +207,7 @@ def _sections(name: str, content: Any) -> dict[str, Any]:
     return content
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     if len(text) <= SHORT:
         return text

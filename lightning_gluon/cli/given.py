@@ -31,7 +31,7 @@ class Given:
         (['model.width'], 'torch.nn.Linear', ['in_features', 'out_features'])
     """
 
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, object] = field(default_factory=dict)
 
     @classmethod
     def read(cls, arguments: Sequence[str]) -> Given:
@@ -58,7 +58,7 @@ class Given:
             given._add([(name.removeprefix("--"), value)])
         return given
 
-    def _add(self, values: Iterable[tuple[str, Any]]) -> None:
+    def _add(self, values: Iterable[tuple[str, object]]) -> None:
         """Add values; `model: package.Net` is short for `model: {class_path: package.Net}`."""
         for key, value in values:
             if key in SECTIONS and isinstance(value, str):
@@ -132,9 +132,9 @@ class Given:
         return None
 
 
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _flat(prefix: str, value: object) -> Iterator[tuple[str, object]]:
     """Yield the leaves of nested values with their dotted keys."""
-    children: Mapping[Any, Any] = {}
+    children: Mapping[object, object] = {}
     if isinstance(value, Mapping):
         children = value
     elif isinstance(value, list):

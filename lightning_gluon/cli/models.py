@@ -8,6 +8,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["build_model", "configuration"]
 
+# Arguments of a model, or entries of its configuration.
+Values: typing.TypeAlias = Mapping[str, Any]
 
-def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+
+def build_model(name: str, arguments: Values) -> nn.Module:
     """Build a model without weights, on the meta device.
 
     A class path is imported, which runs the code of its module. Nothing is called before it is known to be a model.
@@ -54,7 +58,7 @@ def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         return _find(name)(**arguments)
 
 
-def _of_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+def _of_timm(name: str, arguments: Values) -> nn.Module:
     timm = require("timm")
     source, _ = timm.models.parse_model_name(name)
     if not source and not timm.is_model(name):
@@ -62,7 +66,7 @@ def _of_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     return timm.create_model(name, pretrained=False, **arguments)
 
 
-def configuration(name: str, entries: Mapping[str, Any]) -> PreTrainedConfig:
+def configuration(name: str, entries: Values) -> PreTrainedConfig:
     """Return a configuration of transformers with some entries replaced, each of which has to exist.
 
     transformers itself would keep an unknown entry and build another model than was meant.
@@ -91,7 +95,7 @@ def configuration(name: str, entries: Mapping[str, Any]) -> PreTrainedConfig:
     return cls(**entries)
 
 
-def _class_of_configurations(transformers: Any, name: str) -> type[PreTrainedConfig]:
+def _class_of_configurations(transformers: ModuleType, name: str) -> type[PreTrainedConfig]:
     found = getattr(transformers, name, None)
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedConfig):
         return found
@@ -101,14 +105,14 @@ def _class_of_configurations(transformers: Any, name: str) -> type[PreTrainedCon
     return type(transformers.AutoConfig.for_model(name))
 
 
-def _check_entries(default: PreTrainedConfig, entries: Mapping[str, Any]) -> None:
+def _check_entries(default: PreTrainedConfig, entries: Values) -> None:
     for entry in entries:
         if not hasattr(default, entry):
             near = _near(entry, default.to_dict())
             raise ValueError(f"Expected entries of {type(default).__name__}, but got {entry!r}.{near}")
 
 
-def _read(name: str, entries: Mapping[str, Any]) -> PreTrainedConfig:
+def _read(name: str, entries: Values) -> PreTrainedConfig:
     """Read a configuration of a folder or the hub; code that comes with it is not run."""
     transformers = require("transformers")
     try:

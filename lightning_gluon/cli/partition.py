@@ -75,7 +75,7 @@ def _entries(option: str, text: str) -> Any:
     return entries
 
 
-def _from_yaml(files: list[str]) -> tuple[nn.Module, Any]:
+def _from_yaml(files: list[str]) -> tuple[nn.Module, Namespace]:
     """Return the model of a configuration and its `optimizer` section."""
     require("jsonargparse")
     from lightning_gluon.cli.fit import ModelCLI

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -82,7 +81,7 @@ def _cells(name: str, row: Method) -> dict[str, RenderableType]:
     hidden = rules.pop("hidden")
     short = map(_short, rules.values())
     others = dict.fromkeys(short)
-    gradients = [ESTIMATORS[estimator].gradients for estimator in row.estimators]
+    gradients = map(_gradients, row.rules.values())
     return {
         "method": name,
         "hidden": _short(hidden),
@@ -98,6 +97,11 @@ def _cells(name: str, row: Method) -> dict[str, RenderableType]:
 def _number(value: float) -> str:
     """Write a number without trailing zeros."""
     return f"{value:g}"
+
+
+def _gradients(rule: Rule) -> int:
+    estimator = ESTIMATORS[rule.estimator]
+    return estimator.gradients({**estimator.options, **rule.options})
 
 
 def _short(rule: Rule) -> str:
@@ -124,14 +128,17 @@ def detail(name: str, row: Method) -> Table:
     table = Table(title=title, caption_justify="left", pad_edge=False)
     for column in ("role", "norm", "scaling", "estimator", "radius"):
         table.add_column(column, overflow="fold")  # no name loses its end
-    options: dict[str, dict[str, Any]] = {}
+    options: dict[str, dict[str, object]] = {}
     for role in ROLES:
         rule = row.rules[role]
         scaling = rule.scaling or ""
         table.add_row(role, rule.norm, scaling, rule.estimator, _number(rule.radius))
         options[rule.norm] = _defaults(NORMS[rule.norm].defaults(), rule)
         options[rule.estimator] = _defaults(ESTIMATORS[rule.estimator].options, rule)
-    numbers = {"momentum": _number(row.momentum), "weight_decay": _number(row.weight_decay)}
+    numbers = {
+        "momentum": _number(row.momentum),
+        "weight_decay": _number(row.weight_decay),
+    }
     lines = [_listed(numbers)]
     for part, values in options.items():
         if values:
@@ -140,13 +147,13 @@ def detail(name: str, row: Method) -> Table:
     return table
 
 
-def _defaults(own: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
+def _defaults(own: Mapping[str, object], rule: Rule) -> dict[str, object]:
     """Return the defaults of a norm or an estimator, with those that the rule sets; the scaling has a column."""
     options = {option: rule.options.get(option, value) for option, value in own.items()}
     options.pop("scaling", None)
     return options
 
 
-def _listed(options: dict[str, Any]) -> str:
+def _listed(options: Mapping[str, object]) -> str:
     pairs = [f"{option}={value}" for option, value in options.items()]
     return ", ".join(pairs)

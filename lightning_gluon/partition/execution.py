@@ -166,6 +166,7 @@ class _Trace:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
             state = _fake_state(self.root)
             args, kwargs = tree_map(_fake_input(mode), (args, kwargs))
             for hook in self._hooks():
@@ -282,9 +283,10 @@ def _as_it_was(root: nn.Module) -> Iterator[None]:
             if isinstance(value, (dict, list, set)):
                 contents[name] = copy.copy(value)
         kept.append((module, attributes, contents))
-        module.__dict__["training"] = False
     state = random.getstate()
     try:
+        for module, _, _ in kept:
+            module.__dict__["training"] = False
         yield
     finally:
         random.setstate(state)

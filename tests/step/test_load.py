@@ -93,6 +93,18 @@ def test_damaged_states_are_refused_in_one_sentence(
         assert all(torch.equal(after["state"][key][name], value) for name, value in buffers.items())
 
 
+@pytest.mark.parametrize("reference", ["step", "step8"])
+def test_groups_without_an_own_reference_are_held_to_that_of_the_others(reference: str) -> None:
+    net = network()
+    optimizer = Gluon(net, lr=0.02, method="muon-mvr", reference=reference)
+    train(net, optimizer)
+    optimizer.load_state_dict(optimizer.state_dict())
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"][group_of(state, "bias")["params"][0]].pop("displacement")
+    with pytest.raises(ValueError, match=r"lacks `displacement` of '0.bias'"):
+        optimizer.load_state_dict(state)
+
+
 def test_a_run_that_ignores_what_is_not_finite_may_hold_it() -> None:
     net = network()
     optimizer = Gluon(net, lr=0.02, on_nonfinite="ignore")
