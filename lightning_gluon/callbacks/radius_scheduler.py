@@ -61,10 +61,10 @@ class RadiusScheduler(Callback):
         log: Whether to log; default: if the Trainer has a logger.
 
     Raises:
-        ValueError: If an argument is out of range or a name is unknown; at the start of training if the rule needs a
-            pass that cannot be taken, `log` needs a logger, or `freeze_step` is a share of an unknown length; on
-            loading if a checkpoint holds values that no run has written.
-        TypeError: If the rule is no rule; at the start of training if the optimizer is not one of this library.
+        ValueError: If an argument is out of range or a name is unknown. At the start of training, if the rule needs a
+            pass that cannot be taken, `log` has no logger, or `freeze_step` is a share of an unknown length. On
+            loading, if a checkpoint holds values that no run has written.
+        TypeError: If the rule is no rule. At the start of training, if the optimizer is not one of this library.
 
     References:
         A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
