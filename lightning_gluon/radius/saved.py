@@ -125,7 +125,11 @@ class Saved:
                 found[name] = table.number(name)
         return found
 
-    def tensors(self, key: str, known: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
+    def tensors(
+        self,
+        key: str,
+        known: Mapping[str, Tensor],
+    ) -> dict[Tensor, Tensor]:
         """Return copies of saved tensors by the parameter they belong to, on its device.
 
         Args:
@@ -140,8 +144,9 @@ class Saved:
         """
         table = self.table(key)
         found = {}
-        for name in table.state.keys() & known.keys():
-            parameter = known[name]
+        for name, parameter in known.items():
+            if name not in table.state:
+                continue
             value = table.tensor(name, parameter)
             device = parameter.device
             found[parameter] = value.to(device, copy=True)

@@ -27,6 +27,7 @@ EXACT_FIT = 1e-18  # residual, relative to the samples squared, below which a fi
 ABOVE = 1e-9  # residual, relative to the largest sample, from which a sample counts as above the fit
 
 Values: TypeAlias = Sequence[float] | Tensor
+FitSample: TypeAlias = tuple[float, float]  # an estimate and the gradient's dual norm
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,11 @@ class SmoothnessFit:
         return kappa * grad_dual_norm / smoothness
 
 
-def fit(L_hat: Values, grad_dual_norm: Values, penalty: float = PENALTY) -> SmoothnessFit:
+def fit(
+    L_hat: Values,
+    grad_dual_norm: Values,
+    penalty: float = PENALTY,
+) -> SmoothnessFit:
     """Fit `L_hat ~ L0 + L1 ||g||_*` with underestimates penalised, exactly.
 
         min_{L0, L1 >= 0}  sum_k r_k^2 + penalty * max(0, r_k)^2,       r_k = L_hat[k] - L0 - L1 ||g^k||_*
@@ -114,9 +119,12 @@ def fit(L_hat: Values, grad_dual_norm: Values, penalty: float = PENALTY) -> Smoo
     ones = torch.ones_like(x)
     basis = torch.stack([ones, x / unit_x], 1)
     intercept, slope = _minimise(basis, y / unit_y, penalty)
-    L0 = intercept * unit_y
-    L1 = slope * unit_y / unit_x
-    return _with_quality(x, y, L0, L1)
+    return _with_quality(
+        x,
+        y,
+        L0=intercept * unit_y,
+        L1=slope * unit_y / unit_x,
+    )
 
 
 def _as_vector(values: Values) -> Tensor:
@@ -140,14 +148,24 @@ def _with_quality(x: Tensor, y: Tensor, L0: float, L1: float) -> SmoothnessFit:
     threshold = ABOVE * y.abs().max()
     high = residual > threshold
     above = high.double().mean()
-    return SmoothnessFit(L0, L1, goodness, float(above), len(y))
+    return SmoothnessFit(
+        L0=L0,
+        L1=L1,
+        goodness=goodness,
+        above=float(above),
+        samples=len(y),
+    )
 
 
 def _sum_of_squares(values: Tensor) -> float:
     return float(values.square().sum())
 
 
-def _minimise(basis: Tensor, y: Tensor, penalty: float) -> tuple[float, float]:
+def _minimise(
+    basis: Tensor,
+    y: Tensor,
+    penalty: float,
+) -> tuple[float, float]:
     """Minimise the piecewise quadratic over the quadrant; `basis` is (samples, 2), `y` (samples,)."""
     point = _best_on_piece(basis, y, torch.ones_like(y))
     for _ in range(MAX_ROUNDS):
@@ -175,9 +193,8 @@ def _best_on_piece(basis: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     moment = basis.T @ (weight * y)
     # Equal gradient norms leave the split between L0 and L1 open. The edges below then decide for L1, as the papers
     # find.
-    (a, b), (_, d) = gram.tolist()
-    largest = a * d
-    determinant = largest - b * b
+    largest = gram[0, 0] * gram[1, 1]
+    determinant = largest - gram[0, 1] ** 2
     if determinant > SINGULAR * largest:
         inside = torch.linalg.solve(gram, moment)
         if bool((inside >= 0).all()):
@@ -296,7 +313,7 @@ class RunningFit:
         finite_positive("penalty", penalty)
         self.window = window
         self.penalty = penalty
-        self.samples: list[tuple[float, float]] = []
+        self.samples: list[FitSample] = []
         self._fit: SmoothnessFit | None = None
 
     def add(self, L_hat: float, grad_dual_norm: float) -> None:
@@ -332,9 +349,10 @@ class RunningFit:
         """
         values = _saved_column(state, "L_hat")
         norms = _saved_column(state, "grad_dual_norm")
-        counts = len(values), len(norms)
-        if counts[0] != counts[1]:
-            raise ValueError(f"Expected as many `L_hat` as `grad_dual_norm`{IN_SAVED_FIT}, but got {counts}.")
+        count = len(norms)
+        if len(values) != count:
+            found = f"{len(values)} and {count}"
+            raise ValueError(f"Expected as many `L_hat` as `grad_dual_norm`{IN_SAVED_FIT}, but got {found}.")
         samples = list(zip(values, norms, strict=True))
         self.samples = samples[-self.window :]
         self._fit = None
