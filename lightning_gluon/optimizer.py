@@ -5,7 +5,7 @@ X <- (1 - lr * weight_decay) X - lr * radius * D(M)          D(M) = argmax_{||D|
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -23,8 +23,8 @@ from lightning_gluon.step.layers import Layer
 from lightning_gluon.step.load import match_saved_state
 from lightning_gluon.step.round import Plan, Plans, Round
 from lightning_gluon.step.sources import read_source
-from lightning_gluon.step.state import memory
-from lightning_gluon.two_point.closures import CLOSURE, NOBODY, evaluate, old_gradients
+from lightning_gluon.step.state import ParameterState, State, memory
+from lightning_gluon.two_point.closures import CLOSURE, NOBODY, Closure, evaluate, old_gradients
 from lightning_gluon.two_point.reference import ReferencePoint, Visit
 from lightning_gluon.two_point.signals import held
 
@@ -110,9 +110,9 @@ class Gluon(Optimizer):
         self._plans = Plans()
         self._round = Round(self.compile)
         self._visit = Visit()
-        self._checked: list[list[Any]] = []
+        self._checked: list[list[object]] = []
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: ParameterState) -> None:
         """Restore from a pickle or a loaded state."""
         super().__setstate__(state)
         self.__dict__.setdefault("reference_gradients", {})
@@ -120,7 +120,7 @@ class Gluon(Optimizer):
         self.__dict__.setdefault("compile", False)
         self._transient()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> ParameterState:
         """Return what a pickle holds: no plans, no buffers."""
         kept = {key: getattr(self, key) for key in ("_settings", "two_point", "compile")}
         return {**super().__getstate__(), **kept, "_partition": None}
@@ -181,6 +181,8 @@ class Gluon(Optimizer):
     def at_reference(self) -> AbstractContextManager[None]:
         """Exchange all weights with the reference point, in place, and restore them bit for bit on leaving.
 
+        A training loop that takes the second gradient here itself sets `two_point = "loop"` before its first step.
+
         Returns:
             A context: inside, the weights are `X_prev`, or `Y = X + b / (1 - b) (X - X_prev)` for `igt`.
 
@@ -236,7 +238,7 @@ class Gluon(Optimizer):
     # ------------------------------------------------------------------ the step
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Closure | None = None) -> Any:
         """Take one step.
 
         Args:
@@ -286,7 +288,7 @@ class Gluon(Optimizer):
 
     # ------------------------------------------------------------------ state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: ParameterState) -> None:
         """Load a state, matching parameters by name and keeping every buffer's dtype, AdamW's moments apart.
 
         Args:
@@ -295,9 +297,9 @@ class Gluon(Optimizer):
         Raises:
             ValueError: If names, groups, values or buffers do not match; nothing has changed then.
         """
-        state: dict[Tensor, dict[str, Any]] = {}
+        state: State = {}
 
-        def match(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+        def match(_: Optimizer, saved: ParameterState) -> ParameterState:
             matched, moved = match_saved_state(self.param_groups, saved)
             state.update(moved)
             return {**saved, "state": {}, "param_groups": matched}
@@ -313,7 +315,7 @@ class Gluon(Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def memory(self) -> dict[str, Any]:
+    def memory(self) -> ParameterState:
         """Return the bytes the optimizer keeps, by role and by kind; see `lightning_gluon.step.state.memory`."""
         reference = self._reference
         kind = reference.kind if reference.point is not None else None

@@ -15,11 +15,11 @@ from lightning_gluon.valid import Check, dtype_name, number, one_of, pair_of, wh
 
 __all__ = ["CHECKS", "SETTINGS", "Group", "Options", "register_option"]
 
-Choice: TypeAlias = str | None
-Number: TypeAlias = float | None
-Whole: TypeAlias = int | None
+MaybeText: TypeAlias = str | None
+MaybeNumber: TypeAlias = float | None
+MaybeWhole: TypeAlias = int | None
 
-SHARE = number(0, 1)
+FRACTION = number(0, 1)
 WHOLE_SHARE = number(0, 1, signs="<= <=")
 POSITIVE = number(0)
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of `torch.compile`
@@ -34,7 +34,8 @@ class Options(TypedDict, total=False):
     Args:
         compile: Whether `torch.compile` makes one graph of the optimizer's step; a string is its mode.
         orthogonalizer: How the spectral LMO is computed, such as `polar_express` or `svd`.
-        orthogonalizer_steps: Its iterations.
+        orthogonalizer_steps: Its iterations. Of 6 Polar Express steps 5 cost 0.83 and miss up to 2 % of the decrease,
+            4 cost 0.67 and miss up to 5 %.
         orthogonalizer_dtype: Its dtype by name.
         momentum_dtype: Dtype of the momentum by name.
         on_nonfinite: `raise`, `skip` or `ignore`.
@@ -66,35 +67,35 @@ class Options(TypedDict, total=False):
     """
 
     compile: Annotated[bool | str | None, one_of(True, False, None, *MODES)]
-    orthogonalizer: Annotated[Choice, one_of("polar_express", "you", "jordan", "newton_schulz", "svd")]
-    orthogonalizer_steps: Annotated[Whole, whole(1, none="the default")]
-    orthogonalizer_dtype: Annotated[Choice, dtype_name("bfloat16", "float16", "float32", "float64")]
-    momentum_dtype: Annotated[Choice, dtype_name()]
-    on_nonfinite: Annotated[Choice, one_of("raise", "skip", "ignore")]
-    noise_floor: Annotated[Number, number(0, 1, none=True)]
-    start: Annotated[Choice, one_of("gradient", "zero")]
-    scaling: Annotated[Choice, one_of("rms", "muon", "moonlight", "none", None)]
-    q: Annotated[Number, number(0, 1, signs="< <=")]
-    gamma: Annotated[Number, POSITIVE]
-    clip: Annotated[Number, number(none=True)]
-    rank: Annotated[Whole, whole(1, none="the full carry")]
-    oversampling: Annotated[Whole, whole()]
-    power_iterations: Annotated[Whole, whole()]
-    seed: Annotated[Whole, whole(-(2**63))]
-    reference: Annotated[Choice, one_of("copy", "step", "step8")]
+    orthogonalizer: Annotated[MaybeText, one_of("polar_express", "you", "jordan", "newton_schulz", "svd")]
+    orthogonalizer_steps: Annotated[MaybeWhole, whole(1, none="the default")]
+    orthogonalizer_dtype: Annotated[MaybeText, dtype_name("bfloat16", "float16", "float32", "float64")]
+    momentum_dtype: Annotated[MaybeText, dtype_name()]
+    on_nonfinite: Annotated[MaybeText, one_of("raise", "skip", "ignore")]
+    noise_floor: Annotated[MaybeNumber, number(0, 1, none=True)]
+    start: Annotated[MaybeText, one_of("gradient", "zero")]
+    scaling: Annotated[MaybeText, one_of("rms", "muon", "moonlight", "none", None)]
+    q: Annotated[MaybeNumber, number(0, 1, signs="< <=")]
+    gamma: Annotated[MaybeNumber, POSITIVE]
+    clip: Annotated[MaybeNumber, number(none=True)]
+    rank: Annotated[MaybeWhole, whole(1, none="the full carry")]
+    oversampling: Annotated[MaybeWhole, whole()]
+    power_iterations: Annotated[MaybeWhole, whole()]
+    seed: Annotated[MaybeWhole, whole(-(2**63))]
+    reference: Annotated[MaybeText, one_of("copy", "step", "step8")]
     fold: Annotated[bool | str | None, one_of(False, True, "bfloat16")]
-    lookahead: Annotated[Number, WHOLE_SHARE]
-    momentum_carry: Annotated[Number, SHARE]
-    every: Annotated[Whole, whole(1, unit=" of steps")]
-    sign_radius: Annotated[Number, POSITIVE]
-    betas: Annotated[tuple[float, float] | None, pair_of(SHARE)]
-    eps: Annotated[Number, POSITIVE]
+    lookahead: Annotated[MaybeNumber, WHOLE_SHARE]
+    momentum_carry: Annotated[MaybeNumber, FRACTION]
+    every: Annotated[MaybeWhole, whole(1, unit=" of steps")]
+    sign_radius: Annotated[MaybeNumber, POSITIVE]
+    betas: Annotated[tuple[float, float] | None, pair_of(FRACTION)]
+    eps: Annotated[MaybeNumber, POSITIVE]
 
 
 # The numbers of every group, which schedules may change from step to step.
 SETTINGS: dict[str, Check] = {
     "lr": POSITIVE,
-    "momentum": SHARE,
+    "momentum": FRACTION,
     "weight_decay": POSITIVE,
     "radius": POSITIVE,
 }

@@ -171,7 +171,9 @@ class SmoothnessMonitor(Callback):
     @property
     def path(self) -> Path | None:
         """The file of the samples; `None` before training, without `save`, and on all ranks but the first."""
-        return None if self._samples is None else self._samples.path
+        if self._samples is None:
+            return None
+        return self._samples.path
 
     # ------------------------------------------------------------------ begin and end
 
@@ -260,14 +262,19 @@ class SmoothnessMonitor(Callback):
         """Add one sample to its fit and to the pending log, and return it as a line of the file."""
         values = derive(reading.raw)
         values.update(self._fitted(reading.fit, values))
-        row: dict[str, Any] = {"step": self.steps, "role": reading.role, "layer": reading.layer}
-        row["radius"] = reading.radius
+        row: dict[str, Any] = {
+            "step": self.steps,
+            "role": reading.role,
+            "layer": reading.layer,
+            "radius": reading.radius,
+        }
         logged = reading.layer is None or self.per_layer
+        name = reading.layer or reading.role
         for key, value in values.items():
             finite = math.isfinite(value)
             row[key] = value if finite else None
             if finite and logged:
-                self._pending[f"smoothness/{key}/{reading.layer or reading.role}"] = value
+                self._pending[f"smoothness/{key}/{name}"] = value
         return row
 
     def _fitted(self, name: str, values: dict[str, float]) -> dict[str, float]:
@@ -358,7 +365,9 @@ class Reading:
     @property
     def fit(self) -> str:
         """Name of the running fit."""
-        return self.role if self.layer is None else f"layer {self.layer}"
+        if self.layer is None:
+            return self.role
+        return f"layer {self.layer}"
 
 
 def readings_of(pairs: Iterable[Pair], raws: Iterable[Raw]) -> Iterator[Reading]:
@@ -366,8 +375,10 @@ def readings_of(pairs: Iterable[Pair], raws: Iterable[Raw]) -> Iterator[Reading]
     members: dict[str, list[Reading]] = {}
     for pair, raw in zip(pairs, raws, strict=True):
         layer = pair.layer
-        members.setdefault(layer.role, []).append(Reading(layer.role, layer.name, layer.step_length, raw))
+        reading = Reading(layer.role, layer.name, layer.step_length, raw)
+        members.setdefault(layer.role, []).append(reading)
     for role, readings in members.items():
         radius = max(reading.radius for reading in readings)
-        yield Reading(role, None, radius, combine(reading.raw for reading in readings))
+        raw = combine(reading.raw for reading in readings)
+        yield Reading(role, None, radius, raw)
         yield from readings

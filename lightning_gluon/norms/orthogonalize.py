@@ -86,7 +86,8 @@ def orthogonalize(
     Args:
         matrices: Real floating-point matrices.
         method: `polar_express`, `you`, `jordan` (also called `newton_schulz`) or `svd`.
-        steps: Number of Newton-Schulz steps; default: 6 for `polar_express`, 5 for the others. Ignored by `svd`.
+        steps: Number of Newton-Schulz steps; default: 6 for `polar_express`, 5 for the others. Ignored by `svd`. Fewer
+            Polar Express steps are solved for their number: 5 miss up to 2 %, 4 up to 5 %, 3 up to 14 % of the decrease.
         dtype: Compute dtype; default: what the hardware does fast (see `compute_dtype`).
 
     Returns:

@@ -11,6 +11,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from lightning_gluon.norms.views import MatrixView, covers
 from lightning_gluon.partition.evidence import Evidence
+from lightning_gluon.partition.finding import Finding
 from lightning_gluon.partition.heads import Heads
 from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.overrides import Decision, Overrides, Rules
@@ -18,7 +19,7 @@ from lightning_gluon.partition.place import Place
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.partition.route import Route, default_norm
 from lightning_gluon.partition.routing import registered
-from lightning_gluon.partition.rules import Finding, find
+from lightning_gluon.partition.rules import find
 from lightning_gluon.partition.table import NUMBER
 from lightning_gluon.roles import MATRIX_ROLES, ROLES
 
@@ -92,10 +93,10 @@ def partition(
     router = _Router(Heads(Evidence(Network(module), batch)), Overrides(rules))
     routes = [router.route(names, parameter) for names, parameter in tensors]
     router.overrides.check_used([name for names, _ in tensors for name in names])
-    if router.unknown:
-        message = _without_rule(router.unknown)
-        if strict:
-            raise ValueError(f"{message}, or call partition(module, strict=False) to treat it as 'elementwise'.")
+    message = _without_rule(router.unknown) if router.unknown else ""
+    if message and strict:
+        raise ValueError(f"{message}, or call partition(module, strict=False) to treat it as 'elementwise'.")
+    if message:
         warnings.warn(f"{message}. It is treated as 'elementwise'.", stacklevel=2)
     return Partition(routes, [parameter for _, parameter in tensors])
 

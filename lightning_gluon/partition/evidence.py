@@ -15,7 +15,7 @@ from torch import nn
 
 from lightning_gluon.partition.branches import may_follow
 from lightning_gluon.partition.execution import Execution, execute
-from lightning_gluon.partition.knowledge import entries, names_match, pattern
+from lightning_gluon.partition.knowledge import entries, matching, names_match, pattern
 from lightning_gluon.partition.layers import Conv, is_weight_layer
 from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.place import Place, class_names, strip_wrappers
@@ -115,16 +115,15 @@ class Evidence:
         path: str,
     ) -> bool:
         """Tell whether a member of a stack is a block like the others."""
-        if any(names_match("MESSAGE_CLASSES", name) for name in class_names(child)):
+        if matching("MESSAGE_CLASSES", class_names(child)):
             return False  # a graph convolution is one layer
-        others = [other for other in parent.children() if type(other) is type(child) and other is not child]
-        if not others:
-            return isinstance(parent, nn.ModuleList)
-        if isinstance(parent, nn.ModuleList) and isinstance(child, nn.Sequential) and not self._may_follow(path):
+        members = [member for member in parent.children() if type(member) is type(child)]
+        listed = isinstance(parent, nn.ModuleList)
+        if len(members) == 1:
+            return listed
+        if listed and isinstance(child, nn.Sequential) and not self._may_follow(path):
             return False  # several networks side by side
-        if child is not list(parent.children())[-1] or not _only_outputs(_tail(child)):
-            return True
-        return any(_only_outputs(_tail(other)) for other in others)
+        return not _ends_otherwise(members, child)
 
     def _may_follow(self, path: str) -> bool:
         """Tell whether a member of a list can read what a member of the same list gives."""
@@ -161,6 +160,14 @@ class Evidence:
             if coded or place.owner.in_channels not in IMAGE:
                 return True
         return False
+
+
+def _ends_otherwise(members: list[nn.Module], child: nn.Module) -> bool:
+    """Tell whether the last of several blocks leaves out the activation or norm that ends the others."""
+    *others, last = members
+    if child is not last or not _only_outputs(_tail(child)):
+        return False
+    return not any(_only_outputs(_tail(other)) for other in others)
 
 
 def _tail(module: nn.Module) -> list[nn.Module]:

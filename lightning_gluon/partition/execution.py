@@ -272,29 +272,38 @@ def _fake_input(mode: FakeTensorMode) -> Callable[[Any], Any]:
     return convert
 
 
+class _Kept:
+    """The attributes of a module, and what its dicts, lists and sets held."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.attributes = dict(module.__dict__)
+        self.contents = {}
+        for name, value in self.attributes.items():
+            if isinstance(value, (dict, list, set)):
+                self.contents[name] = copy.copy(value)
+
+    def restore(self) -> None:
+        """Put them back."""
+        self.module.__dict__.clear()
+        self.module.__dict__.update(self.attributes)
+        for name, content in self.contents.items():
+            _refill(self.attributes[name], content)
+
+
 @contextmanager
 def _as_it_was(root: nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode, and put all attributes and Python's random state back in the end."""
-    kept = []
-    for module in root.modules():
-        attributes = dict(module.__dict__)
-        contents = {}
-        for name, value in attributes.items():
-            if isinstance(value, (dict, list, set)):
-                contents[name] = copy.copy(value)
-        kept.append((module, attributes, contents))
+    kept = [_Kept(module) for module in root.modules()]
     state = random.getstate()
     try:
-        for module, _, _ in kept:
-            module.__dict__["training"] = False
+        for entry in kept:
+            entry.module.__dict__["training"] = False
         yield
     finally:
         random.setstate(state)
-        for module, attributes, contents in kept:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for name, content in contents.items():
-                _refill(attributes[name], content)
+        for entry in kept:
+            entry.restore()
 
 
 def _refill(

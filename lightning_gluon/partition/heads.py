@@ -87,14 +87,11 @@ class Heads:
             if not path or not self._may_be_head(place, index, module):
                 continue
             parent, above = place.chain[index - 1]
-            shared = names_match("SHARED_SPACES", name) and _contrasts(above)
-            called = _is_head(name) or names_match("SIDE_OUTPUTS", name)
-            if not shared and not called:
-                continue
-            if self._gives_features(place, name, parent, above):
+            what = _called_head(name, above)
+            if what is None or self._gives_features(place, name, parent, above):
                 continue
             if self._ends(place, path) and not self._starts(path, parent):
-                return _SHARED if shared else f"output layer: {name}"
+                return what
         return None
 
     def _may_be_head(
@@ -142,25 +139,22 @@ class Heads:
 
     def _parts_of(self, path: str) -> list[str]:
         """Return the parts of a head that give its outputs: each of several branches, else its last named part."""
+        parts = []
+        for name in self._last_parts(path):
+            parts += self._parts_of(f"{path}.{name}")
+        return parts or [path]
+
+    def _last_parts(self, path: str) -> list[str]:
+        """Return the names of the children of a head that give its outputs."""
         module = self.network.modules[path]
         inside = [name for name, _ in module.named_children() if f"{path}.{name}" in self.network.branches]
         if isinstance(module, nn.ModuleList | nn.ModuleDict):
-            chosen = inside
-        else:
-            chosen = [name for name in inside if names_match("LAST_OF_HEAD", name) or _is_head(name)][-1:]
-        if (
-            not chosen
-            and inside
-            and isinstance(
-                self.network.modules[f"{path}.{inside[-1]}"],
-                nn.ModuleDict,
-            )
-        ):
-            chosen = inside[-1:]
-        parts = []
-        for name in chosen:
-            parts += self._parts_of(f"{path}.{name}")
-        return parts or [path]
+            return inside
+        named = [name for name in inside if _ends_a_head(name)]
+        if named or not inside:
+            return named[-1:]
+        last = self.network.modules[f"{path}.{inside[-1]}"]
+        return inside[-1:] if isinstance(last, nn.ModuleDict) else []
 
     def _starts(
         self,
@@ -275,20 +269,15 @@ class Heads:
     ) -> bool:
         """Tell whether the network that the place belongs to has an output layer already."""
         models = [prefix for prefix, module in place.ancestors() if "PreTrainedModel" in class_names(module)]
-        scope = path or (models[0] if models else place.path.split(".")[0])
+        scope = path or place.path.split(".")[0]
+        if models and not path:
+            scope = models[0]
+        alone = not path and not models
         for head in self._known:
             if self.network.in_frozen_network(head):
                 continue
             inside = not scope or f"{head}.".startswith(f"{scope}.")
-            beside = (
-                not path
-                and not models
-                and names_match(
-                    "HEADS",
-                    head.split(".")[0],
-                )
-            )
-            if inside or beside:
+            if inside or (alone and names_match("HEADS", head.split(".")[0])):
                 return True
         return False
 
@@ -315,9 +304,23 @@ def _is_member(
     return isinstance(parent, entries("STACK_CLASSES")) and alike > 1
 
 
+def _ends_a_head(name: str) -> bool:
+    """Tell whether a part of a head is named as the one that gives its outputs."""
+    return names_match("LAST_OF_HEAD", name) or _is_head(name)
+
+
 def _is_head(name: str) -> bool:
     """Tell whether a module of this name gives outputs."""
     return names_match("HEADS", name) and not names_match("NOT_HEADS", name)
+
+
+def _called_head(name: str, above: nn.Module) -> str | None:
+    """Return the reason of a module that is named as an output, or None."""
+    if names_match("SHARED_SPACES", name) and _contrasts(above):
+        return _SHARED
+    if _is_head(name) or names_match("SIDE_OUTPUTS", name):
+        return f"output layer: {name}"
+    return None
 
 
 def _contrasts(module: nn.Module) -> bool:

@@ -34,14 +34,22 @@ class Widths:
     reads: int | None
     gives: int | None
 
+    @property
+    def known(self) -> bool:
+        """True when both are known."""
+        return self.reads is not None and self.gives is not None
+
 
 def is_weight_layer(module: nn.Module) -> bool:
     """Tell whether a module maps inputs by a weight of its own: a linear map, a convolution or a lookup table."""
     if isinstance(module, entries("LAYER_CLASSES")):
         return True
     weight = own_weight(module)
-    if weight is None or weight.ndim < 2:
-        return False
+    return weight is not None and weight.ndim > 1 and _applies(module, weight)
+
+
+def _applies(module: nn.Module, weight: Tensor) -> bool:
+    """Tell whether a module is a linear map by its class, or says the widths of its weight."""
     if isinstance(module, nn.Linear) or stores_transposed(module):
         return True
     if type(module).__name__.endswith("Linear"):  # not all are subclasses of torch's
@@ -87,9 +95,9 @@ def _matches(
     said: Widths,
 ) -> bool:
     """Tell whether the last two dimensions of a weight are the widths that its module says."""
-    if said.reads is None or said.gives is None:
+    if not said.known:
         return False
-    return sorted(weight.shape[-2:]) == sorted((said.reads, said.gives))
+    return tuple(weight.shape[-2:]) in ((said.reads, said.gives), (said.gives, said.reads))
 
 
 def widths(module: nn.Module) -> Widths:
@@ -102,9 +110,7 @@ def widths(module: nn.Module) -> Widths:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return Widths(None, module.embedding_dim)
     said = declared_widths(module)
-    if said.reads is not None and said.gives is not None:
-        return said
-    return _stored_widths(module)
+    return said if said.known else _stored_widths(module)
 
 
 def _stored_widths(module: nn.Module) -> Widths:

@@ -23,6 +23,7 @@ _NO_MAPS = (
     "SCALES",
     "RATES",
 )
+_VECTORS = ("BIASES", "GAINS")
 # Layers whose rows are queries, keys and values one after the other.
 _FUSED = {
     "qkv",
@@ -145,40 +146,56 @@ def _decide(named: _Named) -> Answer:
 
 def _fixed(named: _Named) -> tuple[str, str] | None:
     """Return role and reason of a parameter that is no map."""
-    for table in _NO_MAPS:
-        if names_match(table, named.own):
-            return "elementwise", f"array that is no map, by its name {named.own!r}"
+    kernel = len(named.shape) > 2
+    if any(names_match(table, named.own) for table in _NO_MAPS):
+        return "elementwise", f"array that is no map, by its name {named.own!r}"
     if named.is_vector:
         return "bias", "vector, by its shape"
-    for table in ("BIASES", "GAINS"):
-        if names_match(table, named.local):
-            return "bias", f"bias or gain, by its name {named.local!r}"
+    if any(names_match(table, named.local) for table in _VECTORS):
+        return "bias", f"bias or gain, by its name {named.local!r}"
     if names_match("NORM_NAMES", named.layer):
         return "bias", f"gain of a norm, by its name {named.layer!r}"
-    kernel = len(named.shape) > 2
-    if not kernel and names_match("RELATIVE_POSITIONS", named.layer):
-        return "elementwise", f"table over relative positions, by its name {named.layer!r}"
-    if kernel and named.shape[1] == 1 and not named.first:
+    return _filters(named) if kernel else _positions(named)
+
+
+def _filters(named: _Named) -> tuple[str, str] | None:
+    """Return role and reason of kernels that read one channel each."""
+    if named.shape[1] == 1 and not named.first:
         return "elementwise", "depthwise filters, by their shape"
+    return None
+
+
+def _positions(named: _Named) -> tuple[str, str] | None:
+    """Return role and reason of a table over relative positions."""
+    if names_match("RELATIVE_POSITIONS", named.layer):
+        return "elementwise", f"table over relative positions, by its name {named.layer!r}"
     return None
 
 
 def _matrix_role(named: _Named) -> tuple[str, str]:
     """Return role and reason of a parameter that holds matrices."""
     layer = named.layer or named.local
-    kernel = len(named.shape) > 2
-    raw = kernel and named.shape[1] <= _RAW_CHANNELS
-    if not kernel and _is_table(named, layer):
+    if len(named.shape) == 2 and _is_table(named, layer):
         return "embedding", f"lookup table, by its name {layer!r}"
-    reading = matching("INPUT_PARTS", named.parts)
-    if reading and (raw or named.first or not kernel):
-        return "input", f"input layer, by its name {reading[-1]!r}"
-    if raw and named.first:
-        return "input", f"input layer: the first kernel, of {named.shape[1]} channels"
+    reason = _input_reason(named)
+    if reason is not None:
+        return "input", reason
     if names_match("HEADS", layer) and not names_match("NOT_HEADS", layer):
         return "head", f"output layer, by its name {layer!r}"
-    what = "kernel" if kernel else "matrix"
+    what = "kernel" if len(named.shape) > 2 else "matrix"
     return "hidden", f"{what}, by its shape alone"
+
+
+def _input_reason(named: _Named) -> str | None:
+    """Return why a parameter belongs to an input layer, or None."""
+    kernel = len(named.shape) > 2
+    raw = kernel and named.shape[1] <= _RAW_CHANNELS
+    reading = matching("INPUT_PARTS", named.parts)
+    if reading and (raw or named.first or not kernel):
+        return f"input layer, by its name {reading[-1]!r}"
+    if raw and named.first:
+        return f"input layer: the first kernel, of {named.shape[1]} channels"
+    return None
 
 
 def _is_table(named: _Named, layer: str) -> bool:

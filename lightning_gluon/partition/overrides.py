@@ -72,6 +72,20 @@ class Override:
         return repr(self.key) if isinstance(self.key, str) else self.key.__name__
 
     @property
+    def what(self) -> str:
+        """What its key is."""
+        return "a name glob" if isinstance(self.key, str) else "a module type"
+
+    def near(self, names: Sequence[str]) -> list[str]:
+        """Return what a key that matches no name could have been: the inside of a module, or a similar name."""
+        if not isinstance(self.key, str):
+            return []
+        inside = f"{self.key}."
+        if any(name.startswith(inside) for name in names):
+            return [f"{inside}*"]
+        return difflib.get_close_matches(self.key, names, n=1)
+
+    @property
     def is_exact(self) -> bool:
         """True when it names one parameter."""
         return isinstance(self.key, str) and not any(sign in self.key for sign in "*?[")
@@ -110,16 +124,21 @@ class Override:
                 return None
         fields = _checked(value, self.label)
         role = fields["role"]
-        if role in MATRIX_ROLES and parameter.ndim < 2:
-            if not self.is_exact:
-                return None  # a glob over a block means its matrices; the vectors in it keep their own rule
-            raise ValueError(
-                f"Expected a parameter with at least 2 dimensions for role {role!r}, but got {place.name!r} "
-                f"with shape {tuple(parameter.shape)}. Give it the role 'bias' or 'elementwise'."
-            )
-        views = _views(fields["views"], place.name, tuple(parameter.shape)) if "views" in fields else ()
+        shape = tuple(parameter.shape)
+        if role in MATRIX_ROLES and len(shape) < 2:
+            self._refuse_vector(role, place.name, shape)
+            return None
+        views = _views(fields["views"], place.name, shape) if "views" in fields else ()
         reason = fields.get("reason", f"rule {self.label} {self.origin}")
         return Decision(role, reason, fields.get("norm"), views)
+
+    def _refuse_vector(self, role: str, name: str, shape: Shape) -> None:
+        """Raise where a vector is named as a matrix; a glob over a block means its matrices only."""
+        if self.is_exact:
+            raise ValueError(
+                f"Expected a parameter with at least 2 dimensions for role {role!r}, but got {name!r} "
+                f"with shape {shape}. Give it the role 'bias' or 'elementwise'."
+            )
 
 
 class Overrides:
@@ -176,13 +195,10 @@ class Overrides:
         idle = [rule for rule in self._rules if not rule.used]
         if not idle:
             return
-        what = "a name glob" if isinstance(idle[0].key, str) else "a module type"
-        if len(idle) > 1:
-            what = "these"
         near: list[str] = []
         for rule in idle:
-            if isinstance(rule.key, str):
-                near += _near(rule.key, names)
+            near += rule.near(names)
+        what = "these" if len(idle) > 1 else idle[0].what
         hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
         raise ValueError(
             f"Expected every rule to match a parameter, but {what} matched none: "
@@ -204,16 +220,6 @@ def _pairs(rules: Any) -> list[tuple[Any, Any]]:
             f"list of such pairs, but got {rules!r}."
         )
     return [(key, value) for key, value in listed]
-
-
-def _near(
-    key: str,
-    names: Sequence[str],
-) -> list[str]:
-    """Return what a key that matches no name could have been: the inside of a module, or a similar name."""
-    if any(name.startswith(f"{key}.") for name in names):
-        return [f"{key}.*"]
-    return difflib.get_close_matches(key, names, n=1)
 
 
 def _checked(

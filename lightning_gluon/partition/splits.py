@@ -137,12 +137,18 @@ def find_split(
             continue
         around = place.around[place.around.index(holder) :]
         scope = _Scope(name, holder, around, rows, columns)
-        split = _declared(scope) or _known(scope)
-        if split is not None and len(split.sizes) > 1:
+        split = _several(scope)
+        if split is not None:
             return split
         if not names_match("INNER_LAYERS", name):
             return None
     return None
+
+
+def _several(scope: _Scope) -> Split | None:
+    """Return a split into several parts, as the holder declares it or as the tables know it."""
+    split = _declared(scope) or _known(scope)
+    return None if split is None or len(split.sizes) < 2 else split
 
 
 def named_split(

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from rich.console import Console, Group
 from rich.padding import Padding
@@ -214,13 +215,7 @@ def _merged_name(routes: list[Route]) -> str:
 
 def _matrices(route: Route) -> str:
     """Write the matrices short: `3x384x384`."""
-    runs: list[tuple[tuple[int, int], int]] = []
-    for shape in route.matrices:
-        if runs and runs[-1][0] == shape:
-            count = runs[-1][1] + 1
-            runs[-1] = (shape, count)
-        else:
-            runs.append((shape, 1))
+    runs = [(shape, len(list(same))) for shape, same in groupby(route.matrices)]
     texts = []
     for (out, fan_in), count in runs[:_SHOWN_MATRICES]:
         several = f"{count}x" if count > 1 else ""

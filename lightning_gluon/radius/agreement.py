@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_gluon.optimizer import Gluon
-from lightning_gluon.radius.observe import Evidence, Measurement
-from lightning_gluon.radius.radii import Group, peak_lr, stepped_by_adamw
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.options import Group
+from lightning_gluon.radius.observe import Fields, Measurement, StepRecord
+from lightning_gluon.radius.radii import peak_lr, stepped_by_adamw
+from lightning_gluon.radius.saved import Saved, State
 from lightning_gluon.roles import ROLES
 from lightning_gluon.smoothness.readings import inner, whole
 from lightning_gluon.valid import number
 
-Gradients: TypeAlias = Mapping[Tensor, Tensor | None]
 Family: TypeAlias = list[tuple[Group, float]]
 
 
@@ -57,7 +57,7 @@ class Agreement(Measurement):
         >>> product, bound = measurement.agreement({layer.weight: torch.eye(2)})
         >>> round(float(product / bound), 2), measurement.warming_up(), len(measurement.families())
         (1.0, 1.0, 1)
-        >>> round(measurement.observe(Evidence(torch.tensor(0.5)))["agreement"], 2)
+        >>> round(measurement.observe(StepRecord(torch.tensor(0.5)))["agreement"], 2)
         1.0
         >>> measurement.forget()
     """
@@ -92,16 +92,16 @@ class Agreement(Measurement):
                 if not kept or stepped_by_adamw(group):
                     yield from group["params"]
 
-    def observe(self, evidence: Evidence) -> dict[str, Any]:
+    def observe(self, record: StepRecord) -> Fields:
         """Return the agreements and the loss; waits for the device once."""
-        fields: dict[str, Any] = {}
+        fields: Fields = {}
         fields["warming_up"] = self.warming_up()
         if not self.decay:  # no step was remembered
             return fields
         sums = self._sums()
         largest = {name: both[1] for name, both in sums.items()}
         largest["reference_agreement"] = largest["agreement"]  # over the same norms
-        loss = torch.as_tensor(evidence.loss)
+        loss = torch.as_tensor(record.loss)
         loss = loss.to(largest["agreement"])
         values = []
         for name, (product, _) in sums.items():
@@ -111,7 +111,7 @@ class Agreement(Measurement):
             values.append(share.to(loss.device))
         names = [*sums, "loss"]
         values.append(loss)
-        means = evidence.mean(torch.stack(values))
+        means = record.mean(torch.stack(values))
         fields.update(zip(names, means, strict=True))
         return fields
 
@@ -129,11 +129,11 @@ class Agreement(Measurement):
         return sums
 
     @torch.no_grad()
-    def agreement(self, gradients: Gradients, family: int = 0) -> Tensor:
+    def agreement(self, gradients: Mapping[Tensor, Tensor | None], family: int = 0) -> Tensor:
         """Return `sum_i <g_i, T_i>` and its largest possible value `sum_i ||g_i|| ||T_i||`, the decay left out.
 
         Args:
-            gradients: Gradients by parameter.
+            gradients: Mapping[Tensor, Tensor | None] by parameter.
             family: Which of `families`.
 
         Returns:
@@ -146,7 +146,7 @@ class Agreement(Measurement):
             before = self._before(parameter)
             if gradient is None or before is None:
                 continue
-            step = _step(before, parameter, decay)
+            step = _last_step(before, parameter, decay)
             gradient = whole(gradient)
             product = inner(step, gradient)
             bound = step.norm() * gradient.norm()
@@ -193,7 +193,7 @@ class Agreement(Measurement):
         """Let go of the copies."""
         self.before = {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return plain values, and the copies by parameter name."""
         before = {}
         for layer in self.optimizer.layers():
@@ -206,7 +206,7 @@ class Agreement(Measurement):
             "before": before,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.measurements.Agreement")
         infinite_too = number(signs="<= <=")  # before the first step
@@ -232,7 +232,7 @@ def _members(family: Family) -> Iterator[tuple[Tensor, float]]:
             yield parameter, decay
 
 
-def _step(before: Tensor, parameter: Tensor, decay: float) -> Tensor:
+def _last_step(before: Tensor, parameter: Tensor, decay: float) -> Tensor:
     """Return the last step of a parameter, the decay left out."""
     start = whole(before)
     if decay:

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius.radii import peak_lr, stepped_by_adamw
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.saved import Saved, State
 from lightning_gluon.smoothness.readings import Pair, Raw, combine, derive, measure
 from lightning_gluon.step.layers import Layer
 from lightning_gluon.valid import number
 
-Reading: TypeAlias = dict[str, float]
+Fields: TypeAlias = dict[str, Any]  # of an `Observation`, by name
 
 
 @dataclass(frozen=True)
@@ -63,11 +63,11 @@ class Observation:
     adamw_agreement: float | None = None
     loss: float | None = None
     warming_up: float = 1.0
-    layers: Mapping[str, Reading] = field(default_factory=dict)
+    layers: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass
-class Evidence:
+class StepRecord:
     """The raw material of measurements, between a backward pass and its step.
 
     Args:
@@ -115,7 +115,7 @@ class WindowLoss:
         """Return plain numbers."""
         return {"total": float(self.total), "parts": self.parts}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.loss")
         anything = number(-math.inf, math.inf, signs="<= <=")
@@ -139,11 +139,11 @@ class Measurement:
 
     Example:
         >>> class Loss(Measurement):
-        ...     def observe(self, evidence):
-        ...         return {"loss": float(evidence.loss)}
+        ...     def observe(self, record):
+        ...         return {"loss": float(record.loss)}
         >>> measurement = Loss(Gluon(torch.nn.Linear(2, 2)))
         >>> measurement.remember()
-        >>> measurement.observe(Evidence(torch.tensor(0.5)))
+        >>> measurement.observe(StepRecord(torch.tensor(0.5)))
         {'loss': 0.5}
         >>> measurement.forget()
     """
@@ -153,11 +153,11 @@ class Measurement:
     def __init__(self, optimizer: Gluon) -> None:
         self.optimizer = optimizer
 
-    def observe(self, evidence: Evidence) -> dict[str, Any]:
+    def observe(self, record: StepRecord) -> Fields:
         """Return fields of the `Observation`.
 
         Args:
-            evidence: The loss, and on some steps the layers at two iterates.
+            record: The loss, and on some steps the layers at two iterates.
 
         Raises:
             NotImplementedError: If a subclass does not say.
@@ -170,11 +170,11 @@ class Measurement:
     def forget(self) -> None:
         """Let go of all copies: the radii stay from now on."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return plain values and tensors."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise before anything has changed."""
 
 
@@ -194,24 +194,24 @@ class GroupReadings(Measurement):
         >>> layer = optimizer.layers()[0]
         >>> with torch.no_grad():
         ...     pair = Pair(layer, torch.ones(2, 2), layer.parameter + 1.0)
-        >>> observed = readings.observe(Evidence(torch.zeros(()), [pair]))
+        >>> observed = readings.observe(StepRecord(torch.zeros(()), [pair]))
         >>> round(observed["layers"][readings.name(layer)]["grad_dual_norm"], 4)
         2.0
     """
 
     second_gradient = True
 
-    def observe(self, evidence: Evidence) -> dict[str, Any]:
+    def observe(self, record: StepRecord) -> Fields:
         """Return the readings by name, on the steps that have a sample."""
         first: dict[str, Layer] = {}
         raws: dict[str, list[Raw]] = {}
-        for pair, raw in zip(evidence.pairs, measure(evidence.pairs), strict=True):
+        for pair, raw in zip(record.pairs, measure(record.pairs), strict=True):
             name = self.name(pair.layer)
             first.setdefault(name, pair.layer)
             raws.setdefault(name, []).append(raw)
         found = {}
         for name, layer in first.items():
-            readings = _agreed_readings(raws[name], evidence.mean)
+            readings = _agreed_readings(raws[name], record.mean)
             readings["lr"] = peak_lr(layer.group)
             readings["radius"] = layer.radius
             found[name] = readings
@@ -249,7 +249,7 @@ class LayerReadings(GroupReadings):
         return layer.name
 
 
-def _agreed_readings(raws: Iterable[Raw], mean: Callable[[Tensor], list[float]]) -> Reading:
+def _agreed_readings(raws: Iterable[Raw], mean: Callable[[Tensor], list[float]]) -> dict[str, float]:
     """Return the readings of several layers as of one, the same on all ranks."""
     raw = combine(raws)
     own = torch.tensor(list(raw.values()), dtype=torch.float64)

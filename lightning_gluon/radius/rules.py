@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lightning_gluon.radius.calibrate import Calibrate
-from lightning_gluon.radius.observe import GroupReadings, LayerReadings, Observation, Reading
-from lightning_gluon.radius.rule import Adapter, Answer, RadiusRule
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.observe import GroupReadings, LayerReadings, Observation
+from lightning_gluon.radius.radii import Proposal
+from lightning_gluon.radius.rule import Adapter, RadiusRule
+from lightning_gluon.radius.saved import Saved, State
 from lightning_gluon.smoothness.fit import RunningFit
 from lightning_gluon.valid import number, one_of, plain, whole
 
-READINGS = {"role": GroupReadings, "layer": LayerReadings}
+SCOPES = {"role": GroupReadings, "layer": LayerReadings}
 
 
 class Smoothness(RadiusRule):
@@ -63,7 +64,7 @@ class Smoothness(RadiusRule):
     ) -> None:
         positive = number(signs="< <")
         positive("kappa", kappa)
-        known = one_of(*READINGS)
+        known = one_of(*SCOPES)
         known("per", per)
         RunningFit(window)  # checks it
         at_least_one = whole(1)
@@ -72,7 +73,7 @@ class Smoothness(RadiusRule):
             raise ValueError(
                 f"Expected `samples` to satisfy 1 <= samples <= window, but got {samples!r} with window={window}."
             )
-        self.needs = (READINGS[per],)
+        self.needs = (SCOPES[per],)
         self.kappa = kappa
         self.window = window
         self.samples = samples
@@ -90,7 +91,7 @@ class Smoothness(RadiusRule):
                 radii[name] = length / lr
         return radii
 
-    def _length(self, name: str, reading: Reading) -> float:
+    def _length(self, name: str, reading: dict[str, float]) -> float:
         """Add a sample to the fit and return the step length it asks for; NaN if it asks for none."""
         if name not in self.fits:
             self.fits[name] = RunningFit(self.window)
@@ -104,14 +105,14 @@ class Smoothness(RadiusRule):
             return math.nan
         return fit.radius(gradient, self.kappa)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return the samples."""
         states = {}
         for name, running in self.fits.items():
             states[name] = running.state_dict()
         return states
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.rule")
         fits = {}
@@ -168,8 +169,8 @@ def register_radius_rule(name: str, rule: Callable[..., Any]) -> None:
 
 
 def make_rule(
-    rule: str | Callable[[Observation], Answer],
-    options: Mapping[str, Any] | None = None,
+    rule: str | Callable[[Observation], Proposal | None],
+    options: Mapping[str, object] | None = None,
 ) -> RadiusRule:
     """Return a rule by its name, or the rule given.
 
@@ -190,7 +191,7 @@ def make_rule(
     """
     if isinstance(rule, str):
         arguments = plain(options or {})
-        rule = _named(rule, arguments)
+        rule = _rule_named(rule, arguments)
     elif options:
         raise ValueError("`options` are for rules given by name: give a rule or a function its own arguments instead.")
     if isinstance(rule, RadiusRule):
@@ -201,7 +202,7 @@ def make_rule(
     return Adapter(rule)
 
 
-def _named(name: str, options: dict[str, Any]) -> Callable[[Observation], Answer]:
+def _rule_named(name: str, options: dict[str, object]) -> Callable[[Observation], Proposal | None]:
     if name not in RADIUS_RULES:
         names = ", ".join(RADIUS_RULES)
         raise ValueError(f"Expected `rule` to be one of {names}, or a function, but got {name!r}.")
@@ -209,11 +210,11 @@ def _named(name: str, options: dict[str, Any]) -> Callable[[Observation], Answer
     parameters = inspect.signature(rule).parameters
     kinds = [parameter.kind for parameter in parameters.values()]
     if inspect.Parameter.VAR_KEYWORD not in kinds:
-        _check_options(name, options, list(parameters))
+        _check_arguments(name, options, list(parameters))
     return rule(**options)
 
 
-def _check_options(name: str, options: Iterable[str], known: list[str]) -> None:
+def _check_arguments(name: str, options: Iterable[str], known: list[str]) -> None:
     for option in options:
         if option not in known:
             names = ", ".join(known)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 from torch import Tensor
 
 from lightning_gluon.radius.radii import Radius
 from lightning_gluon.valid import Check, number, whole
+
+State: TypeAlias = dict[str, Any]  # plain values and tensors, for a checkpoint
 
 
 class Saved:
@@ -27,7 +29,7 @@ class Saved:
         3
     """
 
-    def __init__(self, state: Any, owner: str) -> None:
+    def __init__(self, state: object, owner: str) -> None:
         self.owner = owner
         if not isinstance(state, Mapping):
             kind = type(state).__name__
@@ -65,7 +67,7 @@ class Saved:
         value = self.value(key)
         return self._checked(key, value, check)
 
-    def _checked(self, key: str, value: Any, check: Check | None) -> float:
+    def _checked(self, key: str, value: object, check: Check | None) -> float:
         if check is None:
             check = number()
         place = f" in {self.where}"
@@ -123,7 +125,11 @@ class Saved:
                 found[name] = table.number(name)
         return found
 
-    def tensors(self, key: str, known: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
+    def tensors(
+        self,
+        key: str,
+        known: Mapping[str, Tensor],
+    ) -> dict[Tensor, Tensor]:
         """Return copies of saved tensors by the parameter they belong to, on its device.
 
         Args:
@@ -138,8 +144,9 @@ class Saved:
         """
         table = self.table(key)
         found = {}
-        for name in table.state.keys() & known.keys():
-            parameter = known[name]
+        for name, parameter in known.items():
+            if name not in table.state:
+                continue
             value = table.tensor(name, parameter)
             device = parameter.device
             found[parameter] = value.to(device, copy=True)
@@ -149,7 +156,7 @@ class Saved:
         """Return a tensor of the shape of a parameter."""
         value = self.value(key)
         shape = tuple(parameter.shape)
-        found: Any = type(value).__name__
+        found: object = type(value).__name__
         if isinstance(value, Tensor):
             found = tuple(value.shape)
         if found != shape:

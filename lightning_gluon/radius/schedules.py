@@ -17,21 +17,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius.radii import stepped_by_adamw
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.saved import Saved, State
 from lightning_gluon.valid import number, one_of, pair_of, whole
 
 Count = Callable[["Schedule", int], int]
 
 
 @dataclass(frozen=True)
-class Shape:
+class ScheduleShape:
     """One kind of schedule.
 
     Args:
@@ -143,13 +142,13 @@ class Schedule:
         return min(1.0, max(0.0, share))
 
 
-def _is_length(steps: Any) -> bool:
+def _is_length(steps: object) -> bool:
     if not isinstance(steps, (int, float)):
         return False
     return math.isfinite(steps) and steps >= 1
 
 
-def _constant(schedule: Schedule, step: int) -> float:
+def _flat(schedule: Schedule, step: int) -> float:
     return 1.0
 
 
@@ -187,13 +186,13 @@ def _theory(count: Count) -> Callable[[Schedule, int], float]:
     return factor
 
 
-SCHEDULES: dict[str, Shape] = {
-    "constant": Shape(_constant, length=False),
-    "cosine": Shape(_cosine),
-    "linear": Shape(_linear),
-    "wsd": Shape(_wsd),
-    "theory": Shape(_theory(_steps_so_far), length=False, count=_steps_so_far),
-    "theory_constant": Shape(_theory(_all_steps), count=_all_steps),
+SCHEDULES: dict[str, ScheduleShape] = {
+    "constant": ScheduleShape(_flat, length=False),
+    "cosine": ScheduleShape(_cosine),
+    "linear": ScheduleShape(_linear),
+    "wsd": ScheduleShape(_wsd),
+    "theory": ScheduleShape(_theory(_steps_so_far), length=False, count=_steps_so_far),
+    "theory_constant": ScheduleShape(_theory(_all_steps), count=_all_steps),
 }
 
 
@@ -258,13 +257,13 @@ class RadiusSchedule(LRScheduler):
             start = group["initial_lr"]
             self.base_lrs[index : index + 1] = [start]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> State:
         """Return plain values only, so that a checkpoint loads with `weights_only`."""
         state = super().state_dict()
         state["schedule"] = asdict(self.schedule)
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: State) -> None:
         """Restore the position; the schedule itself is the one given at construction.
 
         Args:

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers.logger import DummyLogger, Logger
 from torch import Tensor, nn
 
+from lightning_gluon.two_point.signals import held
 from lightning_gluon.two_point.streams import own_stream, rng_state, set_rng_state
 
 PutBack: TypeAlias = Callable[[], Any]
@@ -40,8 +41,7 @@ class Buffers:
     """
 
     def __init__(self, root: nn.Module) -> None:
-        buffers = [module._buffers for module in root.modules()]
-        self._objects = [(present, dict(present)) for present in buffers]
+        self._objects = _copied(module._buffers for module in root.modules())
         self._values: dict[Tensor, Tensor] = {}
         for _, saved in self._objects:
             for buffer in saved.values():
@@ -108,8 +108,7 @@ class Moment:
     def __init__(self, root: nn.Module, moving: set[Tensor] | None = None) -> None:
         self._rng = rng_state()
         self._buffers = Buffers(root)
-        attributes = [vars(module) for module in root.modules()]
-        self._attributes = [(present, dict(present)) for present in attributes]
+        self._attributes = _copied(map(vars, root.modules()))
         self._contents = list(_contents(self._values()))
         self.frozen = None if moving is None else Frozen(root, moving)
 
@@ -122,7 +121,9 @@ class Moment:
     @property
     def moving(self) -> set[Tensor] | None:
         """Frozen parameters known to be written to."""
-        return None if self.frozen is None else self.frozen.moving
+        if self.frozen is None:
+            return None
+        return self.frozen.moving
 
     def notice(self) -> None:
         """Add the frozen parameters that have changed since to those known to be written to."""
@@ -171,13 +172,15 @@ def untouched(trainer: Trainer, root: nn.Module, start: Moment | None = None) ->
                 module.__dict__.update(log=_silent, log_dict=_silent, print=_silent)
         yield
     finally:
-        trainer.loggers = loggers
-        now.restore_()
+        with held():  # Ctrl-C waits: half of it would leave a teacher's weights torn
+            trainer.loggers = loggers
+            now.restore_()
 
 
 def _logs(module: nn.Module) -> bool:
     """Return whether this is a LightningModule, of either package."""
-    return callable(getattr(module, "log_dict", None)) and hasattr(module, "training_step")
+    log = getattr(module, "log_dict", None)
+    return callable(log) and hasattr(module, "training_step")
 
 
 def _of_the_real_one(name: str) -> property:
@@ -229,9 +232,10 @@ def _put_back(place: _Place) -> PutBack | None:
     value = place.value
     if type(value) is not Tensor:
         return own_stream(value)
-    if place.copied and _is_state(value):
-        return partial(_write_, value, value.detach().clone())
-    return None
+    if not (place.copied and _is_state(value)):
+        return None
+    copy = value.detach().clone()
+    return partial(_write_, value, copy)
 
 
 def _inner(container: Any) -> Iterator[_Place]:
@@ -240,9 +244,15 @@ def _inner(container: Any) -> Iterator[_Place]:
     Tensors in lists are mostly a log that grows: to copy them all at every step would cost more and more.
     """
     mapping = isinstance(container, dict)
-    for value in container.values() if mapping else container:
+    values = container.values() if mapping else container
+    for value in values:
         if not isinstance(value, PLAIN):
             yield _Place(value, copied=mapping)
+
+
+def _copied(mappings: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """Return mappings with a copy of each."""
+    return [(present, dict(present)) for present in mappings]
 
 
 def _is_state(tensor: Tensor) -> bool:
@@ -250,8 +260,9 @@ def _is_state(tensor: Tensor) -> bool:
 
 
 def _is_frozen(parameter: Tensor) -> bool:
-    plain = type(parameter) is nn.Parameter and parameter.element_size() in BITS
-    return plain and not parameter.requires_grad
+    if type(parameter) is not nn.Parameter or parameter.requires_grad:
+        return False
+    return parameter.element_size() in BITS
 
 
 def _sums(parameters: Sequence[Tensor]) -> Tensor:
@@ -275,7 +286,8 @@ def _write_(target: Tensor, value: Tensor) -> None:
 
 def _is_expanded(tensor: Tensor) -> bool:
     axes = zip(tensor.stride(), tensor.shape, strict=True)
-    return any(stride == 0 and size > 1 for stride, size in axes)
+    repeated = [size for stride, size in axes if stride == 0]
+    return max(repeated, default=1) > 1
 
 
 def _refill(container: Any) -> PutBack:

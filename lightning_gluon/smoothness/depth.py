@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 Style: TypeAlias = dict[str, Any]  # of a curve, in the words of matplotlib
 
-BLOCK = re.compile(r"(?:(.+?)\.)?(\d+)\.(.+)")  # place, depth and the rest of a layer's name
+NAME_IN_BLOCK = re.compile(r"(?:(.+?)\.)?(\d+)\.(.+)")  # place, depth and the rest of a layer's name
 MARKERS = "os^Dv<>PX*"
-OUTSIDE = -1
+NO_BLOCK = -1
 FEWEST = 2  # constants that make a picture
 MOST_NUMBERS = 24  # block numbers along the axis
 ASIDE = 0.1  # of a block: zeros of different kinds stand beside one another
@@ -37,18 +37,18 @@ class Spot:
         role: Its role.
         L1: The constant.
         place: Name of the list of blocks; empty outside blocks, or if the model is one list.
-        depth: Position in that list; `OUTSIDE` outside blocks.
+        depth: Position in that list; `NO_BLOCK` outside blocks.
     """
 
     name: str
     role: str
     L1: float
     place: str = ""
-    depth: int = OUTSIDE
+    depth: int = NO_BLOCK
 
 
 @dataclass
-class Layout:
+class DepthLayout:
     """The spots of a picture, in the order of its axis.
 
     Args:
@@ -126,7 +126,7 @@ def latest(samples: Samples) -> dict[str, Sample]:
     return found
 
 
-def arrange(constants: Mapping[str, Sample]) -> Layout:
+def arrange(constants: Mapping[str, Sample]) -> DepthLayout:
     """Split names such as `blocks.3.mlp.fc1.weight` into a depth and a kind, by place if there are several.
 
     Args:
@@ -135,11 +135,11 @@ def arrange(constants: Mapping[str, Sample]) -> Layout:
     Returns:
         The spots by kind.
     """
-    layout = Layout()
+    layout = DepthLayout()
     inside = []
     for name, sample in constants.items():
         spot = _spot(name, sample)
-        if spot.depth == OUTSIDE:
+        if spot.depth == NO_BLOCK:
             layout.outside.append(spot)
         else:
             inside.append(spot)
@@ -154,7 +154,7 @@ def arrange(constants: Mapping[str, Sample]) -> Layout:
 
 def _spot(name: str, sample: Sample) -> Spot:
     role, constant = sample["role"], sample["L1"]
-    parts = BLOCK.fullmatch(name)
+    parts = NAME_IN_BLOCK.fullmatch(name)
     if parts is None:
         words = name.removesuffix(".weight").split(".")
         end = ".".join(words[-2:])
@@ -164,7 +164,7 @@ def _spot(name: str, sample: Sample) -> Spot:
     return Spot(kind, role, constant, place, int(depth))
 
 
-def _draw_blocks(axis: Axes, layout: Layout) -> None:
+def _draw_blocks(axis: Axes, layout: DepthLayout) -> None:
     colours = shades(len(layout.blocks))
     middle = (len(colours) - 1) / 2
     for index, kind in enumerate(sorted(layout.blocks)):
@@ -206,7 +206,7 @@ def _draw_zeros(axis: Axes, places: Sequence[float], style: Style, label: str | 
     )
 
 
-def _places_outside(layout: Layout) -> list[int]:
+def _places_outside(layout: DepthLayout) -> list[int]:
     """Return the positions of layers outside blocks: names are wider than numbers."""
     place = layout.deepest
     width = 1 + max(0, place) // NAME_WIDTH
@@ -217,7 +217,7 @@ def _places_outside(layout: Layout) -> list[int]:
     return places
 
 
-def _draw_outside(axis: Axes, layout: Layout) -> None:
+def _draw_outside(axis: Axes, layout: DepthLayout) -> None:
     for place, spot in zip(_places_outside(layout), layout.outside, strict=True):
         style: Style = {"marker": "o", "color": colour_of(spot.role)}
         if spot.L1 > 0:
@@ -226,7 +226,7 @@ def _draw_outside(axis: Axes, layout: Layout) -> None:
             _draw_zeros(axis, [place], style, None)
 
 
-def _label_depths(axis: Axes, layout: Layout) -> None:
+def _label_depths(axis: Axes, layout: DepthLayout) -> None:
     blocks = layout.deepest + 1
     stride = 1 + max(0, blocks - 1) // MOST_NUMBERS
     numbers = range(0, blocks, stride)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_gluon.smoothness.canvas import BESIDE_AXES, GREY, colour_of, log_scale, new_figure, require_matplotlib
 from lightning_gluon.smoothness.depth import depth_figure
 from lightning_gluon.smoothness.fit import SmoothnessFit, fit
-from lightning_gluon.smoothness.samples import Samples, column, of_role, read_samples, samples_in
+from lightning_gluon.smoothness.samples import Samples, read_samples, role_samples, samples_in, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,7 +55,7 @@ CURVES = (
         {"color": SAME, "lw": 1.2, "marker": ".", "ms": 4, "label": r"same sample $\hat L$"},
     ),
 )
-LINE: dict[str, Any] = {"color": FIT, "lw": 1.4, "ls": (0, (4, 2)), "label": r"fit $L_0+L_1\|g\|_*$"}
+FIT_LINE: dict[str, Any] = {"color": FIT, "lw": 1.4, "ls": (0, (4, 2)), "label": r"fit $L_0+L_1\|g\|_*$"}
 
 
 def smoothness_figures(samples: Samples) -> dict[str, Figure]:
@@ -106,10 +106,10 @@ def to_tensorboard(figures: Mapping[str, Figure], writer: Any, step: int) -> Non
 
 def _role_figure(samples: Samples, role: str) -> Figure:
     """Left: along training. Right: against the gradient's dual norm, where the fit is a straight line."""
-    rows = of_role(samples, role)
-    gradients = column(rows, "grad_dual_norm")
-    same = column(rows, "L_hat")
-    found = _fit(same, gradients)
+    rows = role_samples(samples, role)
+    gradients = series(rows, "grad_dual_norm")
+    same = series(rows, "L_hat")
+    found = _fit_of_role(same, gradients)
     title = f"{role}: smoothness along training"
     figure, (along, against) = new_figure(title, 2, 10.5, 4.2)
     _draw_along(along, rows, found)
@@ -118,17 +118,17 @@ def _role_figure(samples: Samples, role: str) -> Figure:
 
 
 def _draw_along(axis: Axes, rows: Samples, found: SmoothnessFit | None) -> None:
-    steps = column(rows, "step")
+    steps = series(rows, "step")
     values: list[float] = []
     for curve in CURVES:
-        heights = column(rows, curve.key)
+        heights = series(rows, curve.key)
         values += heights
         if any(math.isfinite(height) for height in heights):  # else it has no place in the legend either
             axis.plot(steps, heights, **curve.style)
     if found is not None:
-        gradients = column(rows, "grad_dual_norm")
+        gradients = series(rows, "grad_dual_norm")
         line = [found(gradient) for gradient in gradients]
-        axis.plot(steps, line, **LINE)
+        axis.plot(steps, line, **FIT_LINE)
     log_scale(axis, values)
     axis.set(xlabel="step", ylabel=r"smoothness  [loss / norm$^2$]")
     axis.legend(frameon=False, fontsize=9)
@@ -153,12 +153,12 @@ def _draw_against(axis: Axes, gradients: list[float], same: list[float], found: 
     finite = [gradient for gradient in gradients if math.isfinite(gradient)]
     ends = [min(finite), max(finite)]
     heights = [found(end) for end in ends]
-    axis.plot(ends, heights, color=FIT, lw=1.4, label=_describe(found))
+    axis.plot(ends, heights, color=FIT, lw=1.4, label=_fit_label(found))
     axis.set_ylim(bottom=0.0)
     axis.legend(frameon=False, fontsize=9)
 
 
-def _fit(values: Sequence[float], gradients: Sequence[float]) -> SmoothnessFit | None:
+def _fit_of_role(values: Sequence[float], gradients: Sequence[float]) -> SmoothnessFit | None:
     pairs = zip(values, gradients, strict=True)
     for value, gradient in pairs:
         if math.isfinite(value) and math.isfinite(gradient):
@@ -166,7 +166,7 @@ def _fit(values: Sequence[float], gradients: Sequence[float]) -> SmoothnessFit |
     return None
 
 
-def _describe(found: SmoothnessFit) -> str:
+def _fit_label(found: SmoothnessFit) -> str:
     """Return the label of a fit: its constants, the share of the variance it explains, and its samples."""
     samples = found.samples
     quality = f"$R^2$ = {found.goodness:.2f}, {samples} samples"
@@ -185,12 +185,12 @@ def _radii_figure(samples: Samples, roles: Sequence[str]) -> Figure:
     nominal: list[list[float]] = []  # of the roles drawn so far, the last first: they lie above
     values: list[float] = []
     for role in reversed(roles):
-        rows = of_role(samples, role)
-        radii = column(rows, "radius")
-        lengths = column(rows, "update_norm")
+        rows = role_samples(samples, role)
+        radii = series(rows, "radius")
+        lengths = series(rows, "update_norm")
         covers = sum(_coincide(radii, other) for other in nominal)
-        _draw_radii(axis, role, column(rows, "step"), radii, covers)
-        _draw_lengths(axis, role, column(rows, "step"), lengths)
+        _draw_radii(axis, role, series(rows, "step"), radii, covers)
+        _draw_lengths(axis, role, series(rows, "step"), lengths)
         nominal.append(radii)
         values += radii
         values += lengths

@@ -53,7 +53,7 @@ READINGS = (
     "curvature",
 )
 FIT_KEYS = ("L0", "L1", "goodness")
-LARGEST = ("weight", "step")  # of the raw sums these combine by their maximum, all others add
+COMBINED_BY_MAXIMUM = ("weight", "step")  # of the raw sums these combine by their maximum, all others add
 Raw = dict[str, float]
 
 
@@ -163,7 +163,7 @@ def combine(raws: Iterable[Raw]) -> Raw:
     for key in raws[0]:
         values = [raw[key] for raw in raws if key in raw]
         if len(values) == len(raws):
-            together[key] = max(values) if key in LARGEST else math.fsum(values)
+            together[key] = max(values) if key in COMBINED_BY_MAXIMUM else math.fsum(values)
     return together
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -27,7 +26,7 @@ class Settings:
     weight_decay: PER_ROLE
     momentum: float | None
     radius: Mapping[str, float] | None
-    options: Mapping[str, Any]
+    options: Mapping[str, object]
 
     def build(self, partial: list[Group]) -> list[Group]:
         """Complete groups by these settings."""

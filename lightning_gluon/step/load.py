@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -15,18 +14,15 @@ from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import CHECKS, SETTINGS, Group
 from lightning_gluon.step.checks import check_group
 from lightning_gluon.step.finite import IGNORE
-from lightning_gluon.step.state import Layout, state_layout
+from lightning_gluon.step.state import ParameterState, State, StateLayout, state_layout
 from lightning_gluon.two_point.reference import REFERENCES
 from lightning_gluon.valid import whole
 
-Buffers: TypeAlias = Mapping[str, Any]
-WRAPPERS = re.compile(r"(^|\.)((_orig_mod|_forward_module)\.)+")
+WRAPPING = re.compile(r"(^|\.)((_orig_mod|_forward_module)\.)+")
 COUNTS = ("steps", "gradient_evaluations")
 
 
-def match_saved_state(
-    groups: Sequence[Group], state_dict: Mapping[str, Any]
-) -> tuple[list[Group], dict[Tensor, dict[str, Any]]]:
+def match_saved_state(groups: Sequence[Group], state_dict: ParameterState) -> tuple[list[Group], State]:
     """Reorder a saved state to the present groups, by the names of groups and parameters.
 
     Args:
@@ -42,22 +38,22 @@ def match_saved_state(
             or estimator, a value is out of range, or a buffer is missing, not finite or of another shape.
     """
     _check_form(state_dict)
-    saved = _by_name(groups, deepcopy(list(state_dict["param_groups"])))
+    saved = _align(groups, deepcopy(list(state_dict["param_groups"])))
     _check_sizes(groups, saved)
-    pairs = [_Pair(group, old) for group, old in zip(groups, saved, strict=True)]
+    pairs = [_Match(group, old) for group, old in zip(groups, saved, strict=True)]
     for pair in pairs:
         pair.check()
     reference = any(ESTIMATORS[old["estimator"]].point(old) for old in saved)  # by the saved options
     kinds = [old["reference"] for old in saved if "reference" in old]  # one for all groups
     kind = (kinds or REFERENCES)[0] if reference else None
-    state: dict[Tensor, dict[str, Any]] = {}
+    state: State = {}
     for pair in pairs:
         state.update(pair.buffers(state_dict["state"], kind))
     return saved, state
 
 
 @dataclass(frozen=True)
-class _Pair:
+class _Match:
     """A present group and its saved self, which is brought into the present order.
 
     Args:
@@ -94,7 +90,7 @@ class _Pair:
             raise ValueError(
                 f"Expected the saved group {self.here['name']!r} to have one name per parameter, but got {names}."
             )
-        found = _places(here, names) or _places(_unwrapped(here), _unwrapped(names))
+        found = _places(here, names) or _places(_bare_names(here), _bare_names(names))
         if found is None:
             raise ValueError(
                 f"The saved state of group {self.here['name']!r} lacks {_first_of(here, but=names)} and has "
@@ -120,7 +116,7 @@ class _Pair:
         for key in read:
             self.saved[key] = merged[key]
 
-    def buffers(self, saved: Mapping[Any, Buffers], kind: str | None) -> dict[Tensor, dict[str, Any]]:
+    def buffers(self, saved: Mapping[object, ParameterState], kind: str | None) -> State:
         """Return the checked buffers of every parameter that has some.
 
         Args:
@@ -136,7 +132,7 @@ class _Pair:
         return found
 
 
-def _check_form(state_dict: Any) -> None:
+def _check_form(state_dict: object) -> None:
     if not isinstance(state_dict, Mapping):
         raise _no_state(type(state_dict).__name__)
     if not {"state", "param_groups"} <= set(state_dict):
@@ -155,11 +151,11 @@ def _no_state(found: str) -> ValueError:
     )
 
 
-def _all_mappings(state: Any) -> bool:
+def _all_mappings(state: object) -> bool:
     return isinstance(state, Mapping) and all(isinstance(entry, Mapping) for entry in state.values())
 
 
-def _by_name(groups: Sequence[Group], saved: list[Group]) -> list[Group]:
+def _align(groups: Sequence[Group], saved: list[Group]) -> list[Group]:
     """Return saved groups in the order of the present ones, as far as names tell."""
     by_name = {group.get("name"): group for group in saved}
     names = [group["name"] for group in groups]
@@ -169,20 +165,20 @@ def _by_name(groups: Sequence[Group], saved: list[Group]) -> list[Group]:
 
 
 def _check_sizes(groups: Sequence[Group], saved: Sequence[Group]) -> None:
-    if _sizes(saved) == _sizes(groups):
+    if _counts(saved) == _counts(groups):
         return
     raise ValueError(
-        f"The saved optimizer state has groups {_listed(saved)}, but this optimizer has {_listed(groups)}"
+        f"The saved optimizer state has groups {_summary(saved)}, but this optimizer has {_summary(groups)}"
         f"{_difference(groups, saved)}. Load it into the model it was saved from, with the same parameters frozen, or "
         "load only the model's weights and let the optimizer start anew."
     )
 
 
-def _sizes(groups: Iterable[Group]) -> list[int]:
+def _counts(groups: Iterable[Group]) -> list[int]:
     return [len(group["params"]) for group in groups]
 
 
-def _listed(groups: Iterable[Group]) -> str:
+def _summary(groups: Iterable[Group]) -> str:
     parts = []
     for group in groups:
         name = group.get("name", "?")
@@ -227,16 +223,16 @@ def _first_of(names: Iterable[str], *, but: Iterable[str]) -> str:
     return ", ".join(rest[:3])
 
 
-def _unwrapped(names: Sequence[str]) -> list[str]:
+def _bare_names(names: Sequence[str]) -> list[str]:
     """Return names as they are without `torch.compile`, Fabric or data parallelism around the module."""
     bare = []
     for name in names:
-        inner = WRAPPERS.sub(r"\1", name)
+        inner = WRAPPING.sub(r"\1", name)
         bare.append(inner.removeprefix("module."))
     return bare
 
 
-def _take(group: Group, index: int, saved: Buffers, layout: Layout) -> dict[str, Any]:
+def _take(group: Group, index: int, saved: ParameterState, layout: StateLayout) -> ParameterState:
     """Return the buffers of one parameter, checked."""
     parameter, name = group["params"][index], group["param_names"][index]
     for key, entry in layout.entries.items():
@@ -245,11 +241,11 @@ def _take(group: Group, index: int, saved: Buffers, layout: Layout) -> dict[str,
     taken = {}
     for key, value in saved.items():
         moment = kernel and key in layout.momentum
-        taken[key] = _place(parameter, value, alike=moment)
+        taken[key] = _copy_to(parameter, value, alike=moment)
     return taken
 
 
-def _check_buffer(what: str, value: Any, entry: Tensor, group: Group) -> None:
+def _check_buffer(what: str, value: object, entry: Tensor, group: Group) -> None:
     if value is None:
         raise ValueError(f"The saved state lacks {what}. Load a state that was saved whole.")
     if not isinstance(value, Tensor):
@@ -265,7 +261,7 @@ def _check_buffer(what: str, value: Any, entry: Tensor, group: Group) -> None:
         raise ValueError(f"The saved {what} is not finite. Load an earlier state.")
 
 
-def _place(parameter: Tensor, value: Any, *, alike: bool) -> Any:
+def _copy_to(parameter: Tensor, value: object, *, alike: bool) -> object:
     """Return a copy on the parameter's device; `alike`: in its dtype and layout, as torch's kernel wants moments."""
     if not isinstance(value, Tensor):
         return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from lightning_gluon.two_point.exchange import exchanged_gradients
 from lightning_gluon.two_point.reference import ReferencePoint
 from lightning_gluon.two_point.streams import rng_state, set_rng_state
 
-Closure: TypeAlias = Callable[[], Any]
+Closure: TypeAlias = Callable[[], object]
 
 # Who takes the second gradient: `step(closure)` itself, a callback, a loop of the user's own, or nobody.
 CLOSURE, CALLBACK, LOOP, NOBODY = "closure", "callback", "loop", "none"
@@ -45,7 +45,7 @@ MISSING = (
 )
 
 
-def evaluate(closure: Closure | None, reference: ReferencePoint, source: str) -> tuple[Any, dict[Tensor, Tensor]]:
+def evaluate(closure: Closure | None, reference: ReferencePoint, source: str) -> tuple[object, dict[Tensor, Tensor]]:
     """Run the closure, a second time at the previous iterate if nobody else does.
 
     Args:
@@ -69,28 +69,28 @@ def evaluate(closure: Closure | None, reference: ReferencePoint, source: str) ->
             raise RuntimeError(MISSED)
         return None, {}
     if not own or not reference.needed:
-        return _evaluate(closure), {}
+        return _run(closure), {}
     if reference.transported:
         with reference.exchanged():
-            return _evaluate(closure), {}
-    return _evaluate_twice(closure, reference)
+            return _run(closure), {}
+    return _run_twice(closure, reference)
 
 
-def _evaluate(closure: Closure) -> Any:
+def _run(closure: Closure) -> object:
     with torch.enable_grad():
         return closure()
 
 
-def _evaluate_twice(closure: Closure, reference: ReferencePoint) -> tuple[Any, dict[Tensor, Tensor]]:
+def _run_twice(closure: Closure, reference: ReferencePoint) -> tuple[object, dict[Tensor, Tensor]]:
     """Run the closure here and at the previous iterate, on the same random numbers; `.grad` is that of the first."""
     before = rng_state()
-    loss = _evaluate(closure)
+    loss = _run(closure)
     after = rng_state()
     params = [parameter for group in reference.groups for parameter in group["params"]]
     try:
         set_rng_state(before)
         with exchanged_gradients(params, {}) as taken, reference.exchanged():
-            _evaluate(_bare(closure))
+            _run(_bare(closure))
     finally:
         set_rng_state(after)
     return loss, taken.gradients
@@ -151,6 +151,6 @@ def _bare(closure: Closure) -> Closure:
     return closure.args[2] if _is_lightning(closure) else closure
 
 
-def _is_lightning(closure: Closure) -> TypeGuard[partial[Any]]:
+def _is_lightning(closure: Closure) -> TypeGuard[partial[object]]:
     """Return whether Lightning built this closure: a partial of `Precision._wrap_closure`."""
     return isinstance(closure, partial) and getattr(closure.func, "__name__", "") == "_wrap_closure"

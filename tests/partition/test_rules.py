@@ -29,11 +29,6 @@ def test_relative_positions_in_a_network_of_layers_are_no_table() -> None:
     assert roles(Attributes(rel_emb=nn.Embedding(9, 4), body=mlp(4, 4, 4)))["rel_emb.weight"] == "elementwise"
 
 
-def test_entities_and_relations_as_bare_arrays() -> None:
-    net = Attributes(entity_embedding=parameter(9, 4), relation_embedding=parameter(3, 4))
-    assert set(roles(net).values()) == {"embedding"}
-
-
 def test_rows_that_replace_those_of_a_table() -> None:
     peft = pytest.importorskip("peft")
     net = Attributes(emb=nn.Embedding(9, 4), out=nn.Linear(4, 2))
@@ -126,50 +121,6 @@ def test_both_towers_of_clip_end_alike() -> None:
 def test_norm_gains_are_biases_whatever_their_shape() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.LayerNorm([4, 5, 5]), nn.GroupNorm(2, 4), nn.PReLU(4))
     assert [role for name, role in roles(net).items() if not name.startswith("0.")] == ["bias"] * 5
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "role"),
-    [
-        ("cls_token", (1, 1, 8), "elementwise"),
-        ("class_embedding", (8,), "elementwise"),
-        ("register_tokens", (1, 4, 8), "elementwise"),
-        ("mask_token", (1, 8), "elementwise"),
-        ("pos_embed", (1, 5, 8), "elementwise"),
-        ("positional_embedding", (5, 8), "elementwise"),
-        ("relative_position_bias_table", (9, 2), "elementwise"),
-        ("rel_pos_h", (9, 8), "elementwise"),
-        ("attention_biases", (2, 9), "elementwise"),
-        ("logit_scale", (), "elementwise"),
-        ("temperature", (2, 1, 1), "elementwise"),
-        ("A_log", (8, 4), "elementwise"),
-        ("A_log", (8,), "elementwise"),
-        ("time_decay", (8,), "elementwise"),
-        ("D", (8,), "bias"),
-        ("dt_bias", (8,), "bias"),
-        ("gamma", (8, 1, 1), "bias"),
-        ("layer_scale", (4, 8), "bias"),
-        ("gate_up_proj_bias", (4, 8), "bias"),
-        ("anything", (1, 8), "bias"),
-        ("anything", (), "bias"),
-    ],
-)
-def test_bare_arrays_go_by_name(name: str, shape: tuple[int, ...], role: str) -> None:
-    net = Attributes(**{name: parameter(*shape)}, body=nn.Linear(8, 8))
-    p = partition(net)
-    assert p.role(name) == role and p.views(name) == []
-    if role == "elementwise":
-        assert name in p.reason(name)
-
-
-def test_relative_positions_under_a_plain_name() -> None:
-    """Inkling: a bank of profiles over distances, and gains that only lie in the same module."""
-    relative = type("RelativePositionBias", (Attributes,), {})
-    p = partition(relative(proj=parameter(4, 9), norm=Attributes(scale=parameter(2, 4)), linear=nn.Linear(8, 4)))
-    assert p.role("proj") == "elementwise" and p.role("norm.scale") == "bias"
-    rotary = type("RotaryEmbeddingMixed", (Attributes,), {})
-    net = Attributes(rope=rotary(freqs=parameter(2, 3, 4)), body=nn.Linear(4, 4))
-    assert partition(net).role("rope.freqs") == "elementwise"
 
 
 def test_parametrizations_keep_the_role_of_their_weight() -> None:

@@ -12,11 +12,11 @@ from torch import nn
 from lightning_gluon import Gluon
 from lightning_gluon.callbacks import RadiusScheduler
 from lightning_gluon.radius.control import RadiusControl
-from lightning_gluon.radius.observe import Evidence
+from lightning_gluon.radius.observe import StepRecord
 from lightning_gluon.radius.radii import Limits
 from lightning_gluon.radius.rules import make_rule
 
-EVIDENCE = Evidence(torch.ones(()))
+EVIDENCE = StepRecord(torch.ones(()))
 
 
 def started(rule, method: str = "gluon", *, total: int | None = None, freeze: float | None = None, **limits):

@@ -6,6 +6,7 @@ from __future__ import annotations
 WRAPPERS = ("base_layer", "original_module")
 # Parts of a path that belong to an adapter. The part after them is the adapter's name (`lora_B.default`).
 NAMED_PARTS = (r"modules_to_save|lora_\w+",)
+LORA_PARTS = (r"lora_\w+",)
 ADAPTER_PARTS = (r"(lora|adalora|vera)_\w+",)
 # The first factor of a layer's adapter: its rows are ranks, not the layer's outputs.
 FIRST_FACTORS = (r"lora_(A|embedding)\w*",)
