@@ -122,14 +122,16 @@ def _with_adamw(estimator: str, *, scaling: str, radius: float = 0.015, **option
     return dict.fromkeys(ROLES, adamw) | {"hidden": Rule("spectral", estimator, 1.0, scaling, options)}
 
 
-GLUON = "Gluon, arXiv 2505.13416"
-MVR = "Gluon-MVR, arXiv 2512.16598"
+GLUON_PAPER = "Gluon, arXiv 2505.13416"
+MVR_PAPER = "Gluon-MVR, arXiv 2512.16598"
 IGT = "LMO-IGT, arXiv 2605.05577"
 STORM_RATE = (2 / 3, 2 / 3)  # radius and 1 - b of MVR: derived by matching rates, and as LiMuon prints them
 
 METHODS: dict[str, Method] = {
-    "gluon": Method("layer-wise LMO with momentum, unconstrained", GLUON, _layerwise("ema"), theory=(3 / 4, 1 / 2)),
-    "gluon-nesterov": Method("Gluon on Muon's estimator, Nesterov's momentum", GLUON, _layerwise("nesterov")),
+    "gluon": Method(
+        "layer-wise LMO with momentum, unconstrained", GLUON_PAPER, _layerwise("ema"), theory=(3 / 4, 1 / 2)
+    ),
+    "gluon-nesterov": Method("Gluon on Muon's estimator, Nesterov's momentum", GLUON_PAPER, _layerwise("nesterov")),
     "scion": Method(
         "layer-wise LMO over a norm ball, constrained",
         "Scion, arXiv 2502.07529",
@@ -144,11 +146,11 @@ METHODS: dict[str, Method] = {
         momentum=0.95,
         start="zero",
     ),
-    "gluon-mvr1": Method("Gluon on STORM's momentum", MVR, _layerwise("mvr1"), theory=STORM_RATE),
-    "gluon-mvr2": Method("Gluon on the EMA of a STORM estimate", MVR, _layerwise("mvr2"), theory=STORM_RATE),
-    "gluon-mvr3": Method("mvr2 plus transport (our reading)", MVR, _layerwise("mvr3"), theory=STORM_RATE),
+    "gluon-mvr1": Method("Gluon on STORM's momentum", MVR_PAPER, _layerwise("mvr1"), theory=STORM_RATE),
+    "gluon-mvr2": Method("Gluon on the EMA of a STORM estimate", MVR_PAPER, _layerwise("mvr2"), theory=STORM_RATE),
+    "gluon-mvr3": Method("mvr2 plus transport (our reading)", MVR_PAPER, _layerwise("mvr3"), theory=STORM_RATE),
     "muon-mvr": Method(
-        "Muon on STORM's momentum", MVR, _with_adamw("mvr1", scaling="muon"), momentum=0.95, theory=STORM_RATE
+        "Muon on STORM's momentum", MVR_PAPER, _with_adamw("mvr1", scaling="muon"), momentum=0.95, theory=STORM_RATE
     ),
     "limuon": Method(
         "Gluon on STORM's momentum, carried at low rank",

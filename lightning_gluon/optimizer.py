@@ -18,7 +18,7 @@ from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import CHECKS, Group, Options
 from lightning_gluon.step.checks import check_options, check_ranks_fit, check_values, values_of
 from lightning_gluon.step.conditions import check_star_convex
-from lightning_gluon.step.late import Settings, follow_family, late_groups, name_apart
+from lightning_gluon.step.late import Construction, follow_family, late_groups, name_apart
 from lightning_gluon.step.layers import Layer
 from lightning_gluon.step.load import match_saved_state
 from lightning_gluon.step.round import Plan, Plans, Round
@@ -93,7 +93,7 @@ class Gluon(Optimizer):
         self.compile: bool | str = CHECKS["compile"]("compile", options.pop("compile", None)) or False
         check_options(method, options)
         partial_groups, self._partition = read_source(params)
-        self._settings = Settings(method, lr, weight_decay, momentum, radius, dict(options))
+        self._settings = Construction(method, lr, weight_decay, momentum, radius, dict(options))
         groups = self._settings.build(partial_groups)
         check_ranks_fit(groups)
         name_apart(groups)  # before any is added

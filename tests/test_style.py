@@ -12,12 +12,12 @@ from benchmarks.style import LIMITS, Source, Style, any_annotations, branches, e
 
 # What the package may have today; the goal is `LIMITS`. Lower a number when a change makes it possible.
 CEILINGS = Style(
-    nodes_per_line=6.5,
+    nodes_per_line=5.5,
     function_nodes=110,
     branches=8,
-    string_comparisons=18,
-    any_annotations=34,
-    twins=90,
+    string_comparisons=12,
+    any_annotations=15,
+    twins=0,
     longest_file=500,
 )
 

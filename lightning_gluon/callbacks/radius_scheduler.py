@@ -19,7 +19,7 @@ from lightning_gluon.radius.observe import Observation, StepRecord
 from lightning_gluon.radius.radii import Limits, Proposal, Radius, logged_radii
 from lightning_gluon.radius.rule import RadiusRule
 from lightning_gluon.radius.rules import make_rule
-from lightning_gluon.radius.saved import State
+from lightning_gluon.radius.saved import SavedState
 from lightning_gluon.replay.lightning import (
     callbacks_of,
     check_log,
@@ -199,10 +199,10 @@ class RadiusScheduler(Callback):
 
     # ------------------------------------------------------------------ checkpoints
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> SavedState:
         """Return plain values, and the weights before the last step while they are needed."""
         return self.control.state_dict()
 
-    def load_state_dict(self, state: State) -> None:
+    def load_state_dict(self, state: SavedState) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         self.control.load_state_dict(state)

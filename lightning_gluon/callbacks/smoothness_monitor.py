@@ -258,7 +258,7 @@ class SmoothnessMonitor(Callback):
             warnings.warn(message, stacklevel=2)
         self._warned = True
 
-    def _row(self, reading: Reading) -> dict[str, Any]:
+    def _row(self, reading: RawReading) -> dict[str, Any]:
         """Add one sample to its fit and to the pending log, and return it as a line of the file."""
         values = derive(reading.raw)
         values.update(self._fitted(reading.fit, values))
@@ -347,7 +347,7 @@ class SmoothnessMonitor(Callback):
 
 
 @dataclass(frozen=True)
-class Reading:
+class RawReading:
     """The raw values of one layer, or of a whole role.
 
     Args:
@@ -370,15 +370,15 @@ class Reading:
         return f"layer {self.layer}"
 
 
-def readings_of(pairs: Iterable[Pair], raws: Iterable[Raw]) -> Iterator[Reading]:
+def readings_of(pairs: Iterable[Pair], raws: Iterable[Raw]) -> Iterator[RawReading]:
     """Yield every role, followed by its layers."""
-    members: dict[str, list[Reading]] = {}
+    members: dict[str, list[RawReading]] = {}
     for pair, raw in zip(pairs, raws, strict=True):
         layer = pair.layer
-        reading = Reading(layer.role, layer.name, layer.step_length, raw)
+        reading = RawReading(layer.role, layer.name, layer.step_length, raw)
         members.setdefault(layer.role, []).append(reading)
     for role, readings in members.items():
         radius = max(reading.radius for reading in readings)
         raw = combine(reading.raw for reading in readings)
-        yield Reading(role, None, radius, raw)
+        yield RawReading(role, None, radius, raw)
         yield from readings

@@ -25,7 +25,7 @@ from lightning_gluon.two_point.closures import CALLBACK, CLOSURE, NOBODY
 from lightning_gluon.two_point.exchange import exchanged_gradients
 
 # Strategies whose parameters are shards, or which own the backward pass or the step.
-REFUSED = (
+UNSUPPORTED = (
     "FSDPStrategy",
     "ModelParallelStrategy",
     "DeepSpeedStrategy",
@@ -181,7 +181,7 @@ def refuse(trainer: Trainer, pl_module: LightningModule) -> None:
             "at the previous iterate. Use `training_step(batch, batch_idx)`."
         )
     for kind in type(trainer.strategy).__mro__:
-        if kind.__name__ in REFUSED:
+        if kind.__name__ in UNSUPPORTED:
             raise ValueError(
                 f"A method that needs a further gradient cannot run under `{kind.__name__}` yet, because weights are "
                 "exchanged whole and in place. Use `strategy='ddp'`, or a single device."

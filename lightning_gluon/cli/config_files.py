@@ -24,7 +24,7 @@ LARGEST_VALUES = 100_000
 SHORT = 60
 
 # Options that name a file.
-OPTIONS = ("-c", "--config")
+CONFIG_FLAGS = ("-c", "--config")
 
 # Sections that hold keys; `model` and `data` may also be a class path.
 SECTIONS = ("trainer", "optimizer")
@@ -128,7 +128,7 @@ def config_files(arguments: Sequence[str]) -> Iterator[str]:
     """
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
-        if option not in OPTIONS:
+        if option not in CONFIG_FLAGS:
             continue
         if equals:
             yield value
@@ -154,7 +154,7 @@ def check_files(arguments: Sequence[str]) -> Iterator[dict[str, object]]:
         if name == "-" or "://" in name or name.lstrip().startswith("{"):
             continue
         path = Path(name)
-        kind = _kind(path)
+        kind = _file_kind(path)
         if stat.S_ISFIFO(kind):
             continue
         if not stat.S_ISREG(kind):
@@ -162,7 +162,7 @@ def check_files(arguments: Sequence[str]) -> Iterator[dict[str, object]]:
         yield _sections(name, _load(path))
 
 
-def _kind(path: Path) -> int:
+def _file_kind(path: Path) -> int:
     try:
         return path.stat().st_mode
     except OSError:

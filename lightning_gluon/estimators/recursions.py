@@ -40,9 +40,9 @@ __all__ = ["ESTIMATORS", "Estimator"]
 
 Tensors = list[Tensor]
 Buffers = Mapping[str, Tensors]
-Options = Mapping[str, Any]
-Recursion = Callable[[Buffers, Tensors, Tensors, Options], Tensors]
-Kernel = Callable[[MutableMapping[Tensor, Any], Options, Tensors, Tensors], None]
+GroupOptions = Mapping[str, Any]
+Recursion = Callable[[Buffers, Tensors, Tensors, GroupOptions], Tensors]
+Kernel = Callable[[MutableMapping[Tensor, Any], GroupOptions, Tensors, Tensors], None]
 
 
 @dataclass(frozen=True)
@@ -79,27 +79,27 @@ class Estimator:
     buffers: tuple[str, ...] = ("momentum",)
     reference: str | None = None
     share: str | None = None
-    options: Options = field(default_factory=dict)
+    options: GroupOptions = field(default_factory=dict)
     step_: Kernel | None = None
     layout: Callable[[Tensor], dict[str, Tensor]] | None = None
 
-    def point(self, options: Options) -> str | None:
+    def point(self, options: GroupOptions) -> str | None:
         """Return where a further gradient is needed under these options, see `reference`."""
         used = self.share is None or options[self.share] != 0
         return self.reference if used else None
 
-    def gradients(self, options: Options) -> int:
+    def gradients(self, options: GroupOptions) -> int:
         """Return the gradients of one sample that a step costs under these options."""
         return 2 if self.point(options) == "previous" else 1
 
 
-def _ema(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _ema(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     momentum = buffers["momentum"]
     torch._foreach_lerp_(momentum, new, 1 - options["momentum"])
     return momentum
 
 
-def _nesterov(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _nesterov(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     momentum = _ema(buffers, new, old, options)
     return list(torch._foreach_lerp(new, momentum, options["momentum"]))
 
@@ -119,17 +119,17 @@ def _damped(new: Tensors, old: Tensors, gamma: float) -> Tensors:
     return old if gamma == 1 else list(torch._foreach_lerp(new, old, gamma))
 
 
-def _mvr1(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _mvr1(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     _recursive_(buffers["momentum"], new, old, options["momentum"], options["gamma"])
     return buffers["momentum"]
 
 
-def _mvr2(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _mvr2(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     _recursive_(buffers["gradient_estimate"], new, old, 1 - options["q"], options["gamma"])
     return _ema(buffers, buffers["gradient_estimate"], old, options)
 
 
-def _mvr3(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _mvr3(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     momentum = _mvr2(buffers, new, old, options)
     weight = options["momentum"] * options["gamma"]
     if weight:
@@ -137,7 +137,7 @@ def _mvr3(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Ten
     return momentum
 
 
-def _mars(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _mars(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     weight = options["gamma"] * options["momentum"] / (1 - options["momentum"])
     corrected = list(torch._foreach_sub(new, old))
     torch._foreach_mul_(corrected, weight)
@@ -148,19 +148,19 @@ def _mars(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Ten
     return _ema(buffers, corrected, old, options)
 
 
-def _mars_approximate(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _mars_approximate(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     direction = _mars(buffers, new, buffers["last_gradient"], options)
     torch._foreach_copy_(buffers["last_gradient"], new)
     return direction
 
 
-def _dual_ema(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _dual_ema(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     direction = list(torch._foreach_lerp(new, buffers["momentum"], options["momentum"]))
     torch._foreach_lerp_(buffers["momentum"], new, 1 - options["momentum_carry"])
     return direction
 
 
-def _none(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _none(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     raise NotImplementedError("This row moves the weights itself and has no direction.")
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.partition.experts import expert_views
-from lightning_gluon.partition.finding import Finding, filters, whole
-from lightning_gluon.partition.heads import Heads
-from lightning_gluon.partition.knowledge import entries, names_match, pattern
+from lightning_gluon.partition.finding import Finding, depthwise_filter, whole_array
+from lightning_gluon.partition.heads import OutputLayers
+from lightning_gluon.partition.knowledge import names_match, pattern, table_entries
 from lightning_gluon.partition.layers import declared_widths, is_weight_layer
 from lightning_gluon.partition.layouts import (
     find_raw_map,
@@ -37,7 +37,7 @@ __all__ = [
 
 def experts(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Experts stacked in one parameter."""
     if len(place.shape) < 2 or not names_match("EXPERT_PARAMETERS", place.local) or not place.owned_by("Expert"):
@@ -45,7 +45,7 @@ def experts(
     bare = place.local == "weight"
     if place.owned_by("Router", "Gate") or (bare and len(place.shape) < 3):
         return None
-    counted = any(hasattr(place.owner, name) for name in entries("EXPERT_COUNTS"))
+    counted = any(hasattr(place.owner, name) for name in table_entries("EXPERT_COUNTS"))
     if len(place.shape) == 2 and not counted:
         return None
     views, note = expert_views(place)
@@ -54,7 +54,7 @@ def experts(
 
 def mixed_convolution(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Kernels of several experts in one row each, mixed by example before use (timm's `CondConv2d`)."""
     kernel = getattr(place.owner, "weight_shape", None)
@@ -63,7 +63,7 @@ def mixed_convolution(
     if place.shape[1:] != (math.prod(kernel),):
         return None
     if kernel[1] == 1 < kernel[0]:
-        return filters(place)
+        return depthwise_filter(place)
     count = place.shape[0]
     view = MatrixView.conv(
         (count * kernel[0], *kernel[1:]),
@@ -75,22 +75,22 @@ def mixed_convolution(
 
 def router(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Routers kept as a bare `weight`: maps from features to experts."""
     if not _is_bare_weight(place, "ROUTER_CLASSES"):
         return None
-    return Finding("hidden", f"router: linear map to the experts ({place.kind})", whole(place))
+    return Finding("hidden", f"router: linear map to the experts ({place.kind})", whole_array(place))
 
 
 def bare_map(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Other maps that are kept as a bare `weight`."""
     if not _is_bare_weight(place, "BARE_MAP_CLASSES"):
         return None
-    return Finding("hidden", f"linear map between features ({place.kind})", whole(place))
+    return Finding("hidden", f"linear map between features ({place.kind})", whole_array(place))
 
 
 def _is_bare_weight(
@@ -99,24 +99,24 @@ def _is_bare_weight(
 ) -> bool:
     if place.local != "weight" or len(place.shape) != 2 or is_weight_layer(place.owner):
         return False
-    return any(place.owned_by(*entry.split("|")) for entry in entries(table))
+    return any(place.owned_by(*entry.split("|")) for entry in table_entries(table))
 
 
 def shared_space(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """OpenAI's CLIP keeps its output projections as bare arrays stored `(in, out)`."""
-    towers = any(hasattr(place.owner, name) for name in entries("TOWER_PARTS"))
+    towers = any(hasattr(place.owner, name) for name in table_entries("TOWER_PARTS"))
     if len(place.shape) != 2 or not towers or not names_match("TOWER_PROJECTIONS", place.local):
         return None
     reason = "output layer: projects into the shared space, stored transposed"
-    return Finding("head", reason, whole(place, transposed=True))
+    return Finding("head", reason, whole_array(place, transposed=True))
 
 
 def raw_map(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Maps kept as bare arrays by modules we know."""
     known = find_raw_map(place)
@@ -132,7 +132,7 @@ def raw_map(
 
 def declared_map(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Maps kept as bare arrays by a module that says its widths: relational graph convolutions, say."""
     said = declared_widths(place.owner)
@@ -144,17 +144,17 @@ def declared_map(
     reason = heads.reason(place) or f"linear map between features, of the widths that {place.kind} says"
     role = "head" if heads.reason(place) else "hidden"
     note = ", stored transposed" if transposed else ""
-    return Finding(role, reason + note, whole(place, transposed=transposed))
+    return Finding(role, reason + note, whole_array(place, transposed=transposed))
 
 
 def table(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Rows that are looked up, kept as a bare array: codebooks, entities, rows that replace those of a table."""
     names = (place.label, place.local)
     if len(place.shape) >= 2 and any(names_match("TABLES", name) for name in names):
-        return Finding("embedding", f"lookup table kept as a bare array ({place.label})", whole(place))
+        return Finding("embedding", f"lookup table kept as a bare array ({place.label})", whole_array(place))
     return None
 
 
@@ -173,7 +173,7 @@ _NO_MAP = {
 
 def no_map(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Bare arrays that act entry by entry: tokens, positions, relative positions, logit scales, rates."""
     name = place.label
@@ -191,7 +191,7 @@ def no_map(
 
 def bias(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Biases, those of stacked experts included."""
     return Finding("bias", f"bias of {place.kind}") if names_match("BIASES", place.label) else None
@@ -199,7 +199,7 @@ def bias(
 
 def scale(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Layer scales kept several to an array."""
     if names_match("GAINS", place.label):
@@ -209,7 +209,7 @@ def scale(
 
 def vector(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Every other vector or scalar: gains, layer scales, mixing weights."""
     return Finding("bias", f"vector of {place.kind}") if place.is_vector else None

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_gluon.norms.views import MatrixView, covers
-from lightning_gluon.partition.evidence import Evidence
+from lightning_gluon.partition.evidence import LayerOrder
 from lightning_gluon.partition.finding import Finding
-from lightning_gluon.partition.heads import Heads
+from lightning_gluon.partition.heads import OutputLayers
 from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.overrides import Decision, Overrides, Rules
 from lightning_gluon.partition.place import Place
@@ -20,7 +20,7 @@ from lightning_gluon.partition.result import Partition
 from lightning_gluon.partition.route import Route, default_norm
 from lightning_gluon.partition.routing import registered
 from lightning_gluon.partition.rules import find
-from lightning_gluon.partition.table import NUMBER
+from lightning_gluon.partition.table import BLOCK_INDEX
 from lightning_gluon.roles import MATRIX_ROLES, ROLES
 
 __all__ = ["partition"]
@@ -90,7 +90,7 @@ def partition(
             f"Expected a module with parameters, but {type(module).__name__} has none. Build its layers first "
             "(in `__init__` or `configure_model`)."
         )
-    router = _Router(Heads(Evidence(Network(module), batch)), Overrides(rules))
+    router = _RouteFinder(OutputLayers(LayerOrder(Network(module), batch)), Overrides(rules))
     routes = [router.route(names, parameter) for names, parameter in tensors]
     router.overrides.check_used([name for names, _ in tensors for name in names])
     message = _without_rule(router.unknown) if router.unknown else ""
@@ -115,7 +115,7 @@ def _unique_parameters(module: nn.Module) -> list[tuple[list[str], nn.Parameter]
     return list(found.values())
 
 
-class _Router:
+class _RouteFinder:
     """Decides about one tensor after the other and remembers those that no rule fits.
 
     Args:
@@ -125,7 +125,7 @@ class _Router:
 
     def __init__(
         self,
-        heads: Heads,
+        heads: OutputLayers,
         overrides: Overrides,
     ) -> None:
         self.heads = heads
@@ -206,7 +206,7 @@ def _without_rule(places: list[Place]) -> str:
     """Name the parameters that no rule fits, those of repeated blocks once, and say what to do about them."""
     alike: dict[str, list[Place]] = {}
     for place in places:
-        alike.setdefault(NUMBER.sub("*", place.name), []).append(place)
+        alike.setdefault(BLOCK_INDEX.sub("*", place.name), []).append(place)
     told = []
     keys = []
     for key, members in alike.items():

@@ -15,18 +15,18 @@ from torch import nn
 
 from lightning_gluon.partition.branches import may_follow
 from lightning_gluon.partition.execution import Execution, execute
-from lightning_gluon.partition.knowledge import entries, matching, names_match, pattern
+from lightning_gluon.partition.knowledge import matching, names_match, pattern, table_entries
 from lightning_gluon.partition.layers import Conv, is_weight_layer
 from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.place import Place, class_names, strip_wrappers
 
-__all__ = ["IMAGE", "RAW_CHANNELS", "Evidence"]
+__all__ = ["IMAGE", "RAW_CHANNELS", "LayerOrder"]
 
 RAW_CHANNELS = 4  # grey, colour, alpha
 IMAGE = (1, 3)  # channels of a grey or colour image
 
 
-class Evidence:
+class LayerOrder:
     """A network with what is known of the order of its layers.
 
     Args:
@@ -100,9 +100,9 @@ class Evidence:
         for index in range(end):
             parent = place.chain[index][1]
             path, child = place.chain[index + 1]
-            if not isinstance(parent, entries("STACK_CLASSES")) or self.network.count(path) < 2:
+            if not isinstance(parent, table_entries("STACK_CLASSES")) or self.network.count(path) < 2:
                 continue
-            if isinstance(parent, nn.ModuleDict) and isinstance(child, entries("STACK_CLASSES")):
+            if isinstance(parent, nn.ModuleDict) and isinstance(child, table_entries("STACK_CLASSES")):
                 continue  # parts with names of their own, not repeated blocks
             if self._is_repeated(parent, child, path):
                 return True
@@ -140,7 +140,7 @@ class Evidence:
         declared = []
         for _, module in place.ancestors():
             config = getattr(module, "config", None)
-            declared += [getattr(config, name, None) for name in entries("CHANNELS")]
+            declared += [getattr(config, name, None) for name in table_entries("CHANNELS")]
         return owner.in_channels <= RAW_CHANNELS or owner.in_channels in declared
 
     @staticmethod
@@ -183,7 +183,7 @@ def _tail(module: nn.Module) -> list[nn.Module]:
 
 def _only_outputs(modules: list[nn.Module]) -> bool:
     """Tell whether modules are such as may follow an output layer."""
-    return all(isinstance(module, entries("OUTPUT_ACTIVATIONS")) for module in modules)
+    return all(isinstance(module, table_entries("OUTPUT_ACTIVATIONS")) for module in modules)
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -272,7 +272,7 @@ def _fake_input(mode: FakeTensorMode) -> Callable[[Any], Any]:
     return convert
 
 
-class _Kept:
+class _Attributes:
     """The attributes of a module, and what its dicts, lists and sets held."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -288,13 +288,13 @@ class _Kept:
         self.module.__dict__.clear()
         self.module.__dict__.update(self.attributes)
         for name, content in self.contents.items():
-            _refill(self.attributes[name], content)
+            _restore_container(self.attributes[name], content)
 
 
 @contextmanager
 def _as_it_was(root: nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode, and put all attributes and Python's random state back in the end."""
-    kept = [_Kept(module) for module in root.modules()]
+    kept = [_Attributes(module) for module in root.modules()]
     state = random.getstate()
     try:
         for entry in kept:
@@ -306,7 +306,7 @@ def _as_it_was(root: nn.Module) -> Iterator[None]:
             entry.restore()
 
 
-def _refill(
+def _restore_container(
     container: Any,
     content: Any,
 ) -> None:

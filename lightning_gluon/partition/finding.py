@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.partition.place import Place
 
-__all__ = ["Finding", "filters", "whole"]
+__all__ = ["Finding", "depthwise_filter", "whole_array"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Finding:
         return len(shapes) == 1 and min(shapes[0]) == 1
 
 
-def whole(
+def whole_array(
     place: Place,
     *,
     transposed: bool = False,
@@ -34,6 +34,6 @@ def whole(
     return (MatrixView.whole(place.shape, transposed=transposed),)
 
 
-def filters(place: Place) -> Finding:
+def depthwise_filter(place: Place) -> Finding:
     """Return the finding of depthwise filters."""
     return Finding("elementwise", f"depthwise filters ({place.kind}): each channel by itself, no map")

@@ -21,24 +21,24 @@ from functools import cached_property
 from torch import nn
 
 from lightning_gluon.partition.declared import declared_heads
-from lightning_gluon.partition.evidence import RAW_CHANNELS, Evidence
-from lightning_gluon.partition.knowledge import entries, matching, names_match, pattern
+from lightning_gluon.partition.evidence import RAW_CHANNELS, LayerOrder
+from lightning_gluon.partition.knowledge import matching, names_match, pattern, table_entries
 from lightning_gluon.partition.layers import Conv, is_map
 from lightning_gluon.partition.place import Place, class_names, is_adapter, strip_wrappers
 
-__all__ = ["Heads"]
+__all__ = ["OutputLayers"]
 
 _SHARED = "output layer: projects into the shared space"
 
 
-class Heads:
+class OutputLayers:
     """The output layers of a network.
 
     Args:
         evidence: The network.
     """
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: LayerOrder) -> None:
         self.evidence = evidence
         self.network = evidence.network
 
@@ -188,13 +188,13 @@ class Heads:
         if not place.holders or not names_match("POOL_OUTPUTS", place.layer):
             return None
         _, pool = place.holders[0]
-        for name in entries("POOL_INPUTS"):
+        for name in table_entries("POOL_INPUTS"):
             if not isinstance(
                 getattr(pool, name, None),
                 nn.Module,
             ):
                 return None
-        for name in entries("POOL_POSITIONS"):
+        for name in table_entries("POOL_POSITIONS"):
             if hasattr(pool, name):
                 return _SHARED
         return None
@@ -301,7 +301,7 @@ def _is_member(
     module = place.chain[index][1]
     parent = place.chain[index - 1][1]
     alike = sum(type(other) is type(module) for other in parent.children())
-    return isinstance(parent, entries("STACK_CLASSES")) and alike > 1
+    return isinstance(parent, table_entries("STACK_CLASSES")) and alike > 1
 
 
 def _ends_a_head(name: str) -> bool:
@@ -338,7 +338,7 @@ def _is_backbone(place: Place) -> bool:
             return True
         if "PreTrainedModel" in class_names(module):
             return not re.search("For[A-Z]", type(module).__name__)
-        if isinstance(module, entries("BACKBONE_CLASSES")):
+        if isinstance(module, table_entries("BACKBONE_CLASSES")):
             return True
     return False
 
@@ -355,6 +355,6 @@ def _ends_sequences(place: Place) -> bool:
         members = list(parent.children())
         position = [member is child for member in members].index(True)
         after = members[position + 1 :]
-        if not all(isinstance(module, entries("OUTPUT_ACTIVATIONS")) for module in after):
+        if not all(isinstance(module, table_entries("OUTPUT_ACTIVATIONS")) for module in after):
             return False
     return True

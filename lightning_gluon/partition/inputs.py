@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lightning_gluon.partition.evidence import IMAGE, RAW_CHANNELS, Evidence
+from lightning_gluon.partition.evidence import IMAGE, RAW_CHANNELS, LayerOrder
 from lightning_gluon.partition.knowledge import names_match, pattern
 from lightning_gluon.partition.layers import Conv, ConvTranspose
 from lightning_gluon.partition.place import Place, is_adapter
@@ -26,7 +26,7 @@ __all__ = ["input_reason"]
 
 def input_reason(
     place: Place,
-    evidence: Evidence,
+    evidence: LayerOrder,
 ) -> str | None:
     """Return why the owner of a place reads the raw input, or None.
 
@@ -46,7 +46,7 @@ def input_reason(
         return None
     execution = evidence.execution
     if not execution.ran(place.path):
-        return _registered(place, evidence)
+        return _first_registered(place, evidence)
     if execution.reads_input(place.path):
         return _executed(place, evidence)
     return None
@@ -54,7 +54,7 @@ def input_reason(
 
 def _executed(
     place: Place,
-    evidence: Evidence,
+    evidence: LayerOrder,
 ) -> str | None:
     """Return the reason of a layer that read no other layer's output."""
     called = _called_input(place, evidence)
@@ -66,7 +66,7 @@ def _executed(
     return None if said is None else f"input layer: reads the inputs of forward, called {said}"
 
 
-def _registered(place: Place, evidence: Evidence) -> str | None:
+def _first_registered(place: Place, evidence: LayerOrder) -> str | None:
     """Return the reason of a layer that comes first by the order of registration."""
     network = evidence.network
     leads = network.leads(place)
@@ -80,14 +80,14 @@ def _registered(place: Place, evidence: Evidence) -> str | None:
     return _first_of_part(place, leads, evidence)
 
 
-def _may_read(place: Place, leads: str, evidence: Evidence) -> bool:
+def _may_read(place: Place, leads: str, evidence: LayerOrder) -> bool:
     """Tell whether a layer that is called an input layer is one where it lies."""
     if leads == "" or isinstance(place.owner, nn.Linear):
         return True
     return evidence.reads_raw(place)
 
 
-def _first_of_network(place: Place, evidence: Evidence) -> str | None:
+def _first_of_network(place: Place, evidence: LayerOrder) -> str | None:
     """Return the reason of the network's first layer, if its name says so or it is a convolution."""
     said = _called_first(place)
     if said is not None:
@@ -102,7 +102,7 @@ def _first_of_network(place: Place, evidence: Evidence) -> str | None:
     return None
 
 
-def _first_of_part(place: Place, leads: str, evidence: Evidence) -> str | None:
+def _first_of_part(place: Place, leads: str, evidence: LayerOrder) -> str | None:
     """Return the reason of a convolution that reads raw channels first in a part of the network."""
     owner = place.owner
     if not isinstance(owner, Conv) or evidence.network.count(leads) < 2:
@@ -114,7 +114,7 @@ def _first_of_part(place: Place, leads: str, evidence: Evidence) -> str | None:
 
 def _elsewhere(
     place: Place,
-    evidence: Evidence,
+    evidence: LayerOrder,
 ) -> str | None:
     """An input layer that comes not first: called so (CrossViT), or a convolution of a grey or colour image."""
     owner = place.owner
@@ -130,7 +130,7 @@ def _elsewhere(
 
 def _called_input(
     place: Place,
-    evidence: Evidence,
+    evidence: LayerOrder,
 ) -> str | None:
     """Return the module around the place that is called an input layer and starts with it."""
     for path, module in reversed(place.chain):

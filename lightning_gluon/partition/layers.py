@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lightning_gluon.partition.knowledge import entries
+from lightning_gluon.partition.knowledge import table_entries
 from lightning_gluon.partition.place import class_names, look_up
 
 __all__ = [
@@ -42,7 +42,7 @@ class Widths:
 
 def is_weight_layer(module: nn.Module) -> bool:
     """Tell whether a module maps inputs by a weight of its own: a linear map, a convolution or a lookup table."""
-    if isinstance(module, entries("LAYER_CLASSES")):
+    if isinstance(module, table_entries("LAYER_CLASSES")):
         return True
     weight = own_weight(module)
     return weight is not None and weight.ndim > 1 and _applies(module, weight)
@@ -54,7 +54,7 @@ def _applies(module: nn.Module, weight: Tensor) -> bool:
         return True
     if type(module).__name__.endswith("Linear"):  # not all are subclasses of torch's
         return True
-    return _matches(weight, declared_widths(module))
+    return _fits_widths(weight, declared_widths(module))
 
 
 def is_map(module: nn.Module) -> bool:
@@ -83,14 +83,14 @@ def _declared(
     module: nn.Module,
     table: str,
 ) -> int | None:
-    for name in entries(table):
+    for name in table_entries(table):
         value = module.__dict__.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return None
 
 
-def _matches(
+def _fits_widths(
     weight: Tensor,
     said: Widths,
 ) -> bool:
@@ -129,5 +129,5 @@ def _stored_widths(module: nn.Module) -> Widths:
 
 def stores_transposed(module: nn.Module) -> bool:
     """Tell whether the class of a linear map stores it `(in, out)`."""
-    known = entries("TRANSPOSED_CLASSES")
+    known = table_entries("TRANSPOSED_CLASSES")
     return any(name in known for name in class_names(module))

@@ -12,17 +12,16 @@ from torch import nn
 
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.norms.views import MatrixView, covers
-from lightning_gluon.partition.place import Place
+from lightning_gluon.partition.place import Place, Shape
 from lightning_gluon.roles import MATRIX_ROLES, ROLES
 
 __all__ = ["Decision", "Override", "Overrides", "Rules"]
 
 Key = str | type[nn.Module]
-Value = str | Mapping[str, Any] | Callable[[str, nn.Parameter, nn.Module], Any]
-Rules = Mapping[Key, Value] | Sequence[tuple[Key, Value]]
-Shape = tuple[int, ...]
+RuleValue = str | Mapping[str, Any] | Callable[[str, nn.Parameter, nn.Module], Any]
+Rules = Mapping[Key, RuleValue] | Sequence[tuple[Key, RuleValue]]
 
-_FIELDS = ("role", "norm", "views", "reason")
+_RULE_FIELDS = ("role", "norm", "views", "reason")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Override:
     def __init__(
         self,
         key: Key,
-        value: Value,
+        value: RuleValue,
         origin: str = "of the user",
     ) -> None:
         if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
@@ -232,9 +231,9 @@ def _checked(
         raise TypeError(
             f"Expected the rule for {label} to be a role, a dict with 'role', or a callable, but got {value!r}."
         )
-    if "role" not in fields or not set(fields) <= set(_FIELDS):
+    if "role" not in fields or not set(fields) <= set(_RULE_FIELDS):
         raise ValueError(
-            f"Expected the rule for {label} to have the field 'role' and of {list(_FIELDS[1:])} what it needs, "
+            f"Expected the rule for {label} to have the field 'role' and of {list(_RULE_FIELDS[1:])} what it needs, "
             f"but got {list(fields)}."
         )
     given = {key: value for key, value in fields.items() if value is not None}

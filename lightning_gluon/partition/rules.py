@@ -27,8 +27,8 @@ from lightning_gluon.partition.arrays import (
     table,
     vector,
 )
-from lightning_gluon.partition.finding import Finding, filters, whole
-from lightning_gluon.partition.heads import Heads
+from lightning_gluon.partition.finding import Finding, depthwise_filter, whole_array
+from lightning_gluon.partition.heads import OutputLayers
 from lightning_gluon.partition.inputs import input_reason
 from lightning_gluon.partition.knowledge import matching, names_match, pattern
 from lightning_gluon.partition.layers import Conv, is_weight_layer
@@ -44,7 +44,7 @@ __all__ = ["ROLE_RULES", "find"]
 
 def find(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Return what the first fitting rule says about a parameter, or None when no rule fits.
 
@@ -67,7 +67,7 @@ def _as_vector(
     place: Place,
 ) -> Finding:
     """Treat a map between features with one row or one column as a vector; an adapter's rank is its own affair."""
-    factor = is_adapter(place.path) or names_match("FACTORS", place.path.split(".")[-1])
+    factor = is_adapter(place.path) or names_match("ADAPTER_FACTORS", place.path.split(".")[-1])
     if not finding.is_degenerate or factor or not _steps_as_map(finding):
         return finding
     return Finding("bias", f"{finding.reason}; one row or column only, so a vector")
@@ -82,24 +82,24 @@ def _steps_as_map(finding: Finding) -> bool:
 
 def adapter_table(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Adapter of a lookup table: the first factor is a table, the second a map."""
     parts = [part for part in place.path.split(".") if names_match("TABLE_FACTORS", part)]
     if not parts or len(place.shape) != 2:
         return None
     if parts[0].endswith("A"):
-        return Finding("embedding", "LoRA factor of a lookup table", whole(place, transposed=True))
-    return Finding("hidden", "LoRA factor", whole(place))
+        return Finding("embedding", "LoRA factor of a lookup table", whole_array(place, transposed=True))
+    return Finding("hidden", "LoRA factor", whole_array(place))
 
 
 def adapter_factor(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Low-rank factors that an adapter keeps as bare arrays `(out, in)`."""
-    if len(place.shape) == 2 and names_match("FACTORS", place.path.split(".")[-1]):
-        return Finding("hidden", "low-rank factor of an adapter", whole(place))
+    if len(place.shape) == 2 and names_match("ADAPTER_FACTORS", place.path.split(".")[-1]):
+        return Finding("hidden", "low-rank factor of an adapter", whole_array(place))
     return None
 
 
@@ -108,7 +108,7 @@ def adapter_factor(
 
 def lookup_table(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Tables: one row per entry."""
     if place.local != "weight" or len(place.shape) != 2:
@@ -121,7 +121,7 @@ def lookup_table(
     relative = names_match("RELATIVE_POSITIONS", name) and not _of_relations(place)
     if relative or pattern("RELATIVE_CLASSES").search(place.kind):
         return Finding("elementwise", f"table over relative positions ({name})")
-    return Finding("embedding", f"lookup table ({place.kind})", whole(place))
+    return Finding("embedding", f"lookup table ({place.kind})", whole_array(place))
 
 
 def _of_relations(place: Place) -> bool:
@@ -142,7 +142,7 @@ def _is_all_tables(root: nn.Module) -> bool:
 
 def gain_of_weight_norm(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """The magnitudes that weight norm takes out of a weight."""
     return Finding("bias", "magnitudes of weight norm") if place.gain else None
@@ -153,7 +153,7 @@ _NORM_PARTS = {"weight": "gain", "gamma": "gain", "bias": "bias", "beta": "bias"
 
 def norm_gain(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Gains and biases of normalisation layers, whatever their shape."""
     what = _NORM_PARTS.get(place.local)
@@ -164,14 +164,14 @@ def norm_gain(
 
 def weight_of_layer(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Linear layers and convolutions: input layer, output layer, filter, or map between features."""
     owner = place.owner
     if place.local != "weight" or not is_weight_layer(owner) or len(place.shape) < 2:
         return None
     if is_depthwise(owner):
-        return filters(place)
+        return depthwise_filter(place)
     views, note = layer_views(place)
     reason = heads.reason(place)
     if reason is not None:
@@ -204,7 +204,7 @@ def _of_patches(
 
 def attention_projection(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """`torch.nn.MultiheadAttention`: fused or separate projections of its own."""
     if len(place.shape) != 2:
@@ -217,13 +217,13 @@ def attention_projection(
         )
         return Finding("hidden", f"{reason}, q + k + v fused", views)
     if names_match("SEPARATE_PROJECTIONS", place.local):
-        return Finding("hidden", reason, whole(place))
+        return Finding("hidden", reason, whole_array(place))
     return None
 
 
 def recurrent_weight(
     place: Place,
-    heads: Heads,
+    heads: OutputLayers,
 ) -> Finding | None:
     """Weights of LSTM, GRU and RNN."""
     if isinstance(place.owner, nn.RNNBase | nn.RNNCellBase) and place.local.startswith("weight_"):
@@ -232,7 +232,7 @@ def recurrent_weight(
     return None
 
 
-ROLE_RULES: tuple[Callable[[Place, Heads], Finding | None], ...] = (
+ROLE_RULES: tuple[Callable[[Place, OutputLayers], Finding | None], ...] = (
     adapter_table,
     gain_of_weight_norm,
     lookup_table,

@@ -16,9 +16,9 @@ from rich.text import Text
 from lightning_gluon.partition.route import Route
 from lightning_gluon.roles import ROLES
 
-__all__ = ["NUMBER", "render", "to_text"]
+__all__ = ["BLOCK_INDEX", "render", "to_text"]
 
-NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
+BLOCK_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 _SHOWN_NUMBERS = 4
 _SHOWN_MATRICES = 5
 _SHOWN_ALIASES = 3
@@ -125,10 +125,10 @@ def _wide_columns(table: Table) -> None:
 # ---- lines
 
 
-def _key(route: Route) -> tuple[object, ...]:
+def _line_key(route: Route) -> tuple[object, ...]:
     """Return what two lines must share to become one: the name up to its numbers, and everything else shown."""
     return (
-        NUMBER.sub("#", route.name),
+        BLOCK_INDEX.sub("#", route.name),
         len(route.aliases),
         route.shape,
         route.role,
@@ -142,7 +142,7 @@ def _collapse(routes: list[Route]) -> list[list[Route]]:
     """Group the routes that one line can show, in the order of their first member."""
     groups: dict[tuple[object, ...], list[Route]] = {}
     for route in routes:
-        key = _key(route)
+        key = _line_key(route)
         groups.setdefault(key, []).append(route)
     return list(groups.values())
 
@@ -202,10 +202,10 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 def _merged_name(routes: list[Route]) -> str:
     """Return one name for several: every number that varies becomes a range."""
-    between = NUMBER.split(routes[0].name)
+    between = BLOCK_INDEX.split(routes[0].name)
     columns: list[list[int]] = [[] for _ in between[1:]]
     for route in routes:
-        for column, number in zip(columns, NUMBER.findall(route.name), strict=True):
+        for column, number in zip(columns, BLOCK_INDEX.findall(route.name), strict=True):
             column.append(int(number))
     name = between[0]
     for column, text in zip(columns, between[1:], strict=True):

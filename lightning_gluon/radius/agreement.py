@@ -18,9 +18,9 @@ from lightning_gluon.optimizer import Gluon
 from lightning_gluon.options import Group
 from lightning_gluon.radius.observe import Fields, Measurement, StepRecord
 from lightning_gluon.radius.radii import peak_lr, stepped_by_adamw
-from lightning_gluon.radius.saved import Saved, State
+from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.roles import ROLES
-from lightning_gluon.smoothness.readings import inner, whole
+from lightning_gluon.smoothness.readings import gather_wide, inner
 from lightning_gluon.valid import number
 
 Family: TypeAlias = list[tuple[Group, float]]
@@ -147,7 +147,7 @@ class Agreement(Measurement):
             if gradient is None or before is None:
                 continue
             step = _last_step(before, parameter, decay)
-            gradient = whole(gradient)
+            gradient = gather_wide(gradient)
             product = inner(step, gradient)
             bound = step.norm() * gradient.norm()
             products.append(product.float())
@@ -193,7 +193,7 @@ class Agreement(Measurement):
         """Let go of the copies."""
         self.before = {}
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> SavedState:
         """Return plain values, and the copies by parameter name."""
         before = {}
         for layer in self.optimizer.layers():
@@ -234,10 +234,10 @@ def _members(family: Family) -> Iterator[tuple[Tensor, float]]:
 
 def _last_step(before: Tensor, parameter: Tensor, decay: float) -> Tensor:
     """Return the last step of a parameter, the decay left out."""
-    start = whole(before)
+    start = gather_wide(before)
     if decay:
         start = (1 - decay) * start
-    return start - whole(parameter)
+    return start - gather_wide(parameter)
 
 
 def _sum(values: Sequence[Tensor]) -> Tensor:

@@ -27,7 +27,7 @@ from lightning_gluon.radius.agreement import Agreement
 from lightning_gluon.radius.observe import Observation
 from lightning_gluon.radius.radii import Factors
 from lightning_gluon.radius.rule import RadiusRule
-from lightning_gluon.radius.saved import Saved, State
+from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.valid import number, one_of
 
 # Sources of all of these: docs/primers/radius.md, "Constants".
@@ -346,7 +346,7 @@ class Calibrate(RadiusRule):
             return HELD if ramp.loss.drop and sign <= 0 else SHARE
         return ""
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> SavedState:
         """Return plain values."""
         adamw = None
         if self.adamw is not None:

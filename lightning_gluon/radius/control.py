@@ -12,7 +12,7 @@ from lightning_gluon.options import Group
 from lightning_gluon.radius.observe import Fields, Measurement, Observation, StepRecord, WindowLoss, measurements_of
 from lightning_gluon.radius.radii import Limits, Radius, first_radius, set_radii_, stepped_by_adamw
 from lightning_gluon.radius.rule import RadiusRule
-from lightning_gluon.radius.saved import Saved, State
+from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.valid import number, whole
 
 UNCHANGED = Limits()
@@ -52,7 +52,7 @@ class RadiusControl:
     loss: WindowLoss = field(default_factory=WindowLoss, init=False)
     _optimizer: Gluon | None = field(default=None, init=False)
     _total_steps: int | None = field(default=None, init=False)
-    _pending: State = field(default_factory=dict, init=False)  # measurements' states, until there is an optimizer
+    _pending: SavedState = field(default_factory=dict, init=False)  # measurements' states, until there is an optimizer
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -211,7 +211,7 @@ class RadiusControl:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> SavedState:
         """Return plain values, and the tensors of the measurements while they are needed."""
         return {
             "steps": self.steps,
@@ -222,7 +222,7 @@ class RadiusControl:
             "measurements": self._states(),
         }
 
-    def _states(self) -> State:
+    def _states(self) -> SavedState:
         if not self.measurements:
             return self._pending
         states = {}

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius.radii import peak_lr, stepped_by_adamw
-from lightning_gluon.radius.saved import Saved, State
+from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.smoothness.readings import Pair, Raw, combine, derive, measure
 from lightning_gluon.step.layers import Layer
 from lightning_gluon.valid import number
@@ -170,7 +170,7 @@ class Measurement:
     def forget(self) -> None:
         """Let go of all copies: the radii stay from now on."""
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> SavedState:
         """Return plain values and tensors."""
         return {}
 

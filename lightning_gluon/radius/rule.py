@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from lightning_gluon.radius.observe import Measurement, Observation, measurements_of
 from lightning_gluon.radius.radii import Proposal
-from lightning_gluon.radius.saved import State
+from lightning_gluon.radius.saved import SavedState
 
 
 class RadiusRule:
@@ -55,7 +55,7 @@ class RadiusRule:
         """Return the radii of the coming step."""
         raise NotImplementedError
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> SavedState:
         """Return plain values, for a checkpoint."""
         return {}
 
@@ -84,7 +84,7 @@ class Adapter(RadiusRule):
         """Call the function."""
         return self.function(observation)
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> SavedState:
         """Return the function's own state, if it has one."""
         own = getattr(self.function, "state_dict", dict)
         return own()

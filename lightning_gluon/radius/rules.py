@@ -18,7 +18,7 @@ from lightning_gluon.radius.calibrate import Calibrate
 from lightning_gluon.radius.observe import GroupReadings, LayerReadings, Observation
 from lightning_gluon.radius.radii import Proposal
 from lightning_gluon.radius.rule import Adapter, RadiusRule
-from lightning_gluon.radius.saved import Saved, State
+from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.smoothness.fit import RunningFit
 from lightning_gluon.valid import number, one_of, plain, whole
 
@@ -105,7 +105,7 @@ class Smoothness(RadiusRule):
             return math.nan
         return fit.radius(gradient, self.kappa)
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> SavedState:
         """Return the samples."""
         states = {}
         for name, running in self.fits.items():

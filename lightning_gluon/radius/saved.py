@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_gluon.radius.radii import Radius
 from lightning_gluon.valid import Check, number, whole
 
-State: TypeAlias = dict[str, Any]  # plain values and tensors, for a checkpoint
+SavedState: TypeAlias = dict[str, Any]  # plain values and tensors, for a checkpoint
 
 
 class Saved:

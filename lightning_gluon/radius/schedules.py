@@ -23,7 +23,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius.radii import stepped_by_adamw
-from lightning_gluon.radius.saved import Saved, State
+from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.valid import number, one_of, pair_of, whole
 
 Count = Callable[["Schedule", int], int]
@@ -148,7 +148,7 @@ def _is_length(steps: object) -> bool:
     return math.isfinite(steps) and steps >= 1
 
 
-def _flat(schedule: Schedule, step: int) -> float:
+def _level(schedule: Schedule, step: int) -> float:
     return 1.0
 
 
@@ -187,7 +187,7 @@ def _theory(count: Count) -> Callable[[Schedule, int], float]:
 
 
 SCHEDULES: dict[str, ScheduleShape] = {
-    "constant": ScheduleShape(_flat, length=False),
+    "constant": ScheduleShape(_level, length=False),
     "cosine": ScheduleShape(_cosine),
     "linear": ScheduleShape(_linear),
     "wsd": ScheduleShape(_wsd),
@@ -257,13 +257,13 @@ class RadiusSchedule(LRScheduler):
             start = group["initial_lr"]
             self.base_lrs[index : index + 1] = [start]
 
-    def state_dict(self) -> State:
+    def state_dict(self) -> SavedState:
         """Return plain values only, so that a checkpoint loads with `weights_only`."""
         state = super().state_dict()
         state["schedule"] = asdict(self.schedule)
         return state
 
-    def load_state_dict(self, state_dict: State) -> None:
+    def load_state_dict(self, state_dict: SavedState) -> None:
         """Restore the position; the schedule itself is the one given at construction.
 
         Args:

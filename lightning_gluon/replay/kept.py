@@ -13,7 +13,7 @@ from lightning_gluon.optimizer import Gluon
 from lightning_gluon.replay.window import by_name, by_parameter
 
 Gradients: TypeAlias = dict[Tensor, Tensor]
-SAVED = {"wanted", "again", "weights", "gradients"}
+SAVED_KEYS = {"wanted", "again", "weights", "gradients"}
 
 
 @dataclass
@@ -88,10 +88,10 @@ class Kept:
         Raises:
             ValueError: If something is missing, or has not the shape of its parameter.
         """
-        whole = isinstance(saved, Mapping) and saved.keys() >= SAVED
+        whole = isinstance(saved, Mapping) and saved.keys() >= SAVED_KEYS
         if not whole:
             raise ValueError(
-                f"Expected `kept` in the saved state of the optimizer to hold {', '.join(sorted(SAVED))}, but "
+                f"Expected `kept` in the saved state of the optimizer to hold {', '.join(sorted(SAVED_KEYS))}, but "
                 "something is missing: the checkpoint is damaged."
             )
         kept = cls(again=bool(saved["again"]))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.replay.batch import copy_batch
+from lightning_gluon.replay.kept import Gradients
 from lightning_gluon.replay.lightning import scaler_of
 from lightning_gluon.replay.ranks import anywhere, averaged
 from lightning_gluon.replay.snapshot import Moment, untouched
@@ -18,8 +19,6 @@ from lightning_gluon.two_point.exchange import exchanged_gradients
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-
-Gradients = dict[Tensor, Tensor]
 
 
 class Replay:

@@ -21,11 +21,11 @@ PutBack: TypeAlias = Callable[[], Any]
 
 OWN = frozenset(nn.Module().__dict__)  # what every module has: parameters, buffers and submodules are handled apart
 CONTAINERS = (list, dict, set, deque)
-PLAIN = (bool, int, float, str)
+PLAIN_TYPES = (bool, int, float, str)
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-class Buffers:
+class ModuleBuffers:
     """The buffers of a module (batch-norm statistics, counters) as they are now, to be put back later.
 
     Args:
@@ -33,7 +33,7 @@ class Buffers:
 
     Example:
         >>> norm = nn.BatchNorm1d(2)
-        >>> before = Buffers(norm)
+        >>> before = ModuleBuffers(norm)
         >>> _ = norm(torch.randn(4, 2))
         >>> before.restore_()
         >>> norm.num_batches_tracked.item()
@@ -107,7 +107,7 @@ class Moment:
 
     def __init__(self, root: nn.Module, moving: set[Tensor] | None = None) -> None:
         self._rng = rng_state()
-        self._buffers = Buffers(root)
+        self._buffers = ModuleBuffers(root)
         self._attributes = _copied(map(vars, root.modules()))
         self._contents = list(_contents(self._values()))
         self.frozen = None if moving is None else Frozen(root, moving)
@@ -203,7 +203,7 @@ class _Mute(DummyLogger):
 
 
 @dataclass(frozen=True)
-class _Place:
+class _Stop:
     """A value on the walk through attributes, and whether its tensors are copied."""
 
     value: Any
@@ -212,7 +212,7 @@ class _Place:
 
 def _contents(values: Iterable[Any]) -> Iterator[PutBack]:
     """Walk through attributes and containers; yield what puts back each thing that can be changed in place."""
-    stack = [_Place(value) for value in values]
+    stack = [_Stop(value) for value in values]
     seen: set[int] = set()
     while stack:
         place = stack.pop()
@@ -222,12 +222,12 @@ def _contents(values: Iterable[Any]) -> Iterator[PutBack]:
         elif id(value) not in seen:
             seen.add(id(value))
             put_back = _refill(value)
-            stack.extend(_inner(value))
+            stack.extend(_contained(value))
         if put_back is not None:
             yield put_back
 
 
-def _put_back(place: _Place) -> PutBack | None:
+def _put_back(place: _Stop) -> PutBack | None:
     """Return what puts back a tensor or a random stream; `None` for anything else."""
     value = place.value
     if type(value) is not Tensor:
@@ -238,7 +238,7 @@ def _put_back(place: _Place) -> PutBack | None:
     return partial(_write_, value, copy)
 
 
-def _inner(container: Any) -> Iterator[_Place]:
+def _contained(container: Any) -> Iterator[_Stop]:
     """Yield what a container holds, numbers and texts apart.
 
     Tensors in lists are mostly a log that grows: to copy them all at every step would cost more and more.
@@ -246,8 +246,8 @@ def _inner(container: Any) -> Iterator[_Place]:
     mapping = isinstance(container, dict)
     values = container.values() if mapping else container
     for value in values:
-        if not isinstance(value, PLAIN):
-            yield _Place(value, copied=mapping)
+        if not isinstance(value, PLAIN_TYPES):
+            yield _Stop(value, copied=mapping)
 
 
 def _copied(mappings: Iterable[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, Any]]]:

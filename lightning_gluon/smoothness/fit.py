@@ -108,8 +108,8 @@ def fit(
         >>> round(found.L0, 6), round(found.L1, 6)
         (1.0, 2.0)
     """
-    y = _as_vector(L_hat)
-    x = _as_vector(grad_dual_norm)
+    y = _float_vector(L_hat)
+    x = _float_vector(grad_dual_norm)
     count = len(y)
     if len(x) != count:
         raise ValueError(f"Expected one `grad_dual_norm` per `L_hat`, but got {len(x)} and {count}.")
@@ -132,7 +132,7 @@ def fit(
     )
 
 
-def _as_vector(values: Values) -> Tensor:
+def _float_vector(values: Values) -> Tensor:
     vector = torch.as_tensor(values, dtype=torch.float64)
     return vector.flatten().cpu()
 

@@ -36,7 +36,7 @@ from torch import Tensor
 from lightning_gluon.smoothness.fit import noise_only
 from lightning_gluon.step.layers import Layer
 
-__all__ = ["FIT_KEYS", "READINGS", "Pair", "combine", "derive", "inner", "measure", "whole"]
+__all__ = ["FIT_KEYS", "READINGS", "Pair", "combine", "derive", "gather_wide", "inner", "measure"]
 
 READINGS = (
     "grad_dual_norm",
@@ -104,14 +104,14 @@ def measure(pairs: Iterable[Pair], *, exact: bool | None = None) -> list[Raw]:
 
 def _raw(pair: Pair, exact: bool | None) -> dict[str, Tensor]:
     layer = pair.layer
-    grad = whole(pair.grad)
-    weight = whole(layer.parameter)
+    grad = gather_wide(pair.grad)
+    weight = gather_wide(layer.parameter)
     if exact is None:
         exact = weight.device.type == "cpu"
-    step = whole(pair.weight_before) - weight
+    step = gather_wide(pair.weight_before) - weight
     new = grad
     if pair.new is not None:
-        new = whole(pair.new)
+        new = gather_wide(pair.new)
     raw = {
         "grad": layer.dual_norm(new, exact=exact),
         "weight": layer.norm(weight, exact=exact),
@@ -123,16 +123,16 @@ def _raw(pair: Pair, exact: bool | None) -> dict[str, Tensor]:
     if pair.new is not None:
         raw["sample"] = layer.dual_norm(grad, exact=exact)
     if pair.grad_before is not None:
-        different = grad - whole(pair.grad_before)
+        different = grad - gather_wide(pair.grad_before)
         raw["different"] = layer.dual_norm(different, exact=exact)
     if pair.old is not None:
-        old = whole(pair.old)
+        old = gather_wide(pair.old)
         raw["same"] = layer.dual_norm(new - old, exact=exact)
         raw["old_step"] = inner(old, step)
     return raw
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_wide(tensor: Tensor) -> Tensor:
     """Return a tensor in fp32 or wider, gathered from its shards where there are any (a collective, on every rank)."""
     tensor = tensor.detach()
     if hasattr(tensor, "full_tensor"):

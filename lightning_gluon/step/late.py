@@ -18,7 +18,7 @@ from lightning_gluon.step.sources import free_name, read_group
 
 
 @dataclass(frozen=True)
-class Settings:
+class Construction:
     """What an optimizer was built with."""
 
     method: str
@@ -40,7 +40,7 @@ class Settings:
         return replace(self, radius=own).build(partial)
 
 
-def late_groups(group: Group, settings: Settings, known: Partition | None, present: Sequence[Group]) -> list[Group]:
+def late_groups(group: Group, settings: Construction, known: Partition | None, present: Sequence[Group]) -> list[Group]:
     """Return the complete groups of a given one.
 
     Args:

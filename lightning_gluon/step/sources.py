@@ -37,14 +37,14 @@ UNSEEN = (
 
 
 @dataclass(frozen=True, eq=False)
-class Named:
+class GivenParameter:
     """A parameter as it was given, with its name if that came with it."""
 
     parameter: Tensor
     name: str | None = None
 
     @classmethod
-    def read(cls, item: Any) -> Named:
+    def read(cls, item: Any) -> GivenParameter:
         """Read a parameter, or a pair of a name and a parameter."""
         if isinstance(item, tuple):
             name, parameter = item
@@ -152,7 +152,7 @@ def _empty_group(role: str, norm: str = "") -> Group:
     return group
 
 
-def routes_of(given: Sequence[Named], known: Partition | None) -> list[tuple[Route, Tensor]]:
+def routes_of(given: Sequence[GivenParameter], known: Partition | None) -> list[tuple[Route, Tensor]]:
     """Return parameters with their routes; nothing if the partition does not know them all.
 
     Args:
@@ -172,7 +172,7 @@ def routes_of(given: Sequence[Named], known: Partition | None) -> list[tuple[Rou
     return pairs
 
 
-def infer_routes(given: Sequence[Named], base: str) -> list[tuple[Route, Tensor]]:
+def infer_routes(given: Sequence[GivenParameter], base: str) -> list[tuple[Route, Tensor]]:
     """Return routes of parameters that came without their module, by their names if they have some, else by shape.
 
     Args:
@@ -236,7 +236,7 @@ def _read_parameters(items: Sequence[object], known: Partition | None) -> list[G
         if not isinstance(parameter, Tensor):
             kind = type(parameter).__name__
             raise TypeError(f"Expected parameters to be tensors, but {name!r} is {kind}.")
-    given = [Named.read(item) for item in items]
+    given = [GivenParameter.read(item) for item in items]
     pairs = routes_of(given, known) or infer_routes(given, "param")
     return groups_of_routes(pairs)
 
@@ -261,11 +261,11 @@ def read_group(group: Group, known: Partition | None = None) -> list[Group]:
             "`use_muon` is not an option here. Pass the model itself, or give each group a `role`: role='hidden' for "
             "True, and for False 'embedding', 'head' or 'bias', with radius=1.0 if `lr` is to be AdamW's own."
         )
-    given = [Named.read(item) for item in as_list(group["params"])]
+    given = [GivenParameter.read(item) for item in as_list(group["params"])]
     group["params"] = [one.parameter for one in given]
     if "param_names" in group:
         named = zip(group["params"], group["param_names"], strict=False)  # their number is checked with the others
-        given = [Named(parameter, name) for parameter, name in named]
+        given = [GivenParameter(parameter, name) for parameter, name in named]
     base = str(group.get("name", group.get("role", "param")))
     if "role" not in group:
         pairs = routes_of(given, known) or infer_routes(given, base)

@@ -62,21 +62,21 @@ def evaluate(closure: Closure | None, reference: ReferencePoint, source: str) ->
     """
     own = source == CLOSURE and reference.point is not None
     if own:
-        _check(closure, reference)  # before the first step, which could still be taken
+        _check_closure(closure, reference)  # before the first step, which could still be taken
     if closure is None:
         moved, reference.visit.used = reference.visit.used, False
         if source == LOOP and reference.transported and reference.needed and not moved:
             raise RuntimeError(MISSED)
         return None, {}
     if not own or not reference.needed:
-        return _run(closure), {}
+        return _loss_of(closure), {}
     if reference.transported:
         with reference.exchanged():
-            return _run(closure), {}
+            return _loss_of(closure), {}
     return _run_twice(closure, reference)
 
 
-def _run(closure: Closure) -> object:
+def _loss_of(closure: Closure) -> object:
     with torch.enable_grad():
         return closure()
 
@@ -84,13 +84,13 @@ def _run(closure: Closure) -> object:
 def _run_twice(closure: Closure, reference: ReferencePoint) -> tuple[object, dict[Tensor, Tensor]]:
     """Run the closure here and at the previous iterate, on the same random numbers; `.grad` is that of the first."""
     before = rng_state()
-    loss = _run(closure)
+    loss = _loss_of(closure)
     after = rng_state()
     params = [parameter for group in reference.groups for parameter in group["params"]]
     try:
         set_rng_state(before)
         with exchanged_gradients(params, {}) as taken, reference.exchanged():
-            _run(_bare(closure))
+            _loss_of(_bare(closure))
     finally:
         set_rng_state(after)
     return loss, taken.gradients
@@ -126,7 +126,7 @@ def _old(parameter: Tensor, gradient: Tensor, reference: ReferencePoint, taken: 
     return gradient.new_zeros(()).expand_as(gradient) if old is None else old
 
 
-def _check(closure: Closure | None, reference: ReferencePoint) -> None:
+def _check_closure(closure: Closure | None, reference: ReferencePoint) -> None:
     """Raise if a closure cannot give the second gradient."""
     if closure is None:
         if not _prepares(reference):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lightning_gluon.partition.evidence import Evidence
+from lightning_gluon.partition.evidence import LayerOrder
 from lightning_gluon.partition.network import Network
 from tests.partition._stand_ins import Attributes, Runs, demucs, mlp, vq_model
 
 
-def asks(net: nn.Module, path: str) -> tuple[Evidence, object]:
-    evidence = Evidence(Network(net))
+def asks(net: nn.Module, path: str) -> tuple[LayerOrder, object]:
+    evidence = LayerOrder(Network(net))
     return evidence, evidence.network.place(f"{path}.weight")
 
 
@@ -45,7 +45,7 @@ def test_channels_that_a_configuration_declares_are_raw() -> None:
 
 
 def test_a_reason_says_what_it_rests_on() -> None:
-    assert Evidence(Network(mlp())).inferred() == ", inferred from the order of its layers"
+    assert LayerOrder(Network(mlp())).inferred() == ", inferred from the order of its layers"
     broken = Runs(lambda self, x: self.missing(x), body=mlp())
-    reason = Evidence(Network(broken), torch.zeros(2, 8)).inferred()
+    reason = LayerOrder(Network(broken), torch.zeros(2, 8)).inferred()
     assert reason.startswith(", inferred from the order of its layers (forward failed on the example: AttributeError")

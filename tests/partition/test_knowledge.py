@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-from lightning_gluon.partition.knowledge import entries, matching, names_match, pattern
+from lightning_gluon.partition.knowledge import matching, names_match, pattern, table_entries
 from lightning_gluon.partition.known import peft, timm, torch, transformers
 from lightning_gluon.partition.known.rows import Fused, RawMap
 
@@ -33,8 +33,8 @@ def test_every_pattern_compiles_and_has_a_use() -> None:
 
 
 def test_rows_are_of_one_kind() -> None:
-    assert all(isinstance(row, Fused) for row in entries("FUSED"))
-    assert all(isinstance(row, RawMap) for row in entries("RAW_MAPS"))
+    assert all(isinstance(row, Fused) for row in table_entries("FUSED"))
+    assert all(isinstance(row, RawMap) for row in table_entries("RAW_MAPS"))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from lightning_gluon.replay import snapshot
-from lightning_gluon.replay.snapshot import Buffers, Moment, untouched
+from lightning_gluon.replay.snapshot import ModuleBuffers, Moment, untouched
 from lightning_gluon.two_point.streams import rng_state, set_rng_state
 from tests._two_point import (
     Inner,
@@ -27,7 +27,7 @@ from tests._two_point import (
 def test_buffers_written_to_and_replaced_come_back() -> None:
     norm = nn.BatchNorm1d(2)
     norm.register_buffer("wide", torch.zeros(1).expand(5))  # cannot be written to, and must not be
-    mean, before = norm.running_mean, Buffers(norm)
+    mean, before = norm.running_mean, ModuleBuffers(norm)
     norm(torch.randn(4, 2))
     norm.running_var = torch.full((2,), 9.0)
     before.restore_()
