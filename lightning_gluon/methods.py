@@ -96,7 +96,7 @@ class Method:
 
 
 def _layerwise(
-    estimator: str, *, matrix: str = "spectral", table: float = 25.0, vector: float = 0.1, **options: Any
+    estimator: str, *, matrix: str = "spectral", table: float = 25.0, vector: float = 0.1, **options: object
 ) -> dict[str, Rule]:
     """Gluon's geometry: spectral matrices, sign tables, RMS vectors, one estimator for all."""
     return {
@@ -111,12 +111,12 @@ def _layerwise(
     }
 
 
-def _uniform(norm: str, estimator: str = "ema", **options: Any) -> dict[str, Rule]:
+def _uniform(norm: str, estimator: str = "ema", **options: object) -> dict[str, Rule]:
     """One norm and one radius for every role."""
     return {role: Rule(norm, estimator, 1.0, None, options) for role in ROLES}
 
 
-def _with_adamw(estimator: str, *, scaling: str, radius: float = 0.015, **options: Any) -> dict[str, Rule]:
+def _with_adamw(estimator: str, *, scaling: str, radius: float = 0.015, **options: object) -> dict[str, Rule]:
     """Hidden matrices on a spectral LMO, everything else on AdamW (betas of K. Jordan's Muon companion)."""
     adamw = Rule("identity", "adamw", radius, None, {"betas": (0.9, 0.95), "eps": 1e-10})
     return dict.fromkeys(ROLES, adamw) | {"hidden": Rule("spectral", estimator, 1.0, scaling, options)}

@@ -111,7 +111,7 @@ def _checks() -> dict[str, Check]:
 CHECKS: dict[str, Check] = _checks()
 
 
-def register_option(name: str, type_: Any, check: Check, summary: str) -> None:
+def register_option(name: str, type_: object, check: Check, summary: str) -> None:
     """Add an option that a norm or an estimator from outside the package reads.
 
     Shapes: a plain value, never a tensor: groups are saved in checkpoints.

@@ -194,7 +194,7 @@ def check_estimator(estimator: Estimator, options: Mapping[str, Any] | None = No
     _check_recursion(estimator, group)
 
 
-def _check_recursion(estimator: Estimator, group: Mapping[str, Any]) -> None:
+def _check_recursion(estimator: Estimator, group: Mapping[str, object]) -> None:
     together = _run(estimator, group, [0, 1])
     again = _run(estimator, group, [0, 1])
     first, second = _run(estimator, group, [0]), _run(estimator, group, [1])
@@ -206,7 +206,7 @@ def _equal(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(map(torch.equal, one, other))
 
 
-def _run(estimator: Estimator, group: Mapping[str, Any], members: list[int]) -> list[Tensor]:
+def _run(estimator: Estimator, group: Mapping[str, object], members: list[int]) -> list[Tensor]:
     """Return the directions of three steps, and check that the recursion keeps to its own buffers."""
     shapes = [(4, 3), (5,)]
     first = [_draw(*shapes[member], seed=member) for member in members]

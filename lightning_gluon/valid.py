@@ -192,7 +192,7 @@ def _is_floating(name: str) -> bool:
     return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return Python's own numbers and sequences for those of NumPy, OmegaConf and others.
 
     A checkpoint that holds others is not loaded with `weights_only`. A tensor of one number stays a tensor, since a

@@ -181,7 +181,7 @@ class RadiusScheduler(Callback):
             plain = loss.detach().float()
             self.control.loss.add(plain / loss_scale(trainer))
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
         """Measure what the rule needs, and set the radii of the coming step."""
         own, control, session, done = self._optimizer, self.control, self._session, self.rule.done
         if own is None or unwrapped(optimizer) is not own:

@@ -222,7 +222,7 @@ class SmoothnessMonitor(Callback):
 
     # ------------------------------------------------------------------ one step
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
         """Take the sample that is due, and ask for what the next step's sample will need."""
         session = self._session
         if session is None or session.optimizer is None or unwrapped(optimizer) is not session.optimizer:

@@ -160,7 +160,7 @@ class VarianceReduction(Callback):
         return before_step
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Log what the run has cost so far."""
         if self._optimizer is not None and not trainer.barebones:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -30,7 +29,7 @@ def partition(
     module: nn.Module,
     rules: Rules | None = None,
     strict: bool = True,
-    batch: Any = None,
+    batch: object = None,
 ) -> Partition:
     """Give every parameter of a module a role, by what the module that owns it is and does.
 

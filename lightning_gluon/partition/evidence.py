@@ -37,7 +37,7 @@ class LayerOrder:
     def __init__(
         self,
         network: Network,
-        batch: Any = None,
+        batch: object = None,
     ) -> None:
         self.network = network
         self._batch = batch if batch is not None else getattr(network.root, "example_input_array", None)

@@ -76,7 +76,7 @@ class Execution:
 def execute(
     root: nn.Module,
     layers: tuple[str, ...],
-    batch: Any,
+    batch: object,
 ) -> Execution:
     """Run the forward pass of a module on fake tensors and watch its layers.
 
@@ -102,7 +102,7 @@ def execute(
     return Execution({}, (), failure or "no inputs")
 
 
-def _calls(batch: Any) -> Iterator[Call]:
+def _calls(batch: object) -> Iterator[Call]:
     """Yield the ways in which a batch may be meant, the most usual first."""
     if isinstance(batch, Mapping):
         yield (), dict(batch)
@@ -128,7 +128,7 @@ class _Passing(TorchDispatchMode):
         self.trace = trace
 
     def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple = (), kwargs: dict | None = None
+        self, func: torch._ops.OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         """Run an operation and mark its results."""
         kwargs = kwargs or {}
@@ -177,7 +177,7 @@ class _Trace:
 
     def mark(
         self,
-        tensors: Any,
+        tensors: object,
         marks: Marks,
         *,
         anew: bool = False,
@@ -189,7 +189,7 @@ class _Trace:
             before = _NOTHING if anew else self._marks.get(key, _NOTHING)
             self._marks[key] = before | marks
 
-    def marks_of(self, tensors: Any) -> Marks:
+    def marks_of(self, tensors: object) -> Marks:
         """Return the marks of all tensors in a structure."""
         found = _NOTHING
         for tensor in _tensors(tensors):
@@ -209,8 +209,8 @@ class _Trace:
     def _before(self, names: list[str]) -> Callable:
         def note(
             module: nn.Module,
-            args: Any,
-            kwargs: Any,
+            args: object,
+            kwargs: object,
         ) -> None:
             marks = self.marks_of((args, kwargs))
             for name in names:
@@ -221,8 +221,8 @@ class _Trace:
     def _after(self, names: list[str]) -> Callable:
         def note(
             module: nn.Module,
-            args: Any,
-            result: Any,
+            args: object,
+            result: object,
         ) -> None:
             self.mark(result, frozenset(names), anew=True)
 
@@ -234,7 +234,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     """Yield all tensors in a structure, those of dataclasses included."""
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
@@ -266,7 +266,7 @@ def _fake_state(root: nn.Module) -> dict[str, Tensor]:
 def _fake_input(mode: FakeTensorMode) -> Callable[[Any], Any]:
     """Return a function that makes a fake tensor of every tensor of the batch."""
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> Any:
         return _fake(value.detach()) if isinstance(value, Tensor) else value
 
     return convert

@@ -222,7 +222,7 @@ def _pairs(rules: Any) -> list[tuple[Any, Any]]:
 
 
 def _checked(
-    value: Any,
+    value: object,
     label: str,
 ) -> dict[str, Any]:
     """Return a rule's value as a dict of known fields with a known role."""
@@ -242,8 +242,8 @@ def _checked(
 
 
 def _check_fields(
-    given: Mapping[str, Any],
-    role: Any,
+    given: Mapping[str, object],
+    role: object,
     label: str,
 ) -> None:
     """Raise unless every field has a value that it can have."""
@@ -261,7 +261,7 @@ def _check_fields(
 
 
 def _views(
-    views: Any,
+    views: object,
     name: str,
     shape: Shape,
 ) -> tuple[MatrixView, ...]:

@@ -14,7 +14,7 @@ from torch.nn import Module
 Memo: TypeAlias = dict[int, Any]
 
 
-def copy_batch(batch: Any, memo: Memo | None = None) -> Any:
+def copy_batch(batch: object, memo: Memo | None = None) -> Any:
     """Return a copy of a batch down to its tensors: tuples, lists, mappings and dataclasses are followed.
 
     Args:
@@ -42,7 +42,7 @@ def copy_batch(batch: Any, memo: Memo | None = None) -> Any:
     return memo[key]
 
 
-def _copy(batch: Any, memo: Memo) -> Any:
+def _copy(batch: object, memo: Memo) -> Any:
     if isinstance(batch, Tensor):
         twin = batch.detach().clone()
         return twin.requires_grad_(batch.requires_grad)
@@ -87,7 +87,7 @@ def _copy_dataclass(batch: Any, memo: Memo) -> Any:
     return twin
 
 
-def _copy_whole(batch: Any, memo: Memo) -> Any:
+def _copy_whole(batch: object, memo: Memo) -> Any:
     """Copy what has tensors that nobody sees from outside, such as a graph."""
     if callable(getattr(batch, "to", None)):
         with suppress(TypeError, RuntimeError):  # what cannot be copied stays the same object

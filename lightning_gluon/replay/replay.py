@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class Replay:
     """
 
     def __init__(
-        self, trainer: Trainer, training_step: Callable, args: tuple, kwargs: Mapping[str, Any], moving: set[Tensor]
+        self, trainer: Trainer, training_step: Callable, args: tuple, kwargs: Mapping[str, object], moving: set[Tensor]
     ) -> None:
         self.trainer = trainer
         self.training_step = training_step

@@ -136,7 +136,7 @@ class Session(Callback):
         self.patch(trainer.strategy, "training_step", self._wrap(trainer, trainer.strategy.training_step))
         self.undo.callback(optimizer.register_load_state_dict_pre_hook(self._load).remove)
 
-    def patch(self, owner: Any, name: str, replacement: Callable) -> None:
+    def patch(self, owner: object, name: str, replacement: Callable) -> None:
         """Set an attribute of one instance until the fit ends."""
         if name in vars(owner):
             self.undo.callback(setattr, owner, name, vars(owner)[name])
@@ -170,7 +170,7 @@ class Session(Callback):
     def _wrap(self, trainer: Trainer, original: Callable) -> Callable:
         """Wrap the strategy's `training_step`: remember what it is given, or run it at the transported point."""
 
-        def training_step(*args: Any, **kwargs: Any) -> Any:
+        def training_step(*args: object, **kwargs: object) -> Any:
             self._shift.close()
             self._replay = self._look = None
             if self in callbacks_of(trainer) and not skips_backward(trainer):
@@ -182,7 +182,7 @@ class Session(Callback):
 
         return training_step
 
-    def _enter(self, trainer: Trainer, original: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    def _enter(self, trainer: Trainer, original: Callable, args: tuple, kwargs: Mapping[str, object]) -> None:
         optimizer, supplies = self._own(), self._supplies(trainer)
         second = supplies and optimizer.needs_reference
         if self._kept.again or (second and self._free):
@@ -227,7 +227,7 @@ class Session(Callback):
         weights = {**self._previous(), **self._kept.weights}
         return exchanged([Swap(parameter, before) for parameter, before in weights.items()])
 
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
         """Begin a window."""
         self._kept.begin()
         if self.supplied is not None and self.optimizer is not None:
@@ -236,7 +236,7 @@ class Session(Callback):
 
     # ------------------------------------------------------------------ one step
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
         """End the window: what was kept is shown, and the present iterate can be kept."""
         if self.optimizer is None or unwrapped(optimizer) is not self.optimizer:
             return
@@ -248,7 +248,7 @@ class Session(Callback):
         self._kept = Kept()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Let go of what was shown."""
         self._last = Kept()
@@ -268,7 +268,7 @@ class Session(Callback):
         if self._kept.wanted:
             saved[index]["kept"] = self._kept.saved(self.optimizer)
 
-    def _load(self, optimizer: Any, state_dict: dict[str, Any]) -> None:
+    def _load(self, optimizer: object, state_dict: dict[str, Any]) -> None:
         """Hold a loaded window until training starts, and take the iterate that was kept."""
         self._window = state_dict.get("window")
         if "kept" in state_dict:

@@ -210,7 +210,7 @@ class _Stop:
     copied: bool = True
 
 
-def _contents(values: Iterable[Any]) -> Iterator[PutBack]:
+def _contents(values: Iterable[object]) -> Iterator[PutBack]:
     """Walk through attributes and containers; yield what puts back each thing that can be changed in place."""
     stack = [_Stop(value) for value in values]
     seen: set[int] = set()
@@ -318,5 +318,5 @@ def _refill_list_(container: list | deque, content: list) -> None:
     container.extend(content)
 
 
-def _silent(*args: Any, **kwargs: Any) -> None:
+def _silent(*args: object, **kwargs: object) -> None:
     """Stand in for `log` and `print`."""
