@@ -73,6 +73,8 @@ class Estimator:
         >>> mvr1 = ESTIMATORS["mvr1"]
         >>> mvr1.gradients(mvr1.options), mvr1.gradients({"gamma": 0.0})
         (2, 1)
+        >>> mvr1.point(mvr1.options)
+        'previous'
     """
 
     update: Recursion
@@ -84,12 +86,20 @@ class Estimator:
     layout: Callable[[Tensor], dict[str, Tensor]] | None = None
 
     def point(self, options: GroupOptions) -> str | None:
-        """Return where a further gradient is needed under these options, see `reference`."""
+        """Return the place of a further gradient, see `reference`.
+
+        Args:
+            options: Options of a group; a row whose `share` is 0 there needs no further gradient.
+        """
         used = self.share is None or options[self.share] != 0
         return self.reference if used else None
 
     def gradients(self, options: GroupOptions) -> int:
-        """Return the gradients of one sample that a step costs under these options."""
+        """Return the gradients of one sample that a step costs.
+
+        Args:
+            options: Options of a group.
+        """
         return 2 if self.point(options) == "previous" else 1
 
 
