@@ -219,7 +219,7 @@ def register_estimator(name: str, estimator: Estimator) -> None:
 
     Example:
         >>> register_estimator("last", Estimator(lambda buffers, new, old, options: new, buffers=()))
-        >>> ESTIMATORS.pop("last").gradients
+        >>> ESTIMATORS.pop("last").gradients({})
         1
     """
     if not isinstance(estimator, Estimator):
