@@ -1,4 +1,4 @@
-"""Docstrings of every callable that a user can reach: mathematics, arguments, shapes, errors, source, example.
+"""Docstrings of every callable that a user can reach, in all their parts; sentences of the whole package.
 
 A method takes the mathematics, the shapes and the source from its class if its class has them, and counts as shown if
 an example of its class calls it. Arguments and errors are its own.
@@ -14,9 +14,14 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
+import lightning_gluon
+
+PACKAGE = Path(lightning_gluon.__file__).parent
 MODULES = ("", ".norms", ".callbacks", ".radius", ".smoothness", ".testing")
 
 # Hooks and state that Lightning or torch calls, never a user: their contract is described there.
@@ -199,7 +204,28 @@ def test_exemptions_are_needed(part: str) -> None:
     assert not idle, "these have the part by now"
 
 
-@pytest.mark.parametrize("given", ALL, ids=lambda given: given.name)
-def test_sentences_are_short(given: Reachable) -> None:
-    long = [sentence for sentence in sentences(given.text) if len(sentence.split()) > LONGEST]
-    assert not long
+def texts(path: Path) -> Iterator[str]:
+    """Yield the docstrings of a file, its comments, and the sentences of its errors."""
+    text = path.read_text()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            yield ast.get_docstring(node) or ""
+        elif isinstance(node, ast.Raise):
+            yield from (part.value for part in ast.walk(node) if is_text(part))
+    for block in re.findall(r"(?:^ *# .*\n)+", text, re.MULTILINE):
+        yield re.sub(r"^ *# ", "", block, flags=re.MULTILINE)
+
+
+def is_text(node: ast.AST) -> TypeGuard[ast.Constant]:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_sentences_are_short(path: Path) -> None:
+    found = [sentence for text in texts(path) for sentence in sentences(text)]
+    assert not [sentence for sentence in found if len(sentence.split()) > LONGEST]
+
+
+def test_sentences_by_hand() -> None:
+    text = "Return one. And `two three`,\nfour.\n\n    five = six\n\nArgs:\n    seven: Eight."
+    assert [len(sentence.split()) for sentence in sentences(text)] == [2, 3, 0]

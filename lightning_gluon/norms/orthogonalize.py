@@ -81,7 +81,7 @@ def orthogonalize(
 
     The result does not depend on the scale of each matrix, and zero gives zero.
 
-    Shapes: `matrices` (..., m, n) -> (..., m, n); every leading index is a matrix of its own.
+    Shapes: `matrices` (..., m, n) -> (..., m, n); every leading index is its own matrix.
 
     Args:
         matrices: Real floating-point matrices.

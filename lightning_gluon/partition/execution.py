@@ -33,7 +33,7 @@ class Execution:
     Args:
         reads: Path of every layer that ran, and the layers whose outputs it reads.
         returned: For every tensor that the network returned, the layers that gave it.
-        failure: Why there was no forward pass; empty where there was one.
+        failure: Why there was no forward pass; empty if there was one.
     """
 
     reads: Mapping[str, Marks]

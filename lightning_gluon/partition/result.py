@@ -186,7 +186,7 @@ class Partition:
         yield self.table(options.max_width)
 
     def __str__(self) -> str:
-        """Return the table as text, as wide as the terminal (or `COLUMNS`), 120 columns where there is none."""
+        """Return the table as text, as wide as the terminal (or `COLUMNS`), 120 columns if there is none."""
         console = Console()
         known = console.is_terminal or "COLUMNS" in os.environ
         width = console.width if known else WIDTH

@@ -235,7 +235,7 @@ class RadiusControl:
         """Restore them, or raise a `ValueError` before anything has changed.
 
         Args:
-            state: What `state_dict` returned.
+            state: Result of `state_dict`.
         """
         saved = Saved(state, "RadiusScheduler")
         steps = saved.whole("steps")

@@ -12,7 +12,7 @@ from torch import Tensor
 class Decay(ABC):
     """A way to shrink weights, once per step and before they move.
 
-    `reads_units` asks for the step's directions beside the weights.
+    `reads_units` asks for the step's directions besides the weights.
     """
 
     reads_units: ClassVar[bool] = False
