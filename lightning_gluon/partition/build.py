@@ -16,10 +16,9 @@ from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.overrides import Decision, Overrides, Rules
 from lightning_gluon.partition.place import Place
 from lightning_gluon.partition.result import Partition
-from lightning_gluon.partition.route import Route, default_norm
+from lightning_gluon.partition.route import BLOCK_INDEX, Route, default_norm
 from lightning_gluon.partition.routing import registered
 from lightning_gluon.partition.rules import find
-from lightning_gluon.partition.table import BLOCK_INDEX
 from lightning_gluon.roles import MATRIX_ROLES, ROLES
 
 __all__ = ["partition"]
