@@ -1,4 +1,4 @@
-"""What stands in for the gradient: the momentum estimators, as rows of a table.
+"""Momentum estimators, which stand in for the gradient, as rows of a table.
 
 An estimator is a recursion over buffers that are kept between steps. `b` is the weight on the OLD momentum, `c_new` the
 gradient of this step's sample at the current weights. With `c_old` that of the SAME sample at a reference point,

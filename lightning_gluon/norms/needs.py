@@ -55,7 +55,7 @@ class Statistic:
 
 @dataclass
 class Context:
-    """What the step gives besides a stack of matrices `(count, rows, columns)`; only what was declared is there.
+    """Companions of a stack of matrices `(count, rows, columns)` in a step; only those that were declared are there.
 
     Args:
         workspace: Buffers to reuse between calls.

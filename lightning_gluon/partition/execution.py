@@ -28,7 +28,7 @@ _NOTHING: Marks = frozenset()
 
 @dataclass(frozen=True)
 class Execution:
-    """What a forward pass showed.
+    """Result of a forward pass.
 
     Args:
         reads: Path of every layer that ran, and the layers whose outputs it reads.

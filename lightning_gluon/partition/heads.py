@@ -1,4 +1,4 @@
-"""Which layers give the output.
+"""Search for the layers that give the output.
 
 A layer is an *output layer* when
 

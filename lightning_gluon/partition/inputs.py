@@ -1,4 +1,4 @@
-"""Which layers read the raw input.
+"""Search for the layers that read the raw input.
 
 A layer is an *input layer* when
 

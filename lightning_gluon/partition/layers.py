@@ -1,4 +1,4 @@
-"""Which modules are layers with a weight of their own, and how wide these are."""
+"""Layers: modules with their own weight, and their widths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STORED = ("weight", "weight_v", "weight_orig")
 
 @dataclass(frozen=True)
 class Widths:
-    """How many features a layer reads and gives; None if it cannot be told."""
+    """Features that a layer reads and gives; None if they cannot be told."""
 
     reads: int | None
     gives: int | None

@@ -70,7 +70,7 @@ class DepthLayout:
 
     @property
     def spots(self) -> list[Spot]:
-        """All spots."""
+        """Spots in the order of the axis."""
         found = list(self.outside)
         for spots in self.blocks.values():
             found.extend(spots)

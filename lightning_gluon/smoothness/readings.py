@@ -1,4 +1,4 @@
-"""What can be read off one layer between two iterates, in the layer's own norm; sums and maxima make it a role's.
+"""Readings of one layer between two iterates, in the layer's own norm; sums and maxima make them a role's.
 
 With `T = X^{k-1} - X^k` the last step (decay included), `t = ||T||` its length and `D = T / t` its direction,
 

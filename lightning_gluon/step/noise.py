@@ -138,7 +138,7 @@ class Judgement:
 
 
 class NoiseGuard:
-    """Which biases of a plan are judged, and by which weight: found once per plan, so that a step only reads norms.
+    """Judge of the biases of a plan, each by one weight: found once per plan, so that a step only reads norms.
 
     Only biases are judged, and each by the weight of its own layer alone. Without a gradient of that weight a bias is
     not judged. Every map of a fused weight (`qkv`) judges its own part of the bias.

@@ -1,4 +1,4 @@
-"""Which parameters are stepped together: chunks of bounded size, and in each chunk stacks of equal matrices.
+"""Plan of the parameters that are stepped together: chunks of bounded size, each with stacks of equal matrices.
 
 A chunk is what one round of the optimizer holds in memory besides the state; a stack is one batched LMO. Matrices that
 are each other's transposes share a stack: a spectral LMO does not care which side is longer.
@@ -28,7 +28,7 @@ LARGE_CHUNK_NUMEL = 2**25
 
 @dataclass
 class Slot:
-    """Where one view of one parameter lies in a stack."""
+    """Place of one view of one parameter in a stack."""
 
     member: int
     view: MatrixView

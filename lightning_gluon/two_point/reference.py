@@ -155,7 +155,7 @@ class ReferencePoint:
 
     @property
     def kind(self) -> str:
-        """How the previous iterate is kept, the same for all groups."""
+        """Form in which the previous iterate is kept, the same for all groups."""
         return next((group["reference"] for group in self.groups if "reference" in group), REFERENCES[0])
 
     @property
