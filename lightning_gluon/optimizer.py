@@ -106,7 +106,7 @@ class Gluon(Optimizer):
             check_star_convex(self.layers())
 
     def _transient(self) -> None:
-        """Create what is not saved: plans, buffers to reuse, numbers that were checked."""
+        """Create the parts that are not saved: plans, buffers to reuse, numbers that were checked."""
         self._plans = Plans()
         self._round = Round(self.compile)
         self._visit = Visit()
@@ -121,7 +121,7 @@ class Gluon(Optimizer):
         self._transient()
 
     def __getstate__(self) -> ParameterState:
-        """Return what a pickle holds: no plans, no buffers."""
+        """Return the content of a pickle: no plans, no buffers."""
         kept = {key: getattr(self, key) for key in ("_settings", "two_point", "compile")}
         return {**super().__getstate__(), **kept, "_partition": None}
 

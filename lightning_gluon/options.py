@@ -1,4 +1,4 @@
-"""Every option of every method, once: its type, what it may be, and what it means.
+"""Every option of every method, once: its type, its check, and its meaning.
 
 An option is one line of `Options` (its type and its check) and one line of that class' docstring, which command lines
 show as help. What it is by default stands with the recursion or norm that reads it. Rows from outside the package add

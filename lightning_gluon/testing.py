@@ -34,7 +34,7 @@ __all__ = ["check_estimator", "check_method", "check_norm"]
 
 
 def check_norm(norm: Norm) -> None:
-    """Check what a step relies on in a norm and its LMO.
+    """Check the promises of a norm and its LMO that a step relies on.
 
         <G, D(G)> = ||G||_*  and  ||D(G)|| = 1        a norm that `attains`
         ||D(G)|| <= 1                                 any other
@@ -148,7 +148,7 @@ def _check_stack(norm: Norm, shape: tuple[int, int]) -> None:
 
 
 def _make_context(norm: Norm, stack: Tensor) -> Context:
-    """Return what a norm declares that it needs besides a stack."""
+    """Return the declared needs of a norm besides a stack."""
     context = Context(statistics={own.name: own.first(stack) for own in norm.statistics})
     if norm.reads_weights:
         context.weights = torch.ones_like(stack)
@@ -159,7 +159,7 @@ def _make_context(norm: Norm, stack: Tensor) -> Context:
 
 
 def check_estimator(estimator: Estimator, options: Mapping[str, Any] | None = None) -> None:
-    """Check what a step relies on in an estimator's recursion.
+    """Check the promises of an estimator's recursion that a step relies on.
 
         update(M, G, G) = G for M = G: gradients that are all G give directions that are all G
         buffers are advanced in place; gradients are only read; every parameter is on its own; the same every time
@@ -229,7 +229,7 @@ def _addresses(buffers: Mapping[str, list[Tensor]]) -> list[int]:
 
 
 def check_method(method: str, **options: Any) -> None:
-    """Check a registered method in training: what a Trainer, a checkpoint and a scheduler rely on.
+    """Check a registered method in training, as a Trainer, a checkpoint and a scheduler rely on it.
 
     - `step(closure)` evaluates as many gradients as the method says, and leaves `.grad` as it is.
     - The state is complete after the first step; zero gradients at `lr = 0` move nothing.

@@ -33,7 +33,7 @@ def refusal(name: str, where: str, wanted: str, value: object) -> ValueError:
 
 
 def one_of(*choices: object) -> Check:
-    """Allow what is listed.
+    """Allow the listed values.
 
     Returns:
         The check.
@@ -107,7 +107,7 @@ def number(low: float = 0, high: float = math.inf, *, signs: str = "<= <", none:
 
 
 def _as_float(value: Any) -> float:
-    """Return a number, or NaN for what is none."""
+    """Return a number, or NaN for anything else."""
     if isinstance(value, str):
         return math.nan
     try:
@@ -142,7 +142,7 @@ def whole(least: int = 0, *, none: str = "", unit: str = "") -> Check:
 
 
 def pair_of(check_one: Check) -> Check:
-    """Allow two values, in whatever behaves as a sequence.
+    """Allow two values, in anything that behaves as a sequence.
 
     Returns:
         The check.

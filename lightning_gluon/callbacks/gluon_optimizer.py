@@ -134,7 +134,7 @@ class GluonOptimizer(Callback):
         return "lr" in self.settings
 
     def _check(self) -> None:
-        """Raise for whatever does not fit the method."""
+        """Raise for a setting that does not fit the method."""
         Overrides(self.rules)
         check_lr(self.settings.get("lr"))
         CHECKS["compile"]("compile", self.settings.get("compile"))

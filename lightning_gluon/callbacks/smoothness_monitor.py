@@ -165,7 +165,7 @@ class SmoothnessMonitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """Tell instances apart by what they measure."""
+        """Tell instances apart by their measurements."""
         return state_key(self, every_n_steps=self.every_n_steps, layers=str(self.layers))
 
     @property
@@ -178,7 +178,7 @@ class SmoothnessMonitor(Callback):
     # ------------------------------------------------------------------ begin and end
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the session, before it reads what a checkpoint holds."""
+        """Join the session, before it reads a checkpoint."""
         self._session = Session.of(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -223,7 +223,7 @@ class SmoothnessMonitor(Callback):
     # ------------------------------------------------------------------ one step
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
-        """Take the sample that is due, and ask for what the next step's sample will need."""
+        """Take the sample that is due, and ask for the needs of the next step's sample."""
         session = self._session
         if session is None or session.optimizer is None or unwrapped(optimizer) is not session.optimizer:
             return
@@ -322,7 +322,7 @@ class SmoothnessMonitor(Callback):
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the fits' samples, and where they are written to, as plain values."""
+        """Return the fits' samples and the place they are written to, as plain values."""
         return {
             "steps": self.steps,
             "fits": {name: running.state_dict() for name, running in self.fits.items()},

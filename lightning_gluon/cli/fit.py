@@ -136,7 +136,7 @@ class ModelCLI(CommandCLI):
         super().__init__(args, run=False, save_config_callback=None, seed_everything_default=False, parser_kwargs=names)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the `optimizer` section, and what the configuration saved with a run holds beside it.
+        """Add the `optimizer` section, and the other entries of the configuration saved with a run.
 
         Args:
             parser: The parser.

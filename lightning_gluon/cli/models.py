@@ -182,7 +182,7 @@ def _is_module(found: object) -> bool:
 
 
 def _returned(found: object) -> object:
-    """Return what a function is annotated to return; None if it does not say."""
+    """Return the annotation of a function's result; None if there is none."""
     if not inspect.isfunction(found):
         return None
     try:

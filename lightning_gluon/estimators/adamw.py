@@ -58,7 +58,7 @@ def adamw_(
 
 
 def adamw_layout(parameter: Tensor) -> dict[str, Tensor]:
-    """Return what is kept of one parameter: both moments and the number of steps, as tensors on the meta device."""
+    """Return the state of one parameter: both moments and the number of steps, as tensors on the meta device."""
     moment = parameter.detach().to("meta")
     return {"exp_avg": moment, "exp_avg_sq": moment, "step": torch.empty((), dtype=torch.float32, device="meta")}
 
@@ -70,6 +70,6 @@ def _start(state: MutableMapping[str, Any], parameter: Tensor, place: torch.devi
 
 
 def _lie_alike(params: list[Tensor], gradients: list[Tensor], moments: list[Tensor]) -> bool:
-    """Return whether the kernel may walk through memory; moments lie like parameters, except where those have gaps."""
+    """Return whether the kernel may walk through memory; moments lie like parameters, unless those have gaps."""
     triples = zip(params, gradients, moments, strict=True)
     return all(one.stride() == gradient.stride() == moment.stride() for one, gradient, moment in triples)

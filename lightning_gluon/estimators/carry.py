@@ -17,7 +17,7 @@ __all__ = ["Carry"]
 def carry_layout(
     buffers: Iterable[str], parameter: Tensor, factored: tuple[MatrixView, ...], group: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Return what is kept of one parameter's buffers, by key.
+    """Return the state of one parameter's buffers, by key.
 
     Args:
         buffers: Names of the estimator's buffers.

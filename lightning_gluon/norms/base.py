@@ -1,6 +1,6 @@
-"""The norm as an interface: what it says of itself, its dual norm, its linear minimisation oracle.
+"""The norm as an interface: its declarations, its dual norm, its linear minimisation oracle.
 
-A norm declares what the step has to give it. The step reads the declarations and asks for no names:
+A norm declares its needs. The step reads the declarations and asks for no names:
 
 | declaration | what the norm gets |
 |---|---|

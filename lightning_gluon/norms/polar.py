@@ -1,6 +1,6 @@
 """The polar factor by matrix products: plain steps, or two to three on the Gram matrix at a time.
 
-What the constants were measured on stands in `docs/primers/orthogonalization.md`.
+`docs/primers/orthogonalization.md` holds the measurements behind the constants.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def _compose(squares: Squares, steps: Sequence[Step], shift: float, *, started: 
         S = s E + z F + F E
         E <- s S + s z F + S F           z <- s^2 z
 
-    The constants stay out of the matrices: bf16 would round them, on the diagonal, by more than what is beside them.
+    The constants stay out of the matrices: bf16 would round them, on the diagonal, by more than their neighbours.
     `started`: `poly` holds the first F.
     """
     gram, poly, work = squares.gram, squares.poly, squares.work

@@ -220,7 +220,7 @@ class MatrixView:
         return matrices.reshape([self.split[d] for d in self.permute])
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Return the matrices `(batch, out, in)` of a tensor laid out like the parameter (a view where possible)."""
+        """Return the matrices `(batch, out, in)` of a tensor laid out like the parameter (a view if possible)."""
         return self.of(tensor).reshape(self.matrix)
 
     def scatter_(self, tensor: Tensor, matrices: Tensor) -> None:

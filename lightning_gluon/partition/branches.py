@@ -1,4 +1,4 @@
-"""The order of the branches of a module, where registration order stands in for the order of execution.
+"""The order of the branches of a module, if registration order stands in for the order of execution.
 
 * A decoder next to an encoder runs after everything that is no output, wherever it is registered.
 * Parts called `final`, `out` and the like run last.

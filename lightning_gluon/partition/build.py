@@ -1,4 +1,4 @@
-"""From a module to its partition: find the tied tensors, ask the rules, refuse what no rule fits."""
+"""From a module to its partition: find the tied tensors, ask the rules, refuse parameters that no rule fits."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ class _RouteFinder:
         *,
         frozen: bool,
     ) -> Finding:
-        """Return what stands for a parameter that no rule fits; a trained one is remembered."""
+        """Return the finding for a parameter that no rule fits; a trained one is remembered."""
         kind = f"(parameter of {place.kind})"
         if frozen:
             return Finding("elementwise", f"frozen, and no rule fits {kind}")
@@ -192,7 +192,7 @@ def _overridden(
     finding: Finding | None,
     shape: tuple[int, ...],
 ) -> Finding:
-    """Put a user's fields over what the built-in rules found; matrices stay as they were found."""
+    """Put a user's fields over those of the built-in rules; matrices stay as they were found."""
     if decision.role not in MATRIX_ROLES:
         return Finding(decision.role, decision.reason)
     known = finding.views if finding is not None else ()
@@ -201,7 +201,7 @@ def _overridden(
 
 
 def _without_rule(places: list[Place]) -> str:
-    """Name the parameters that no rule fits, those of repeated blocks once, and say what to do about them."""
+    """Name the parameters that no rule fits, those of repeated blocks once, and the remedy."""
     alike: dict[str, list[Place]] = {}
     for place in places:
         alike.setdefault(BLOCK_INDEX.sub("*", place.name), []).append(place)

@@ -184,7 +184,7 @@ class OutputLayers:
         return False
 
     def _pooled(self, place: Place) -> str | None:
-        """The projection of an attention pool with positions of its own: the ResNets of CLIP."""
+        """The projection of an attention pool with its own positions: the ResNets of CLIP."""
         if not place.holders or not names_match("POOL_OUTPUTS", place.layer):
             return None
         _, pool = place.holders[0]

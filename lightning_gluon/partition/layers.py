@@ -63,7 +63,7 @@ def is_map(module: nn.Module) -> bool:
 
 
 def own_weight(module: nn.Module) -> Tensor | None:
-    """Return the weight that a module owns, also where a reparametrization stores it; wrappers own none."""
+    """Return the weight that a module owns, also one that a reparametrization stores; wrappers own none."""
     for name in _STORED:
         weight = module._parameters.get(name)
         if weight is not None:

@@ -1,4 +1,4 @@
-"""Routes where only names and shapes are known: parameters that came without their module."""
+"""Routes by names and shapes alone: parameters that came without their module."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _is_table(named: _NamedParameter, layer: str) -> bool:
 
 
 def _read_matrices(named: _NamedParameter) -> Read:
-    """Read the matrices, and those of a fused weight where its name says how they lie."""
+    """Read the matrices, and those of a fused weight if its name says how they lie."""
     if len(named.shape) > 2:
         return _read_kernel(named)
     rows, columns = named.shape

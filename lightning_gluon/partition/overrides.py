@@ -1,4 +1,4 @@
-"""The user's own rules: a name glob or a module type, and what it decides."""
+"""The user's own rules: a name glob or a module type, and its decision."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Override:
         return "a name glob" if isinstance(self.key, str) else "a module type"
 
     def near(self, names: Sequence[str]) -> list[str]:
-        """Return what a key that matches no name could have been: the inside of a module, or a similar name."""
+        """Return a suggestion for a key that matches no name: the inside of a module, or a similar name."""
         if not isinstance(self.key, str):
             return []
         inside = f"{self.key}."
@@ -104,7 +104,7 @@ class Override:
         place: Place,
         parameter: nn.Parameter,
     ) -> Decision | None:
-        """Return what the rule says of a parameter, or None when it has no opinion.
+        """Return the rule's decision about a parameter, or None when it has no opinion.
 
         Args:
             place: First place of the parameter.
@@ -164,7 +164,7 @@ class Overrides:
         places: Sequence[Place],
         parameter: nn.Parameter,
     ) -> Decision | None:
-        """Return what the first rule that matches a parameter says, or None.
+        """Return the decision of the first rule that matches a parameter, or None.
 
         Args:
             places: All places of the parameter.

@@ -1,4 +1,4 @@
-"""Rules that others add: a library that knows its own modules says once what their parameters are."""
+"""Rules that others add: a library that knows its own modules says once the roles of their parameters."""
 
 from __future__ import annotations
 

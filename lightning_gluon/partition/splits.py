@@ -223,7 +223,7 @@ def _counted(
     row: Fused,
     scope: _Scope,
 ) -> tuple[str, ...]:
-    """Name the parts where only their number is known."""
+    """Name the parts if only their number is known."""
     count = formula_value(row.count, scope.value) if scope.columns else 0
     return _numbered(count) if count and 1 < count <= _MOST_PARTS else ()
 

@@ -124,7 +124,7 @@ def _wide_columns(table: Table) -> None:
 
 
 def _line_key(route: Route) -> tuple[object, ...]:
-    """Return what two lines must share to become one: the name up to its numbers, and everything else shown."""
+    """Return the key that two lines must share to become one: the name up to its numbers, and everything else shown."""
     return (
         BLOCK_INDEX.sub("#", route.name),
         len(route.aliases),

@@ -13,7 +13,7 @@ The sums are over the matrices that the LMO steps; those of AdamW have a ramp of
 loss that rises beyond chance, `largest` and `share` end a ramp as well. Methods with the second gradient freeze when
 the test finds `a_old < M (a_old - a)`, with `M = 3 sqrt(m / 10)`: the best step along `T` is then within `M` steps.
 
-Why each of these is as it is, and where the constants come from: `docs/primers/radius.md`.
+The reasons for each of these, and the sources of the constants: `docs/primers/radius.md`.
 """
 
 from __future__ import annotations

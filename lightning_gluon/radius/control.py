@@ -1,4 +1,4 @@
-"""A rule at work on the groups of one optimizer: initial radii, late groups, freezing, what a checkpoint holds."""
+"""A rule at work on the groups of one optimizer: initial radii, late groups, freezing, checkpoints."""
 
 from __future__ import annotations
 
@@ -202,7 +202,7 @@ class RadiusControl:
         return factors
 
     def outcome(self) -> str:
-        """Return what the rule has found, as a sentence."""
+        """Return the rule's result, as a sentence."""
         parts = [f"{name} {first_radius(radius):.4g}" for name, radius in self.radii.items()]
         radii = ", ".join(parts)
         if self.rule.doubt:

@@ -1,4 +1,4 @@
-"""A radius rule: what it is asked before every step, what it may return, and how a plain function becomes one."""
+"""A radius rule: its question before every step, its possible answers, and a plain function as a rule."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Job:
             torch._dynamo.mark_static_address(tensor, guard=False)
 
     def arguments(self) -> tuple:
-        """Return what `advance_` takes."""
+        """Return the arguments of `advance_`."""
         tensors = (self.params, self.new, self.old, self.buffers, self.kept, self.partners)
         return self.chunk, *tensors, self.lengths, self.keep, self.signal
 
@@ -89,7 +89,7 @@ class Job:
 def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Tensor]:
     """Return the partners of all parameters whose norm reads one, as they are before anything moves.
 
-    A group names them in `partners`, one parameter or `None` for each of its own.
+    A group names them in `partners`, one parameter or `None` for each of its parameters.
     """
     partners: dict[Tensor, Tensor] = {}
     for chunk in chunks:

@@ -70,7 +70,7 @@ def check_names(group: Group) -> None:
 
 
 def check_group(group: Group) -> None:
-    """Check every value of a complete group; what a check returns is kept.
+    """Check every value of a complete group, and keep the result of each check.
 
     Args:
         group: The group.
@@ -85,7 +85,7 @@ def check_group(group: Group) -> None:
 
 
 def check_values(group: Group) -> None:
-    """Check options and numbers of a complete group; what a check returns is kept.
+    """Check options and numbers of a complete group, and keep the result of each check.
 
     Args:
         group: The group.
@@ -104,7 +104,7 @@ def check_values(group: Group) -> None:
 
 
 def values_of(group: Group) -> list[object]:
-    """Return what `check_values` looks at, as it is now; lists are copied, since schedules write into them."""
+    """Return the values that `check_values` checks, as they are now; lists are copies, as schedules write into them."""
     found: list[object] = []
     for key in (*SETTINGS, *CHECKS):
         if key in group:

@@ -60,7 +60,7 @@ def build_groups(
 
 
 def _for_role(given: PER_ROLE, role: str, default: float) -> float:
-    """Return what is given for a role."""
+    """Return the value for a role."""
     value = given.get(role) if isinstance(given, Mapping) else given
     return default if value is None else value
 
@@ -86,7 +86,7 @@ def _check_roles(key: str, by_role: PER_ROLE) -> None:
 
 
 def complete_group(group: Group, row: Method) -> Group:
-    """Fill in what a group does not say from its method's rule, and check every value.
+    """Complete a group from its method's rule, and check every value.
 
     Args:
         group: A group with at least `params`, `role`, `lr`, `weight_decay`, `momentum` and `radius`.
@@ -117,7 +117,7 @@ def complete_group(group: Group, row: Method) -> Group:
 
 
 def _default_options(group: Group, row: Method, rule: Rule) -> Group:
-    """Return the options that a group has, with what they are if nobody says."""
+    """Return the options that a group has, with their defaults."""
     defaults = {
         **COMMON,
         **NORMS[group["norm"]].defaults(),

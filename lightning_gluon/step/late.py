@@ -1,7 +1,7 @@
 """Late groups: parameters that are added while training, as callbacks that unfreeze layers do.
 
 A group that is given without roles becomes several here, but whoever added it knows of one, and moves the last. So
-groups that were added together follow each other: where some of them have a new `lr`, the others get it too.
+groups that were added together follow each other: if some of them have a new `lr`, the others get it too.
 """
 
 from __future__ import annotations

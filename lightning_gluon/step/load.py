@@ -82,7 +82,7 @@ class _Match:
             self.saved[key] = self.here[key]
 
     def _position(self) -> list[int]:
-        """Return where each present parameter stood in the saved group."""
+        """Return the index of each present parameter in the saved group."""
         names, here = self.saved.get("param_names"), self.here["param_names"]
         if names is None:
             return list(range(len(here)))
@@ -209,7 +209,7 @@ def _all_names(groups: Iterable[Group]) -> dict[str, None]:
 
 
 def _places(here: Sequence[str], names: Sequence[str]) -> list[int] | None:
-    """Return where each present name stands among the saved ones; `None` if one is missing or two are alike."""
+    """Return the index of each present name among the saved ones; `None` if one is missing or two are alike."""
     where = {name: index for index, name in enumerate(names)}
     if len(where) < len(names) or not where.keys() >= set(here):
         return None

@@ -1,6 +1,6 @@
-"""Rounding noise: sums whose terms cancel, and the biases that take no step along what is left.
+"""Rounding noise: sums whose terms cancel, and the biases that take no step along the rest.
 
-A scale-free LMO makes a full step of whatever it is given. Where the true gradient of a bias is zero (in front of batch
+A scale-free LMO makes a full step of any input. If the true gradient of a bias is zero (in front of batch
 norm, at a key under softmax) it is given the rounding error of a sum. The bias is compared with its layer's own weight:
 
     grad b_j = sum_t d_tj          grad W_jk = sum_t d_tj x_tk          silent <=> rms(grad b) < floor rms(grad W)
@@ -35,7 +35,7 @@ WEIGHT_NAMES = ("weight", "weight_v", "parametrizations.weight.original1")
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A parameter of the plan: where it stands, and what its group says of it."""
+    """A parameter of the plan: its place, and the settings of its group."""
 
     index: int
     name: str
@@ -146,7 +146,7 @@ class NoiseGuard:
     A silent entry is left out of the direction that the LMO is given, so it takes no step. The step of the others keeps
     the length of the vector's radius. The estimator of a silent entry runs as ever, and weight decay acts on it.
 
-    Where both gradients are exactly zero (an expert without tokens) nothing is silent. The momentum then goes on, as in
+    If both gradients are exactly zero (an expert without tokens) nothing is silent. The momentum then goes on, as in
     torch's optimizers.
 
     Args:
@@ -208,7 +208,7 @@ class NoiseGuard:
     def shares(self, gradients: list[Tensor], norms: Tensor) -> Tensor:
         """Return the RMS of every judged gradient relative to that of its weight, in the order of `judgements`.
 
-        Where the weight's is zero or not finite (an fp16 norm overflows) the share is not finite: nothing is silent.
+        If the weight's is zero or not finite (an fp16 norm overflows) the share is not finite: nothing is silent.
 
         Args:
             gradients: Gradients in the order of the plan.

@@ -1,4 +1,4 @@
-"""One step over all chunks: what moves together, in which order, and what is kept between steps to do it."""
+"""One step over all chunks: the order in which they move, and the buffers kept between steps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PLANS = 16
 
 @dataclass
 class Plan:
-    """Chunks of the parameters that have a gradient, and what is known of them before a step."""
+    """Chunks of the parameters that have a gradient, and the facts known of them before a step."""
 
     chunks: list[Chunk]
     check: GradientCheck

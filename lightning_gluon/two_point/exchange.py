@@ -70,7 +70,7 @@ class Swap:
         self.held = None
 
     def back_(self) -> None:
-        """Exchange them again, from whatever stage."""
+        """Exchange them again, from any stage."""
         if self.stage is _Stage.CROSSING:
             self.other.copy_(self.one)
             self.stage = _Stage.LEAVING
@@ -215,7 +215,7 @@ class Taken:
 def exchanged_gradients(
     params: Iterable[Tensor], gradients: Mapping[Tensor, Tensor], *, clone: bool = False
 ) -> Iterator[Taken]:
-    """Give parameters other gradients for a while, and keep what has become of those.
+    """Give parameters other gradients for a while, and keep the result.
 
     Args:
         params: The parameters.

@@ -64,7 +64,7 @@ def way_ahead(group: Group, state: Mapping[str, Tensor], parameter: Tensor) -> M
 
 
 def reference_layout(kind: str, parameter: Tensor) -> dict[str, Tensor]:
-    """Return what is kept of one parameter's reference, by key.
+    """Return the state of one parameter's reference, by key.
 
     Args:
         kind: `copy`, `step` or `step8`.
@@ -165,7 +165,7 @@ class ReferencePoint:
 
     @property
     def transported(self) -> bool:
-        """True if the point is ahead of the weights, and the only one where gradients are taken."""
+        """True if the point is ahead of the weights, and the only one at which gradients are taken."""
         return self.point == TRANSPORTED
 
     @property
