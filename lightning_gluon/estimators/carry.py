@@ -1,4 +1,4 @@
-"""How a buffer is carried from one step to the next: dense in some dtype, or as the factors of a low rank."""
+"""Buffers carried from one step to the next: dense in some dtype, or as the factors of a low rank."""
 
 from __future__ import annotations
 
