@@ -218,6 +218,41 @@ def docstrings(path: Path) -> Iterator[str]:
                 yield text
 
 
+def bare(x: int) -> None:
+    """Which is of no use."""
+    raise ValueError(x)
+
+
+def full(x: int) -> None:
+    """Return `y = 2 x` of a scalar.
+
+    Args:
+        x: A number.
+
+    Raises:
+        ValueError: Always.
+
+    References:
+        Arithmetic.
+
+    Example:
+        >>> 1 + 1
+        2
+    """
+    raise ValueError(x)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_are_seen(part: str) -> None:
+    assert not PARTS[part](Reachable("bare", bare))
+    assert PARTS[part](Reachable("full", full))
+
+
+def test_openings_are_seen() -> None:
+    assert begins_with_noun_or_verb(full.__doc__ or "")
+    assert not begins_with_noun_or_verb(bare.__doc__ or "")
+
+
 def texts(path: Path) -> Iterator[str]:
     """Yield the docstrings of a file, its comments, and the sentences of its errors."""
     yield from docstrings(path)
