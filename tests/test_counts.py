@@ -24,20 +24,20 @@ class Limit:
 
 LIMITS = {
     "vit_s/4": {  # 3 of 12 layers
-        "gluon": Limit(369, 96.3, 0.0541),
-        "muon": Limit(178, 99.8, 0.0511),
-        "lionmuon": Limit(374, 108.3, 0.0541),
-        "gluon-mvr1": Limit(736, 184.3, 0.0541),
-        "limuon r=16": Limit(1002, 187.0, 0.0553, waits=15, linalg=56),
+        "gluon": Limit(342, 76.1, 0.0541),
+        "muon": Limit(172, 80.6, 0.0511),
+        "lionmuon": Limit(347, 88.1, 0.0541),
+        "gluon-mvr1": Limit(709, 164.2, 0.0541),
+        "limuon r=16": Limit(975, 166.9, 0.0553, waits=15, linalg=56),
     },
     "qwen2_5/12": {  # 2 of 24 layers
-        "gluon": Limit(297, 75.4, 0.516),
-        "gluon, five steps": Limit(272, 71.7, 0.464),
-        "gluon, no check": Limit(295, 75.4, 0.516, waits=0),
-        "muon": Limit(249, 78.6, 0.516),
-        "lionmuon": Limit(301, 87.4, 0.516),
-        "gluon-mvr1": Limit(520, 163.4, 0.516),
-        "limuon r=16": Limit(805, 164.5, 0.524, waits=16, linalg=60),
+        "gluon": Limit(282, 60.8, 0.516),
+        "gluon, five steps": Limit(257, 57.4, 0.464),
+        "gluon, no check": Limit(280, 60.8, 0.516, waits=0),
+        "muon": Limit(240, 64.0, 0.516),
+        "lionmuon": Limit(286, 72.8, 0.516),
+        "gluon-mvr1": Limit(505, 148.8, 0.516),
+        "limuon r=16": Limit(790, 149.9, 0.524, waits=16, linalg=60),
     },
 }
 CASES = [(model, row) for model, rows in LIMITS.items() for row in rows]

@@ -91,7 +91,8 @@ def orthogonalize(
         matrices: Real floating-point matrices.
         method: `polar_express`, `you`, `jordan` (also called `newton_schulz`) or `svd`.
         steps: Number of Newton-Schulz steps; default: 6 for `polar_express`, 5 for the others. Ignored by `svd`. Fewer
-            Polar Express steps are solved for their number: 5 miss up to 2 %, 4 up to 5 %, 3 up to 14 %.
+            Polar Express steps are solved for their number: of the decrease 5 miss 0.7 % on average and up to 3 %, 4
+            miss 2.5 % and up to 8 %. bf16 needs 6.
             Without a number, fp32 matrices of some 200 rows on a CPU take rational steps: as accurate, and faster.
         dtype: Compute dtype; default: what the hardware does fast (see `compute_dtype`).
 
