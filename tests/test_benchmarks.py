@@ -53,6 +53,7 @@ INTERNALS = {  # file: modules it takes internals from. Only what measures a par
 }
 TORCH_INTERNALS = {  # file: what it needs that torch does not export
     "benchmarks/yardsticks.py": {"torch.optim._muon"},
+    "benchmarks/counts.py": {"torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"},
     "benchmarks/memory.py": {"torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"},
 }
 SCRIPTS = sorted([*Path("benchmarks").rglob("*.py"), *Path("recipes").rglob("*.py")])
