@@ -227,7 +227,7 @@ def test_an_optimizer_steps_along_it(monkeypatch):
     """A default step in fp32 on a CPU goes through the rational steps, and has the length of its radius."""
     calls = []
     iterate = rational.rational_factor
-    monkeypatch.setattr(rational, "rational_factor", lambda x, workspace: calls.append(x.shape) or iterate(x, workspace))
+    monkeypatch.setattr(rational, "rational_factor", lambda x, space: calls.append(x.shape) or iterate(x, space))
     weight = torch.nn.Parameter(torch.zeros(192, 384))
     optimizer = lightning_gluon.Gluon([{"params": [weight], "role": "hidden"}], lr=0.1, orthogonalizer_dtype="float32")
     weight.grad = normal(0, 192, 384)
