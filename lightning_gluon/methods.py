@@ -134,6 +134,11 @@ METHODS: dict[str, Method] = {
         _layerwise("limuon"),
         theory=STORM_RATE,
     ),
+    "gluon-lowrank": Method(
+        "Gluon with its momentum carried at low rank: LiMuon's memory, one gradient",
+        "LiMuon, arXiv 2509.14562",
+        _layerwise("limuon", gamma=0.0, rank=16),
+    ),
     "mars": Method(  # at zero: the first gradient is clipped like all others, and would else outweigh them
         "Gluon on MARS' scaled correction", "MARS, arXiv 2411.10438", _layerwise("mars"), momentum=0.95, start="zero"
     ),
@@ -145,7 +150,7 @@ METHODS: dict[str, Method] = {
         start="zero",
     ),
     "gluon-igt": Method("Gluon on gradients at the transported point", IGT, _layerwise("igt")),
-    # .3 of the way: validation loss on CIFAR-10 1.368, for the whole way's 1.483 and gluon's 1.387 (640 steps, one seed);
+    # .3 of the way: validation loss on CIFAR-10 1.368, the whole way 1.483, gluon 1.387 (640 steps, one seed);
     # ahead of gluon on a tiny ViT (fresh seeds) and a tiny GPT too. Of .1 to .6 that were tried; a sweep is to confirm.
     "gluon-lookahead": Method("Gluon on gradients a share of the way there", IGT, _layerwise("igt", lookahead=0.3)),
     "lionmuon": Method(

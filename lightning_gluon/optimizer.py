@@ -16,7 +16,7 @@ from typing_extensions import Unpack
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import CHECKS, Group, Options
-from lightning_gluon.step.checks import check_options, check_ranks_fit, check_values, values_of
+from lightning_gluon.step.checks import check_options, check_ranks_fit, check_values, find_method, values_of
 from lightning_gluon.step.conditions import check_star_convex
 from lightning_gluon.step.late import Settings, follow_family, late_groups, name_apart
 from lightning_gluon.step.layers import Layer
@@ -90,7 +90,7 @@ class Gluon(Optimizer):
         partial_groups, self._partition = read_source(params)
         self._settings = Settings(method, lr, weight_decay, momentum, radius, dict(options))
         groups = self._settings.build(partial_groups)
-        check_ranks_fit(groups)
+        check_ranks_fit(groups, find_method(method))
         name_apart(groups)  # before any is added
         self.reference_gradients: dict[Tensor, Tensor] = {}
         self.two_point = CLOSURE  # who takes the second gradient, see `two_point.closures`

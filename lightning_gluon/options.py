@@ -46,7 +46,9 @@ class Options(TypedDict, total=False):
         gamma: Share of the correction by the second gradient, in `gluon-mvr1` to `3`, `muon-mvr`, `limuon` and `mars`.
             1 is that of the papers but for `mars`; 0 takes no second gradient.
         clip: Largest norm of the corrected gradient of `mars`.
-        rank: Rank of the momentum that `limuon` carries.
+        rank: Rank of the momentum that `limuon` and `gluon-lowrank` carry.
+        factor_dtype: Dtype, by name, of the factors that carry it.
+        feedback: Bits in which the rest, which they leave out, is kept for the next step: `int8`, `int4` or None.
         oversampling: Extra columns of its sketch.
         power_iterations: Power iterations of its sketch.
         seed: Seed of its sketch.
@@ -78,6 +80,8 @@ class Options(TypedDict, total=False):
     gamma: Annotated[Number, POSITIVE]
     clip: Annotated[Number, number(none=True)]
     rank: Annotated[Whole, whole(1, none="the full carry")]
+    factor_dtype: Annotated[Choice, dtype_name()]
+    feedback: Annotated[Choice, one_of("int8", "int4", None)]
     oversampling: Annotated[Whole, whole()]
     power_iterations: Annotated[Whole, whole()]
     seed: Annotated[Whole, whole(-(2**63))]

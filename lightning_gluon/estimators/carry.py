@@ -1,4 +1,10 @@
-"""How a buffer is carried from one step to the next: dense in some dtype, or as the factors of a low rank."""
+"""How a buffer is carried from one step to the next: dense in some dtype, or as the factors of a low rank.
+
+    M ~ U S V^T + E        E: what the truncation dropped, in 8 or 4 bits (`feedback`); without it E is forgotten
+
+With the feedback the next step starts at the whole M again, but for the rounding of E: the truncation itself is then
+free of error, whatever the rank.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.estimators.low_rank import compress, expand, sketch_generator
+from lightning_gluon.estimators.quantize import GRIDS, Grid
 from lightning_gluon.norms.views import MatrixView
 
 __all__ = ["Carry"]
@@ -23,7 +30,7 @@ def carry_layout(
         buffers: Names of the estimator's buffers.
         parameter: The parameter.
         factored: The matrices its momentum is compressed as; empty for the dense carry.
-        group: Its group: `momentum_dtype` and `rank`.
+        group: Its group: `momentum_dtype`, `rank`, `factor_dtype` and `feedback`.
 
     Returns:
         Tensors on the meta device: shapes and dtypes.
@@ -31,15 +38,28 @@ def carry_layout(
     if not factored:
         kept = dense_dtype(parameter, group)
         return {name: torch.empty(parameter.shape, dtype=kept, device="meta") for name in buffers}
-    work = torch.promote_types(parameter.dtype, torch.float32)
-    shapes = {}
+    work, kept, grid = torch.promote_types(parameter.dtype, torch.float32), factor_dtype(parameter, group), _grid(group)
+    entries = {}
     for index, view in enumerate(factored):
         batch, rows, columns = view.matrix
         rank = min(group["rank"], rows, columns)
-        shapes.update(
-            {f"U{index}": (batch, rows, rank), f"S{index}": (batch, rank), f"V{index}": (batch, columns, rank)}
-        )
-    return {key: torch.empty(shape, dtype=work, device="meta") for key, shape in shapes.items()}
+        entries[f"U{index}"] = torch.empty(batch, rows, rank, dtype=kept, device="meta")
+        entries[f"S{index}"] = torch.empty(batch, rank, dtype=work, device="meta")
+        entries[f"V{index}"] = torch.empty(batch, columns, rank, dtype=kept, device="meta")
+        if grid is not None:
+            entries[f"E{index}"], entries[f"E_scale{index}"] = grid.layout(view.matrix)
+    return entries
+
+
+def factor_dtype(parameter: Tensor, group: Mapping[str, Any]) -> torch.dtype:
+    """Return the dtype in which `U` and `V` are kept: fp32 or wider, if the group asks for no other."""
+    asked = group.get("factor_dtype")
+    return getattr(torch, asked) if asked else torch.promote_types(parameter.dtype, torch.float32)
+
+
+def _grid(group: Mapping[str, Any]) -> Grid | None:
+    """Return the numbers in which what truncation drops is kept; `None` if it is forgotten."""
+    return GRIDS[group["feedback"]] if group.get("feedback") else None
 
 
 def dense_dtype(parameter: Tensor, group: Mapping[str, Any]) -> torch.dtype:
@@ -55,7 +75,7 @@ class Carry:
         state: The parameter's optimizer state.
         parameter: The parameter.
         factored: The matrices its momentum is compressed as; empty for the dense carry.
-        group: Its group: `start`, `momentum_dtype`, `rank` and the rest of the sketch.
+        group: Its group: `start`, `momentum_dtype`, `rank`, the rest of the sketch, `factor_dtype` and `feedback`.
     """
 
     def __init__(
@@ -84,25 +104,36 @@ class Carry:
 
     def _expand(self, like: Tensor) -> Tensor:
         if len(self.factored) == 1 and self.factored[0].is_plain:
-            return expand(self.state["U0"], self.state["S0"], self.state["V0"]).view(like.shape)
+            return self._matrices(0, like).view(like.shape)
         full = torch.empty_like(like)
         for index, view in enumerate(self.factored):
-            view.scatter_(full, expand(*(self.state[f"{factor}{index}"] for factor in "USV")))
+            view.scatter_(full, self._matrices(index, like))
         return full
 
+    def _matrices(self, index: int, like: Tensor) -> Tensor:
+        """Return the matrices of one view, with what was dropped from them."""
+        left, values, right = (self.state[f"{factor}{index}"].to(like.dtype) for factor in "USV")
+        matrices, grid = expand(left, values, right), _grid(self.group)
+        if grid is not None:
+            matrices += grid.restore(self.state[f"E{index}"], self.state[f"E_scale{index}"], matrices)
+        return matrices
+
     def _compress(self, value: Tensor) -> None:
-        group = self.group
+        group, grid, kept = self.group, _grid(self.group), factor_dtype(self.parameter, self.group)
         for index, view in enumerate(self.factored):
-            generator = sketch_generator(group["seed"], group["steps"], view.matrix, value.device)
-            factors = compress(
-                view.gather(value),
+            matrices = view.gather(value)
+            left, values, right = compress(
+                matrices,
                 rank=group["rank"],
                 oversampling=group["oversampling"],
                 power_iterations=group["power_iterations"],
-                generator=generator,
+                generator=sketch_generator(group["seed"], group["steps"], view.matrix, value.device),
             )
-            for name, factor in zip("USV", factors, strict=True):
-                self.state[f"{name}{index}"] = factor
+            factors = {f"U{index}": left.to(kept), f"S{index}": values, f"V{index}": right.to(kept)}
+            self.state.update(factors)
+            if grid is not None:  # with the rounding of the factors
+                rounded = expand(*(factor.to(value.dtype) for factor in factors.values()))
+                self.state[f"E{index}"], self.state[f"E_scale{index}"] = grid.quantize(matrices - rounded)
 
 
 def _saturated(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -159,6 +159,7 @@ def _none(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Ten
 MVR1_OPTIONS = {"gamma": 1.0, "reference": "copy", "fold": False}
 MVR2_OPTIONS = {"gamma": 1.0, "q": 0.1, "reference": "copy"}
 SKETCH_OPTIONS = {"rank": None, "oversampling": 5, "power_iterations": 1, "seed": 0}
+CARRY_OPTIONS = {**SKETCH_OPTIONS, "factor_dtype": None, "feedback": None}
 MARS_OPTIONS = {"gamma": 0.025, "clip": 1.0}  # MARS 2411.10438, section 5: gamma = 0.025, ||c|| <= 1
 
 ESTIMATORS: dict[str, Estimator] = {
@@ -167,7 +168,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "mvr1": Estimator(_mvr1, reference="previous", share="gamma", options=MVR1_OPTIONS),
     "mvr2": Estimator(_mvr2, ("momentum", "gradient_estimate"), "previous", "gamma", MVR2_OPTIONS),
     "mvr3": Estimator(_mvr3, ("momentum", "gradient_estimate"), "previous", "gamma", MVR2_OPTIONS),
-    "limuon": Estimator(_mvr1, reference="previous", share="gamma", options={**MVR1_OPTIONS, **SKETCH_OPTIONS}),
+    "limuon": Estimator(_mvr1, reference="previous", share="gamma", options={**MVR1_OPTIONS, **CARRY_OPTIONS}),
     "mars": Estimator(_mars, reference="previous", share="gamma", options={**MARS_OPTIONS, "reference": "copy"}),
     "mars_approximate": Estimator(_mars_approximate, ("momentum", "last_gradient"), options=MARS_OPTIONS),
     "igt": Estimator(_ema, reference="transported", share="lookahead", options={"lookahead": 1.0}),
@@ -196,7 +197,7 @@ def register_estimator(name: str, estimator: Estimator) -> None:
 
     Example:
         >>> register_estimator("last", Estimator(lambda buffers, new, old, options: new, buffers=()))
-        >>> ESTIMATORS.pop("last").gradients
+        >>> ESTIMATORS.pop("last").gradients({})
         1
     """
     if not isinstance(estimator, Estimator):

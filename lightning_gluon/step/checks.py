@@ -187,15 +187,24 @@ def check_whole_module(module: nn.Module) -> None:
             raise NotImplementedError(SHARDED.format(what=what))
 
 
-def check_ranks_fit(groups: Sequence[Group]) -> None:
-    """Raise if no matrix of the model can take the rank, and say once how many are carried dense instead."""
+def check_ranks_fit(groups: Sequence[Group], row: Method) -> None:
+    """Raise if no matrix can take a rank that was asked for, and warn once of those that are carried dense.
+
+    Args:
+        groups: Complete groups.
+        row: Their method, whose own rank nobody asked for.
+
+    Raises:
+        ValueError: If the rank is larger than that of any matrix.
+    """
     groups = [group for group in groups if group.get("rank") is not None and NORMS[group["norm"]].matrices]
     members = [(group, index) for group in groups for index in range(len(group["params"]))]
     if not members:
         return
     sizes = [_largest_rank(group, index) for group, index in members]
     rank = min(group["rank"] for group in groups)
-    if rank > max(sizes):
+    usual = {rule.options.get("rank") for rule in row.rules.values()}
+    if rank > max(sizes) and rank not in usual:
         group, index = members[sizes.index(max(sizes))]
         raise ValueError(
             f"Expected `rank` to satisfy 1 <= rank <= min(out, in), but got rank={rank} and the largest matrix, "
