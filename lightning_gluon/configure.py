@@ -12,8 +12,8 @@ from typing_extensions import Unpack
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.options import Options
-from lightning_gluon.partition.overrides import Rules
 from lightning_gluon.partition.build import partition as route
+from lightning_gluon.partition.overrides import Rules
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.radius.schedules import RadiusSchedule, Schedule
 from lightning_gluon.replay.lightning import stepping_batches, trainer_of
@@ -92,7 +92,8 @@ def configure_optimizers(
     trainer = trainer_of(module)
     length = total_steps
     fraction = isinstance(warmup, float) and 0 < warmup < 1
-    if length is None and trainer is not None and (schedule not in ("constant", "theory") or fraction):
+    asks = schedule not in ("constant", "theory") or fraction or row.needs_length
+    if length is None and trainer is not None and asks:
         length = stepping_batches(trainer)
     plan = Schedule(schedule, length, warmup_steps(warmup, length), decay, row.theory)
     check_options(method, [option for option in options if option != "compile"])
@@ -114,6 +115,7 @@ def configure_optimizers(
         weight_decay=weight_decay,
         radius=radius,
         momentum=momentum,
+        total_steps=length,
         **options,
     )
     automatic = trainer is not None and getattr(module, "automatic_optimization", True)

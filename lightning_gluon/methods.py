@@ -68,6 +68,11 @@ class Method:
         return tuple(dict.fromkeys(rule.norm for rule in self.rules.values()))
 
     @property
+    def needs_length(self) -> bool:
+        """Whether an estimator needs to know how many steps the training has."""
+        return any(ESTIMATORS[name].length for name in self.estimators)
+
+    @property
     def estimators(self) -> tuple[str, ...]:
         """Names of the estimators that the roles use, without repeats."""
         return tuple(dict.fromkeys(rule.estimator for rule in self.rules.values()))
@@ -102,6 +107,7 @@ def _with_adamw(estimator: str, *, scaling: str, radius: float = 0.015, **option
 
 GLUON = "Gluon, arXiv 2505.13416"
 MVR = "Gluon-MVR, arXiv 2512.16598"
+KERNELS = "momentum kernels, arXiv 2608.22994"
 IGT = "LMO-IGT, arXiv 2605.05577"
 STORM_RATE = (2 / 3, 2 / 3)  # radius and 1 - b of MVR: derived by matching rates, and as LiMuon prints them
 
@@ -115,10 +121,19 @@ METHODS: dict[str, Method] = {
         weight_decay=0.02,
         start="zero",
     ),
+    "gluon-dual": Method("Gluon on a memory that shrinks: two weights, one buffer", KERNELS, _layerwise("dual")),
+    "gluon-mix": Method("Gluon on a memory that shrinks: a mixture of averages", KERNELS, _layerwise("mix")),
     "muon": Method(
         "orthogonalised Nesterov momentum, AdamW beside it",
         "K. Jordan, 2024",
         _with_adamw("nesterov", scaling="muon"),
+        momentum=0.95,
+        start="zero",
+    ),
+    "muon-dual": Method(
+        "Muon on a memory that shrinks: two weights, one buffer",
+        KERNELS,
+        _with_adamw("dual", scaling="muon", kernel_before="nesterov"),
         momentum=0.95,
         start="zero",
     ),

@@ -18,6 +18,7 @@ __all__ = ["CHECKS", "SETTINGS", "Group", "Options", "register_option"]
 Choice: TypeAlias = str | None
 Number: TypeAlias = float | None
 Whole: TypeAlias = int | None
+Pair: TypeAlias = tuple[float, float] | None
 
 SHARE = number(0, 1)
 WHOLE_SHARE = number(0, 1, signs="<= <=")
@@ -55,6 +56,13 @@ class Options(TypedDict, total=False):
         reference: How the previous iterate is kept: `copy`, `step` or `step8`.
         fold: Whether the second gradient is accumulated into the first one's buffer; `bfloat16` keeps it in that dtype.
         lookahead: Share of the way to the transported point of `gluon-igt`, where its gradient is taken; 0 stays.
+        kernel_before: Momentum of `gluon-dual` and `muon-dual` up to the switch: `ema` or `nesterov`.
+        kernel_start: Weight of the newest gradient, and mean age as a share of the training, at the switch.
+        kernel_end: The same at the end.
+        switch: Share of the training after which the memory of `gluon-dual`, `muon-dual` and `gluon-mix` shrinks.
+        mix: Averages of `gluon-mix`.
+        mix_ages: Ages of the youngest and of the oldest one, as shares of the training.
+        mix_weights: Weight of the oldest one at the switch and at the end.
         momentum_carry: Weight on the old momentum in what `lionmuon` carries.
         every: Period of the spectral steps of `lionmuon`.
         sign_radius: Radius of its sign steps, relative to the spectral one.
@@ -88,10 +96,17 @@ class Options(TypedDict, total=False):
     reference: Annotated[Choice, one_of("copy", "step", "step8")]
     fold: Annotated[bool | str | None, one_of(False, True, "bfloat16")]
     lookahead: Annotated[Number, WHOLE_SHARE]
+    kernel_before: Annotated[Choice, one_of("ema", "nesterov")]
+    kernel_start: Annotated[Pair, pair_of(WHOLE_SHARE)]
+    kernel_end: Annotated[Pair, pair_of(WHOLE_SHARE)]
+    switch: Annotated[Number, WHOLE_SHARE]
+    mix: Annotated[Whole, whole(2, most=8)]
+    mix_ages: Annotated[Pair, pair_of(number(0, 1, signs="< <="))]
+    mix_weights: Annotated[Pair, pair_of(WHOLE_SHARE)]
     momentum_carry: Annotated[Number, SHARE]
     every: Annotated[Whole, whole(1, unit=" of steps")]
     sign_radius: Annotated[Number, POSITIVE]
-    betas: Annotated[tuple[float, float] | None, pair_of(SHARE)]
+    betas: Annotated[Pair, pair_of(SHARE)]
     eps: Annotated[Number, POSITIVE]
 
 

@@ -203,7 +203,7 @@ def test_chunks_and_stacks_do_not_change_the_step(monkeypatch: pytest.MonkeyPatc
 def test_contract(method: str) -> None:
     """Closure, untouched gradients, plain groups, state in a weights-only checkpoint, and a bit-exact resume."""
     net = network()
-    optimizer = Gluon(net, lr=0.02, method=method)
+    optimizer = Gluon(net, lr=0.02, method=method, total_steps=8)
     calls = []
 
     def closure(step: int = 0) -> torch.Tensor:
@@ -227,7 +227,7 @@ def test_contract(method: str) -> None:
         _assert_plain({key: value for key, value in group.items() if key != "params"})
     other = network(seed=1)
     other.load_state_dict(net.state_dict())
-    resumed = Gluon(other, lr=0.5, method=method)
+    resumed = Gluon(other, lr=0.5, method=method, total_steps=8)
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
@@ -252,7 +252,7 @@ def _assert_plain(value: object) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_scale_free_pickle_and_zero_gradients(method: str) -> None:
     net = network()
-    optimizer = Gluon(net, lr=0.0, method=method)
+    optimizer = Gluon(net, lr=0.0, method=method, total_steps=8)
     before = weights(net)
     for p in net.parameters():
         p.grad = torch.zeros_like(p)

@@ -17,7 +17,7 @@ from lightning_gluon.options import CHECKS, SETTINGS, Group
 from lightning_gluon.registry import load_plugins
 from lightning_gluon.roles import ROLES
 from lightning_gluon.step.plan import factored_of, views_of
-from lightning_gluon.valid import did_you_mean, one_of
+from lightning_gluon.valid import did_you_mean, one_of, whole
 
 # Options of every group, whatever its norm and estimator, with their defaults.
 COMMON: dict[str, Any] = {
@@ -185,6 +185,27 @@ def check_whole_module(module: nn.Module) -> None:
         if weight is not None and not isinstance(weight, nn.UninitializedParameter) and weight.ndim < 2:
             what = f"The weight of {name!r}, a {type(layer).__name__}, has shape {tuple(weight.shape)}"
             raise NotImplementedError(SHARDED.format(what=what))
+
+
+def check_lengths(groups: Iterable[Group], method: str) -> None:
+    """Raise unless the length of the training is known where an estimator's memory is a share of it.
+
+    Args:
+        groups: Complete groups.
+        method: Their method.
+
+    Raises:
+        ValueError: If it is not known, or no number of steps.
+    """
+    for group in groups:
+        if not ESTIMATORS[group["estimator"]].length:
+            continue
+        if group["total_steps"] is None:
+            raise ValueError(
+                f"Method {method!r} needs to know how long the training is, since its memory is a share of it, but "
+                "`total_steps` is unknown. Pass `total_steps=`, the optimizer steps in all."
+            )
+        whole(1)("total_steps", group["total_steps"], _where(group))
 
 
 def check_ranks_fit(groups: Sequence[Group], row: Method) -> None:

@@ -28,6 +28,7 @@ class Settings:
     momentum: float | None
     radius: Mapping[str, float] | None
     options: Mapping[str, Any]
+    total_steps: int | None = None
 
     def build(self, partial: list[Group]) -> list[Group]:
         """Complete groups by these settings."""

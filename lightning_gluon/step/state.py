@@ -65,7 +65,7 @@ def state_layout(group: Group, index: int, reference: str | None) -> Layout:
     if estimator.layout is not None:
         momentum = estimator.layout(parameter)
     else:
-        momentum = carry_layout(estimator.buffers, parameter, factored_of(group, index), group)
+        momentum = carry_layout(estimator.names(group), parameter, factored_of(group, index), group)
     momentum.update(_statistics(group, index))
     return Layout(momentum, reference_layout(reference, parameter) if reference is not None else {})
 
