@@ -108,6 +108,7 @@ def _with_adamw(estimator: str, *, scaling: str, radius: float = 0.015, **option
 GLUON = "Gluon, arXiv 2505.13416"
 MVR = "Gluon-MVR, arXiv 2512.16598"
 KERNELS = "momentum kernels, arXiv 2608.22994"
+TRACK = "modded-nanogpt, track 3"
 IGT = "LMO-IGT, arXiv 2605.05577"
 STORM_RATE = (2 / 3, 2 / 3)  # radius and 1 - b of MVR: derived by matching rates, and as LiMuon prints them
 
@@ -168,6 +169,8 @@ METHODS: dict[str, Method] = {
     # .3 of the way: validation loss on CIFAR-10 1.368, the whole way 1.483, gluon 1.387 (640 steps, one seed);
     # ahead of gluon on a tiny ViT (fresh seeds) and a tiny GPT too. Of .1 to .6 that were tried; a sweep is to confirm.
     "gluon-lookahead": Method("Gluon on gradients a share of the way there", IGT, _layerwise("igt", lookahead=0.3)),
+    "gluon-ema-nesterov": Method("Gluon ahead along an average of its steps", TRACK, _layerwise("averaged")),
+    "gluon-anchor": Method("Gluon ahead of an average of its weights, late", TRACK, _layerwise("anchored")),
     "lionmuon": Method(
         "spectral every second step, signs between; two momenta",
         "LionMuon, arXiv 2605.19811",

@@ -166,7 +166,7 @@ class Gluon(Optimizer):
 
     @property
     def reference_point(self) -> str | None:
-        """The place of a further gradient: `None`, `"previous"` or `"transported"`."""
+        """The place of a further gradient: `None`, `"previous"`, or one of `lightning_gluon.two_point.transport`."""
         return self._reference.point
 
     @property
@@ -307,6 +307,5 @@ class Gluon(Optimizer):
 
     def memory(self) -> dict[str, Any]:
         """Return the bytes the optimizer keeps, by role and by kind; see `lightning_gluon.step.state.memory`."""
-        reference = self._reference
-        kind = reference.kind if reference.point is not None else None
-        return memory(self.param_groups, self.state, reference=kind, workspace_bytes=self._round.workspace.nbytes())
+        kind, workspace = self._reference.kind, self._round.workspace.nbytes()
+        return memory(self.param_groups, self.state, reference=kind, workspace_bytes=workspace)

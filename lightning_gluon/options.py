@@ -55,7 +55,11 @@ class Options(TypedDict, total=False):
         seed: Seed of its sketch.
         reference: How the previous iterate is kept: `copy`, `step` or `step8`.
         fold: Whether the second gradient is accumulated into the first one's buffer; `bfloat16` keeps it in that dtype.
-        lookahead: Share of the way to the transported point of `gluon-igt`, where its gradient is taken; 0 stays.
+        lookahead: Share of the way to the point where the gradient of `gluon-igt`, `gluon-lookahead`,
+            `gluon-ema-nesterov` and `gluon-anchor` is taken; at 0 it is taken at the weights.
+        average_age: Mean age of the average step of `gluon-ema-nesterov`, and of the average weights of `gluon-anchor`,
+            as a share of the training.
+        ramp: Share of the training at its end over which the lookahead of `gluon-anchor` grows from 0.
         kernel_before: Momentum of `gluon-dual` and `muon-dual` up to the switch: `ema` or `nesterov`.
         kernel_start: Weight of the newest gradient, and mean age as a share of the training, at the switch.
         kernel_end: The same at the end.
@@ -96,6 +100,8 @@ class Options(TypedDict, total=False):
     reference: Annotated[Choice, one_of("copy", "step", "step8")]
     fold: Annotated[bool | str | None, one_of(False, True, "bfloat16")]
     lookahead: Annotated[Number, WHOLE_SHARE]
+    average_age: Annotated[Number, WHOLE_SHARE]
+    ramp: Annotated[Number, WHOLE_SHARE]
     kernel_before: Annotated[Choice, one_of("ema", "nesterov")]
     kernel_start: Annotated[Pair, pair_of(WHOLE_SHARE)]
     kernel_end: Annotated[Pair, pair_of(WHOLE_SHARE)]

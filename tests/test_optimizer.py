@@ -14,7 +14,6 @@ import lightning_gluon
 from lightning_gluon import METHODS, Gluon
 
 REPLAY_TOLERANCE = 1e-10  # fp64, exact SVD; measured 2e-16
-ONE_GRADIENT = [name for name, row in METHODS.items() if all(e not in ("igt",) for e in row.estimators)]
 
 
 def network(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Sequential:

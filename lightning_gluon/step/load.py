@@ -15,7 +15,7 @@ from lightning_gluon.options import CHECKS, SETTINGS, Group
 from lightning_gluon.step.checks import check_group
 from lightning_gluon.step.finite import IGNORE
 from lightning_gluon.step.state import state_layout
-from lightning_gluon.two_point.reference import REFERENCES
+from lightning_gluon.two_point.reference import ReferencePoint, Visit
 from lightning_gluon.valid import whole
 
 COUNTS = ("steps", "gradient_evaluations")
@@ -46,7 +46,8 @@ def match_saved_state(
         position = _positions(group, old)
         _check_values(group, old)
         _reorder(group, old, position)
-    reference = any(ESTIMATORS[group["estimator"]].point(group) for group in saved)  # by the saved options
+    points = [ESTIMATORS[group["estimator"]].point(group) for group in saved]  # by the saved options
+    reference = ReferencePoint(saved, {}, points, Visit()).kind
     state: dict[Tensor, dict[str, Any]] = {}
     for group, old in zip(groups, saved, strict=True):
         state.update(_buffers(group, old, state_dict["state"], reference))
@@ -63,7 +64,7 @@ def _reorder(group: Group, saved: Group, position: Sequence[int]) -> None:
 
 
 def _buffers(
-    group: Group, saved: Group, buffers: Mapping[Any, Mapping[str, Any]], reference: bool
+    group: Group, saved: Group, buffers: Mapping[Any, Mapping[str, Any]], reference: str | None
 ) -> dict[Tensor, dict[str, Any]]:
     """Return the checked buffers of every parameter that has some."""
     present = {**saved, "params": group["params"]}
@@ -199,10 +200,9 @@ def _check_values(group: Group, saved: Group) -> None:
     saved.update({key: merged[key] for key in read})
 
 
-def _take(group: Group, index: int, saved: Mapping[str, Any], reference: bool) -> dict[str, Any]:
+def _take(group: Group, index: int, saved: Mapping[str, Any], reference: str | None) -> dict[str, Any]:
     """Return the buffers of one parameter, checked."""
-    kind = group.get("reference", REFERENCES[0]) if reference else None
-    layout = state_layout(group, index, kind)
+    layout = state_layout(group, index, reference)
     parameter, name = group["params"][index], group["param_names"][index]
     for key, entry in layout.entries.items():
         _check_buffer(f"`{key}` of {name!r}", saved.get(key), entry, group)
