@@ -220,7 +220,8 @@ def train(method: str, options: dict[str, Any], precision: str, steps: int) -> T
     )
     names = [name for name, _ in module.named_parameters()]
     start = copies(module)
-    trainer.fit(module, list(batches))
+    data: Any = batches  # a tensor is a data set of its rows
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=None))
     roles = roles_of(trainer.optimizers[0])
     return Trajectory(names, roles, start, {steps: copies(module)})
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from typing_extensions import Unpack
 
+from lightning_gluon.methods import Method
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.options import Options
 from lightning_gluon.partition.build import partition as route
@@ -19,12 +20,20 @@ from lightning_gluon.radius.schedules import RadiusSchedule, Schedule
 from lightning_gluon.replay.lightning import stepping_batches, trainer_of
 from lightning_gluon.step.checks import check_options, check_whole_module, find_method
 from lightning_gluon.step.noise import NOISE_FLOOR
+from lightning_gluon.two_point.closures import CALLBACK
+from lightning_gluon.valid import number
+
+if TYPE_CHECKING:
+    from lightning_gluon.replay.lightning import Trainer
 
 __all__ = ["configure_optimizers", "equivalent_learning_rates"]
 
 # An fp32 gradient hides the precision it was computed in, so the Trainer is asked.
 MIXED_NOISE_FLOOR = {"bf16-mixed": NOISE_FLOOR[torch.bfloat16], "16-mixed": NOISE_FLOOR[torch.float16]}
 
+AUTO = "auto"
+UNSCHEDULED = "constant"
+ENDLESS = (UNSCHEDULED, "theory")  # schedules that do not depend on the length of the training
 # The nominal radius of `lr="auto"`; calibration starts at 1/64 of it, far below the .018 to .05 that tuning finds.
 AUTO_LR = 0.02
 # Where nothing else ends the ramp it ends at five times that, and steps back to 0.05.
@@ -47,9 +56,11 @@ def configure_optimizers(
     rules: Rules | None = None,
     **options: Unpack[Options],
 ) -> Any:
-    """Partition a module, build the optimizer of a method, and schedule it: what `configure_optimizers` returns.
+    """Return what a module's `configure_optimizers` should: the optimizer of a method, and its schedule.
 
-        X <- (1 - lr * weight_decay) X - lr * radius[role] * D(M)
+        X <- (1 - lr * weight_decay) X - lr * radius[role] * D(M)          ||D(M)|| <= 1 in the norm of the role
+
+    Shapes: any. Each parameter is read as the matrices `(out, in)` that its layer holds, or as one vector.
 
     Args:
         module: Any `nn.Module`; a `LightningModule` tells its Trainer's length and precision.
@@ -66,7 +77,7 @@ def configure_optimizers(
         total_steps: Optimizer steps in all; default: the Trainer's `estimated_stepping_batches`.
         partition: A partition to use instead of `lightning_gluon.partition(module)`.
         rules: Roles by name glob or module type, for `lightning_gluon.partition`, as in `{"stem.*": "hidden"}`.
-        **options: `compile` and the options of the method, see `Gluon`.
+        **options: Options of the method, see `lightning_gluon.options.Options`.
 
     Returns:
         The optimizer if `schedule` is constant without warmup, else Lightning's dict with a scheduler that is stepped
@@ -76,13 +87,13 @@ def configure_optimizers(
         TypeError: If `rules` are no rules, or a parameter is not of a real floating-point type.
         ValueError: If a name is unknown, a value out of range, a parameter is without a role, a partition is of another
             module, or a schedule needs a length nobody knows.
+        NotImplementedError: If parameters are sharded over ranks.
 
     References:
         A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
 
     Example:
         >>> from torch import nn
-    from typing_extensions import Unpack
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> configured = configure_optimizers(model, "muon", lr=0.02, schedule="cosine", warmup=0.1, total_steps=100)
         >>> configured["lr_scheduler"]["interval"], configured["lr_scheduler"]["scheduler"].schedule.warmup
@@ -90,26 +101,17 @@ def configure_optimizers(
     """
     row = find_method(method)
     trainer = trainer_of(module)
-    length = total_steps
-    fraction = isinstance(warmup, float) and 0 < warmup < 1
-    asks = schedule not in ("constant", "theory") or fraction or row.needs_length
-    if length is None and trainer is not None and asks:
-        length = stepping_batches(trainer)
+    length = _training_length(trainer, row, schedule, warmup) if total_steps is None else total_steps
     plan = Schedule(schedule, length, warmup_steps(warmup, length), decay, row.theory)
     check_options(method, [option for option in options if option != "compile"])
     check_whole_module(module)
-    if rules is not None:
-        if partition is not None:
-            raise ValueError("Expected `partition` or `rules`, but got both. Give the rules to the partition.")
-        partition = route(module, rules=rules)
-    elif partition is not None:
-        _check_own(partition, module)
+    routed = _routed(module, partition, rules)
     if isinstance(lr, str):
-        lr = _calibrated(lr, module, trainer)
+        lr = _calibrated(lr, trainer)
     if trainer is not None:
         options.setdefault("noise_floor", MIXED_NOISE_FLOOR.get(str(trainer.precision)))
     optimizer = Gluon(
-        module if partition is None else partition,
+        module if routed is None else routed,
         lr,
         method=method,
         weight_decay=weight_decay,
@@ -118,19 +120,45 @@ def configure_optimizers(
         total_steps=length,
         **options,
     )
-    automatic = trainer is not None and getattr(module, "automatic_optimization", True)
-    if optimizer.reference_point is not None and automatic:
-        from lightning_gluon.callbacks.variance_reduction import VarianceReduction
-
-        VarianceReduction.attach(trainer)
-        optimizer.two_point = "callback"
-    if schedule == "constant" and not warmup:
+    if trainer is not None and getattr(module, "automatic_optimization", True):
+        _attach_second_gradient(optimizer, trainer)
+    if schedule == UNSCHEDULED and not warmup:
         return optimizer
     scheduler = RadiusSchedule(optimizer, plan)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "gluon"}}
 
 
-def _check_own(partition: Any, module: nn.Module) -> None:
+def _training_length(trainer: Trainer | None, row: Method, schedule: str, warmup: int | float) -> int | None:
+    """Return the Trainer's optimizer steps, if method, schedule or warmup are measured in them."""
+    if trainer is None or (schedule in ENDLESS and not _is_share(warmup) and not row.needs_length):
+        return None
+    return stepping_batches(trainer)
+
+
+def _is_share(warmup: int | float) -> bool:
+    return isinstance(warmup, float) and 0 < warmup < 1
+
+
+def _routed(module: nn.Module, partition: Partition | None, rules: Rules | None) -> Partition | None:
+    """Return the partition that was asked for, by itself or by rules."""
+    if rules is not None and partition is not None:
+        raise ValueError("Expected `partition` or `rules`, but got both. Give the rules to the partition.")
+    if partition is not None:
+        _check_own(partition, module)
+    return partition if rules is None else route(module, rules=rules)
+
+
+def _attach_second_gradient(optimizer: Gluon, trainer: Trainer) -> None:
+    """Add the callback that takes the second gradient, if the method needs one."""
+    if optimizer.reference_point is None:
+        return
+    from lightning_gluon.callbacks.variance_reduction import VarianceReduction
+
+    VarianceReduction.attach(trainer)
+    optimizer.two_point = CALLBACK
+
+
+def _check_own(partition: object, module: nn.Module) -> None:
     """Raise if a partition holds parameters that are not the module's: another model, or one that was rebuilt since."""
     if not isinstance(partition, Partition):
         raise ValueError(
@@ -147,7 +175,7 @@ def _check_own(partition: Any, module: nn.Module) -> None:
         )
 
 
-def _calibrated(lr: str, module: nn.Module, trainer: Any) -> float:
+def _calibrated(lr: str, trainer: Trainer | None) -> float:
     """Let a callback find the radius, and return the learning rate it works under."""
     check_lr(lr)
     if trainer is None:
@@ -161,15 +189,15 @@ def _calibrated(lr: str, module: nn.Module, trainer: Any) -> float:
     return AUTO_LR
 
 
-def check_lr(lr: Any) -> None:
+def check_lr(lr: object) -> None:
     """Raise for a word that is no way to find the radius."""
-    if isinstance(lr, str) and lr != "auto":
+    if isinstance(lr, str) and lr != AUTO:
         raise ValueError(f"Expected `lr` to be a number or 'auto', but got {lr!r}.")
 
 
 def warmup_steps(warmup: int | float, total_steps: int | None) -> int:
     """Return the steps of a warmup that may be given as a share of all steps."""
-    if isinstance(warmup, float) and 0 < warmup < 1:
+    if _is_share(warmup):
         if total_steps is None or not math.isfinite(total_steps):
             raise ValueError(
                 f"`warmup`={warmup} is a share of all steps, but `total_steps` is unknown. Pass `total_steps=`."
@@ -191,14 +219,14 @@ def equivalent_learning_rates(radius: float, shape: tuple[int, int]) -> dict[str
         adamw      the same: Moonlight's 0.2 is AdamW's typical update RMS at lr 1
 
     Args:
-        radius: Step length `lr * radius["hidden"]`.
+        radius: Step length `lr * radius["hidden"]`, in units of the RMS -> RMS operator norm.
         shape: `(out, in)` of the matrix.
 
     Returns:
         Learning rates by optimizer, and the RMS of one update under `update_rms`.
 
     Raises:
-        ValueError: If the shape is not that of a matrix.
+        ValueError: If the shape is not that of a matrix, or the radius is no number >= 0.
 
     References:
         Moonlight, arXiv 2502.16982 (update RMS 0.2). Scion, arXiv 2502.07529 (radius 50).
@@ -209,6 +237,7 @@ def equivalent_learning_rates(radius: float, shape: tuple[int, int]) -> dict[str
     """
     if len(shape) != 2 or min(shape) < 1:
         raise ValueError(f"Expected `shape` to be (out, in) of a matrix, but got {tuple(shape)}.")
+    number()("radius", radius)
     m, n = shape
     spectral = radius * math.sqrt(m / n)
     update_rms = spectral * math.sqrt(min(m, n) / (m * n))

@@ -15,12 +15,12 @@ from lightning_gluon.valid import Check, dtype_name, number, one_of, pair_of, wh
 
 __all__ = ["CHECKS", "SETTINGS", "Group", "Options", "register_option"]
 
-Choice: TypeAlias = str | None
-Number: TypeAlias = float | None
-Whole: TypeAlias = int | None
-Pair: TypeAlias = tuple[float, float] | None
+MaybeText: TypeAlias = str | None
+MaybeNumber: TypeAlias = float | None
+MaybeWhole: TypeAlias = int | None
+MaybePair: TypeAlias = tuple[float, float] | None
 
-SHARE = number(0, 1)
+FRACTION = number(0, 1)
 WHOLE_SHARE = number(0, 1, signs="<= <=")
 POSITIVE = number(0)
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of `torch.compile`
@@ -35,7 +35,8 @@ class Options(TypedDict, total=False):
     Args:
         compile: Whether `torch.compile` makes one graph of the optimizer's step; a string is its mode.
         orthogonalizer: How the spectral LMO is computed, such as `polar_express` or `svd`.
-        orthogonalizer_steps: Its iterations.
+        orthogonalizer_steps: Its iterations. Of 6 Polar Express steps 5 cost 0.83 and miss up to 2 % of the decrease,
+            4 cost 0.67 and miss up to 5 %.
         orthogonalizer_dtype: Its dtype by name.
         momentum_dtype: Dtype of the momentum by name.
         on_nonfinite: `raise`, `skip` or `ignore`.
@@ -80,46 +81,46 @@ class Options(TypedDict, total=False):
     """
 
     compile: Annotated[bool | str | None, one_of(True, False, None, *MODES)]
-    orthogonalizer: Annotated[Choice, one_of("polar_express", "you", "jordan", "newton_schulz", "svd")]
-    orthogonalizer_steps: Annotated[Whole, whole(1, none="the default")]
-    orthogonalizer_dtype: Annotated[Choice, dtype_name("bfloat16", "float16", "float32", "float64")]
-    momentum_dtype: Annotated[Choice, dtype_name()]
-    on_nonfinite: Annotated[Choice, one_of("raise", "skip", "ignore")]
-    noise_floor: Annotated[Number, number(0, 1, none=True)]
-    start: Annotated[Choice, one_of("gradient", "zero")]
-    scaling: Annotated[Choice, one_of("rms", "muon", "moonlight", "none", None)]
-    q: Annotated[Number, number(0, 1, signs="< <=")]
-    gamma: Annotated[Number, POSITIVE]
-    clip: Annotated[Number, number(none=True)]
-    rank: Annotated[Whole, whole(1, none="the full carry")]
-    factor_dtype: Annotated[Choice, dtype_name()]
-    feedback: Annotated[Choice, one_of("int8", "int4", None)]
-    oversampling: Annotated[Whole, whole()]
-    power_iterations: Annotated[Whole, whole()]
-    seed: Annotated[Whole, whole(-(2**63))]
-    reference: Annotated[Choice, one_of("copy", "step", "step8")]
+    orthogonalizer: Annotated[MaybeText, one_of("polar_express", "you", "jordan", "newton_schulz", "svd")]
+    orthogonalizer_steps: Annotated[MaybeWhole, whole(1, none="the default")]
+    orthogonalizer_dtype: Annotated[MaybeText, dtype_name("bfloat16", "float16", "float32", "float64")]
+    momentum_dtype: Annotated[MaybeText, dtype_name()]
+    on_nonfinite: Annotated[MaybeText, one_of("raise", "skip", "ignore")]
+    noise_floor: Annotated[MaybeNumber, number(0, 1, none=True)]
+    start: Annotated[MaybeText, one_of("gradient", "zero")]
+    scaling: Annotated[MaybeText, one_of("rms", "muon", "moonlight", "none", None)]
+    q: Annotated[MaybeNumber, number(0, 1, signs="< <=")]
+    gamma: Annotated[MaybeNumber, POSITIVE]
+    clip: Annotated[MaybeNumber, number(none=True)]
+    rank: Annotated[MaybeWhole, whole(1, none="the full carry")]
+    factor_dtype: Annotated[MaybeText, dtype_name()]
+    feedback: Annotated[MaybeText, one_of("int8", "int4", None)]
+    oversampling: Annotated[MaybeWhole, whole()]
+    power_iterations: Annotated[MaybeWhole, whole()]
+    seed: Annotated[MaybeWhole, whole(-(2**63))]
+    reference: Annotated[MaybeText, one_of("copy", "step", "step8")]
     fold: Annotated[bool | str | None, one_of(False, True, "bfloat16")]
-    lookahead: Annotated[Number, WHOLE_SHARE]
-    average_age: Annotated[Number, WHOLE_SHARE]
-    ramp: Annotated[Number, WHOLE_SHARE]
-    kernel_before: Annotated[Choice, one_of("ema", "nesterov")]
-    kernel_start: Annotated[Pair, pair_of(WHOLE_SHARE)]
-    kernel_end: Annotated[Pair, pair_of(WHOLE_SHARE)]
-    switch: Annotated[Number, WHOLE_SHARE]
-    mix: Annotated[Whole, whole(2, most=8)]
-    mix_ages: Annotated[Pair, pair_of(number(0, 1, signs="< <="))]
-    mix_weights: Annotated[Pair, pair_of(WHOLE_SHARE)]
-    momentum_carry: Annotated[Number, SHARE]
-    every: Annotated[Whole, whole(1, unit=" of steps")]
-    sign_radius: Annotated[Number, POSITIVE]
-    betas: Annotated[Pair, pair_of(SHARE)]
-    eps: Annotated[Number, POSITIVE]
+    lookahead: Annotated[MaybeNumber, WHOLE_SHARE]
+    average_age: Annotated[MaybeNumber, WHOLE_SHARE]
+    ramp: Annotated[MaybeNumber, WHOLE_SHARE]
+    kernel_before: Annotated[MaybeText, one_of("ema", "nesterov")]
+    kernel_start: Annotated[MaybePair, pair_of(WHOLE_SHARE)]
+    kernel_end: Annotated[MaybePair, pair_of(WHOLE_SHARE)]
+    switch: Annotated[MaybeNumber, WHOLE_SHARE]
+    mix: Annotated[MaybeWhole, whole(2, most=8)]
+    mix_ages: Annotated[MaybePair, pair_of(number(0, 1, signs="< <="))]
+    mix_weights: Annotated[MaybePair, pair_of(WHOLE_SHARE)]
+    momentum_carry: Annotated[MaybeNumber, FRACTION]
+    every: Annotated[MaybeWhole, whole(1, unit=" of steps")]
+    sign_radius: Annotated[MaybeNumber, POSITIVE]
+    betas: Annotated[MaybePair, pair_of(FRACTION)]
+    eps: Annotated[MaybeNumber, POSITIVE]
 
 
 # The numbers of every group, which schedules may change from step to step.
 SETTINGS: dict[str, Check] = {
     "lr": POSITIVE,
-    "momentum": SHARE,
+    "momentum": FRACTION,
     "weight_decay": POSITIVE,
     "radius": POSITIVE,
 }
@@ -135,8 +136,10 @@ def _checks() -> dict[str, Check]:
 CHECKS: dict[str, Check] = _checks()
 
 
-def register_option(name: str, type_: Any, check: Check, summary: str) -> None:
+def register_option(name: str, type_: object, check: Check, summary: str) -> None:
     """Add an option that a norm or an estimator from outside the package reads.
+
+    Shapes: a plain value, never a tensor: groups are saved in checkpoints.
 
     Args:
         name: Its name, a Python identifier.

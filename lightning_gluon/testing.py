@@ -29,7 +29,7 @@ from lightning_gluon.step.checks import find_method
 EXACT = 1e-10  # fp64, exact singular values; measured 1e-13 at most
 CLOSE = 1e-5  # fp32; measured 2e-6 at most
 SHAPES = ((6, 10), (10, 6), (7, 7))
-SCALES = (1e-30, 1e-9, 1e9, 1e30)
+MAGNITUDES = (1e-30, 1e-9, 1e9, 1e30)
 
 __all__ = ["check_estimator", "check_method", "check_norm"]
 
@@ -68,80 +68,104 @@ def _draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _require(holds: bool | Tensor, promise: str, part: object) -> None:
+def _demand(holds: bool | Tensor, promise: str, part: object) -> None:
     if not bool(holds):
         raise AssertionError(f"{part!r} breaks a promise: {promise}.")
 
 
 def _near(one: Tensor, other: Tensor, bound: float) -> bool:
     """Return whether two tensors agree to a bound, relative to the larger one's size."""
-    size = max(one.abs().max().item(), other.abs().max().item(), 1e-300)
-    return (one - other).abs().max().item() <= bound * size
+    difference = (one - other).abs().max()
+    size = torch.maximum(one.abs().max(), other.abs().max())
+    return bool(difference <= bound * size)
 
 
 def _check_duality(norm: Norm, shape: tuple[int, ...]) -> None:
     for seed in range(3):
-        g, x = _draw(*shape, seed=seed), _draw(*shape, seed=seed + 10)
+        g = _draw(*shape, seed=seed)
+        x = _draw(*shape, seed=seed + 10)
         d = norm.lmo(g)
-        length, dual = norm.norm(d), norm.dual_norm(g)
-        _require(length <= 1 + EXACT, "||D(G)|| <= 1", norm)
+        length = norm.norm(d)
+        dual = norm.dual_norm(g)
+        product = (x * g).sum()
         bound = norm.norm(x) * dual
-        _require((x * g).sum().abs() <= bound * (1 + EXACT), "|<X, G>| <= ||X|| ||G||_*", norm)
+        _demand(length <= 1 + EXACT, "||D(G)|| <= 1", norm)
+        _demand(product.abs() <= bound * (1 + EXACT), "|<X, G>| <= ||X|| ||G||_*", norm)
         if norm.attains:
-            _require(_near((g * d).sum(), dual, EXACT), "<G, D(G)> = ||G||_*", norm)
-            _require(_near(length, torch.ones_like(length), EXACT), "||D(G)|| = 1", norm)
+            attained = (g * d).sum()
+            _demand(_near(attained, dual, EXACT), "<G, D(G)> = ||G||_*", norm)
+            _demand(_near(length, torch.ones_like(length), EXACT), "||D(G)|| = 1", norm)
 
 
 def _check_invariance(norm: Norm, shape: tuple[int, ...]) -> None:
     g = _draw(*shape).float()
     before = g.clone()
     d = norm.lmo(g)
-    _require(torch.equal(g, before), "`lmo` leaves its input as it is", norm)
-    _require(torch.equal(norm.lmo(torch.zeros_like(g)), torch.zeros_like(g)), "D(0) = 0", norm)
+    _demand(torch.equal(g, before), "`lmo` leaves its input as it is", norm)
+    zero = torch.zeros_like(g)
+    _demand(torch.equal(norm.lmo(zero), zero), "D(0) = 0", norm)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
-        _require(norm.lmo(g.to(dtype)).dtype == dtype, "`lmo` keeps the dtype", norm)
-    for scale in SCALES:
-        _require(_near(norm.lmo(g * scale), d, CLOSE), f"D(c G) = D(G), for c = {scale:g}", norm)
+        cast = norm.lmo(g.to(dtype))
+        _demand(cast.dtype == dtype, "`lmo` keeps the dtype", norm)
+    for scale in MAGNITUDES:
+        again = norm.lmo(g * scale)
+        _demand(_near(again, d, CLOSE), f"D(c G) = D(G), for c = {scale:g}", norm)
 
 
 def _check_batch(norm: Norm, shape: tuple[int, ...]) -> None:
-    g = torch.stack([_draw(*shape, seed=seed) * 10.0**seed for seed in range(3)])
-    apart = torch.stack([norm.lmo(point) for point in g])
-    _require(_near(norm.lmo(g), apart, EXACT), "a batch is its points", norm)
+    points = [_draw(*shape, seed=seed) * 10.0**seed for seed in range(3)]
+    g = torch.stack(points)
+    apart = torch.stack([norm.lmo(point) for point in points])
+    _demand(_near(norm.lmo(g), apart, EXACT), "a batch is its points", norm)
     for measure in (norm.norm, norm.dual_norm):
-        _require(measure(g).shape == g.shape[:1], "one number per point of a batch", norm)
+        numbers = measure(g)
+        _demand(numbers.shape == g.shape[:1], "one number per point of a batch", norm)
 
 
 def _check_stack(norm: Norm, shape: tuple[int, int]) -> None:
     """Check `scale * lmo_` of a stack, as the step calls it, against `lmo`, with the declared needs at hand."""
-    rows, columns = sorted(shape) if norm.turns else shape
+    rows, columns = shape
+    if norm.turns:
+        rows, columns = sorted(shape)
     if not norm.matrices:
         rows, columns = 1, rows * columns
     stack = torch.stack([_draw(rows, columns, seed=seed) for seed in range(2)])
-    kept = {own.name: own.first(stack) for own in norm.statistics}
-    context = Context(statistics=kept)
+    context = _make_context(norm, stack)
+    concrete = norm.on(stack, stack.shape)
+    staged = stack.to(concrete.staging_dtype(stack), copy=True)
+    units = concrete.lmo_(staged, context)
+    _demand(units.shape == stack.shape, "`lmo_` keeps the shape of the stack", norm)
+    _demand(units.isfinite().all(), "`lmo_` is finite for a finite stack", norm)
+    for own in norm.statistics:
+        present = tuple(context.statistics[own.name].shape)
+        declared = (len(stack), *own.shape(rows, columns))
+        _demand(present == declared, f"the statistic {own.name!r} keeps its shape", norm)
+    needs = norm.reads_weights or norm.reads_partner or norm.statistics
+    if not needs:
+        points = stack.squeeze(1) if norm.rank == 1 else stack
+        whole = norm.lmo(points).view_as(stack)
+        scaled = units * norm.scale(rows, columns)
+        _demand(_near(scaled, whole, EXACT), "scale * lmo_(stack) = lmo(stack)", norm)
+
+
+def _make_context(norm: Norm, stack: Tensor) -> Context:
+    """Return what a norm declares that it needs beside a stack."""
+    context = Context(statistics={own.name: own.first(stack) for own in norm.statistics})
     if norm.reads_weights:
         context.weights = torch.ones_like(stack)
     if norm.reads_partner:
-        context.partners = [torch.ones(columns, 2, dtype=stack.dtype) for _ in stack]
-    concrete = norm.on(stack, stack.shape)
-    staged = stack.to(concrete.staging_dtype(stack))
-    units = concrete.lmo_(staged.clone(), context)
-    _require(units.shape == stack.shape, "`lmo_` keeps the shape of the stack", norm)
-    _require(units.isfinite().all(), "`lmo_` is finite for a finite stack", norm)
-    declared = {own.name: (len(stack), *own.shape(rows, columns)) for own in norm.statistics}
-    _require({name: tuple(own.shape) for name, own in kept.items()} == declared, "statistics keep their shapes", norm)
-    plain = not (norm.reads_weights or norm.reads_partner or norm.statistics)
-    if plain:
-        whole = norm.lmo(stack.squeeze(1) if norm.rank == 1 else stack).view_as(stack)
-        _require(_near(units * norm.scale(rows, columns), whole, EXACT), "scale * lmo_(stack) = lmo(stack)", norm)
+        partner = torch.ones(stack.shape[-1], 2, dtype=stack.dtype)
+        context.partners = [partner] * len(stack)
+    return context
 
 
 def check_estimator(estimator: Estimator, options: Mapping[str, Any] | None = None) -> None:
     """Check what a step relies on in an estimator's recursion.
 
-        without noise: gradients that are all G give directions that are all G        (buffers started at G)
+        update(M, G, G) = G for M = G: gradients that are all G give directions that are all G
         buffers are advanced in place; gradients are only read; every parameter is on its own; the same every time
+
+    Shapes: gradients of (4, 3) and (5,).
 
     Args:
         estimator: The row.
@@ -166,35 +190,43 @@ def check_estimator(estimator: Estimator, options: Mapping[str, Any] | None = No
     buffers = {name: [g.clone() for g in gradients] for name in estimator.names(group)}
     for _ in range(4):
         direction = estimator.update(buffers, gradients, gradients, estimator.at(group))
-        agree = all(_near(one, other, EXACT) for one, other in zip(direction, gradients, strict=True))
-        _require(agree, "constant gradients are their own estimate", estimator)
+        for one, other in zip(direction, gradients, strict=True):
+            _demand(_near(one, other, EXACT), "constant gradients are their own estimate", estimator)
     _check_recursion(estimator, group)
 
 
-def _check_recursion(estimator: Estimator, group: Mapping[str, Any]) -> None:
+def _check_recursion(estimator: Estimator, group: Mapping[str, object]) -> None:
     together = _run(estimator, group, [0, 1])
     again = _run(estimator, group, [0, 1])
-    apart = _run(estimator, group, [0]) + _run(estimator, group, [1])
-    _require(all(map(torch.equal, together, again)), "the same gradients give the same directions", estimator)
-    _require(all(map(torch.equal, together, apart)), "a parameter does not depend on its neighbours", estimator)
+    first, second = _run(estimator, group, [0]), _run(estimator, group, [1])
+    _demand(_equal(together, again), "the same gradients give the same directions", estimator)
+    _demand(_equal(together, [*first, *second]), "a parameter does not depend on its neighbours", estimator)
 
 
-def _run(estimator: Estimator, group: Mapping[str, Any], members: list[int]) -> list[Tensor]:
+def _equal(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(map(torch.equal, one, other))
+
+
+def _run(estimator: Estimator, group: Mapping[str, object], members: list[int]) -> list[Tensor]:
     """Return the directions of three steps, and check that the recursion keeps to its own buffers."""
     shapes = [(4, 3), (5,)]
     first = [_draw(*shapes[member], seed=member) for member in members]
     buffers = {name: [g.clone() for g in first] for name in estimator.names(group)}
-    addresses = {name: [own.data_ptr() for own in kept] for name, kept in buffers.items()}
+    before = _addresses(buffers)
     direction = first
     for step in range(3):
         new = [_draw(*shapes[member], seed=10 * step + member) for member in members]
         old = [g * 0.9 for g in new]
         read = [g.clone() for g in (*new, *old)]
-        direction = [one.clone() for one in estimator.update(buffers, new, old, estimator.at(group))]
-        _require(all(map(torch.equal, (*new, *old), read)), "gradients are only read", estimator)
-    stay = addresses == {name: [own.data_ptr() for own in kept] for name, kept in buffers.items()}
-    _require(stay, "buffers are advanced in place", estimator)
+        advanced = estimator.update(buffers, new, old, estimator.at(group))
+        direction = [one.clone() for one in advanced]
+        _demand(_equal([*new, *old], read), "gradients are only read", estimator)
+    _demand(_addresses(buffers) == before, "buffers are advanced in place", estimator)
     return direction
+
+
+def _addresses(buffers: Mapping[str, list[Tensor]]) -> list[int]:
+    return [own.data_ptr() for kept in buffers.values() for own in kept]
 
 
 def check_method(method: str, **options: Any) -> None:
@@ -203,6 +235,8 @@ def check_method(method: str, **options: Any) -> None:
     - `step(closure)` evaluates as many gradients as the method says, and leaves `.grad` as it is.
     - The state is complete after the first step; zero gradients at `lr = 0` move nothing.
     - Groups hold plain values; a `weights_only` checkpoint resumes bit for bit; the optimizer can be copied.
+
+    Shapes: a network of layers (24, 12), (16, 24) and (5, 16), with biases and a normalisation.
 
     Args:
         method: A row of `lightning_gluon.METHODS`.
@@ -220,34 +254,45 @@ def check_method(method: str, **options: Any) -> None:
     if find_method(method).needs_length:
         options = {"total_steps": 8, **options}
     _check_zero(method, options)
-    net = _network()
+    net = _small_network()
     optimizer = Gluon(net, lr=0.02, method=method, **options)
     counter = _Counter(net)
     counter.take(optimizer, 0)
-    _require(counter.calls == 1, "the first step evaluates one gradient", method)
-    keys = {parameter: set(optimizer.state[parameter]) for parameter in net.parameters()}
+    _demand(counter.calls == 1, "the first step evaluates one gradient", method)
+    keys = _state_keys(optimizer)
     for step in range(1, 4):
         counter.take(optimizer, step)
-    _require(counter.calls == optimizer.gradient_evaluations, "gradient evaluations are counted", method)
-    present = {parameter: set(optimizer.state[parameter]) for parameter in net.parameters()}
-    _require(present == keys, "the state is complete after the first step", method)
+    _demand(counter.calls == optimizer.gradient_evaluations, "gradient evaluations are counted", method)
+    _demand(_state_keys(optimizer) == keys, "the state is complete after the first step", method)
     for group in optimizer.param_groups:
-        plain = {key: value for key, value in group.items() if key != "params"}
-        _require(_is_plain(plain), f"group {group['name']!r} holds plain values", method)
+        rest = [value for key, value in group.items() if key != "params"]
+        _demand(_is_plain(rest), f"group {group['name']!r} holds plain values", method)
     if optimizer.reference_point is None:
         _check_gradients(optimizer, net, method)
     _check_resume(optimizer, net, method, options)
 
 
-def _network(seed: int = 0) -> nn.Sequential:
+def _state_keys(optimizer: Gluon) -> dict[Tensor, set[str]]:
+    return {parameter: set(kept) for parameter, kept in optimizer.state.items()}
+
+
+def _small_network(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(12, 24), nn.Tanh(), nn.Linear(24, 16), nn.Tanh(), nn.LayerNorm(16), nn.Linear(16, 5))
+    return nn.Sequential(
+        nn.Linear(12, 24),
+        nn.Tanh(),
+        nn.Linear(24, 16),
+        nn.Tanh(),
+        nn.LayerNorm(16),
+        nn.Linear(16, 5),
+    )
 
 
 def _backward(net: nn.Module, step: int) -> Tensor:
     x = _draw(32, 12, seed=100 + step).float()
+    y = torch.sin(3 * x[:, :5])
     net.zero_grad()
-    loss = (net(x) - torch.sin(3 * x[:, :5])).square().mean()
+    loss = nn.functional.mse_loss(net(x), y)
     loss.backward()
     return loss
 
@@ -278,31 +323,36 @@ def _is_plain(value: object) -> bool:
 
 
 def _weights(net: nn.Module) -> Tensor:
-    return torch.cat([parameter.detach().flatten().clone() for parameter in net.parameters()])
+    return nn.utils.parameters_to_vector(net.parameters()).detach().clone()
 
 
 def _check_zero(method: str, options: Mapping[str, Any]) -> None:
-    net = _network()
+    net = _small_network()
     optimizer = Gluon(net, lr=0.0, method=method, **options)
     before = _weights(net)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # what sharded checkpointing does first
-    _require(torch.equal(_weights(net), before), "zero gradients at lr = 0 move nothing", method)
-    _require(len(optimizer.state) == len(list(net.parameters())), "they begin the state of all parameters", method)
-    copied = copy.deepcopy(optimizer).state_dict()
-    _require(copied["param_groups"] == optimizer.state_dict()["param_groups"], "the optimizer can be copied", method)
+    _demand(torch.equal(_weights(net), before), "zero gradients at lr = 0 move nothing", method)
+    begun = all(parameter in optimizer.state for parameter in net.parameters())
+    _demand(begun, "they begin the state of all parameters", method)
+    groups = optimizer.state_dict()["param_groups"]
+    copied = copy.deepcopy(optimizer).state_dict()["param_groups"]
+    _demand(copied == groups, "the optimizer can be copied", method)
 
 
 def _check_gradients(optimizer: Gluon, net: nn.Module, method: str) -> None:
-    gradients = [parameter.grad.clone() for parameter in net.parameters() if parameter.grad is not None]
+    before = [gradient.clone() for gradient in _present_gradients(net)]
     optimizer.step()
-    present = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
-    _require(all(map(torch.equal, present, gradients)), "a step leaves `.grad` as it is", method)
+    _demand(_equal(_present_gradients(net), before), "a step leaves `.grad` as it is", method)
+
+
+def _present_gradients(net: nn.Module) -> list[Tensor]:
+    return [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
 
 
 def _check_resume(optimizer: Gluon, net: nn.Module, method: str, options: Mapping[str, Any]) -> None:
-    other = _network(seed=1)
+    other = _small_network(seed=1)
     other.load_state_dict(net.state_dict())
     resumed = Gluon(other, lr=0.5, method=method, **options)
     file = io.BytesIO()
@@ -312,6 +362,7 @@ def _check_resume(optimizer: Gluon, net: nn.Module, method: str, options: Mappin
     for step in range(4, 7):
         for model, stepped in ((net, optimizer), (other, resumed)):
             _Counter(model).take(stepped, step)
-    _require(torch.equal(_weights(net), _weights(other)), "a resumed run is the run, bit for bit", method)
-    counts = resumed.gradient_evaluations, optimizer.gradient_evaluations
-    _require(counts[0] == counts[1], "the count of gradient evaluations is resumed", method)
+    same = torch.equal(_weights(net), _weights(other))
+    _demand(same, "a resumed run is the run, bit for bit", method)
+    same = resumed.gradient_evaluations == optimizer.gradient_evaluations
+    _demand(same, "the count of gradient evaluations is resumed", method)

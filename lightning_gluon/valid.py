@@ -14,7 +14,7 @@ import torch
 class Check(Protocol):
     """A check of one value."""
 
-    def __call__(self, name: str, value: Any, where: str = "") -> Any:
+    def __call__(self, name: str, value: object, where: str = "") -> Any:
         """Return the value as it is to be kept.
 
         Args:
@@ -27,7 +27,7 @@ class Check(Protocol):
         """
 
 
-def refused(name: str, where: str, wanted: str, value: object) -> ValueError:
+def refusal(name: str, where: str, wanted: str, value: object) -> ValueError:
     """Return the error of a value that is not allowed."""
     return ValueError(f"Expected `{name}`{where} to {wanted}, but got {value!r}.")
 
@@ -35,15 +35,18 @@ def refused(name: str, where: str, wanted: str, value: object) -> ValueError:
 def one_of(*choices: object) -> Check:
     """Allow what is listed.
 
+    Returns:
+        The check.
+
     Example:
         >>> one_of("raise", "skip")("on_nonfinite", "skip")
         'skip'
     """
     listed = ", ".join(map(str, choices))
 
-    def check(name: str, value: Any, where: str = "") -> Any:
+    def check(name: str, value: object, where: str = "") -> object:
         if value not in choices:
-            raise refused(name, where, f"be one of {listed}", value)
+            raise refusal(name, where, f"be one of {listed}", value)
         return value
 
     return check
@@ -65,14 +68,14 @@ class Range:
     signs: str
     none: bool
 
-    def __call__(self, name: str, value: Any, where: str = "") -> Any:
+    def __call__(self, name: str, value: object, where: str = "") -> object:
         """Return a number that lies in the range."""
         if self.none and value is None:
             return value
         if not self.holds(_as_float(value)):
             left, right = self.signs.split()
             wanted = f"satisfy {self.low} {left} {name} {right} {self.high}"
-            raise refused(name, where, wanted, value)
+            raise refusal(name, where, wanted, value)
         return value
 
     def holds(self, number: float) -> bool:
@@ -89,6 +92,9 @@ class Range:
 
 def number(low: float = 0, high: float = math.inf, *, signs: str = "<= <", none: bool = False) -> Check:
     """Allow numbers between two bounds, see `Range`.
+
+    Returns:
+        The check.
 
     Example:
         >>> number(0, 1)("momentum", 0.9)
@@ -113,6 +119,9 @@ def _as_float(value: Any) -> float:
 def whole(least: int = 0, *, most: float = math.inf, none: str = "", unit: str = "") -> Check:
     """Allow whole numbers from `least` to `most`, and `None` if it means something.
 
+    Returns:
+        The check.
+
     Example:
         >>> whole(1, none="the full carry")("rank", None)
     """
@@ -124,11 +133,11 @@ def whole(least: int = 0, *, most: float = math.inf, none: str = "", unit: str =
     if none:
         wanted += f", or None for {none}"
 
-    def check(name: str, value: Any, where: str = "") -> Any:
+    def check(name: str, value: object, where: str = "") -> object:
         if none and value is None:
             return value
         if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise refused(name, where, wanted, value)
+            raise refusal(name, where, wanted, value)
         return value
 
     return check
@@ -137,15 +146,18 @@ def whole(least: int = 0, *, most: float = math.inf, none: str = "", unit: str =
 def pair_of(check_one: Check) -> Check:
     """Allow two values, in whatever behaves as a sequence.
 
+    Returns:
+        The check.
+
     Example:
         >>> pair_of(number(0, 1))("betas", [0.9, 0.95])
         (0.9, 0.95)
     """
 
-    def check(name: str, value: Any, where: str = "") -> tuple:
+    def check(name: str, value: object, where: str = "") -> tuple:
         pair = plain(value)
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise refused(name, where, "be two numbers", value)
+            raise refusal(name, where, "be two numbers", value)
         first, second = pair
         return check_one(name, first, where), check_one(name, second, where)
 
@@ -155,20 +167,23 @@ def pair_of(check_one: Check) -> Check:
 def dtype_name(*names: str) -> Check:
     """Allow a floating-point dtype (one of those named, if any are) or `None`; it is kept by name.
 
+    Returns:
+        The check.
+
     Example:
         >>> dtype_name()("momentum_dtype", torch.bfloat16)
         'bfloat16'
     """
     listed = ", ".join((*names, "None"))
 
-    def check(name: str, value: Any, where: str = "") -> str | None:
+    def check(name: str, value: object, where: str = "") -> str | None:
         if value is None:
             return None
         found = str(value).removeprefix("torch.")
         if not isinstance(value, (str, torch.dtype)) or not _is_floating(found):
-            raise refused(name, where, "be a floating-point dtype such as 'bfloat16' or None", value)
+            raise refusal(name, where, "be a floating-point dtype such as 'bfloat16' or None", value)
         if names and found not in names:
-            raise refused(name, where, f"be one of {listed}", found)
+            raise refusal(name, where, f"be one of {listed}", found)
         return found
 
     return check
@@ -179,7 +194,7 @@ def _is_floating(name: str) -> bool:
     return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return Python's own numbers and sequences for those of NumPy, OmegaConf and others.
 
     A checkpoint that holds others is not loaded with `weights_only`. A tensor of one number stays a tensor, since a
@@ -209,7 +224,10 @@ def plain(value: Any) -> Any:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """Return the name that was probably meant, as a sentence; empty if none is near.
+    """Return the name that was probably meant.
+
+    Returns:
+        A sentence; empty if no name is near.
 
     Example:
         >>> did_you_mean("glouon", ["gluon", "muon"])

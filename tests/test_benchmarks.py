@@ -257,6 +257,12 @@ def test_trajectories_are_written_and_read(tmp_path: Path) -> None:
     assert trajectories.report(rows, rows)
 
 
+def test_trajectories_under_the_trainer_move_and_repeat() -> None:
+    one, again = (trajectory_runs.train("gluon-mvr1", {"fold": True}, "fp64", 2) for _ in range(2))
+    assert trajectories.compare(one, again) == trajectories.Difference()
+    assert all(not torch.equal(*pair) for pair in zip(one.start, one.weights[2], strict=True))
+
+
 def test_a_revision_stands_alone() -> None:
     with trajectories.alone(str(trajectories.ROOT)) as folder:
         assert [path.name for path in folder.iterdir()] == ["lightning_gluon"]

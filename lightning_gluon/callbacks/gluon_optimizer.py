@@ -14,8 +14,8 @@ from typing_extensions import Unpack
 
 from lightning_gluon.configure import check_lr, configure_optimizers, warmup_steps
 from lightning_gluon.options import CHECKS, Group, Options
-from lightning_gluon.partition.overrides import Overrides, Rules
 from lightning_gluon.partition.build import partition
+from lightning_gluon.partition.overrides import Overrides, Rules
 from lightning_gluon.radius.schedules import Schedule
 from lightning_gluon.roles import ROLES
 from lightning_gluon.step.checks import find_method
@@ -86,6 +86,12 @@ class GluonOptimizer(Callback):
         >>> optimizer = GluonOptimizer("limuon", lr=0.02, rank=8)
         >>> optimizer.configure(torch.nn.Linear(64, 64)).param_groups[0]["rank"]
         8
+        >>> module = LightningModule()
+        >>> module.layer = torch.nn.Linear(64, 64)
+        >>> optimizer.bind(module)
+        >>> type(module.configure_optimizers()).__name__
+        'Gluon'
+        >>> optimizer.warn_if_idle()  # there is an `lr`, so nothing is said
     """
 
     def __init__(

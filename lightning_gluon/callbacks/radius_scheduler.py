@@ -5,34 +5,34 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_gluon.callbacks.smoothness_monitor import SmoothnessMonitor
+from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius.control import RadiusControl
-from lightning_gluon.radius.observe import Evidence, Observation, WindowLoss
-from lightning_gluon.radius.radii import Limits, Radius, first_radius, logged_radii
-from lightning_gluon.radius.rule import Answer, RadiusRule
+from lightning_gluon.radius.observe import Observation, StepRecord
+from lightning_gluon.radius.radii import Limits, Proposal, Radius, logged_radii
+from lightning_gluon.radius.rule import RadiusRule
 from lightning_gluon.radius.rules import make_rule
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.saved import SavedState
 from lightning_gluon.replay.lightning import (
     callbacks_of,
     check_log,
     late_state,
     log_values,
     loss_scale,
-    set_callbacks,
+    place_before,
     should_log,
     state_key,
 )
 from lightning_gluon.replay.optimizers import own_optimizer, repeatable, unwrapped
+from lightning_gluon.replay.ranks import agreed
 from lightning_gluon.replay.session import Session
-from lightning_gluon.smoothness.readings import Pair
-from lightning_gluon.valid import whole
 
 
 class RadiusScheduler(Callback):
@@ -40,15 +40,16 @@ class RadiusScheduler(Callback):
 
         t_i = lr * radius_i,        radius_i = limits(rule(observation)),        lr by the schedule
 
-    Rules: `calibrate` (grow from tiny, the slower the less the last step pays off, then freeze), `smoothness` (the
-    paper's Theorem 1 on the live fit), a name given by `register_radius_rule`, or a function. A function takes a
-    `lightning_gluon.radius.Observation` and returns one factor on all initial radii, radii by group or layer name, or
-    `None`. See `lightning_gluon.radius.RadiusRule`.
+    The rule `calibrate` grows the radii from tiny, the slower the less the last step pays off, and then freezes them.
+    `smoothness` is the paper's Theorem 1 on the live fit. Others are a name given by `register_radius_rule`, or a
+    function. A function takes a `lightning_gluon.radius.Observation`. It returns one factor on all initial radii, radii
+    by group or layer name, or `None`. See `lightning_gluon.radius.RadiusRule`.
 
-    Until `calibrate` freezes, it waits for the device once per step and keeps one copy of the matrices. It keeps none
-    if the method keeps the previous iterate. The groups that AdamW steps beside an LMO get a factor of their own. A
-    learning-rate warm-up may run at the same time: the calibrated step length is then reached at the schedule's peak.
-    Radii are logged as `radius/<group>`, or `radius/<layer>` if they differ within a group.
+    Until `calibrate` freezes, it waits for the device once per step and copies the matrices, unless the method keeps
+    the previous iterate. A learning-rate warm-up may run at the same time: the calibrated step length is then reached
+    at the schedule's peak. Radii are logged as `radius/<group>`, or `radius/<layer>` if they differ within a group.
+
+    Shapes: plain numbers; `t_i` in units of the layer's own norm.
 
     Args:
         rule: A name of `lightning_gluon.radius.RADIUS_RULES`, a rule, or a function (`rule`).
@@ -62,12 +63,10 @@ class RadiusScheduler(Callback):
         log: Whether to log; default: if the Trainer has a logger.
 
     Raises:
-        ValueError: If an argument is out of range, the bounds are crossed, or a name is unknown; at the start of
-            training if the rule needs a second pass that cannot be taken, logging is asked for without a logger, or
-            `freeze_step` is a share of a length that nobody knows; on loading if a checkpoint holds values that no run
-            has written.
-        TypeError: If the rule is none of the three kinds; at the start of training if the optimizer is not one of this
-            library.
+        ValueError: If an argument is out of range or a name is unknown. At the start of training, if the rule needs a
+            pass that cannot be taken, `log` has no logger, or `freeze_step` is a share of an unknown length. On
+            loading, if a checkpoint holds values that no run has written.
+        TypeError: If the rule is no rule. At the start of training, if the optimizer is not one of this library.
 
     References:
         A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
@@ -80,9 +79,9 @@ class RadiusScheduler(Callback):
 
     def __init__(
         self,
-        rule: str | Callable[[Observation], Answer] = "calibrate",
+        rule: str | Callable[[Observation], Proposal | None] = "calibrate",
         *,
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, object] | None = None,
         every_n_steps: int = 25,
         bounds: tuple[float, float] | None = None,
         max_growth: float | None = None,
@@ -90,14 +89,13 @@ class RadiusScheduler(Callback):
         freeze_step: int | float | None = None,
         log: bool | None = None,
     ) -> None:
-        self.every_n_steps = whole(1)("every_n_steps", every_n_steps)
+        limits = Limits(bounds, max_growth, smoothing)
+        self.control = RadiusControl(make_rule(rule, options), limits, freeze_step, every_n_steps)
         self.name = rule if isinstance(rule, str) else getattr(rule, "__name__", type(rule).__name__)
-        self.control = RadiusControl(make_rule(rule, options), Limits(bounds, max_growth, smoothing), freeze_step)
         self.logging = log  # Lightning sets `log` on callbacks
-        self._loss = WindowLoss()
         self._logs = False
         self._session: Session | None = None
-        self._optimizer: Any = None
+        self._optimizer: Gluon | None = None
 
     @property
     def rule(self) -> RadiusRule:
@@ -114,11 +112,6 @@ class RadiusScheduler(Callback):
         """Tell instances apart by their rule."""
         return state_key(self, rule=self.name)
 
-    @property
-    def steps(self) -> int:
-        """Steps taken so far."""
-        return self.control.steps
-
     @staticmethod
     def attach(trainer: Trainer, rule: str = "calibrate", **arguments: Any) -> None:
         """Add a scheduler to a Trainer that has none, also after checkpoints were read.
@@ -130,18 +123,22 @@ class RadiusScheduler(Callback):
 
         Raises:
             ValueError: If the Trainer has a scheduler with another rule.
+
+        Example:
+            >>> trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+            >>> RadiusScheduler.attach(trainer, options={"largest": 5.0})
+            >>> any(isinstance(callback, RadiusScheduler) for callback in trainer.callbacks)
+            True
         """
         scheduler = RadiusScheduler(rule, **arguments)
-        for present in callbacks_of(trainer):
-            if not isinstance(present, RadiusScheduler):
-                continue
+        for present in [one for one in callbacks_of(trainer) if isinstance(one, RadiusScheduler)]:
             if isinstance(present.rule, type(scheduler.rule)):
                 return
             raise ValueError(
                 f"`lr='auto'` sets the radii by the rule {rule!r}, but the Trainer has a RadiusScheduler with the rule "
-                f"{present.name!r} already. Pass a number as `lr`, or take that callback away."
+                f"{present.name!r}. Pass a number as `lr`, or take that callback away."
             )
-        _place(trainer, scheduler)
+        place_before(trainer, scheduler, SmoothnessMonitor)
         # Callback states are restored before optimizers are configured; one that comes later looks for its own.
         state = late_state(trainer, scheduler)
         if state:
@@ -151,7 +148,7 @@ class RadiusScheduler(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Move before the monitors, which then see the radius of the step to come."""
-        _place(trainer, self)
+        place_before(trainer, self, SmoothnessMonitor)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the session if the rule needs gradients at two points, before it reads what a checkpoint holds."""
@@ -163,9 +160,9 @@ class RadiusScheduler(Callback):
         self._logs = check_log(trainer, self.logging, "RadiusScheduler")
         if self.control.second_gradient and not repeatable(pl_module):
             raise ValueError(
-                f"Rule {self.name!r} needs the gradient of the same sample at two points, but under manual "
-                "optimization a training step cannot be repeated, nor one that draws its own batch. Use automatic "
-                "optimization and `training_step(batch, batch_idx)`, or the rule 'calibrate'."
+                f"Rule {self.name!r} needs the gradient of the same sample at two points. Under manual optimization a "
+                "training step cannot be repeated, nor one that draws its own batch. Use automatic optimization and "
+                "`training_step(batch, batch_idx)`, or the rule 'calibrate'."
             )
         total = trainer.estimated_stepping_batches  # if nobody knows, infinite or -1
         self.control.begin(optimizer, int(total) if 0 < total < math.inf else None)
@@ -181,72 +178,31 @@ class RadiusScheduler(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Add up the loss of the window."""
         if self._optimizer is not None and not self.control.frozen:
-            self._loss.add(loss.detach().float() / loss_scale(trainer))
+            plain = loss.detach().float()
+            self.control.loss.add(plain / loss_scale(trainer))
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
         """Measure what the rule needs, and set the radii of the coming step."""
-        if self._optimizer is None or unwrapped(optimizer) is not self._optimizer:
+        own, control, session, done = self._optimizer, self.control, self._session, self.rule.done
+        if own is None or unwrapped(optimizer) is not own:
             return
-        control, done = self.control, self.rule.done
         window = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
-        control.advance(Evidence(self._loss.mean(window), self._pairs(), _mean(trainer)))
-        self._loss.clear()
+        pairs = session.pairs(own.layers()) if session is not None and control.sampled else []
+        control.advance(StepRecord(control.loss.mean(window), pairs, partial(agreed, trainer)))
         if self.rule.done and not done:
-            self._report()
-        if control.frozen:  # nothing is measured any more
-            self._session = None
-        elif self._session is not None and self._due:
-            self._session.want(self._optimizer.layers(), again=True)
+            say = rank_zero_warn if self.rule.doubt else rank_zero_info
+            say(control.outcome())
+        if session is not None and control.sampled:
+            session.want(own.layers(), again=True)
         if self._logs and should_log(trainer):
-            log_values(trainer, logged_radii(self._optimizer.param_groups))
-
-    @property
-    def _due(self) -> bool:
-        return (self.steps + 1) % self.every_n_steps == 0
-
-    def _pairs(self) -> list[Pair]:
-        """Return the layers at two iterates, on the steps with a sample."""
-        if self._session is None or self.control.frozen or not self._due:
-            return []
-        return self._session.pairs(self._optimizer.layers())
-
-    def _report(self) -> None:
-        radii = ", ".join(f"{name} {first_radius(radius):.4g}" for name, radius in self.radii.items())
-        if self.rule.doubt:
-            rank_zero_warn(f"{self.rule.doubt} Radii stay at {radii}.")
-        else:
-            rank_zero_info(f"`RadiusScheduler`: radii frozen at {radii} before step {self.steps - 1}.")
+            log_values(trainer, logged_radii(own.param_groups))
 
     # ------------------------------------------------------------------ checkpoints
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedState:
         """Return plain values, and the weights before the last step while they are needed."""
-        return {**self.control.state_dict(), "loss": self._loss.state_dict()}
+        return self.control.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: SavedState) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
-        loss = WindowLoss()
-        loss.load_state_dict(Saved(state, "RadiusScheduler").value("loss"))
         self.control.load_state_dict(state)
-        self._loss = loss
-
-
-def _place(trainer: Trainer, scheduler: RadiusScheduler) -> None:
-    """Put a scheduler before the Trainer's monitors."""
-    present = callbacks_of(trainer)
-    others = [callback for callback in present if callback is not scheduler]
-    monitors = [index for index, callback in enumerate(others) if isinstance(callback, SmoothnessMonitor)]
-    place = monitors[0] if monitors else len(others)
-    if monitors or scheduler not in present:
-        set_callbacks(trainer, [*others[:place], scheduler, *others[place:]])
-
-
-def _mean(trainer: Trainer) -> Callable[[Tensor], list[float]]:
-    """Return what waits for numbers and returns the same on all ranks: their mean."""
-
-    def mean(values: Tensor) -> list[float]:
-        if trainer.world_size > 1:
-            values = trainer.strategy.reduce(values.to(trainer.strategy.root_device), reduce_op="mean")
-        return torch.as_tensor(values).tolist()
-
-    return mean

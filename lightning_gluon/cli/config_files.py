@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jsonargparse import get_loader, set_loader
@@ -20,11 +20,17 @@ PARSER_MODE = "yaml_of_bounded_size"
 LARGEST_TEXT = 1_000_000
 LARGEST_VALUES = 100_000
 
+# Characters of a value in a sentence.
+SHORT = 60
+
+# Options that name a file.
+CONFIG_FLAGS = ("-c", "--config")
+
 # Sections that hold keys; `model` and `data` may also be a class path.
 SECTIONS = ("trainer", "optimizer")
 
 
-def load_yaml(text: str) -> Any:
+def load_yaml(text: str) -> object:
     """Load YAML as jsonargparse does, unless it is larger than a configuration is.
 
     Args:
@@ -52,35 +58,59 @@ set_loader(PARSER_MODE, load_yaml, (yaml.YAMLError,))
 
 def _check_aliases(text: str) -> None:
     """Count the values that a text stands for, alias by alias, without building them."""
-    sizes: dict[str, int] = {}  # of the values that have an anchor
-    opened: list[Any] = [None]  # anchors of the lists and mappings around
-    counts = [0]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    expansion = Expansion()
     try:
-        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-            if isinstance(event, yaml.CollectionStartEvent):
-                opened.append(event.anchor)
-                counts.append(1)
-                continue
-            if isinstance(event, yaml.CollectionEndEvent):
-                anchor, size = opened.pop(), counts.pop()
-            elif isinstance(event, yaml.AliasEvent):
-                if event.anchor in opened:
-                    raise ValueError(f"Expected YAML without endless values, but `&{event.anchor}` contains itself.")
-                anchor, size = None, sizes.get(event.anchor, 1)
-            elif isinstance(event, yaml.ScalarEvent):
-                anchor, size = event.anchor, 1
-            else:
-                continue
-            counts[-1] += size
-            if anchor is not None:
-                sizes[anchor] = size
-            if counts[-1] > LARGEST_VALUES:
-                raise ValueError(
-                    f"Expected YAML of at most {LARGEST_VALUES:,} values, but its aliases expand to more. Write the "
-                    "values that are needed instead of aliases of aliases."
-                )
+        for event in yaml.parse(text, Loader=loader):
+            expansion.read(event)
     except yaml.YAMLError:  # the loader says so
         return
+
+
+@dataclass
+class Expansion:
+    """A count of the values that the events of a YAML stand for.
+
+    Args:
+        sizes: Values below each anchor.
+        anchors: Anchors of the lists and mappings that are open, None without one.
+        counts: Values in each of them so far.
+    """
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    anchors: list[str | None] = field(default_factory=lambda: [None])
+    counts: list[int] = field(default_factory=lambda: [0])
+
+    def read(self, event: yaml.Event) -> None:
+        """Count an event.
+
+        Args:
+            event: Of the parser.
+        """
+        if isinstance(event, yaml.CollectionStartEvent):
+            self.anchors.append(event.anchor)
+            self.counts.append(1)
+        elif isinstance(event, yaml.CollectionEndEvent):
+            self._add(self.anchors.pop(), self.counts.pop())
+        elif isinstance(event, yaml.AliasEvent):
+            self._check_open(event.anchor)
+            self._add(None, self.sizes.get(event.anchor, 1))
+        elif isinstance(event, yaml.ScalarEvent):
+            self._add(event.anchor, 1)
+
+    def _check_open(self, anchor: str) -> None:
+        if anchor in self.anchors:
+            raise ValueError(f"Expected YAML without endless values, but `&{anchor}` contains itself.")
+
+    def _add(self, anchor: str | None, size: int) -> None:
+        self.counts[-1] += size
+        if anchor is not None:
+            self.sizes[anchor] = size
+        if self.counts[-1] > LARGEST_VALUES:
+            raise ValueError(
+                f"Expected YAML of at most {LARGEST_VALUES:,} values, but its aliases expand to more. Write the values "
+                "that are needed instead of aliases of aliases."
+            )
 
 
 def config_files(arguments: Sequence[str]) -> Iterator[str]:
@@ -98,15 +128,15 @@ def config_files(arguments: Sequence[str]) -> Iterator[str]:
     """
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
-        if option not in ("-c", "--config"):
+        if option not in CONFIG_FLAGS:
             continue
         if equals:
             yield value
-        elif position + 1 < len(arguments):
-            yield arguments[position + 1]
+        else:
+            yield from arguments[position + 1 : position + 2]
 
 
-def check_files(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
+def check_files(arguments: Sequence[str]) -> Iterator[dict[str, object]]:
     """Read the configuration files that arguments name, and say in one sentence which one is none.
 
     What can be read only once, such as a pipe, and what is not local is left to jsonargparse.
@@ -124,7 +154,7 @@ def check_files(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
         if name == "-" or "://" in name or name.lstrip().startswith("{"):
             continue
         path = Path(name)
-        kind = _kind(path)
+        kind = _file_kind(path)
         if stat.S_ISFIFO(kind):
             continue
         if not stat.S_ISREG(kind):
@@ -132,25 +162,30 @@ def check_files(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield _sections(name, _load(path))
 
 
-def _kind(path: Path) -> int:
+def _file_kind(path: Path) -> int:
     try:
         return path.stat().st_mode
     except OSError:
         folder = path.parent
-        others = [other.name for other in folder.iterdir()] if folder.is_dir() else []
-        near = difflib.get_close_matches(path.name, others, n=1)
-        hint = f" Did you mean '{folder / near[0]}'?" if near else ""
+        hint = ""
+        others = []
+        for other in folder.glob("*"):
+            others.append(other.name)
+        for near in difflib.get_close_matches(path.name, others, n=1):
+            hint = f" Did you mean '{folder / near}'?"
         raise ValueError(f"Expected `--config` to be a file, but there is no '{path}'.{hint}") from None
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> object:
     if path.stat().st_size > LARGEST_TEXT:
         raise ValueError(f"Expected '{path}' to be YAML of at most {LARGEST_TEXT:,} bytes, but it is larger.")
     try:
         return load_yaml(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+        place = ""
+        if mark is not None:
+            place = f", line {mark.line + 1}, column {mark.column + 1}"
         raise ValueError(f"Expected '{path}' to be YAML, but it is not{place}: {error.problem}.") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"Expected '{path}' to be YAML, but it is not text of that kind.") from error
@@ -158,7 +193,7 @@ def _load(path: Path) -> Any:
         raise ValueError(f"'{path}': {error}") from error
 
 
-def _sections(name: str, content: Any) -> dict[str, Any]:
+def _sections(name: str, content: object) -> dict[str, object]:
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -172,6 +207,8 @@ def _sections(name: str, content: Any) -> dict[str, Any]:
     return content
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    if len(text) <= SHORT:
+        return text
+    return text[: SHORT - 3] + "..."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,14 +56,17 @@ def one_line(error: BaseException) -> str:
         ...     print(one_line(error))
         ModuleNotFoundError: No module named 'no_such_module'
     """
-    text = flat(str(error)) or type(error).__name__
-    frames = list(traceback.walk_tb(error.__traceback__))
-    source = str(frames[-1][0].f_globals.get("__name__")) if frames else ""
-    if source.partition(".")[0] in OURS:
+    kind = type(error).__name__
+    text = flat(str(error)) or kind
+    place, ours = "", False
+    for frame, line in traceback.walk_tb(error.__traceback__):  # the last frame is the one that raised
+        ours = _is_ours(frame.f_globals)
+        if not ours and not _is_installed(frame.f_globals):
+            file = Path(frame.f_code.co_filename).name
+            place = f" ({file}:{line})"
+    if ours:
         return text
-    places = [f"{Path(frame.f_code.co_filename).name}:{line}" for frame, line in frames if _is_theirs(frame.f_globals)]
-    place = f" ({places[-1]})" if places else ""
-    return f"{type(error).__name__}: {text}{place}"
+    return f"{kind}: {text}{place}"
 
 
 def flat(text: str) -> str:
@@ -80,14 +83,22 @@ def flat(text: str) -> str:
         'two words'
     """
     line = " ".join(text.split())
-    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
+    if len(line) <= LONGEST:
+        return line
+    return line[: LONGEST - 3] + "..."
 
 
-def _is_theirs(names: dict[str, object]) -> bool:
-    """Tell whether a frame is of the user's code: of no installed package, and not of this one."""
+def _is_ours(names: Mapping[str, object]) -> bool:
+    """Tell whether the names are those of a module of this project."""
+    module = str(names.get("__name__", ""))
+    return module.partition(".")[0] in OURS
+
+
+def _is_installed(names: Mapping[str, object]) -> bool:
+    """Tell whether the names are those of Python or an installed package; others are the user's."""
     origin = str(names.get("__file__", ""))
-    installed = not origin or "site-packages" in origin or origin.startswith((sys.prefix, sys.base_prefix))
-    return not installed and str(names.get("__name__", "")).partition(".")[0] not in OURS
+    installed = origin.startswith((sys.prefix, sys.base_prefix))
+    return not origin or installed or "site-packages" in origin
 
 
 def search_working_directory() -> None:

@@ -67,8 +67,10 @@ class GluonCLI(LightningCLI):
             )
 
     def _model_and_checkpoint(self) -> tuple[str | None, str | None]:
-        section = self.config.get(str(self.config.get("subcommand"))) or {}
-        return (section.get("model") or {}).get("class_path"), section.get("ckpt_path")
+        command = str(self.config.get("subcommand"))
+        section = self.config.get(command) or {}
+        model = section.get("model") or {}
+        return model.get("class_path"), section.get("ckpt_path")
 
     def instantiate_classes(self) -> None:
         """Build data, model and trainer, and attach the optimizer to the model."""
@@ -81,14 +83,20 @@ class GluonCLI(LightningCLI):
         if getattr(self.trainer, "fast_dev_run", False):  # Lightning 2.6.6 writes `last.ckpt` even then
             for saver in self.trainer.checkpoint_callbacks:
                 saver.save_last = None  # type: ignore[attr-defined]
+        self._attach_optimizer()
+
+    def _attach_optimizer(self) -> None:
         optimizer: GluonOptimizer = self._get(self.config_init, "optimizer")
         if optimizer.active:
             optimizer.bind(self.model)
-        elif self.subcommand == "fit" and is_overridden("configure_optimizers", self.model):
+        elif self.subcommand != "fit":
+            return
+        elif is_overridden("configure_optimizers", self.model):
             optimizer.warn_if_idle()
-        elif self.subcommand == "fit":
+        else:
+            kind = type(self.model).__name__
             raise ValueError(
-                f"Expected `optimizer.lr`, since {type(self.model).__name__} has no `configure_optimizers`. Add a "
+                f"Expected `optimizer.lr`, since {kind} has no `configure_optimizers`. Add a "
                 "method (`-c recipes/methods/gluon.yaml`) or `--optimizer.method gluon --optimizer.lr 0.02`."
             )
 

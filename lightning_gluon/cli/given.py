@@ -10,12 +10,12 @@ from typing import Any
 
 from lightning_gluon.cli.config_files import check_files
 
-__all__ = ["SECTIONS", "Given"]
+__all__ = ["CLASS_SECTIONS", "Given"]
 
 # Sections that are a class and its arguments.
-SECTIONS = ("model", "data")
+CLASS_SECTIONS = ("model", "data")
 
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Given:
         (['model.width'], 'torch.nn.Linear', ['in_features', 'out_features'])
     """
 
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, object] = field(default_factory=dict)
 
     @classmethod
     def read(cls, arguments: Sequence[str]) -> Given:
@@ -48,19 +48,22 @@ class Given:
         """
         given = cls()
         for content in check_files(arguments):
-            given._add(_flat("", content))
+            given._add(_leaves("", content))
         for position, argument in enumerate(arguments):
             name, equals, value = argument.partition("=")
-            if name.startswith("--"):
-                following = "".join(arguments[position + 1 : position + 2])
-                given._add([(name.removeprefix("--"), value if equals else following)])
+            if not name.startswith("--"):
+                continue
+            if not equals:
+                value = "".join(arguments[position + 1 : position + 2])
+            given._add([(name.removeprefix("--"), value)])
         return given
 
-    def _add(self, values: Iterable[tuple[str, Any]]) -> None:
+    def _add(self, values: Iterable[tuple[str, object]]) -> None:
         """Add values; `model: package.Net` is short for `model: {class_path: package.Net}`."""
         for key, value in values:
-            short = key in SECTIONS and isinstance(value, str)
-            self.values[f"{key}.class_path" if short else key] = value
+            if key in CLASS_SECTIONS and isinstance(value, str):
+                key = f"{key}.class_path"
+            self.values[key] = value
 
     def find(self, name: str) -> list[str]:
         """Return the keys that end in a name.
@@ -71,7 +74,7 @@ class Given:
         Returns:
             Dotted keys.
         """
-        return [key for key in self.values if key.rpartition(".")[2] == name]
+        return [key for key in self.values if key == name or key.endswith(f".{name}")]
 
     def owner(self, key: str) -> str | None:
         """Return the class path whose argument a key is.
@@ -84,7 +87,9 @@ class Given:
         """
         section = key.rpartition(".")[0].removesuffix(".init_args")
         found = self.values.get(f"{section}.class_path")
-        return found if isinstance(found, str) else None
+        if isinstance(found, str):
+            return found
+        return None
 
     def parameters(self, key: str, *, required: bool = False) -> list[str]:
         """Return the arguments that the class of a key takes.
@@ -96,15 +101,19 @@ class Given:
         Returns:
             Names of arguments; none if the class is unknown.
         """
-        target = _import(self.owner(key))
+        target = _find_imported(self.owner(key))
         if not callable(target):
             return []
         try:
             parameters = inspect.signature(target).parameters.values()
         except (TypeError, ValueError):  # a class without a signature
             return []
-        named = [parameter for parameter in parameters if parameter.kind not in _VARIADIC]
-        return [parameter.name for parameter in named if not required or parameter.default is parameter.empty]
+        names = []
+        for parameter in parameters:
+            needed = parameter.default is parameter.empty
+            if parameter.kind not in VARIADIC and (needed or not required):
+                names.append(parameter.name)
+        return names
 
     def lacking(self, name: str) -> str | None:
         """Return the key of an argument that a class needs and nobody gives.
@@ -123,18 +132,21 @@ class Given:
         return None
 
 
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _leaves(prefix: str, value: object) -> Iterator[tuple[str, object]]:
     """Yield the leaves of nested values with their dotted keys."""
-    children: Mapping[Any, Any] = value if isinstance(value, Mapping) else {}
-    if isinstance(value, list):
+    children: Mapping[object, object] = {}
+    if isinstance(value, Mapping):
+        children = value
+    elif isinstance(value, list):
         children = dict(enumerate(value))
     if prefix and not children:
         yield prefix, value
-    for key, child in children.items():
-        yield from _flat(f"{prefix}.{key}".removeprefix("."), child)
+    for name, child in children.items():
+        key = f"{prefix}.{name}"
+        yield from _leaves(key.removeprefix("."), child)
 
 
-def _import(path: str | None) -> Any:
+def _find_imported(path: str | None) -> Any:
     """Return what a class path that was imported before stands for; None if it stands for nothing."""
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
 

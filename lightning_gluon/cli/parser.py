@@ -11,7 +11,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_gluon.cli.config_files import PARSER_MODE
 from lightning_gluon.cli.given import Given
-from lightning_gluon.cli.mistakes import Context, explain
+from lightning_gluon.cli.keys import Keys
+from lightning_gluon.cli.mistakes import explain
 
 __all__ = ["GluonParser"]
 
@@ -42,9 +43,10 @@ class GluonParser(LightningArgumentParser):
         Returns:
             The configuration.
         """
-        arguments = list(sys.argv[1:] if args is None else args)
+        if args is None:
+            args = sys.argv[1:]
         try:
-            self.given = Given.read(arguments)
+            self.given = Given.read(args)
         except ValueError as error:
             self.error(str(error), error)
         for parser in self._commands():
@@ -58,9 +60,11 @@ class GluonParser(LightningArgumentParser):
 
     def _keys(self) -> list[str]:
         """Return every key of this parser and of its commands."""
-        parsers = [self, *self._commands()]
-        options = [option.removeprefix("--") for parser in parsers for option in parser._option_string_actions]
-        return [key for key in dict.fromkeys(options) if not key.startswith("-") and not key.endswith((".help", "+"))]
+        options: dict[str, None] = {}  # in order, without repeats
+        for parser in (self, *self._commands()):
+            options.update(dict.fromkeys(parser._option_string_actions))
+        keys = [option.removeprefix("--") for option in options if option.startswith("--")]
+        return [key for key in keys if not key.endswith((".help", "+"))]
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with one line that names the key and the remedy.
@@ -74,6 +78,6 @@ class GluonParser(LightningArgumentParser):
         """
         if not self.exit_on_error:  # a parser of one class's arguments, whose caller tries another type
             super().error(message, ex)
-        sentence = explain(message, Context(self.given, self._keys()))
+        sentence = explain(message, Keys(self.given, self._keys()))
         sys.stderr.write(f"lightning-gluon: error: {sentence}\n")
         raise SystemExit(2) from ex

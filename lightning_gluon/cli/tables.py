@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -12,6 +12,7 @@ from rich.table import Table
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.methods import METHODS, Method, Rule
+from lightning_gluon.norms.table import NORMS
 from lightning_gluon.roles import ROLES
 
 __all__ = ["detail", "overview"]
@@ -21,7 +22,7 @@ MEDIUM = 80  # columns above which the summary has a column of its own
 
 
 @dataclass(frozen=True)
-class Column:
+class OverviewColumn:
     """One column of the overview.
 
     Args:
@@ -36,14 +37,14 @@ class Column:
 
 
 COLUMNS = (
-    Column("method", wraps=MEDIUM),
-    Column("hidden", width=WIDE),
-    Column("others", width=WIDE, wraps=math.inf),
-    Column("gradients"),
-    Column("momentum"),
-    Column("decay"),
-    Column("what it is", width=MEDIUM + 1, wraps=math.inf),
-    Column("source", width=WIDE, wraps=math.inf),
+    OverviewColumn("method", wraps=MEDIUM),
+    OverviewColumn("hidden", width=WIDE),
+    OverviewColumn("others", width=WIDE, wraps=math.inf),
+    OverviewColumn("gradients"),
+    OverviewColumn("momentum"),
+    OverviewColumn("decay"),
+    OverviewColumn("what it is", width=MEDIUM + 1, wraps=math.inf),
+    OverviewColumn("source", width=WIDE, wraps=math.inf),
 )
 
 
@@ -65,34 +66,48 @@ def overview(width: int) -> Table:
     for column in shown:
         table.add_column(column.title, no_wrap=width > column.wraps)
     for name, row in METHODS.items():
-        cells = _cells(name, row, summary_below=width <= MEDIUM)
-        table.add_row(*[cells[column.title] for column in shown])
+        cells = _cells(name, row)
+        if width <= MEDIUM:
+            indented = Padding(row.summary, (0, 0, 0, 2))
+            cells["method"] = Group(name, indented)
+        texts = [cells[column.title] for column in shown]
+        table.add_row(*texts)
     return table
 
 
-def _cells(name: str, row: Method, *, summary_below: bool) -> dict[str, RenderableType]:
-    """Return the cells of one method by column; a narrow table has the summary below the name."""
-    others = [_short(rule) for role, rule in row.rules.items() if role != "hidden"]
-    gradients = max(map(_gradients, row.rules.values()))
+def _cells(name: str, row: Method) -> dict[str, RenderableType]:
+    """Return the cells of one method by column."""
+    rules = dict(row.rules)
+    hidden = rules.pop("hidden")
+    short = map(_rule_text, rules.values())
+    others = dict.fromkeys(short)
+    gradients = map(_gradient_count, row.rules.values())
     return {
-        "method": Group(name, Padding(row.summary, (0, 0, 0, 2))) if summary_below else name,
-        "hidden": _short(row.rules["hidden"]),
-        "others": ", ".join(dict.fromkeys(others)),
-        "gradients": str(gradients),
-        "momentum": f"{row.momentum:g}",
-        "decay": f"{row.weight_decay:g}",
+        "method": name,
+        "hidden": _rule_text(hidden),
+        "others": ", ".join(others),
+        "gradients": str(max(gradients)),
+        "momentum": _number_text(row.momentum),
+        "decay": _number_text(row.weight_decay),
         "what it is": row.summary,
         "source": row.source,
     }
 
 
-def _gradients(rule: Rule) -> int:
+def _number_text(value: float) -> str:
+    """Write a number without trailing zeros."""
+    return f"{value:g}"
+
+
+def _gradient_count(rule: Rule) -> int:
     estimator = ESTIMATORS[rule.estimator]
     return estimator.gradients({**estimator.options, **rule.options})
 
 
-def _short(rule: Rule) -> str:
-    return rule.estimator if rule.norm == "identity" else f"{rule.norm} {rule.estimator}"
+def _rule_text(rule: Rule) -> str:
+    if rule.norm == "identity":
+        return rule.estimator
+    return f"{rule.norm} {rule.estimator}"
 
 
 def detail(name: str, row: Method) -> Table:
@@ -109,19 +124,36 @@ def detail(name: str, row: Method) -> Table:
         >>> detail("muon", METHODS["muon"]).row_count
         6
     """
-    table = Table(title=f"{name}: {row.summary} ({row.source})", caption_justify="left", pad_edge=False)
+    title = f"{name}: {row.summary} ({row.source})"
+    table = Table(title=title, caption_justify="left", pad_edge=False)
     for column in ("role", "norm", "scaling", "estimator", "radius"):
-        table.add_column(column, no_wrap=column in ("role", "norm"))
-    options: dict[str, dict[str, Any]] = {}
+        table.add_column(column, overflow="fold")  # no name loses its end
+    options: dict[str, dict[str, object]] = {}
     for role in ROLES:
         rule = row.rules[role]
-        table.add_row(role, rule.norm, rule.scaling or "", rule.estimator, f"{rule.radius:g}")
-        options[rule.estimator] = {**ESTIMATORS[rule.estimator].options, **rule.options}
-    lines = [f"momentum={row.momentum:g}, weight_decay={row.weight_decay:g}"]
-    lines += [f"options of {estimator}: {_listed(values)}" for estimator, values in options.items()]
+        scaling = rule.scaling or ""
+        table.add_row(role, rule.norm, scaling, rule.estimator, _number_text(rule.radius))
+        options[rule.norm] = _row_defaults(NORMS[rule.norm].defaults(), rule)
+        options[rule.estimator] = _row_defaults(ESTIMATORS[rule.estimator].options, rule)
+    numbers = {
+        "momentum": _number_text(row.momentum),
+        "weight_decay": _number_text(row.weight_decay),
+    }
+    lines = [_option_list(numbers)]
+    for part, values in options.items():
+        if values:
+            lines.append(f"options of {part}: {_option_list(values)}")
     table.caption = "\n".join(lines)
     return table
 
 
-def _listed(options: dict[str, Any]) -> str:
-    return ", ".join(f"{option}={value}" for option, value in options.items()) or "none"
+def _row_defaults(own: Mapping[str, object], rule: Rule) -> dict[str, object]:
+    """Return the defaults of a norm or an estimator, with those that the rule sets; the scaling has a column."""
+    options = {option: rule.options.get(option, value) for option, value in own.items()}
+    options.pop("scaling", None)
+    return options
+
+
+def _option_list(options: Mapping[str, object]) -> str:
+    pairs = [f"{option}={value}" for option, value in options.items()]
+    return ", ".join(pairs)

@@ -28,7 +28,7 @@ __all__ = ["Kernel", "dual", "dual_at", "dual_kernel", "mix", "mix_at", "mix_ker
 
 Tensors: TypeAlias = list[Tensor]
 Buffers: TypeAlias = Mapping[str, Tensors]
-Options: TypeAlias = Mapping[str, Any]
+GroupOptions: TypeAlias = Mapping[str, Any]
 Weight: TypeAlias = float | Tensor
 
 
@@ -39,19 +39,19 @@ class Kernel(NamedTuple):
     age: float
 
 
-def ema_kernel(options: Options) -> Kernel:
+def ema_kernel(options: GroupOptions) -> Kernel:
     """Return the kernel of `M <- b M + (1 - b) g`."""
     kept = options["momentum"]
     return Kernel(1 - kept, kept / (1 - kept))
 
 
-def nesterov_kernel(options: Options) -> Kernel:
+def nesterov_kernel(options: GroupOptions) -> Kernel:
     """Return the kernel of `b M + (1 - b) g` with M after its update."""
     kept = options["momentum"]
     return Kernel(1 - kept**2, kept**2 / (1 - kept))
 
 
-def carried_kernel(options: Options) -> Kernel:
+def carried_kernel(options: GroupOptions) -> Kernel:
     """Return the kernel of `b M + (1 - b) g` with M before its own update by `b2`."""
     kept, carried = options["momentum"], options["momentum_carry"]
     return Kernel(1 - kept, kept / (1 - carried))
@@ -60,7 +60,7 @@ def carried_kernel(options: Options) -> Kernel:
 # ------------------------------------------------------------------ the place in the training
 
 
-def _anneal(options: Options) -> float | None:
+def _anneal(options: GroupOptions) -> float | None:
     """Return how much of the way from the switch to the end is done; `None` before the switch."""
     done = min(1.0, options["steps"] / options["total_steps"])
     if done < options["switch"] or options["switch"] == 1:
@@ -76,7 +76,7 @@ def _between(ends: tuple[float, float], share: float) -> float:
 # ------------------------------------------------------------------ one buffer, two weights
 
 
-def dual_at(options: Options) -> dict[str, float]:
+def dual_at(options: GroupOptions) -> dict[str, float]:
     """Return this step's weights of the gradient: `newest` in the direction, `carry` in the buffer.
 
     An age shorter than `1 - newest` steps does not exist: there the buffer is the last gradient.
@@ -97,7 +97,7 @@ def dual_at(options: Options) -> dict[str, float]:
     return {"newest": newest, "carry": (1 - newest) / age if age > 1 - newest else 1.0}
 
 
-def dual(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def dual(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     """Return `b1 M + (1 - b1) g`, then advance `M <- b2 M + (1 - b2) g`."""
     momentum = buffers["momentum"]
     direction = [average.clone() for average in momentum]
@@ -106,7 +106,7 @@ def dual(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tens
     return direction
 
 
-def dual_kernel(options: Options) -> Kernel:
+def dual_kernel(options: GroupOptions) -> Kernel:
     """Return the kernel of the present step's weights."""
     now = dual_at(options)
     return Kernel(now["newest"], (1 - now["newest"]) / now["carry"])
@@ -118,7 +118,7 @@ BEFORE = {"ema": ema_kernel, "nesterov": nesterov_kernel}
 # ------------------------------------------------------------------ a mixture
 
 
-def mix_at(options: Options) -> dict[str, list[float]]:
+def mix_at(options: GroupOptions) -> dict[str, list[float]]:
     """Return this step's weights of the gradient in every average, and the weights of the averages.
 
     The ages lie at equal ratios between the youngest and the oldest. The weights of all but the oldest grow linearly
@@ -141,14 +141,14 @@ def mix_at(options: Options) -> dict[str, list[float]]:
     return {"newest": newest, "weights": [*weights, oldest]}
 
 
-def _ages(options: Options) -> list[float]:
+def _ages(options: GroupOptions) -> list[float]:
     youngest, oldest = options["mix_ages"]
     count, length = options["mix"], options["total_steps"]
     ratio = (oldest / youngest) ** (1 / (count - 1))
     return [length * youngest * ratio**number for number in range(count)]
 
 
-def mix(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def mix(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     """Advance every average, and return their weighted sum."""
     direction = [torch.zeros_like(gradient) for gradient in new]
     for average, newest, weight in zip(buffers.values(), options["newest"], options["weights"], strict=True):
@@ -157,7 +157,7 @@ def mix(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tenso
     return direction
 
 
-def mix_kernel(options: Options) -> Kernel:
+def mix_kernel(options: GroupOptions) -> Kernel:
     """Return the kernel of the present step's weights."""
     now = mix_at(options)
     parts = list(zip(now["newest"], now["weights"], strict=True))

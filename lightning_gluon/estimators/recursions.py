@@ -37,8 +37,8 @@ from torch import Tensor
 from lightning_gluon.estimators.adamw import adamw_, adamw_layout
 from lightning_gluon.estimators.kernels import (
     Buffers,
+    GroupOptions,
     Kernel,
-    Options,
     Tensors,
     carried_kernel,
     dual,
@@ -55,19 +55,23 @@ from lightning_gluon.registry import add_row
 
 __all__ = ["ESTIMATORS", "Estimator"]
 
-Recursion = Callable[[Buffers, Tensors, Tensors, Options], Tensors]
-Step = Callable[[MutableMapping[Tensor, Any], Options, Tensors, Tensors], None]
+Recursion = Callable[[Buffers, Tensors, Tensors, GroupOptions], Tensors]
+Step = Callable[[MutableMapping[Tensor, Any], GroupOptions, Tensors, Tensors], None]
 
 
 @dataclass(frozen=True)
 class Estimator:
     """One momentum estimator: its recursion, its buffers, and the gradients it needs.
 
+        M <- update(M, c_new, c_old),        such as `b M + (1 - b) c_new`
+
+    Shapes: buffers, gradients and directions are lists of tensors, each of its parameter's shape.
+
     Args:
         update: `(buffers, c_new, c_old, options) -> direction`; advances the buffers in place, may return one of them,
             and never writes to `c_new` or `c_old`.
         buffers: Names of the persistent buffers, each laid out like the parameter.
-        reference: Where a further gradient is needed: `None` (nowhere), `"previous"` (`c_old`, the same sample at the
+        reference: Place of a further gradient: `None` (none is needed), `"previous"` (`c_old`, the same sample at the
             last iterate), or one of `lightning_gluon.two_point.transport.TRANSPORTS` (`c_new` itself is taken there).
         share: Name of the option that scales what is gained there; at 0 no further gradient is needed.
         options: Options of the estimator with their defaults, beyond `momentum`.
@@ -80,6 +84,10 @@ class Estimator:
             a row has no recursion.
         layout: `(parameter) -> {key: tensor on the meta device}`, for such a row: what it keeps.
 
+    References:
+        A. Cutkosky and F. Orabona, "Momentum-Based Variance Reduction in Non-Convex SGD", arXiv 1905.10018.
+        "Gluon-MVR", arXiv 2512.16598.
+
     Example:
         >>> mvr1 = ESTIMATORS["mvr1"]
         >>> mvr1.gradients(mvr1.options), mvr1.gradients({"gamma": 0.0})
@@ -90,39 +98,39 @@ class Estimator:
     buffers: tuple[str, ...] = ("momentum",)
     reference: str | None = None
     share: str | None = None
-    options: Options = field(default_factory=dict)
-    schedule: Callable[[Options], Options] | None = None
+    options: GroupOptions = field(default_factory=dict)
+    schedule: Callable[[GroupOptions], GroupOptions] | None = None
     length: bool = False
     count: str | None = None
-    kernel: Callable[[Options], Kernel | None] | None = None
+    kernel: Callable[[GroupOptions], Kernel | None] | None = None
     step_: Step | None = None
     layout: Callable[[Tensor], dict[str, Tensor]] | None = None
 
-    def point(self, options: Options) -> str | None:
+    def point(self, options: GroupOptions) -> str | None:
         """Return where a further gradient is needed under these options, see `reference`."""
         used = self.share is None or options[self.share] != 0
         return self.reference if used else None
 
-    def at(self, options: Options) -> Options:
+    def at(self, options: GroupOptions) -> GroupOptions:
         """Return the options of this step, as `update` reads them."""
         return options if self.schedule is None else self.schedule(options)
 
-    def names(self, options: Options) -> tuple[str, ...]:
+    def names(self, options: GroupOptions) -> tuple[str, ...]:
         """Return the names of the buffers that are kept under these options."""
         return self.buffers if self.count is None else self.buffers[: options[self.count]]
 
-    def gradients(self, options: Options) -> int:
+    def gradients(self, options: GroupOptions) -> int:
         """Return the gradients of one sample that a step costs under these options."""
         return 2 if self.point(options) == "previous" else 1
 
 
-def _ema(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _ema(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     momentum = buffers["momentum"]
     torch._foreach_lerp_(momentum, new, 1 - options["momentum"])
     return momentum
 
 
-def _nesterov(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _nesterov(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     momentum = _ema(buffers, new, old, options)
     return list(torch._foreach_lerp(new, momentum, options["momentum"]))
 
@@ -142,17 +150,17 @@ def _damped(new: Tensors, old: Tensors, gamma: float) -> Tensors:
     return old if gamma == 1 else list(torch._foreach_lerp(new, old, gamma))
 
 
-def _mvr1(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _mvr1(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     _recursive_(buffers["momentum"], new, old, options["momentum"], options["gamma"])
     return buffers["momentum"]
 
 
-def _mvr2(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _mvr2(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     _recursive_(buffers["gradient_estimate"], new, old, 1 - options["q"], options["gamma"])
     return _ema(buffers, buffers["gradient_estimate"], old, options)
 
 
-def _mvr3(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _mvr3(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     momentum = _mvr2(buffers, new, old, options)
     weight = options["momentum"] * options["gamma"]
     if weight:
@@ -160,7 +168,7 @@ def _mvr3(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Ten
     return momentum
 
 
-def _mars(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _mars(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     weight = options["gamma"] * options["momentum"] / (1 - options["momentum"])
     corrected = list(torch._foreach_sub(new, old))
     torch._foreach_mul_(corrected, weight)
@@ -171,24 +179,24 @@ def _mars(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Ten
     return _ema(buffers, corrected, old, options)
 
 
-def _mars_approximate(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _mars_approximate(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     direction = _mars(buffers, new, buffers["last_gradient"], options)
     torch._foreach_copy_(buffers["last_gradient"], new)
     return direction
 
 
-def _dual_ema(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _dual_ema(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     direction = list(torch._foreach_lerp(new, buffers["momentum"], options["momentum"]))
     torch._foreach_lerp_(buffers["momentum"], new, 1 - options["momentum_carry"])
     return direction
 
 
-def _uncorrected(options: Options) -> Kernel | None:
+def _uncorrected(options: GroupOptions) -> Kernel | None:
     """Return the kernel of the rows that are an ema without their correction; with it there is none."""
     return ema_kernel(options) if options["gamma"] == 0 and options.get("clip") is None else None
 
 
-def _nested(options: Options) -> Kernel | None:
+def _nested(options: GroupOptions) -> Kernel | None:
     """Return the kernel of an ema of an ema, which `mvr2` and `mvr3` are without their correction."""
     if options["gamma"] != 0:
         return None
@@ -196,7 +204,7 @@ def _nested(options: Options) -> Kernel | None:
     return Kernel(outer.newest * inner.newest, outer.age + inner.age)
 
 
-def _none(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _none(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     raise NotImplementedError("This row moves the weights itself and has no direction.")
 
 
@@ -263,7 +271,9 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def register_estimator(name: str, estimator: Estimator) -> None:
-    """Add an estimator from outside the package, for methods and groups.
+    """Add an estimator from outside the package, for methods and groups: `M <- update(M, c_new, c_old)`.
+
+    Shapes: it gets lists of tensors, each of its parameter's shape.
 
     Args:
         name: Its name.
@@ -273,6 +283,9 @@ def register_estimator(name: str, estimator: Estimator) -> None:
     Raises:
         TypeError: If it is no `Estimator`.
         ValueError: If the name is taken, or an option is unknown.
+
+    References:
+        A. Cutkosky and F. Orabona, "Momentum-Based Variance Reduction in Non-Convex SGD", arXiv 1905.10018.
 
     Example:
         >>> register_estimator("last", Estimator(lambda buffers, new, old, options: new, buffers=()))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 Step = tuple[float, float, float]
 
@@ -31,6 +32,34 @@ POLAR_EXPRESS: tuple[Step, ...] = (
     (1.875, -1.25, 0.375),
 )
 
+# The same minimax problem for fewer steps. A shorter schedule must begin at a larger singular value: the first five of
+# six steps have not arrived, and leave values between 0.87 and 1.13. `benchmarks.polar_coefficients` solves them.
+FEWER_STEPS: dict[int, tuple[Step, ...]] = {
+    1: ((3.477677198168, -5.944945679617, 3.575789686411),),  # for singular values in [0.3, 1]
+    2: (  # [0.13, 1]
+        (5.095865625379, -11.932786187895, 8.200369888478),
+        (2.029898656371, -1.413076249370, 0.391645302761),
+    ),
+    3: (  # [0.04, 1]
+        (7.044121878979, -19.493642702007, 14.169002090095),
+        (2.700367802910, -2.009054701505, 0.456160873623),
+        (1.967171398605, -1.348995395669, 0.385029041717),
+    ),
+    4: (  # [0.012, 1]
+        (8.013962779113, -23.307351849723, 17.197261788086),
+        (3.539470308493, -2.651413309168, 0.528531629909),
+        (2.530986366602, -1.868884937533, 0.440642157359),
+        (1.925584576979, -1.305125820162, 0.380553872408),
+    ),
+    5: (  # [0.004, 1]
+        (8.340980668026, -24.597367869404, 18.223024852918),
+        (3.977994423438, -2.965434208138, 0.564272001028),
+        (3.327478541288, -2.495236796836, 0.510813367761),
+        (2.308564577776, -1.675994456279, 0.419573928781),
+        (1.892113336102, -1.268886170735, 0.376893577952),
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Iteration:
@@ -41,16 +70,18 @@ class Iteration:
         steps: How many are taken by default.
         tight: Start from the Schatten-8 norm, with room for rounding; else from the Frobenius norm, as the authors do.
         runs: Several steps may be taken at a time on the Gram matrix; else one by one.
+        fewer: Schedules solved for a smaller number of steps.
     """
 
     coefficients: tuple[Step, ...]
     steps: int
     tight: bool
     runs: bool
+    fewer: Mapping[int, tuple[Step, ...]] = field(default_factory=dict)
 
 
 ITERATIONS = {
-    "polar_express": Iteration(POLAR_EXPRESS, 6, tight=True, runs=True),
+    "polar_express": Iteration(POLAR_EXPRESS, 6, tight=True, runs=True, fewer=FEWER_STEPS),
     "you": Iteration(YOU, 5, tight=False, runs=True),
     "jordan": Iteration(JORDAN, 5, tight=False, runs=False),
     "newton_schulz": Iteration(JORDAN, 5, tight=False, runs=False),  # the name Muon's users know
@@ -58,11 +89,11 @@ ITERATIONS = {
 ORTHOGONALIZERS = (*ITERATIONS, "svd")
 
 
-def schedule(method: str = "polar_express", steps: int | None = None) -> tuple[Step, ...]:
+def step_coefficients(method: str = "polar_express", steps: int | None = None) -> tuple[Step, ...]:
     """Return the coefficients (a, b, c) of every step.
 
-    A list shorter than `steps` is continued with its last entry. Asking for fewer Polar Express steps keeps the leading
-    ones, as its authors do.
+    A list shorter than `steps` is continued with its last entry. Fewer than six Polar Express steps are solved for
+    their number, so that each schedule ends near 1. `you` and `jordan` keep their leading steps, as their authors do.
 
     Args:
         method: One of `ITERATIONS`.
@@ -75,8 +106,10 @@ def schedule(method: str = "polar_express", steps: int | None = None) -> tuple[S
         ValueError: If the method is unknown or `steps` is not positive.
 
     Example:
-        >>> schedule("jordan", 2)
+        >>> step_coefficients("jordan", 2)
         ((3.4445, -4.775, 2.0315), (3.4445, -4.775, 2.0315))
+        >>> [round(sum(step_coefficients(steps=steps)[-1]), 4) for steps in (5, 9)]  # what the last step makes of 1
+        [1.0001, 1.0]
     """
     if method not in ITERATIONS:
         raise ValueError(
@@ -89,5 +122,5 @@ def schedule(method: str = "polar_express", steps: int | None = None) -> tuple[S
             f"Expected `steps` to be a positive integer, but got {steps}. The default for {method!r} is "
             f"{iteration.steps}."
         )
-    listed = iteration.coefficients
+    listed = iteration.fewer.get(count, iteration.coefficients)
     return (*listed, *(listed[-1:] * count))[:count]

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_gluon.norms.coefficients import ITERATIONS, schedule
+from lightning_gluon.norms.coefficients import ITERATIONS, step_coefficients
 from lightning_gluon.norms.numerics import Workspace, accumulation_dtype, check_real, largest_magnitude, one_if_zero
 from lightning_gluon.norms.polar import iterate
 
@@ -86,7 +86,9 @@ def orthogonalize(
     Args:
         matrices: Real floating-point matrices.
         method: `polar_express`, `you`, `jordan` (also called `newton_schulz`) or `svd`.
-        steps: Number of Newton-Schulz steps; default: 6 for `polar_express`, 5 for the others. Ignored by `svd`.
+        steps: Number of Newton-Schulz steps; default: 6 for `polar_express`, 5 for the others. Ignored by `svd`. Fewer
+            Polar Express steps are solved for their number: 5 miss up to 2 %, 4 up to 5 %, 3 up to 14 % of the
+            decrease.
         dtype: Compute dtype; default: what the hardware does fast (see `compute_dtype`).
 
     Returns:
@@ -112,7 +114,7 @@ def orthogonalize(
             "Reshape a vector to one row."
         )
     if method != "svd":
-        schedule(method, steps)  # complain before any work
+        step_coefficients(method, steps)  # complain before any work
     if matrices.numel() == 0:
         return matrices.clone()
     rows, columns = matrices.shape[-2:]
@@ -176,7 +178,7 @@ def orthogonalize_(
     iteration = ITERATIONS[method]
     return iterate(
         stack,
-        schedule(method, steps),
+        step_coefficients(method, steps),
         workspace,
         tight=iteration.tight,
         runs=iteration.runs,

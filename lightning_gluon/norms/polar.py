@@ -104,7 +104,7 @@ def iterate(
         _gram(x, squares.gram, shift)
         if first == 0:
             x.mul_(_normalize_(squares, own[0], safety if tight else None))
-        poly, constant = _run(squares, own, shift, started=first == 0)
+        poly, constant = _compose(squares, own, shift, started=first == 0)
         torch.baddbmm(x, poly, x, beta=constant, out=other)
         x, other = other, x
         first += length
@@ -150,7 +150,7 @@ def _gram(x: Tensor, gram: Tensor, shift: float) -> None:
     symmetric_product(identity.expand_as(gram), x, x.mT, gram, beta=-shift)
 
 
-def _run(squares: Squares, steps: Sequence[Step], shift: float, *, started: bool) -> tuple[Tensor, float]:
+def _compose(squares: Squares, steps: Sequence[Step], shift: float, *, started: bool) -> tuple[Tensor, float]:
     """Return a matrix P and a number k with `Q_r ... Q_1 = k + P`, for steps `Q = a + b A + c A^2`, `A <- Q A Q`.
 
     With `A = z + E` (E: the Gram matrix, z: `shift`), `Q = s + F` and `Q A = s z + S`,

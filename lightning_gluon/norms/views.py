@@ -61,6 +61,11 @@ class MatrixView:
         return cls._of_all(shape, tuple(shape), order, matrix)
 
     @classmethod
+    def flat(cls, shape: tuple[int, ...]) -> MatrixView:
+        """Read a parameter as one row."""
+        return cls._of_all(shape, shape, list(range(len(shape))), (1, 1, math.prod(shape)))
+
+    @classmethod
     def conv(cls, shape: tuple[int, ...], *, transposed: bool = False, groups: int = 1) -> MatrixView:
         """Read a kernel `(out, in, *k)` as `(out, in * k)`; `transposed` kernels are stored `(in, out, *k)`.
 

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_gluon.norms.views import MatrixView, covers
-from lightning_gluon.partition.evidence import Evidence
-from lightning_gluon.partition.heads import Heads
+from lightning_gluon.partition.evidence import LayerOrder
+from lightning_gluon.partition.finding import Finding
+from lightning_gluon.partition.heads import OutputLayers
 from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.overrides import Decision, Overrides, Rules
 from lightning_gluon.partition.place import Place
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.partition.route import Route, default_norm
 from lightning_gluon.partition.routing import registered
-from lightning_gluon.partition.rules import Finding, find
-from lightning_gluon.partition.table import NUMBER
+from lightning_gluon.partition.rules import find
+from lightning_gluon.partition.table import BLOCK_INDEX
 from lightning_gluon.roles import MATRIX_ROLES, ROLES
 
 __all__ = ["partition"]
 
 
-def partition(module: nn.Module, rules: Rules | None = None, strict: bool = True, batch: Any = None) -> Partition:
+def partition(
+    module: nn.Module,
+    rules: Rules | None = None,
+    strict: bool = True,
+    batch: object = None,
+) -> Partition:
     """Give every parameter of a module a role, by what the module that owns it is and does.
+
+        X_i <- (1 - lr * weight_decay) X_i - lr * radius[role_i] * D_i(M_i)        D_i: LMO of the norm of role_i
 
     - `hidden`: linear maps and convolutions between features, recurrent weights, routers, stacked experts, LoRA.
     - `input`: linear maps of dense inputs (patch embedding, first convolution).
@@ -63,6 +70,9 @@ def partition(module: nn.Module, rules: Rules | None = None, strict: bool = True
         ValueError: If the module has no parameters, a rule is wrong or matches nothing, a parameter is not
             materialised yet, or, with `strict`, no rule fits a parameter.
 
+    References:
+        T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
+
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2))
         >>> p = partition(net, rules={"2.*": "elementwise"})
@@ -79,13 +89,13 @@ def partition(module: nn.Module, rules: Rules | None = None, strict: bool = True
             f"Expected a module with parameters, but {type(module).__name__} has none. Build its layers first "
             "(in `__init__` or `configure_model`)."
         )
-    router = _Router(Heads(Evidence(Network(module), batch)), Overrides(rules))
+    router = _RouteFinder(OutputLayers(LayerOrder(Network(module), batch)), Overrides(rules))
     routes = [router.route(names, parameter) for names, parameter in tensors]
     router.overrides.check_used([name for names, _ in tensors for name in names])
-    if router.unknown:
-        message = _without_rule(router.unknown)
-        if strict:
-            raise ValueError(f"{message}, or call partition(module, strict=False) to treat it as 'elementwise'.")
+    message = _without_rule(router.unknown) if router.unknown else ""
+    if message and strict:
+        raise ValueError(f"{message}, or call partition(module, strict=False) to treat it as 'elementwise'.")
+    if message:
         warnings.warn(f"{message}. It is treated as 'elementwise'.", stacklevel=2)
     return Partition(routes, [parameter for _, parameter in tensors])
 
@@ -104,7 +114,7 @@ def _unique_parameters(module: nn.Module) -> list[tuple[list[str], nn.Parameter]
     return list(found.values())
 
 
-class _Router:
+class _RouteFinder:
     """Decides about one tensor after the other and remembers those that no rule fits.
 
     Args:
@@ -112,14 +122,22 @@ class _Router:
         overrides: The user's rules.
     """
 
-    def __init__(self, heads: Heads, overrides: Overrides) -> None:
+    def __init__(
+        self,
+        heads: OutputLayers,
+        overrides: Overrides,
+    ) -> None:
         self.heads = heads
         self.network = heads.network
         self.overrides = overrides
         self.added = registered()
         self.unknown: list[Place] = []
 
-    def route(self, names: list[str], parameter: nn.Parameter) -> Route:
+    def route(
+        self,
+        names: list[str],
+        parameter: nn.Parameter,
+    ) -> Route:
         """Decide about one tensor: the user's rule, one that was registered, or the built-in rules at its places."""
         shape = tuple(parameter.shape)
         places = [self.network.place(name, shape) for name in names]
@@ -156,7 +174,12 @@ class _Router:
                 best = finding
         return best
 
-    def _unfit(self, place: Place, *, frozen: bool) -> Finding:
+    def _unfit(
+        self,
+        place: Place,
+        *,
+        frozen: bool,
+    ) -> Finding:
         """Return what stands for a parameter that no rule fits; a trained one is remembered."""
         kind = f"(parameter of {place.kind})"
         if frozen:
@@ -165,7 +188,11 @@ class _Router:
         return Finding("elementwise", f"no rule fits {kind}; strict=False")
 
 
-def _overridden(decision: Decision, finding: Finding | None, shape: tuple[int, ...]) -> Finding:
+def _overridden(
+    decision: Decision,
+    finding: Finding | None,
+    shape: tuple[int, ...],
+) -> Finding:
     """Put a user's fields over what the built-in rules found; matrices stay as they were found."""
     if decision.role not in MATRIX_ROLES:
         return Finding(decision.role, decision.reason)
@@ -178,7 +205,7 @@ def _without_rule(places: list[Place]) -> str:
     """Name the parameters that no rule fits, those of repeated blocks once, and say what to do about them."""
     alike: dict[str, list[Place]] = {}
     for place in places:
-        alike.setdefault(NUMBER.sub("*", place.name), []).append(place)
+        alike.setdefault(BLOCK_INDEX.sub("*", place.name), []).append(place)
     told = []
     keys = []
     for key, members in alike.items():

@@ -13,19 +13,20 @@ from typing import Any
 
 from torch import nn
 
+from lightning_gluon.partition.branches import may_follow
 from lightning_gluon.partition.execution import Execution, execute
-from lightning_gluon.partition.knowledge import entries, names_match, pattern
+from lightning_gluon.partition.knowledge import matching, names_match, pattern, table_entries
 from lightning_gluon.partition.layers import Conv, is_weight_layer
-from lightning_gluon.partition.network import Network, may_follow
+from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.place import Place, class_names, strip_wrappers
 
-__all__ = ["IMAGE", "RAW_CHANNELS", "Evidence"]
+__all__ = ["IMAGE", "RAW_CHANNELS", "LayerOrder"]
 
 RAW_CHANNELS = 4  # grey, colour, alpha
 IMAGE = (1, 3)  # channels of a grey or colour image
 
 
-class Evidence:
+class LayerOrder:
     """A network with what is known of the order of its layers.
 
     Args:
@@ -33,7 +34,11 @@ class Evidence:
         batch: Inputs of `forward`, or None.
     """
 
-    def __init__(self, network: Network, batch: Any = None) -> None:
+    def __init__(
+        self,
+        network: Network,
+        batch: object = None,
+    ) -> None:
         self.network = network
         self._batch = batch if batch is not None else getattr(network.root, "example_input_array", None)
 
@@ -62,7 +67,11 @@ class Evidence:
 
     # ---- places
 
-    def named_by_timm(self, place: Place, key: str) -> str | None:
+    def named_by_timm(
+        self,
+        place: Place,
+        key: str,
+    ) -> str | None:
         """Return the class of a timm model around the place whose configuration names it under `key`."""
         for path, module in place.ancestors():
             config = getattr(module, "pretrained_cfg", None)
@@ -73,37 +82,48 @@ class Evidence:
         return None
 
     @staticmethod
-    def declares(place: Place, key: str) -> bool:
+    def declares(
+        place: Place,
+        key: str,
+    ) -> bool:
         """Tell whether a timm model around the place names its first or last layers, so that no other can be one."""
         configs = [getattr(module, "pretrained_cfg", None) for _, module in place.ancestors()]
         return any(bool(config.get(key)) for config in configs if isinstance(config, dict))
 
-    def in_stack(self, place: Place, end: int | None = None) -> bool:
+    def in_stack(
+        self,
+        place: Place,
+        end: int | None = None,
+    ) -> bool:
         """Tell whether a module on the chain, up to position `end`, is one of a stack of blocks of the same class."""
         end = len(place.chain) - 1 if end is None else end
         for index in range(end):
             parent = place.chain[index][1]
             path, child = place.chain[index + 1]
-            if not isinstance(parent, entries("STACK_CLASSES")) or self.network.count(path) < 2:
+            if not isinstance(parent, table_entries("STACK_CLASSES")) or self.network.count(path) < 2:
                 continue
-            if isinstance(parent, nn.ModuleDict) and isinstance(child, entries("STACK_CLASSES")):
+            if isinstance(parent, nn.ModuleDict) and isinstance(child, table_entries("STACK_CLASSES")):
                 continue  # parts with names of their own, not repeated blocks
             if self._is_repeated(parent, child, path):
                 return True
         return False
 
-    def _is_repeated(self, parent: nn.Module, child: nn.Module, path: str) -> bool:
+    def _is_repeated(
+        self,
+        parent: nn.Module,
+        child: nn.Module,
+        path: str,
+    ) -> bool:
         """Tell whether a member of a stack is a block like the others."""
-        if any(names_match("MESSAGE_CLASSES", name) for name in class_names(child)):
+        if matching("MESSAGE_CLASSES", class_names(child)):
             return False  # a graph convolution is one layer
-        others = [other for other in parent.children() if type(other) is type(child) and other is not child]
-        if not others:
-            return isinstance(parent, nn.ModuleList)
-        if isinstance(parent, nn.ModuleList) and isinstance(child, nn.Sequential) and not self._may_follow(path):
+        members = [member for member in parent.children() if type(member) is type(child)]
+        listed = isinstance(parent, nn.ModuleList)
+        if len(members) == 1:
+            return listed
+        if listed and isinstance(child, nn.Sequential) and not self._may_follow(path):
             return False  # several networks side by side
-        if child is not list(parent.children())[-1] or not _only_outputs(_tail(child)):
-            return True
-        return any(_only_outputs(_tail(other)) for other in others)
+        return not _ends_otherwise(members, child)
 
     def _may_follow(self, path: str) -> bool:
         """Tell whether a member of a list can read what a member of the same list gives."""
@@ -120,7 +140,7 @@ class Evidence:
         declared = []
         for _, module in place.ancestors():
             config = getattr(module, "config", None)
-            declared += [getattr(config, name, None) for name in entries("CHANNELS")]
+            declared += [getattr(config, name, None) for name in table_entries("CHANNELS")]
         return owner.in_channels <= RAW_CHANNELS or owner.in_channels in declared
 
     @staticmethod
@@ -128,7 +148,11 @@ class Evidence:
         """Tell whether a convolution in a decoder reads a code of few channels."""
         if not isinstance(place.owner, Conv):
             return False
-        for (_, parent), (path, _) in zip(place.chain[:-1], place.chain[1:], strict=True):
+        for (_, parent), (path, _) in zip(
+            place.chain[:-1],
+            place.chain[1:],
+            strict=True,
+        ):
             name = path.split(".")[-1]
             if not re.fullmatch(pattern("DECODERS"), name.lower()) or path == place.path:
                 continue
@@ -136,6 +160,14 @@ class Evidence:
             if coded or place.owner.in_channels not in IMAGE:
                 return True
         return False
+
+
+def _ends_otherwise(members: list[nn.Module], child: nn.Module) -> bool:
+    """Tell whether the last of several blocks leaves out the activation or norm that ends the others."""
+    *others, last = members
+    if child is not last or not _only_outputs(_tail(child)):
+        return False
+    return not any(_only_outputs(_tail(other)) for other in others)
 
 
 def _tail(module: nn.Module) -> list[nn.Module]:
@@ -151,7 +183,7 @@ def _tail(module: nn.Module) -> list[nn.Module]:
 
 def _only_outputs(modules: list[nn.Module]) -> bool:
     """Tell whether modules are such as may follow an output layer."""
-    return all(isinstance(module, entries("OUTPUT_ACTIVATIONS")) for module in modules)
+    return all(isinstance(module, table_entries("OUTPUT_ACTIVATIONS")) for module in modules)
 
 
 def _texts(value: object) -> tuple[str, ...]:

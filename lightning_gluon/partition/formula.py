@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable
 from functools import cache
 
-__all__ = ["evaluate"]
+__all__ = ["formula_value"]
 
 Value = int | bool | None
 Lookup = Callable[[str], Value]
@@ -24,7 +24,10 @@ _OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
 }
 
 
-def evaluate(formula: str, lookup: Lookup) -> Value:
+def formula_value(
+    formula: str,
+    lookup: Lookup,
+) -> Value:
     """Return the value of a formula, or None when something that it needs is unknown.
 
     Args:
@@ -39,7 +42,7 @@ def evaluate(formula: str, lookup: Lookup) -> Value:
 
     Example:
         >>> sizes = {"heads": 4, "head_dim": 8}
-        >>> evaluate("(groups or 1) * heads * head_dim", sizes.get), evaluate("heads * width", sizes.get)
+        >>> formula_value("(groups or 1) * heads * head_dim", sizes.get), evaluate("heads * width", sizes.get)
         (32, None)
     """
     return _value(_parse(formula), lookup)
@@ -50,7 +53,10 @@ def _parse(formula: str) -> ast.expr:
     return ast.parse(formula, mode="eval").body
 
 
-def _value(node: ast.expr, lookup: Lookup) -> Value:
+def _value(
+    node: ast.expr,
+    lookup: Lookup,
+) -> Value:
     if isinstance(node, ast.Constant) and isinstance(node.value, int):
         return node.value
     if isinstance(node, ast.Name):
@@ -66,7 +72,10 @@ def _value(node: ast.expr, lookup: Lookup) -> Value:
     raise ValueError(f"Expected a formula of numbers and names, but got {ast.unparse(node)!r}.")
 
 
-def _arithmetic(node: ast.BinOp, lookup: Lookup) -> Value:
+def _arithmetic(
+    node: ast.BinOp,
+    lookup: Lookup,
+) -> Value:
     left = _value(node.left, lookup)
     right = _value(node.right, lookup)
     if left is None or right is None:
@@ -76,7 +85,10 @@ def _arithmetic(node: ast.BinOp, lookup: Lookup) -> Value:
     return _OPERATIONS[type(node.op)](left, right)
 
 
-def _first_or_last(node: ast.BoolOp, lookup: Lookup) -> Value:
+def _first_or_last(
+    node: ast.BoolOp,
+    lookup: Lookup,
+) -> Value:
     """Evaluate `or` up to the first true value, `and` up to the first false one."""
     stops_at = isinstance(node.op, ast.Or)
     value: Value = None
@@ -87,7 +99,10 @@ def _first_or_last(node: ast.BoolOp, lookup: Lookup) -> Value:
     return value
 
 
-def _comparison(node: ast.Compare, lookup: Lookup) -> Value:
+def _comparison(
+    node: ast.Compare,
+    lookup: Lookup,
+) -> Value:
     left = _value(node.left, lookup)
     right = _value(node.comparators[0], lookup)
     if left is None or right is None:

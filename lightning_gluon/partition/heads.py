@@ -20,24 +20,25 @@ from functools import cached_property
 
 from torch import nn
 
-from lightning_gluon.partition.evidence import RAW_CHANNELS, Evidence
-from lightning_gluon.partition.knowledge import entries, matching, names_match, pattern
-from lightning_gluon.partition.layers import Conv, is_map, is_weight_layer
+from lightning_gluon.partition.declared import declared_heads
+from lightning_gluon.partition.evidence import RAW_CHANNELS, LayerOrder
+from lightning_gluon.partition.knowledge import matching, names_match, pattern, table_entries
+from lightning_gluon.partition.layers import Conv, is_map
 from lightning_gluon.partition.place import Place, class_names, is_adapter, strip_wrappers
 
-__all__ = ["Heads"]
+__all__ = ["OutputLayers"]
 
 _SHARED = "output layer: projects into the shared space"
 
 
-class Heads:
+class OutputLayers:
     """The output layers of a network.
 
     Args:
         evidence: The network.
     """
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: LayerOrder) -> None:
         self.evidence = evidence
         self.network = evidence.network
 
@@ -45,7 +46,8 @@ class Heads:
         """Return why the owner of a place is an output layer, or None."""
         if is_adapter(place.path) or self._gives_prompts(place):
             return None
-        return self._known.get(place.path) or self._raw_output(place) or self._last_layer(place)
+        known = self._known.get(place.path)
+        return known or self._raw_output(place) or self._last_layer(place)
 
     # ---- declared or named
 
@@ -74,23 +76,7 @@ class Heads:
 
     @cached_property
     def _declared(self) -> dict[tuple[str, ...], str]:
-        """Layers that a model returns from `get_output_embeddings` or `get_classifier`."""
-        found: dict[tuple[str, ...], str] = {}
-        paths = {id(module): path for path, module in reversed(list(self.network.modules.items()))}
-        for module in self.network.modules.values():
-            for method in ("get_output_embeddings", "get_classifier"):
-                for layer in _call(module, method):
-                    for path in self._layers_of(paths.get(id(layer)), layer):
-                        found.setdefault(strip_wrappers(path), f"{method}() of {type(module).__name__}")
-        return found
-
-    def _layers_of(self, path: str | None, module: nn.Module) -> list[str]:
-        """Return the last layer inside a declared module, and itself where it is one (IDEFICS holds another one)."""
-        if path is None:
-            return []
-        last = self.network.last(path)
-        own = [path] if is_weight_layer(module) else []
-        return own if last is None else [last, *own]
+        return declared_heads(self.network)
 
     def _named(self, place: Place) -> str | None:
         """An output by its name: the last layer of a module called classifier, head, score, ..."""
@@ -101,25 +87,37 @@ class Heads:
             if not path or not self._may_be_head(place, index, module):
                 continue
             parent, above = place.chain[index - 1]
-            shared = names_match("SHARED_SPACES", name) and _contrasts(above)
-            if not shared and not (_is_head(name) or names_match("SIDE_OUTPUTS", name)):
-                continue
-            if self._gives_features(place, name, parent, above):
+            what = _called_head(name, above)
+            if what is None or self._gives_features(place, name, parent, above):
                 continue
             if self._ends(place, path) and not self._starts(path, parent):
-                return _SHARED if shared else f"output layer: {name}"
+                return what
         return None
 
-    def _may_be_head(self, place: Place, index: int, module: nn.Module) -> bool:
+    def _may_be_head(
+        self,
+        place: Place,
+        index: int,
+        module: nn.Module,
+    ) -> bool:
         """Tell whether a module on the chain is neither one of repeated blocks nor one that pools features."""
         if pattern("NOT_HEAD_CLASSES").search(type(module).__name__):
             return False
         return not self.evidence.in_stack(place, index - 1)
 
-    def _gives_features(self, place: Place, name: str, parent: str, above: nn.Module) -> bool:
+    def _gives_features(
+        self,
+        place: Place,
+        name: str,
+        parent: str,
+        above: nn.Module,
+    ) -> bool:
         """Tell whether a module called head or the like gives features to what comes after it."""
         stem = name.removesuffix("_head")
-        if stem != name and isinstance(getattr(above, f"{stem}_predictor", None), nn.Module):
+        if stem != name and isinstance(
+            getattr(above, f"{stem}_predictor", None),
+            nn.Module,
+        ):
             return True  # R-CNN: the box head gives features to the box predictor
         if names_match("TRANSFORMS", name) and self._precedes_output(parent, above, name):
             return True
@@ -131,33 +129,50 @@ class Heads:
         of_block = not any(isinstance(part, nn.ModuleList) for part in above.children())
         return names_match("PROJ_OUT", name) and of_block
 
-    def _ends(self, place: Place, path: str) -> bool:
+    def _ends(
+        self,
+        place: Place,
+        path: str,
+    ) -> bool:
         """Tell whether the place's owner gives the outputs of a head."""
         return any(self.network.is_last(place, end) for end in self._parts_of(path))
 
     def _parts_of(self, path: str) -> list[str]:
         """Return the parts of a head that give its outputs: each of several branches, else its last named part."""
-        module = self.network.modules[path]
-        inside = [name for name, _ in module.named_children() if f"{path}.{name}" in self.network.branches]
-        if isinstance(module, nn.ModuleList | nn.ModuleDict):
-            chosen = inside
-        else:
-            chosen = [name for name in inside if names_match("LAST_OF_HEAD", name) or _is_head(name)][-1:]
-        if not chosen and inside and isinstance(self.network.modules[f"{path}.{inside[-1]}"], nn.ModuleDict):
-            chosen = inside[-1:]
         parts = []
-        for name in chosen:
+        for name in self._last_parts(path):
             parts += self._parts_of(f"{path}.{name}")
         return parts or [path]
 
-    def _starts(self, path: str, parent: str) -> bool:
+    def _last_parts(self, path: str) -> list[str]:
+        """Return the names of the children of a head that give its outputs."""
+        module = self.network.modules[path]
+        inside = [name for name, _ in module.named_children() if f"{path}.{name}" in self.network.branches]
+        if isinstance(module, nn.ModuleList | nn.ModuleDict):
+            return inside
+        named = [name for name in inside if _ends_a_head(name)]
+        if named or not inside:
+            return named[-1:]
+        last = self.network.modules[f"{path}.{inside[-1]}"]
+        return inside[-1:] if isinstance(last, nn.ModuleDict) else []
+
+    def _starts(
+        self,
+        path: str,
+        parent: str,
+    ) -> bool:
         """Tell whether a module called head reads raw channels first in a larger one: a stem (`resnet_head`)."""
         first = self.network.modules[self.network.first(path) or ""]
         leads = self.network.first(parent) == self.network.first(path)
         raw = isinstance(first, Conv) and first.in_channels <= RAW_CHANNELS
         return leads and raw and self.network.count(parent) > self.network.count(path)
 
-    def _precedes_output(self, path: str, module: nn.Module, name: str) -> bool:
+    def _precedes_output(
+        self,
+        path: str,
+        module: nn.Module,
+        name: str,
+    ) -> bool:
         """Tell whether an output layer follows beside a module called head (ModernBERT: `head`, then `decoder`)."""
         names = [child for child, _ in module.named_children()]
         for other in names[names.index(name) + 1 :]:
@@ -172,10 +187,17 @@ class Heads:
         """The projection of an attention pool with positions of its own: the ResNets of CLIP."""
         if not place.holders or not names_match("POOL_OUTPUTS", place.layer):
             return None
-        pool = place.holders[0][1]
-        projects = all(isinstance(getattr(pool, name, None), nn.Module) for name in entries("POOL_INPUTS"))
-        placed = any(hasattr(pool, name) for name in entries("POOL_POSITIONS"))
-        return _SHARED if projects and placed else None
+        _, pool = place.holders[0]
+        for name in table_entries("POOL_INPUTS"):
+            if not isinstance(
+                getattr(pool, name, None),
+                nn.Module,
+            ):
+                return None
+        for name in table_entries("POOL_POSITIONS"):
+            if hasattr(pool, name):
+                return _SHARED
+        return None
 
     @staticmethod
     def _gives_prompts(place: Place) -> bool:
@@ -183,7 +205,8 @@ class Heads:
         if place.inside("PROMPT_PARTS"):
             return True
         kinds = [type(module).__name__ for _, module in place.ancestors()]
-        return any(pattern("PROMPT_CLASSES").search(kind) for kind in kinds)
+        prompts = pattern("PROMPT_CLASSES")
+        return any(prompts.search(kind) for kind in kinds)
 
     # ---- by their order
 
@@ -194,61 +217,96 @@ class Heads:
         if _is_backbone(place) or not _ends_sequences(place):
             return None
         for path, _ in place.chain[:-1]:
-            whole = path == "" or names_match("NETWORKS", path.split(".")[-1])
-            if whole and self.network.count(path) > 1:
-                reason = self._last_of(place, path)
-                if reason is not None:
-                    return None if self._has_head(place, path) else reason
+            name = path.split(".")[-1]
+            whole = path == "" or names_match("NETWORKS", name)
+            if not whole or self.network.count(path) < 2:
+                continue
+            reason = self._last_of(place, path)
+            if reason is not None:
+                return None if self._has_head(place, path) else reason
         return None
 
-    def _last_of(self, place: Place, path: str) -> str | None:
+    def _last_of(
+        self,
+        place: Place,
+        path: str,
+    ) -> str | None:
         """Return the reason of the last layer of a network, which a forward pass shows or its order suggests."""
         last = self.network.is_last(place, path)
         execution = self.evidence.any_execution if last else self.evidence.execution
         if path == "" and execution.ran(place.path):
-            return "output layer: forward returns what it gives" if execution.gives_output(place.path) else None
+            if execution.gives_output(place.path):
+                return "output layer: forward returns what it gives"
+            return None
         if not last:
             return None
-        return f"output layer: the last layer of {path or 'the network'}{self.evidence.inferred()}"
+        what = path or "the network"
+        return f"output layer: the last layer of {what}{self.evidence.inferred()}"
 
     def _raw_output(self, place: Place) -> str | None:
         """A convolution to raw channels at the end of a decoder (autoencoders, vocoders)."""
         owner = place.owner
-        if not isinstance(owner, Conv) or owner.out_channels > min(RAW_CHANNELS, owner.in_channels - 1):
+        if not isinstance(owner, Conv):
             return None
-        if self.evidence.in_stack(place) or self.evidence.declares(place, "classifier"):
+        raw = owner.out_channels <= RAW_CHANNELS and owner.out_channels < owner.in_channels
+        if not raw or self.evidence.in_stack(place):
+            return None
+        if self.evidence.declares(place, "classifier"):
             return None
         for index, (path, module) in enumerate(place.chain[:-1]):
-            names = (path.split(".")[-1], type(module).__name__)
-            called = any(names_match("DECODERS", name.lower()) for name in names)
-            if not called or _is_member(place, index):
+            if not _is_decoder(path, module) or _is_member(place, index):
                 continue
-            if self.network.is_last(place, path) and self.network.count(path) > 1:
-                return f"output layer: gives {owner.out_channels} raw channels last in {path or 'the network'}"
+            last = self.network.is_last(place, path)
+            if last and self.network.count(path) > 1:
+                what = path or "the network"
+                return f"output layer: gives {owner.out_channels} raw channels last in {what}"
         return None
 
-    def _has_head(self, place: Place, path: str) -> bool:
+    def _has_head(
+        self,
+        place: Place,
+        path: str,
+    ) -> bool:
         """Tell whether the network that the place belongs to has an output layer already."""
         models = [prefix for prefix, module in place.ancestors() if "PreTrainedModel" in class_names(module)]
-        scope = path or (models[0] if models else place.path.split(".")[0])
+        scope = path or place.path.split(".")[0]
+        if models and not path:
+            scope = models[0]
+        alone = not path and not models
         for head in self._known:
             if self.network.in_frozen_network(head):
                 continue
             inside = not scope or f"{head}.".startswith(f"{scope}.")
-            beside = not path and not models and names_match("HEADS", head.split(".")[0])
-            if inside or beside:
+            if inside or (alone and names_match("HEADS", head.split(".")[0])):
                 return True
         return False
 
 
-def _is_member(place: Place, index: int) -> bool:
+def _is_decoder(path: str, module: nn.Module) -> bool:
+    """Tell whether a module is called a decoder, or is one by its class."""
+    texts = [
+        path.split(".")[-1].lower(),
+        type(module).__name__.lower(),
+    ]
+    return bool(matching("DECODERS", texts))
+
+
+def _is_member(
+    place: Place,
+    index: int,
+) -> bool:
     """Tell whether a module on the chain is one of several of its class in a stack."""
     if index == 0:
         return False
     module = place.chain[index][1]
     parent = place.chain[index - 1][1]
     alike = sum(type(other) is type(module) for other in parent.children())
-    return isinstance(parent, entries("STACK_CLASSES")) and alike > 1
+    return isinstance(parent, table_entries("STACK_CLASSES")) and alike > 1
+
+
+def _ends_a_head(name: str) -> bool:
+    """Tell whether a part of a head is named as the one that gives its outputs."""
+    return names_match("LAST_OF_HEAD", name) or _is_head(name)
 
 
 def _is_head(name: str) -> bool:
@@ -256,10 +314,21 @@ def _is_head(name: str) -> bool:
     return names_match("HEADS", name) and not names_match("NOT_HEADS", name)
 
 
+def _called_head(name: str, above: nn.Module) -> str | None:
+    """Return the reason of a module that is named as an output, or None."""
+    if names_match("SHARED_SPACES", name) and _contrasts(above):
+        return _SHARED
+    if _is_head(name) or names_match("SIDE_OUTPUTS", name):
+        return f"output layer: {name}"
+    return None
+
+
 def _contrasts(module: nn.Module) -> bool:
     """Tell whether a model compares its towers' outputs (CLIP and its relatives)."""
-    names = [name for name, _ in module.named_parameters(recurse=False)]
-    return bool(matching("CONTRAST_SCALES", names)) or "WithProjection" in type(module).__name__
+    for name, _ in module.named_parameters(recurse=False):
+        if names_match("CONTRAST_SCALES", name):
+            return True
+    return "WithProjection" in type(module).__name__
 
 
 def _is_backbone(place: Place) -> bool:
@@ -269,31 +338,23 @@ def _is_backbone(place: Place) -> bool:
             return True
         if "PreTrainedModel" in class_names(module):
             return not re.search("For[A-Z]", type(module).__name__)
-        if isinstance(module, entries("BACKBONE_CLASSES")):
+        if isinstance(module, table_entries("BACKBONE_CLASSES")):
             return True
     return False
 
 
 def _ends_sequences(place: Place) -> bool:
     """Tell whether nothing but an output activation follows the layer in the sequences around it."""
-    for (_, parent), (_, child) in zip(place.chain[:-1], place.chain[1:], strict=True):
+    for (_, parent), (_, child) in zip(
+        place.chain[:-1],
+        place.chain[1:],
+        strict=True,
+    ):
         if not isinstance(parent, nn.Sequential):
             continue
         members = list(parent.children())
         position = [member is child for member in members].index(True)
         after = members[position + 1 :]
-        if not all(isinstance(module, entries("OUTPUT_ACTIVATIONS")) for module in after):
+        if not all(isinstance(module, table_entries("OUTPUT_ACTIVATIONS")) for module in after):
             return False
     return True
-
-
-def _call(module: nn.Module, method: str) -> list[nn.Module]:
-    """Ask a model for its output layers; models that cannot say are skipped."""
-    if not callable(getattr(type(module), method, None)):
-        return []
-    try:
-        answer = getattr(module, method)()
-    except Exception:  # a model's own code: NotImplementedError, AttributeError, whatever it likes
-        return []
-    answers = answer if isinstance(answer, tuple | list) else (answer,)
-    return [layer for layer in answers if isinstance(layer, nn.Module)]

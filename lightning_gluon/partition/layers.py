@@ -6,10 +6,19 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lightning_gluon.partition.knowledge import entries
+from lightning_gluon.partition.knowledge import table_entries
 from lightning_gluon.partition.place import class_names, look_up
 
-__all__ = ["Conv", "ConvTranspose", "Widths", "declared_widths", "is_map", "is_weight_layer", "widths"]
+__all__ = [
+    "Conv",
+    "ConvTranspose",
+    "Widths",
+    "declared_widths",
+    "is_map",
+    "is_weight_layer",
+    "stores_transposed",
+    "widths",
+]
 
 Conv = nn.modules.conv._ConvNd
 ConvTranspose = nn.modules.conv._ConvTransposeNd
@@ -25,20 +34,27 @@ class Widths:
     reads: int | None
     gives: int | None
 
+    @property
+    def known(self) -> bool:
+        """True when both are known."""
+        return self.reads is not None and self.gives is not None
+
 
 def is_weight_layer(module: nn.Module) -> bool:
     """Tell whether a module maps inputs by a weight of its own: a linear map, a convolution or a lookup table."""
-    if isinstance(module, entries("LAYER_CLASSES")):
+    if isinstance(module, table_entries("LAYER_CLASSES")):
         return True
     weight = own_weight(module)
-    if weight is None or weight.ndim < 2:
-        return False
-    names = class_names(module)
-    if isinstance(module, nn.Linear) or names[0].endswith("Linear"):  # not all are subclasses of torch's
+    return weight is not None and weight.ndim > 1 and _applies(module, weight)
+
+
+def _applies(module: nn.Module, weight: Tensor) -> bool:
+    """Tell whether a module is a linear map by its class, or says the widths of its weight."""
+    if isinstance(module, nn.Linear) or stores_transposed(module):
         return True
-    if any(name in entries("TRANSPOSED_CLASSES") for name in names):
+    if type(module).__name__.endswith("Linear"):  # not all are subclasses of torch's
         return True
-    return _matches(weight, declared_widths(module))
+    return _fits_widths(weight, declared_widths(module))
 
 
 def is_map(module: nn.Module) -> bool:
@@ -63,36 +79,55 @@ def declared_widths(module: nn.Module) -> Widths:
     return Widths(_declared(module, "WIDTHS_IN"), _declared(module, "WIDTHS_OUT"))
 
 
-def _declared(module: nn.Module, table: str) -> int | None:
-    for name in entries(table):
+def _declared(
+    module: nn.Module,
+    table: str,
+) -> int | None:
+    for name in table_entries(table):
         value = module.__dict__.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return None
 
 
-def _matches(weight: Tensor, said: Widths) -> bool:
+def _fits_widths(
+    weight: Tensor,
+    said: Widths,
+) -> bool:
     """Tell whether the last two dimensions of a weight are the widths that its module says."""
-    if said.reads is None or said.gives is None:
+    if not said.known:
         return False
-    return sorted(weight.shape[-2:]) == sorted((said.reads, said.gives))
+    return tuple(weight.shape[-2:]) in ((said.reads, said.gives), (said.gives, said.reads))
 
 
 def widths(module: nn.Module) -> Widths:
     """Return how many features a layer reads and gives."""
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return Widths(module.input_size, look_up((module,), "proj_size") or module.hidden_size)
+        projected = look_up((module,), "proj_size")
+        return Widths(module.input_size, projected or module.hidden_size)
     if isinstance(module, nn.MultiheadAttention):
         return Widths(module.embed_dim, module.embed_dim)
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return Widths(None, module.embedding_dim)
     said = declared_widths(module)
-    if said.reads is not None and said.gives is not None:
-        return said
+    return said if said.known else _stored_widths(module)
+
+
+def _stored_widths(module: nn.Module) -> Widths:
+    """Return the widths that the shape of a weight tells."""
     weight = own_weight(module)
     if weight is None or weight.ndim < 2:
         return Widths(None, None)
-    gives, reads = weight.shape[-2:] if not isinstance(module, Conv) else weight.shape[:2]
-    if any(name in entries("TRANSPOSED_CLASSES") for name in class_names(module)):
-        gives, reads = reads, gives
-    return Widths(int(reads), int(gives))
+    shape = weight.shape[:2]
+    if not isinstance(module, Conv):
+        shape = weight.shape[-2:]
+    gives, reads = map(int, shape)
+    if stores_transposed(module):
+        return Widths(gives, reads)
+    return Widths(reads, gives)
+
+
+def stores_transposed(module: nn.Module) -> bool:
+    """Tell whether the class of a linear map stores it `(in, out)`."""
+    known = table_entries("TRANSPOSED_CLASSES")
+    return any(name in known for name in class_names(module))

@@ -8,21 +8,35 @@ import re
 from torch import nn
 
 from lightning_gluon.norms.views import MatrixView
-from lightning_gluon.partition.knowledge import entries, names_match
-from lightning_gluon.partition.known.rows import Layout, RawMap
+from lightning_gluon.partition.knowledge import table_entries
+from lightning_gluon.partition.known.rows import MapLayout, RawMap
 from lightning_gluon.partition.known.torch import GATES
-from lightning_gluon.partition.layers import Conv, ConvTranspose, declared_widths
-from lightning_gluon.partition.place import Place, class_names
+from lightning_gluon.partition.layers import Conv, ConvTranspose, declared_widths, stores_transposed
+from lightning_gluon.partition.place import Place, Shape, class_names
 from lightning_gluon.partition.splits import Split, find_split, named_split
 
-__all__ = ["Read", "expert_views", "find_raw_map", "is_depthwise", "layer_views", "raw_views", "recurrent_views"]
+__all__ = [
+    "TRANSPOSED",
+    "Read",
+    "find_raw_map",
+    "is_depthwise",
+    "layer_views",
+    "raw_views",
+    "recurrent_views",
+    "split_views",
+]
 
-Shape = tuple[int, ...]
 Read = tuple[tuple[MatrixView, ...], str]  # the views and what to say about them
-_TRANSPOSED = ", stored transposed"
+TRANSPOSED = ", stored transposed"
 
 
-def split_views(shape: Shape, split: Split, *, transposed: bool = False, kernel_dims: int = 0) -> Read:
+def split_views(
+    shape: Shape,
+    split: Split,
+    *,
+    transposed: bool = False,
+    kernel_dims: int = 0,
+) -> Read:
     """Read a fused weight part by part."""
     views = MatrixView.grouped(
         shape,
@@ -60,10 +74,13 @@ def layer_views(place: Place) -> Read:
     split = None if place.inside("FIRST_FACTORS") else find_split(place, rows, columns)
     if split is not None:
         return split_views(shape, split, transposed=transposed)
-    return (MatrixView.whole(shape, transposed=transposed),), _TRANSPOSED if transposed else ""
+    return (MatrixView.whole(shape, transposed=transposed),), TRANSPOSED if transposed else ""
 
 
-def _conv_views(place: Place, conv: Conv) -> Read:
+def _conv_views(
+    place: Place,
+    conv: Conv,
+) -> Read:
     shape = place.shape
     if conv.groups > 1:
         return (MatrixView.conv(shape, groups=conv.groups),), f", {conv.groups} groups"
@@ -75,24 +92,27 @@ def _conv_views(place: Place, conv: Conv) -> Read:
 
 def is_transposed(place: Place) -> bool:
     """Tell whether a linear map is stored `(in, out)`, by the widths that its module says or by its class."""
-    if any(name in entries("TRANSPOSED_CLASSES") for name in class_names(place.owner)):
+    if stores_transposed(place.owner):
         return True
     said = declared_widths(place.owner)
-    stored = place.shape[-2:]
-    if said.reads != said.gives and stored == (said.reads, said.gives):
+    if place.shape[-2:] != (said.reads, said.gives):
+        return False
+    if said.reads != said.gives:
         return True
-    row = _raw_map(place)
-    return row is not None and row.layout.transposed and stored == (said.reads, said.gives)
+    row = _raw_layout(place)
+    return row is not None and row.layout.transposed
 
 
 def recurrent_views(place: Place) -> Read:
     """Read a recurrent weight gate by gate; LSTM's projection `weight_hr` is one map."""
-    counts = [GATES[name] for name in class_names(place.owner) if name in GATES]
-    gates = counts[0] if counts else 1
+    gates = 1
+    for name in reversed(class_names(place.owner)):
+        gates = GATES.get(name, gates)
     if gates == 1 or place.local.startswith("weight_hr"):
         return (MatrixView.whole(place.shape),), ""
-    sizes = (place.shape[0] // gates,) * gates
-    return MatrixView.blocks(place.shape, sizes=sizes), f", {gates} gates fused"
+    size = place.shape[0] // gates
+    views = MatrixView.blocks(place.shape, sizes=(size,) * gates)
+    return views, f", {gates} gates fused"
 
 
 # ---- bare arrays
@@ -107,17 +127,20 @@ def find_raw_map(place: Place) -> tuple[RawMap, Read] | None:
     Returns:
         The family and how the array is read, or None when it belongs to no known family.
     """
-    row = _raw_map(place)
+    row = _raw_layout(place)
     if row is None or len(place.shape) < 2:
         return None
-    split = named_split(place, *place.shape[-2:])
+    rows, columns = place.shape[-2:]
+    split = named_split(place, rows, columns)
     if split is not None:
         return row, split_views(place.shape, split)
-    return row, (raw_views(row.layout, place.shape), _TRANSPOSED if row.layout.transposed else "")
+    note = TRANSPOSED if row.layout.transposed else ""
+    views = raw_views(row.layout, place.shape)
+    return row, (views, note)
 
 
-def _raw_map(place: Place) -> RawMap | None:
-    for row in entries("RAW_MAPS"):
+def _raw_layout(place: Place) -> RawMap | None:
+    for row in table_entries("RAW_MAPS"):
         if not re.fullmatch(row.local, place.local):
             continue
         if any(re.fullmatch(row.owner, name) for name in class_names(place.owner)):
@@ -125,61 +148,26 @@ def _raw_map(place: Place) -> RawMap | None:
     return None
 
 
-def raw_views(layout: Layout, shape: Shape) -> tuple[MatrixView, ...]:
+def raw_views(
+    layout: MapLayout,
+    shape: Shape,
+) -> tuple[MatrixView, ...]:
     """Read a bare array as one map or as a stack of maps."""
-    if layout is Layout.IN_FIRST:
+    if layout is MapLayout.IN_FIRST:
         order = (*range(1, len(shape)), 0)
         matrix = (1, math.prod(shape[1:]), shape[0])
         return (MatrixView(0, 0, shape[0], shape, order, matrix),)
-    if layout in (Layout.BATCH, Layout.BATCH_IN_OUT):
+    if layout in (MapLayout.BATCH, MapLayout.BATCH_IN_OUT):
         return (MatrixView.whole(shape, transposed=layout.transposed),)
-    out = math.prod(shape[:-1]) if layout is Layout.OUT_IN else shape[0]
+    out = math.prod(shape[:-1]) if layout is MapLayout.OUT_IN else shape[0]
     matrix = (1, out, math.prod(shape) // out)
-    return (MatrixView(0, 0, shape[0], shape, tuple(range(len(shape))), matrix),)
-
-
-# ---- stacked experts
-
-
-def expert_views(place: Place) -> Read:
-    """Read stacked experts, as transformers keeps them in one parameter each, as a batch of maps."""
-    shape = place.shape
-    if len(shape) == 2:
-        return _flat_experts(place)
-    transposed = _experts_transposed(place.owner)
-    note = f", {math.prod(shape[:-2])} experts stacked"
-    if transposed:
-        note += _TRANSPOSED
-    gated = place.local == "gate_up_proj" or (place.local == "weight" and place.layer == "input_linear")
-    if not gated:
-        return (MatrixView.whole(shape, transposed=transposed),), note
-    rows = shape[-1] if transposed else shape[-2]
-    half = rows // 2
-    alternate = not getattr(place.owner, "is_concatenated", True)
-    split = Split(("gate", "up"), (1, 1), half) if alternate else Split(("gate", "up"), (half, half))
-    views, fused = split_views(shape, split, transposed=transposed)
-    return views, note + fused
-
-
-def _flat_experts(place: Place) -> Read:
-    """Read experts stacked as `(experts * inner, hidden)`."""
-    counts = [getattr(place.owner, name, None) for name in entries("EXPERT_COUNTS")]
-    count = next(count for count in counts if count)
-    rows, columns = place.shape
-    applied_transposed = names_match("EXPERTS_BY_COLUMN", place.local)
-    tall = MatrixView.whole((count, rows // count, columns), transposed=applied_transposed)
-    view = MatrixView(0, 0, rows, tall.split, tall.permute, tall.matrix)
-    return (view,), f", {count} experts stacked"
-
-
-def _experts_transposed(owner: nn.Module) -> bool:
-    """Tell whether stacked experts are stored `(experts, in, out)`."""
-    declared = getattr(owner, "is_transposed", None)
-    if declared is not None:
-        return bool(declared)
-    first = getattr(owner, "gate_up_proj", None)
-    second = getattr(owner, "down_proj", None)
-    if first is None or second is None:
-        return False
-    # (E, hidden, 2 * inner) with (E, inner, hidden), against (E, 2 * inner, hidden) with (E, hidden, inner)
-    return bool(first.shape[-1] == 2 * second.shape[-2] and first.shape[-2] == second.shape[-1])
+    return (
+        MatrixView(
+            0,
+            0,
+            shape[0],
+            shape,
+            tuple(range(len(shape))),
+            matrix,
+        ),
+    )

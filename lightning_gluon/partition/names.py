@@ -6,24 +6,43 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_gluon.norms.views import MatrixView
-from lightning_gluon.partition.knowledge import names_match
+from lightning_gluon.partition.evidence import RAW_CHANNELS
+from lightning_gluon.partition.knowledge import matching, names_match
+from lightning_gluon.partition.layouts import Read
+from lightning_gluon.partition.place import Shape
 from lightning_gluon.partition.route import Route, default_norm
 
 __all__ = ["route_by_name"]
 
-Shape = tuple[int, ...]
-_RAW_CHANNELS = 4
+Guess = tuple[str, str, tuple[MatrixView, ...]]
 _GATE_COUNTS = (3, 4)
+_OTHER_LAYERS = (
+    "TOKENS",
+    "POSITIONS",
+    "RELATIVE_POSITIONS",
+    "SCALES",
+    "RATES",
+)
+_VECTORS = ("BIASES", "GAINS")
+# Layers whose rows are queries, keys and values one after the other.
+_FUSED_NAMES = {
+    "qkv",
+    "Wqkv",
+    "to_qkv",
+    "in_proj_weight",
+}
+_FUSED_TRANSPOSED = ("c_attn",)
+_QKV_TEXT = ", q + k + v fused"
 
 
 @dataclass(frozen=True)
-class _Named:
+class _NamedParameter:
     """A parameter of which only the name and the shape are known."""
 
     name: str
     shape: Shape
     first: bool  # the first array of two dimensions and more
-    reads: Shape | None = None  # shape of the recurrent weight beside it
+    hidden: Shape | None = None  # shape of the hidden weight of the same recurrent layer
 
     @property
     def local(self) -> str:
@@ -31,10 +50,17 @@ class _Named:
         return self.name.split(".")[-1]
 
     @property
+    def own(self) -> str:
+        """Its own name where it is one that tells."""
+        return "" if self.local in ("weight", "bias") else self.local
+
+    @property
     def layer(self) -> str:
         """Name of the layer that holds it, its numbers left out."""
-        parts = [part for part in self.name.split(".")[:-1] if not part.isdigit()]
-        return parts[-1] if parts else ""
+        for part in reversed(self.parts):
+            if not part.isdigit():
+                return part
+        return ""
 
     @property
     def parts(self) -> list[str]:
@@ -74,80 +100,143 @@ def route_by_name(named_shapes: Mapping[str, Sequence[int]] | Iterable[tuple[str
         if name in shapes:
             raise ValueError(f"Expected every parameter to have a name of its own, but {name!r} comes twice.")
         shapes[name] = tuple(shape)
-    matrices = [name for name, shape in shapes.items() if len(shape) > 1]
-    first = matrices[0] if matrices else ""
-    return [_route(_Named(name, shape, name == first, _hidden_size(name, shapes))) for name, shape in shapes.items()]
+    routes = []
+    first = True
+    for name, shape in shapes.items():
+        array = len(shape) > 1
+        named = _NamedParameter(
+            name=name,
+            shape=shape,
+            first=first and array,
+            hidden=_hidden_shape(name, shapes),
+        )
+        first = first and not array
+        role, reason, views = _decide(named)
+        route = Route(
+            name=name,
+            aliases=(),
+            shape=shape,
+            role=role,
+            norm=default_norm(role, views),
+            reason=reason,
+            views=views,
+        )
+        routes.append(route)
+    return routes
 
 
-def _hidden_size(name: str, shapes: Mapping[str, Shape]) -> Shape | None:
-    """Return the shape of the recurrent weight that belongs to a weight of a recurrent layer."""
-    return shapes.get(name.replace("weight_ih", "weight_hh")) if "weight_" in name else None
+def _hidden_shape(name: str, shapes: Mapping[str, Shape]) -> Shape | None:
+    """Return the shape of the hidden weight that belongs to a weight of a recurrent layer."""
+    if "weight_" not in name:
+        return None
+    hidden = name.replace("weight_ih", "weight_hh")
+    return shapes.get(hidden)
 
 
-def _route(named: _Named) -> Route:
-    role, reason, views = _decide(named)
-    return Route(named.name, (), named.shape, role, default_norm(role, views), reason, views)
-
-
-def _decide(named: _Named) -> tuple[str, str, tuple[MatrixView, ...]]:
+def _decide(named: _NamedParameter) -> Guess:
     """Return role, reason and matrices."""
     fixed = _fixed(named)
     if fixed is not None:
-        return (*fixed, ())
-    views, note = _read(named)
+        role, reason = fixed
+        return role, reason, ()
+    views, note = _read_matrices(named)
     role, reason = _matrix_role(named)
     return role, reason + note, views
 
 
-def _fixed(named: _Named) -> tuple[str, str] | None:
+def _fixed(named: _NamedParameter) -> tuple[str, str] | None:
     """Return role and reason of a parameter that is no map."""
-    no_map = ("TOKENS", "POSITIONS", "RELATIVE_POSITIONS", "SCALES", "RATES")
-    own = "" if named.local in {"weight", "bias"} else named.local
-    if any(names_match(table, own) for table in no_map):
-        return "elementwise", f"array that is no map, by its name {own!r}"
+    kernel = len(named.shape) > 2
+    if any(names_match(table, named.own) for table in _OTHER_LAYERS):
+        return "elementwise", f"array that is no map, by its name {named.own!r}"
     if named.is_vector:
         return "bias", "vector, by its shape"
-    if names_match("BIASES", named.local) or names_match("GAINS", named.local):
+    if any(names_match(table, named.local) for table in _VECTORS):
         return "bias", f"bias or gain, by its name {named.local!r}"
     if names_match("NORM_NAMES", named.layer):
         return "bias", f"gain of a norm, by its name {named.layer!r}"
-    if len(named.shape) == 2 and names_match("RELATIVE_POSITIONS", named.layer):
-        return "elementwise", f"table over relative positions, by its name {named.layer!r}"
-    if len(named.shape) > 2 and named.shape[1] == 1 and not named.first:
+    return _filter_role(named) if kernel else _position_role(named)
+
+
+def _filter_role(named: _NamedParameter) -> tuple[str, str] | None:
+    """Return role and reason of kernels that read one channel each."""
+    if named.shape[1] == 1 and not named.first:
         return "elementwise", "depthwise filters, by their shape"
     return None
 
 
-def _matrix_role(named: _Named) -> tuple[str, str]:
+def _position_role(named: _NamedParameter) -> tuple[str, str] | None:
+    """Return role and reason of a table over relative positions."""
+    if names_match("RELATIVE_POSITIONS", named.layer):
+        return "elementwise", f"table over relative positions, by its name {named.layer!r}"
+    return None
+
+
+def _matrix_role(named: _NamedParameter) -> tuple[str, str]:
     """Return role and reason of a parameter that holds matrices."""
     layer = named.layer or named.local
-    kernel = len(named.shape) > 2
-    if not kernel and (names_match("TABLE_NAMES", layer) or names_match("TABLES", named.local)):
+    if len(named.shape) == 2 and _is_table(named, layer):
         return "embedding", f"lookup table, by its name {layer!r}"
-    reading = [part for part in named.parts if names_match("INPUT_PARTS", part)]
-    if reading and (not kernel or named.first or named.shape[1] <= _RAW_CHANNELS):
-        return "input", f"input layer, by its name {reading[-1]!r}"
-    if kernel and named.first and named.shape[1] <= _RAW_CHANNELS:
-        return "input", f"input layer: the first kernel, of {named.shape[1]} channels"
+    reason = _input_by_name(named)
+    if reason is not None:
+        return "input", reason
     if names_match("HEADS", layer) and not names_match("NOT_HEADS", layer):
         return "head", f"output layer, by its name {layer!r}"
-    return "hidden", "kernel, by its shape alone" if kernel else "matrix, by its shape alone"
+    what = "kernel" if len(named.shape) > 2 else "matrix"
+    return "hidden", f"{what}, by its shape alone"
 
 
-def _read(named: _Named) -> tuple[tuple[MatrixView, ...], str]:
+def _input_by_name(named: _NamedParameter) -> str | None:
+    """Return why a parameter belongs to an input layer, or None."""
+    kernel = len(named.shape) > 2
+    raw = kernel and named.shape[1] <= RAW_CHANNELS
+    reading = matching("INPUT_PARTS", named.parts)
+    if reading and (raw or named.first or not kernel):
+        return f"input layer, by its name {reading[-1]!r}"
+    if raw and named.first:
+        return f"input layer: the first kernel, of {named.shape[1]} channels"
+    return None
+
+
+def _is_table(named: _NamedParameter, layer: str) -> bool:
+    """Tell whether a matrix has the name of a lookup table."""
+    return names_match("TABLE_NAMES", layer) or names_match("TABLES", named.local)
+
+
+def _read_matrices(named: _NamedParameter) -> Read:
     """Read the matrices, and those of a fused weight where its name says how they lie."""
-    shape = named.shape
-    if len(shape) > 2:
-        experts = len(shape) == 3 and any("expert" in part for part in named.parts)
-        return ((MatrixView.whole(shape),), ", one per expert") if experts else ((MatrixView.conv(shape),), "")
-    rows, columns = shape
-    concatenated = {"qkv", "Wqkv", "to_qkv", "in_proj_weight"}.intersection((named.layer, named.local))
-    if concatenated and rows == 3 * columns:
-        return MatrixView.blocks(shape, sizes=(columns,) * 3), ", q + k + v fused"
-    if named.layer == "c_attn" and columns == 3 * rows:
-        return MatrixView.blocks(shape, sizes=(rows,) * 3, transposed=True), ", q + k + v fused, stored transposed"
-    recurrent = named.reads or ()
-    gates, rest = divmod(rows, recurrent[1]) if len(recurrent) == 2 else (0, 0)
-    if gates in _GATE_COUNTS and not rest and recurrent[0] == rows:
-        return MatrixView.blocks(shape, sizes=(rows // gates,) * gates), f", {gates} gates fused"
-    return (MatrixView.whole(shape),), ""
+    if len(named.shape) > 2:
+        return _read_kernel(named)
+    rows, columns = named.shape
+    if _FUSED_NAMES.intersection((named.layer, named.local)) and rows == 3 * columns:
+        return MatrixView.blocks(named.shape, sizes=(columns,) * 3), _QKV_TEXT
+    if named.layer in _FUSED_TRANSPOSED and columns == 3 * rows:
+        views = MatrixView.blocks(
+            named.shape,
+            sizes=(rows,) * 3,
+            transposed=True,
+        )
+        return views, f"{_QKV_TEXT}, stored transposed"
+    gates = _gate_count(named)
+    if gates in _GATE_COUNTS:
+        sizes = (rows // gates,) * gates
+        return MatrixView.blocks(named.shape, sizes=sizes), f", {gates} gates fused"
+    return (MatrixView.whole(named.shape),), ""
+
+
+def _read_kernel(named: _NamedParameter) -> Read:
+    """Read a convolution's kernel, or stacked experts."""
+    stacked = any("expert" in part for part in named.parts)
+    if stacked and len(named.shape) == 3:
+        return (MatrixView.whole(named.shape),), ", one per expert"
+    return (MatrixView.conv(named.shape),), ""
+
+
+def _gate_count(named: _NamedParameter) -> int:
+    """Return how many gates a recurrent weight holds; 0 where it is none."""
+    hidden = named.hidden
+    if hidden is None or len(hidden) != 2:
+        return 0
+    gates, rest = divmod(named.shape[0], hidden[1])
+    same = hidden[0] == named.shape[0] and not rest
+    return gates if same else 0

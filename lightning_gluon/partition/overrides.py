@@ -12,17 +12,16 @@ from torch import nn
 
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.norms.views import MatrixView, covers
-from lightning_gluon.partition.place import Place
+from lightning_gluon.partition.place import Place, Shape
 from lightning_gluon.roles import MATRIX_ROLES, ROLES
 
 __all__ = ["Decision", "Override", "Overrides", "Rules"]
 
 Key = str | type[nn.Module]
-Value = str | Mapping[str, Any] | Callable[[str, nn.Parameter, nn.Module], Any]
-Rules = Mapping[Key, Value] | Sequence[tuple[Key, Value]]
-Shape = tuple[int, ...]
+RuleValue = str | Mapping[str, Any] | Callable[[str, nn.Parameter, nn.Module], Any]
+Rules = Mapping[Key, RuleValue] | Sequence[tuple[Key, RuleValue]]
 
-_FIELDS = ("role", "norm", "views", "reason")
+_RULE_FIELDS = ("role", "norm", "views", "reason")
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,12 @@ class Override:
         ValueError: If a role, a norm or a field is unknown.
     """
 
-    def __init__(self, key: Key, value: Value, origin: str = "of the user") -> None:
+    def __init__(
+        self,
+        key: Key,
+        value: RuleValue,
+        origin: str = "of the user",
+    ) -> None:
         if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
             raise TypeError(
                 f"Expected every key of `rules` to be a name glob or a torch.nn.Module type, but got {key!r}."
@@ -67,6 +71,20 @@ class Override:
         return repr(self.key) if isinstance(self.key, str) else self.key.__name__
 
     @property
+    def what(self) -> str:
+        """What its key is."""
+        return "a name glob" if isinstance(self.key, str) else "a module type"
+
+    def near(self, names: Sequence[str]) -> list[str]:
+        """Return what a key that matches no name could have been: the inside of a module, or a similar name."""
+        if not isinstance(self.key, str):
+            return []
+        inside = f"{self.key}."
+        if any(name.startswith(inside) for name in names):
+            return [f"{inside}*"]
+        return difflib.get_close_matches(self.key, names, n=1)
+
+    @property
     def is_exact(self) -> bool:
         """True when it names one parameter."""
         return isinstance(self.key, str) and not any(sign in self.key for sign in "*?[")
@@ -81,7 +99,11 @@ class Override:
                 return True
         return False
 
-    def decide(self, place: Place, parameter: nn.Parameter) -> Decision | None:
+    def decide(
+        self,
+        place: Place,
+        parameter: nn.Parameter,
+    ) -> Decision | None:
         """Return what the rule says of a parameter, or None when it has no opinion.
 
         Args:
@@ -101,16 +123,21 @@ class Override:
                 return None
         fields = _checked(value, self.label)
         role = fields["role"]
-        if role in MATRIX_ROLES and parameter.ndim < 2:
-            if not self.is_exact:
-                return None  # a glob over a block means its matrices; the vectors in it keep their own rule
-            raise ValueError(
-                f"Expected a parameter with at least 2 dimensions for role {role!r}, but got {place.name!r} "
-                f"with shape {tuple(parameter.shape)}. Give it the role 'bias' or 'elementwise'."
-            )
-        views = _views(fields["views"], place.name, tuple(parameter.shape)) if "views" in fields else ()
+        shape = tuple(parameter.shape)
+        if role in MATRIX_ROLES and len(shape) < 2:
+            self._refuse_vector(role, place.name, shape)
+            return None
+        views = _views(fields["views"], place.name, shape) if "views" in fields else ()
         reason = fields.get("reason", f"rule {self.label} {self.origin}")
         return Decision(role, reason, fields.get("norm"), views)
+
+    def _refuse_vector(self, role: str, name: str, shape: Shape) -> None:
+        """Raise where a vector is named as a matrix; a glob over a block means its matrices only."""
+        if self.is_exact:
+            raise ValueError(
+                f"Expected a parameter with at least 2 dimensions for role {role!r}, but got {name!r} "
+                f"with shape {shape}. Give it the role 'bias' or 'elementwise'."
+            )
 
 
 class Overrides:
@@ -125,10 +152,18 @@ class Overrides:
         ValueError: If a role, a norm or a field is unknown.
     """
 
-    def __init__(self, rules: Rules | None, origin: str = "of the user") -> None:
+    def __init__(
+        self,
+        rules: Rules | None,
+        origin: str = "of the user",
+    ) -> None:
         self._rules = [Override(key, value, origin) for key, value in _pairs(rules)]
 
-    def find(self, places: Sequence[Place], parameter: nn.Parameter) -> Decision | None:
+    def find(
+        self,
+        places: Sequence[Place],
+        parameter: nn.Parameter,
+    ) -> Decision | None:
         """Return what the first rule that matches a parameter says, or None.
 
         Args:
@@ -159,13 +194,10 @@ class Overrides:
         idle = [rule for rule in self._rules if not rule.used]
         if not idle:
             return
-        what = "a name glob" if isinstance(idle[0].key, str) else "a module type"
-        if len(idle) > 1:
-            what = "these"
         near: list[str] = []
         for rule in idle:
-            if isinstance(rule.key, str):
-                near += _near(rule.key, names)
+            near += rule.near(names)
+        what = "these" if len(idle) > 1 else idle[0].what
         hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
         raise ValueError(
             f"Expected every rule to match a parameter, but {what} matched none: "
@@ -189,23 +221,19 @@ def _pairs(rules: Any) -> list[tuple[Any, Any]]:
     return [(key, value) for key, value in listed]
 
 
-def _near(key: str, names: Sequence[str]) -> list[str]:
-    """Return what a key that matches no name could have been: the inside of a module, or a similar name."""
-    if any(name.startswith(f"{key}.") for name in names):
-        return [f"{key}.*"]
-    return difflib.get_close_matches(key, names, n=1)
-
-
-def _checked(value: Any, label: str) -> dict[str, Any]:
+def _checked(
+    value: object,
+    label: str,
+) -> dict[str, Any]:
     """Return a rule's value as a dict of known fields with a known role."""
     fields = {"role": value} if isinstance(value, str) else value
     if not isinstance(fields, Mapping):
         raise TypeError(
             f"Expected the rule for {label} to be a role, a dict with 'role', or a callable, but got {value!r}."
         )
-    if "role" not in fields or not set(fields) <= set(_FIELDS):
+    if "role" not in fields or not set(fields) <= set(_RULE_FIELDS):
         raise ValueError(
-            f"Expected the rule for {label} to have the field 'role' and of {list(_FIELDS[1:])} what it needs, "
+            f"Expected the rule for {label} to have the field 'role' and of {list(_RULE_FIELDS[1:])} what it needs, "
             f"but got {list(fields)}."
         )
     given = {key: value for key, value in fields.items() if value is not None}
@@ -213,7 +241,11 @@ def _checked(value: Any, label: str) -> dict[str, Any]:
     return given
 
 
-def _check_fields(given: Mapping[str, Any], role: Any, label: str) -> None:
+def _check_fields(
+    given: Mapping[str, object],
+    role: object,
+    label: str,
+) -> None:
     """Raise unless every field has a value that it can have."""
     if role not in ROLES:
         raise ValueError(f"Expected the role of rule {label} to be one of {', '.join(ROLES)}, but got {role!r}.")
@@ -228,7 +260,11 @@ def _check_fields(given: Mapping[str, Any], role: Any, label: str) -> None:
         raise ValueError(f"Expected no `views` in rule {label}, since the role {role!r} has no matrices.")
 
 
-def _views(views: Any, name: str, shape: Shape) -> tuple[MatrixView, ...]:
+def _views(
+    views: object,
+    name: str,
+    shape: Shape,
+) -> tuple[MatrixView, ...]:
     """Read `views` of a rule: matrix views, or the sizes of blocks along the out dimension."""
     given = tuple(views) if isinstance(views, Iterable) else ()
     if _are_sizes(given, shape):
@@ -241,7 +277,10 @@ def _views(views: Any, name: str, shape: Shape) -> tuple[MatrixView, ...]:
     )
 
 
-def _are_sizes(given: tuple[Any, ...], shape: Shape) -> bool:
+def _are_sizes(
+    given: tuple[Any, ...],
+    shape: Shape,
+) -> bool:
     """Tell whether values are sizes of blocks that add up to the rows of a matrix."""
     if not given or len(shape) != 2:
         return False

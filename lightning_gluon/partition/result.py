@@ -24,25 +24,43 @@ class Partition:
 
     Iterating gives `(route, parameter)` of the trainable ones; `print` shows the table.
 
+        norm of the model = max_i ||X_i|| / radius_i        one norm per parameter i, by its role
+
+    Shapes: parameters of any shape; a parameter that holds matrices is read as one or more of shape `(out, in)`.
+
     Args:
         routes: One route per unique parameter tensor, in the module's order.
         parameters: The parameters, in the same order.
 
+    References:
+        T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
+
     Example:
         >>> from torch import nn
         >>> from lightning_gluon.partition import partition
-        >>> p = partition(nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(4, 8)), "head": nn.Linear(8, 2)}))
+        >>> model = nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(4, 8)), "head": nn.Linear(8, 2)})
+        >>> p = partition(model)
         >>> p.role("encoder.0.weight"), p.role("head.weight"), p.views("head.weight")
         ('hidden', 'head', [(2, 8)])
+        >>> p.reason("head.bias"), p.route("head.bias").norm
+        ('bias of Linear', 'rms')
+        >>> p.find(model["head"].weight).name, p.parameter("head.weight").shape
+        ('head.weight', torch.Size([2, 8]))
+        >>> [route.name for route, _ in p.parameters()][:2], list(p.by_role())
+        (['encoder.0.weight', 'encoder.0.bias'], ['hidden', 'head', 'bias'])
+        >>> type(p.table(width=80)).__name__
+        'Table'
     """
 
     def __init__(self, routes: list[Route], parameters: list[nn.Parameter]) -> None:
-        self.routes: dict[str, Route] = {route.name: route for route in routes}
-        self._parameters: dict[str, nn.Parameter] = {
-            route.name: parameter for route, parameter in zip(routes, parameters, strict=True)
-        }
-        self._first: dict[str, str] = {name: route.name for route in routes for name in route.names}
-        self._by_id: dict[int, str] = {id(parameter): name for name, parameter in self._parameters.items()}
+        names = [route.name for route in routes]
+        self.routes = dict(zip(names, routes, strict=True))
+        self._parameters = dict(zip(names, parameters, strict=True))
+        self._by_id = dict(zip(map(id, parameters), names, strict=True))
+        self._first: dict[str, str] = {}
+        for route in routes:
+            for name in route.names:
+                self._first[name] = route.name
 
     def route(self, name: str) -> Route:
         """Return the route of a parameter, by any of its names.
@@ -57,29 +75,71 @@ class Partition:
             KeyError: If the module has no parameter of that name.
         """
         if name not in self._first:
-            close = difflib.get_close_matches(name, self._first, n=3, cutoff=0.3)
-            hint = f" Did you mean {', '.join(map(repr, close))}?" if close else ""
+            close = difflib.get_close_matches(
+                name,
+                self._first,
+                n=3,
+                cutoff=0.3,
+            )
+            hint = ""
+            if close:
+                hint = f" Did you mean {', '.join(map(repr, close))}?"
             raise KeyError(f"Expected the name of a parameter of the module, but got {name!r}.{hint}")
         return self.routes[self._first[name]]
 
     def role(self, name: str) -> str:
-        """Return the role of a parameter: `hidden`, `embedding`, `head`, `bias` or `elementwise`."""
+        """Return the role of a parameter, one of `lightning_gluon.roles.ROLES`.
+
+        Args:
+            name: Qualified name, as for `route`.
+
+        Raises:
+            KeyError: If the module has no parameter of that name.
+        """
         return self.route(name).role
 
     def reason(self, name: str) -> str:
-        """Return why a parameter has its role."""
+        """Return the reason for a parameter's role, in words.
+
+        Args:
+            name: Qualified name, as for `route`.
+
+        Raises:
+            KeyError: If the module has no parameter of that name.
+        """
         return self.route(name).reason
 
     def views(self, name: str) -> list[tuple[int, int]]:
-        """Return the shapes `(out, in)` of the matrices a parameter holds; empty for vectors and elementwise arrays."""
+        """Return the shapes `(out, in)` of the matrices a parameter holds; empty for vectors and elementwise arrays.
+
+        Args:
+            name: Qualified name, as for `route`.
+
+        Raises:
+            KeyError: If the module has no parameter of that name.
+        """
         return self.route(name).matrices
 
     def parameter(self, name: str) -> nn.Parameter:
-        """Return the parameter itself, by any of its names."""
+        """Return the parameter itself.
+
+        Args:
+            name: Qualified name, as for `route`.
+
+        Raises:
+            KeyError: If the module has no parameter of that name.
+        """
         return self._parameters[self.route(name).name]
 
     def find(self, parameter: nn.Parameter) -> Route | None:
-        """Return the route of a tensor by identity, or None when it is not of this module."""
+        """Return the route of a tensor by identity.
+
+        Args:
+            parameter: The tensor.
+
+        Returns:
+            The route, or None if the tensor is not the module's.
+        """
         name = self._by_id.get(id(parameter))
         return None if name is None else self.routes[name]
 
@@ -92,9 +152,13 @@ class Partition:
     __iter__ = parameters
 
     def by_role(self) -> dict[str, list[Route]]:
-        """Return the trainable routes of each role that occurs, in the order hidden, embedding, head, bias, rest."""
-        groups = {role: [route for route, _ in self.parameters() if route.role == role] for role in ROLES}
-        return {role: routes for role, routes in groups.items() if routes}
+        """Return the trainable routes of each role that occurs, in the order of `ROLES`."""
+        groups: dict[str, list[Route]] = {}
+        for role in ROLES:
+            for route, _ in self.parameters():
+                if route.role == role:
+                    groups.setdefault(role, []).append(route)
+        return groups
 
     def __len__(self) -> int:
         """Return the number of unique trainable tensors."""
@@ -105,10 +169,19 @@ class Partition:
         return name in self._first
 
     def table(self, width: int = WIDTH) -> Table:
-        """Return the table that `print` shows on so many columns."""
-        return render(list(self.routes.values()), narrow=width < WIDTH)
+        """Return the table that `print` shows.
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        Args:
+            width: Columns of the terminal, in characters; on few the table gets shorter.
+        """
+        routes = list(self.routes.values())
+        return render(routes, narrow=width < WIDTH)
+
+    def __rich_console__(
+        self,
+        console: Console,
+        options: ConsoleOptions,
+    ) -> RenderResult:
         """Let rich print the table."""
         yield self.table(options.max_width)
 
@@ -121,6 +194,10 @@ class Partition:
 
     def __repr__(self) -> str:
         """Return a line with the number of tensors per role."""
-        counts = ", ".join(f"{role}={len(routes)}" for role, routes in self.by_role().items())
+        parts = []
+        for role, routes in self.by_role().items():
+            parts.append(f"{role}={len(routes)}")
         frozen = len(self.routes) - len(self)
-        return f"Partition({counts}{f', frozen={frozen}' if frozen else ''})"
+        if frozen:
+            parts.append(f"frozen={frozen}")
+        return f"Partition({', '.join(parts)})"

@@ -11,14 +11,17 @@ from lightning_gluon.norms.views import MatrixView
 __all__ = ["Route", "default_norm"]
 
 # Roles whose kernels are maps per tap.
-_SPECTRAL = tuple(role for role, rule in METHODS["gluon"].rules.items() if rule.norm == "spectral")
+_SPECTRAL_ROLES = tuple(role for role, rule in METHODS["gluon"].rules.items() if rule.norm == "spectral")
 
 
-def default_norm(role: str, views: tuple[MatrixView, ...]) -> str:
+def default_norm(
+    role: str,
+    views: tuple[MatrixView, ...],
+) -> str:
     """Return the norm that method `gluon` gives a role; a kernel with several taps shows as `conv`."""
     norm = METHODS["gluon"].rules[role].norm
     taps = any(view.kernel > 1 for view in views)
-    return "conv" if taps and role in _SPECTRAL else norm
+    return "conv" if taps and role in _SPECTRAL_ROLES else norm
 
 
 @dataclass(frozen=True)

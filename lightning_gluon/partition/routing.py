@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_gluon.partition.overrides import Key, Override, Overrides, Value
+from lightning_gluon.partition.overrides import Key, Override, Overrides, RuleValue
+from lightning_gluon.registry import load_plugins
 
 __all__ = ["register_routing", "registered"]
 
@@ -12,7 +13,12 @@ _ORIGIN = "that was registered"
 _ADDED: dict[Any, Any] = {}
 
 
-def register_routing(key: Key, value: Value, *, replace: bool = False) -> None:
+def register_routing(
+    key: Key,
+    value: RuleValue,
+    *,
+    replace: bool = False,
+) -> None:
     """Add a routing rule for every module that is partitioned from now on.
 
     A rule of the user comes before it, the built-in rules come after it. It need not match anything. Of several that
@@ -50,5 +56,6 @@ def register_routing(key: Key, value: Value, *, replace: bool = False) -> None:
 
 
 def registered() -> Overrides:
-    """Return the rules that were added, as they are now."""
+    """Return the rules that were added, as they are now, those of installed packages included."""
+    load_plugins()
     return Overrides(_ADDED, _ORIGIN)

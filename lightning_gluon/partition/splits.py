@@ -13,8 +13,8 @@ from functools import cache
 
 from torch import nn
 
-from lightning_gluon.partition.formula import Value, evaluate
-from lightning_gluon.partition.knowledge import entries, names_match
+from lightning_gluon.partition.formula import Value, formula_value
+from lightning_gluon.partition.knowledge import names_match, table_entries
 from lightning_gluon.partition.known.rows import Fused
 from lightning_gluon.partition.known.transformers import ALIASES
 from lightning_gluon.partition.layers import is_weight_layer
@@ -50,7 +50,14 @@ class Split:
 class _Scope:
     """The names that formulas may use: attributes of the holder and of what lies around it, and the layer's size."""
 
-    def __init__(self, layer: str, holder: nn.Module, around: tuple[nn.Module, ...], rows: int, columns: int) -> None:
+    def __init__(
+        self,
+        layer: str,
+        holder: nn.Module,
+        around: tuple[nn.Module, ...],
+        rows: int,
+        columns: int,
+    ) -> None:
         self.layer = layer
         self.holder = holder
         self.around = around
@@ -78,7 +85,7 @@ class _Scope:
 
     def output_reads(self) -> int | None:
         """Return how many features the output projection of the holder reads."""
-        return self._reads(*entries("ATTENTION_OUTPUTS"))
+        return self._reads(*table_entries("ATTENTION_OUTPUTS"))
 
     def next_reads(self) -> int | None:
         """Return how many features the layer after this one reads, in the order of the holder."""
@@ -110,7 +117,11 @@ _SIZES = {
 }
 
 
-def find_split(place: Place, rows: int, columns: int) -> Split | None:
+def find_split(
+    place: Place,
+    rows: int,
+    columns: int,
+) -> Split | None:
     """Return how the out dimension of a weight `(rows, columns)` divides, or None when it is one map.
 
     Args:
@@ -126,24 +137,34 @@ def find_split(place: Place, rows: int, columns: int) -> Split | None:
             continue
         around = place.around[place.around.index(holder) :]
         scope = _Scope(name, holder, around, rows, columns)
-        split = _declared(scope) or _known(scope)
-        if split is not None and len(split.sizes) > 1:
+        split = _several(scope)
+        if split is not None:
             return split
         if not names_match("INNER_LAYERS", name):
             return None
     return None
 
 
-def named_split(place: Place, rows: int, columns: int) -> Split | None:
+def _several(scope: _Scope) -> Split | None:
+    """Return a split into several parts, as the holder declares it or as the tables know it."""
+    split = _listed_sizes(scope) or _known(scope)
+    return None if split is None or len(split.sizes) < 2 else split
+
+
+def named_split(
+    place: Place,
+    rows: int,
+    columns: int,
+) -> Split | None:
     """Return how a bare array divides, whose own name stands for a layer's."""
     return _known(_Scope(place.local, place.owner, place.around, rows, columns))
 
 
-def _declared(scope: _Scope) -> Split | None:
+def _listed_sizes(scope: _Scope) -> Split | None:
     """A holder that writes its split down as a list of sizes."""
     if not names_match("DECLARED_LAYERS", scope.layer):
         return None
-    for attribute in entries("DECLARED_SIZES"):
+    for attribute in table_entries("DECLARED_SIZES"):
         sizes = getattr(scope.holder, attribute, None)
         if isinstance(sizes, tuple | list) and sum(sizes) == scope.rows:
             return Split(_numbered(len(sizes)), tuple(sizes))
@@ -152,7 +173,7 @@ def _declared(scope: _Scope) -> Split | None:
 
 def _known(scope: _Scope) -> Split | None:
     """A row of the tables that fits."""
-    for row in entries("FUSED"):
+    for row in table_entries("FUSED"):
         if _fits(row, scope):
             split = _divided(row, scope)
             if split is not None:
@@ -165,7 +186,10 @@ def _compiled(text: str) -> re.Pattern[str]:
     return re.compile(text)
 
 
-def _fits(row: Fused, scope: _Scope) -> bool:
+def _fits(
+    row: Fused,
+    scope: _Scope,
+) -> bool:
     """Tell whether a row is about this layer of this holder."""
     if not _compiled(row.layer).fullmatch(scope.layer):
         return False
@@ -173,16 +197,19 @@ def _fits(row: Fused, scope: _Scope) -> bool:
         names = class_names(scope.holder)
         if not any(_compiled(row.holder).search(name) for name in names):
             return False
-    return not row.when or bool(evaluate(row.when, scope.condition))
+    return not row.when or bool(formula_value(row.when, scope.condition))
 
 
-def _divided(row: Fused, scope: _Scope) -> Split | None:
+def _divided(
+    row: Fused,
+    scope: _Scope,
+) -> Split | None:
     """Divide the rows as a row of the tables says, when they divide so."""
-    groups = evaluate(row.groups, scope.value)
+    groups = formula_value(row.groups, scope.value)
     if not groups:
         return None
     if row.sizes:
-        sizes = tuple(evaluate(size, scope.value) or 0 for size in row.sizes)
+        sizes = tuple(formula_value(size, scope.value) or 0 for size in row.sizes)
         whole = min(sizes) > 0 and sum(sizes) * groups == scope.rows
         return Split(row.parts, sizes, groups) if whole else None
     parts = row.parts or _counted(row, scope)
@@ -192,9 +219,12 @@ def _divided(row: Fused, scope: _Scope) -> Split | None:
     return Split(parts, (size,) * len(parts), groups) if size and not rest else None
 
 
-def _counted(row: Fused, scope: _Scope) -> tuple[str, ...]:
+def _counted(
+    row: Fused,
+    scope: _Scope,
+) -> tuple[str, ...]:
     """Name the parts where only their number is known."""
-    count = evaluate(row.count, scope.value) if scope.columns else 0
+    count = formula_value(row.count, scope.value) if scope.columns else 0
     return _numbered(count) if count and 1 < count <= _MOST_PARTS else ()
 
 

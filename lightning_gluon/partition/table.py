@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import groupby
 
 from rich.console import Console, Group
 from rich.padding import Padding
@@ -14,67 +16,47 @@ from rich.text import Text
 from lightning_gluon.partition.route import Route
 from lightning_gluon.roles import ROLES
 
-__all__ = ["NUMBER", "render", "to_text"]
+__all__ = ["BLOCK_INDEX", "render", "to_text"]
 
-NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-
-
-def _key(route: Route) -> tuple[object, ...]:
-    """Return what two lines must share to become one: the name up to its numbers, and everything else shown."""
-    views = tuple(route.matrices)
-    return (NUMBER.sub("#", route.name), len(route.aliases), route.shape, route.role, route.norm, views, route.frozen)
+BLOCK_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
+_SHOWN_NUMBERS = 4
+_SHOWN_MATRICES = 5
+_SHOWN_ALIASES = 3
 
 
-def _ranges(numbers: Iterable[int]) -> str:
-    """Write numbers as ranges: `0-11`, `0,2,4`."""
-    ordered = sorted(set(numbers))
-    if len(ordered) > 2 and ordered == list(range(ordered[0], ordered[-1] + 1)):
-        return f"{ordered[0]}-{ordered[-1]}"
-    shown = ",".join(map(str, ordered[:4]))
-    return shown if len(ordered) <= 4 else f"{shown},..{ordered[-1]}"
+@dataclass(frozen=True)
+class _Line:
+    """One line: a parameter, several alike, or a total."""
 
+    name: str
+    count: int
+    shape: str
+    role: Text
+    norm: str = ""
+    matrices: str = ""
+    reason: str = ""
 
-def _merged_name(routes: list[Route]) -> str:
-    """Return one name for several: every number that varies becomes a range."""
-    pattern = NUMBER.split(routes[0].name)
-    numbers = zip(*([int(n) for n in NUMBER.findall(route.name)] for route in routes), strict=True)
-    name = pattern[0]
-    for column, rest in zip(numbers, pattern[1:], strict=True):
-        name += _ranges(column) + rest
-    return name
+    def add_wide(self, table: Table) -> None:
+        """Add the line with a column for everything."""
+        table.add_row(
+            Text(self.name),
+            str(self.count),
+            self.shape,
+            self.role,
+            self.norm,
+            self.matrices,
+            Text(self.reason),
+        )
 
-
-def _matrices(route: Route) -> str:
-    """Write the matrices short: `3x(384, 384)`."""
-    runs: list[tuple[tuple[int, int], int]] = []
-    for shape in route.matrices:
-        if runs and runs[-1][0] == shape:
-            runs[-1] = (shape, runs[-1][1] + 1)
-        else:
-            runs.append((shape, 1))
-    text = [f"{count}x{out}x{fan_in}" if count > 1 else f"{out}x{fan_in}" for (out, fan_in), count in runs]
-    return " + ".join(text[:5]) + (" + ..." if len(text) > 5 else "")
-
-
-def _collapse(routes: list[Route]) -> list[list[Route]]:
-    """Group the routes that one line can show, in the order of their first member."""
-    groups: dict[tuple[object, ...], list[Route]] = {}
-    for route in routes:
-        groups.setdefault(_key(route), []).append(route)
-    return list(groups.values())
-
-
-def _totals(routes: list[Route]) -> Iterable[tuple[str, int, int]]:
-    """Yield label, tensors and entries per role that occurs, of all, and of the frozen ones."""
-    live = [route for route in routes if not route.frozen]
-    frozen = [route for route in routes if route.frozen]
-    for role in ROLES:
-        members = [route for route in live if route.role == role]
-        if members:
-            yield role, len(members), sum(route.numel for route in members)
-    yield "all", len(live), sum(route.numel for route in live)
-    if frozen:
-        yield "frozen", len(frozen), sum(route.numel for route in frozen)
+    def add_narrow(self, table: Table) -> None:
+        """Add the line with the reason under the name, the norm under the role and the matrices under the shape."""
+        name: list[Text | Padding] = [Text(self.name)]
+        if self.reason:
+            indented = Padding(Text(self.reason), (0, 0, 0, 2))
+            name.append(indented)
+        role = Group(self.role, self.norm) if self.norm else self.role
+        shape = f"{self.shape}\n{self.matrices}".rstrip()
+        table.add_row(Group(*name), str(self.count), role, shape)
 
 
 def render(routes: list[Route], *, narrow: bool = False) -> Table:
@@ -87,39 +69,157 @@ def render(routes: list[Route], *, narrow: bool = False) -> Table:
     Returns:
         A rich table with one line per parameter, repeated blocks merged, and totals per role below.
     """
-    table = Table(title="Partition", title_justify="left", header_style="bold", pad_edge=False)
+    table = Table(
+        title="Partition",
+        title_justify="left",
+        header_style="bold",
+        pad_edge=False,
+    )
+    add = _Line.add_wide
     if narrow:
-        for column in ("name\n  reason", "n", "role\nnorm", "shape\nmatrices"):
-            table.add_column(column, justify="right" if column == "n" else "left", overflow="fold")
+        add = _Line.add_narrow
+        _narrow_columns(table)
     else:
-        for column, options in {
-            "name": {"overflow": "fold", "ratio": 6}, "n": {"justify": "right"}, "shape": {}, "role": {}, "norm": {},
-            "matrices": {"overflow": "fold", "ratio": 3}, "reason": {"overflow": "fold", "ratio": 5},
-        }.items():  # fmt: skip
-            table.add_column(column, **options)  # type: ignore[arg-type]
-
-    def add(name: str, n: int, shape: str, role: Text, norm: str = "", matrices: str = "", reason: str = "") -> None:
-        if narrow:
-            both = [Text(name)] + ([Padding(Text(reason), (0, 0, 0, 2))] if reason else [])
-            table.add_row(Group(*both), str(n), Group(role, norm) if norm else role, f"{shape}\n{matrices}".rstrip())
-        else:
-            table.add_row(Text(name), str(n), shape, role, norm, matrices, Text(reason))
-
+        _wide_columns(table)
     for group in _collapse(routes):
-        route = group[0]
-        style = "dim" if route.frozen else ROLES[route.role].style
-        name = _merged_name(group) + "".join(f"\n= {alias}" for alias in route.aliases[:3])
-        role = f"({route.role}, frozen)" if route.frozen else route.role
-        shape = "x".join(map(str, route.shape)) or "scalar"
-        add(name, len(group), shape, Text(role, style), route.norm, _matrices(route), route.reason)
+        add(_line(group), table)
     table.add_section()
-    for label, tensors, entries in _totals(routes):
-        add(f"total {label}", tensors, f"{entries:,}", Text(label if label in ROLES else ""))
+    for line in _totals(routes):
+        add(line, table)
     return table
 
 
 def to_text(table: Table, width: int) -> str:
     """Return a rich table as plain text of a given width."""
     buffer = io.StringIO()
-    Console(file=buffer, width=width, no_color=True, highlight=False).print(table)
+    console = Console(
+        file=buffer,
+        width=width,
+        no_color=True,
+        highlight=False,
+    )
+    console.print(table)
     return buffer.getvalue()
+
+
+# ---- columns
+
+
+def _narrow_columns(table: Table) -> None:
+    table.add_column("name\n  reason", overflow="fold")
+    table.add_column("n", justify="right", overflow="fold")
+    table.add_column("role\nnorm", overflow="fold")
+    table.add_column("shape\nmatrices", overflow="fold")
+
+
+def _wide_columns(table: Table) -> None:
+    table.add_column("name", overflow="fold", ratio=6)
+    table.add_column("n", justify="right")
+    table.add_column("shape")
+    table.add_column("role")
+    table.add_column("norm")
+    table.add_column("matrices", overflow="fold", ratio=3)
+    table.add_column("reason", overflow="fold", ratio=5)
+
+
+# ---- lines
+
+
+def _line_key(route: Route) -> tuple[object, ...]:
+    """Return what two lines must share to become one: the name up to its numbers, and everything else shown."""
+    return (
+        BLOCK_INDEX.sub("#", route.name),
+        len(route.aliases),
+        route.shape,
+        route.role,
+        route.norm,
+        tuple(route.matrices),
+        route.frozen,
+    )
+
+
+def _collapse(routes: list[Route]) -> list[list[Route]]:
+    """Group the routes that one line can show, in the order of their first member."""
+    groups: dict[tuple[object, ...], list[Route]] = {}
+    for route in routes:
+        key = _line_key(route)
+        groups.setdefault(key, []).append(route)
+    return list(groups.values())
+
+
+def _line(group: list[Route]) -> _Line:
+    """Write the line of several routes that are alike."""
+    route = group[0]
+    name = _merged_name(group)
+    for alias in route.aliases[:_SHOWN_ALIASES]:
+        name += f"\n= {alias}"
+    role = Text(route.role, ROLES[route.role].style)
+    if route.frozen:
+        role = Text(f"({route.role}, frozen)", "dim")
+    return _Line(
+        name=name,
+        count=len(group),
+        shape="x".join(map(str, route.shape)) or "scalar",
+        role=role,
+        norm=route.norm,
+        matrices=_matrices(route),
+        reason=route.reason,
+    )
+
+
+def _totals(routes: list[Route]) -> Iterable[_Line]:
+    """Yield the totals of every role that occurs, of all trained parameters, and of the frozen ones."""
+    live = [route for route in routes if not route.frozen]
+    frozen = [route for route in routes if route.frozen]
+    for role in ROLES:
+        members = [route for route in live if route.role == role]
+        if members:
+            yield _total(role, members, Text(role))
+    yield _total("all", live, Text(""))
+    if frozen:
+        yield _total("frozen", frozen, Text(""))
+
+
+def _total(label: str, members: list[Route], role: Text) -> _Line:
+    entries = sum(route.numel for route in members)
+    return _Line(f"total {label}", len(members), f"{entries:,}", role)
+
+
+# ---- cells
+
+
+def _ranges(numbers: Iterable[int]) -> str:
+    """Write numbers as ranges: `0-11`, `0,2,4`."""
+    ordered = sorted(set(numbers))
+    first, last = ordered[0], ordered[-1]
+    if len(ordered) > 2 and len(ordered) == last - first + 1:
+        return f"{first}-{last}"
+    shown = ",".join(map(str, ordered[:_SHOWN_NUMBERS]))
+    if len(ordered) > _SHOWN_NUMBERS:
+        return f"{shown},..{last}"
+    return shown
+
+
+def _merged_name(routes: list[Route]) -> str:
+    """Return one name for several: every number that varies becomes a range."""
+    between = BLOCK_INDEX.split(routes[0].name)
+    columns: list[list[int]] = [[] for _ in between[1:]]
+    for route in routes:
+        for column, number in zip(columns, BLOCK_INDEX.findall(route.name), strict=True):
+            column.append(int(number))
+    name = between[0]
+    for column, text in zip(columns, between[1:], strict=True):
+        name += _ranges(column) + text
+    return name
+
+
+def _matrices(route: Route) -> str:
+    """Write the matrices short: `3x384x384`."""
+    runs = [(shape, len(list(same))) for shape, same in groupby(route.matrices)]
+    texts = []
+    for (out, fan_in), count in runs[:_SHOWN_MATRICES]:
+        several = f"{count}x" if count > 1 else ""
+        texts.append(f"{several}{out}x{fan_in}")
+    if len(runs) > _SHOWN_MATRICES:
+        texts.append("...")
+    return " + ".join(texts)

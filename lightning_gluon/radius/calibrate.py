@@ -22,13 +22,12 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
 
 from lightning_gluon.radius.agreement import Agreement
 from lightning_gluon.radius.observe import Observation
 from lightning_gluon.radius.radii import Factors
 from lightning_gluon.radius.rule import RadiusRule
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.valid import number, one_of
 
 # Sources of all of these: docs/primers/radius.md, "Constants".
@@ -39,7 +38,7 @@ LOSS_ERRORS = 8.0  # standard errors beyond which a rise of the loss counts
 LOSS_STEPS = 20  # steps after which the average loss is judged; half as many are its beginning
 MIN_GROWTH_TO_STOP = 4.0  # growth before a stop counts: a start far too small gives chance many steps to stop at
 STEP_BACK = 0.48  # factor on radii if the ramp has gone too far
-MEMORY = 10.0  # steps that a momentum of .9 remembers
+SHORTEST_MEMORY = 10.0  # steps that a momentum of .9 remembers
 GROWTH = 1.5  # growth over one memory at full agreement
 PLATEAU_SHARE = 1 / 3  # share of the growth while the agreement says nothing
 MARGIN = 3.0  # steps to the best one along the last direction at which the two-point form stops, at a momentum of .9
@@ -67,24 +66,35 @@ class AgreementAverage:
     def add(self, value: float, memory: float) -> int:
         """Add an agreement and return the sign of the averages if it is beyond chance, else 0."""
         self.count += 1
-        signs = [self._sign(index, value, memory) for index in range(len(MEMORIES))]
+        signs = []
+        for index in range(len(MEMORIES)):
+            sign = self._sign(index, value, memory)
+            signs.append(sign)
         self.peak = max(self.peak, self.averages[0])
-        return -1 if -1 in signs else signs[0]
+        if -1 in signs:
+            return -1
+        return signs[0]
 
     def _sign(self, index: int, value: float, memory: float) -> int:
-        old = 1 - 1 / (MEMORIES[index] * memory)
+        steps = MEMORIES[index] * memory
+        old = 1 - 1 / steps
         average = old * self.averages[index] + (1 - old) * value
         square = old * self.squares[index] + (1 - old) * value**2
         self.averages[index] = average
         self.squares[index] = square
-        error = math.sqrt(square * (1 - old) / (1 + old))
-        significant = abs(average) > AGREEMENT_ERRORS * error
-        return int(math.copysign(significant, average))
+        variance = square * (1 - old) / (1 + old)
+        threshold = AGREEMENT_ERRORS * math.sqrt(variance)
+        if average > threshold:
+            return 1
+        if average < -threshold:
+            return -1
+        return 0
 
     @property
     def share(self) -> float:
         """Present average over one memory as a share of the largest one; 0 if it is negative."""
-        return max(0.0, self.averages[0]) / (self.peak or 1.0)
+        positive = max(0.0, self.averages[0])
+        return positive / (self.peak or 1.0)
 
 
 @dataclass
@@ -117,21 +127,30 @@ class LossAverage:
         assert self.mean is not None
         if self.begin is None:
             if step >= LOSS_STEPS // 2:
-                self.begin, self.begin_error = self.mean, error
+                self.begin = self.mean
+                self.begin_error = error
             return False
         fall = self.begin - self.mean
-        self.drop = self.drop or fall > AGREEMENT_ERRORS * math.sqrt(error * self.begin_error)
+        if fall > AGREEMENT_ERRORS * math.sqrt(error * self.begin_error):
+            self.drop = True
         if self.mean < self.lowest:
-            self.lowest, self.lowest_error = self.mean, error
+            self.lowest = self.mean
+            self.lowest_error = error
+        if step <= LOSS_STEPS:
+            return False
         rise = self.mean - self.lowest
-        return step > LOSS_STEPS and rise > LOSS_ERRORS * math.sqrt(error * self.lowest_error)
+        return rise > LOSS_ERRORS * math.sqrt(error * self.lowest_error)
 
     def _update(self, loss: float) -> float:
         """Average, and return the standard error of the average."""
-        mean = loss if self.mean is None else self.mean
-        self.variance = LOSS_EMA * self.variance + (1 - LOSS_EMA) * (loss - mean) ** 2
+        mean = loss
+        if self.mean is not None:
+            mean = self.mean
+        distance = (loss - mean) ** 2
+        self.variance = LOSS_EMA * self.variance + (1 - LOSS_EMA) * distance
         self.mean = LOSS_EMA * mean + (1 - LOSS_EMA) * loss
-        return math.sqrt(self.variance * (1 - LOSS_EMA) / (1 + LOSS_EMA))
+        variance = self.variance * (1 - LOSS_EMA) / (1 + LOSS_EMA)
+        return math.sqrt(variance)
 
 
 @dataclass
@@ -166,31 +185,36 @@ class Ramp:
     def load(saved: Saved) -> Ramp:
         """Return the ramp that `asdict` wrote, or raise a `ValueError` if it is none."""
         saved.only([one.name for one in fields(Ramp)])
-        parts = Saved(saved.value("agreement"), f"{saved.owner}.agreement")
-        agreement = AgreementAverage(
-            parts.numbers("averages", number(-math.inf), count=len(MEMORIES)),
-            parts.numbers("squares", count=len(MEMORIES)),
-            parts.number("peak"),
-            parts.whole("count"),
+        check_reason = one_of("", *ENDS)
+        return Ramp(
+            scale=saved.number("scale"),
+            start=saved.number("start", number(signs="< <")),
+            reason=check_reason("reason", saved.value("reason"), f" in {saved.where}"),
+            agreement=_load_agreement(saved.table("agreement")),
+            loss=_load_loss(saved.table("loss")),
         )
-        scale, start = saved.number("scale"), saved.number("start", number(signs="< <"))
-        reason = one_of("", *ENDS)("reason", saved.value("reason"), f" in {saved.where}")
-        return Ramp(scale, start, reason, agreement, _load_loss(saved))
+
+
+def _load_agreement(saved: Saved) -> AgreementAverage:
+    count = len(MEMORIES)
+    return AgreementAverage(
+        averages=saved.numbers("averages", number(-math.inf), count=count),
+        squares=saved.numbers("squares", count=count),
+        peak=saved.number("peak"),
+        count=saved.whole("count"),
+    )
 
 
 def _load_loss(saved: Saved) -> LossAverage:
-    parts = Saved(saved.value("loss"), f"{saved.owner}.loss")
-    optional = number(-math.inf, none=True)
-    for key in ("mean", "begin"):
-        optional(key, parts.value(key), f" in {parts.where}")
+    anything = number(-math.inf, math.inf, signs="<= <=")
     return LossAverage(
-        parts.value("mean"),
-        parts.number("variance"),
-        parts.value("begin"),
-        parts.number("begin_error"),
-        parts.number("lowest", number(-math.inf, math.inf, signs="<= <=")),
-        parts.number("lowest_error"),
-        parts.flag("drop"),
+        mean=saved.optional("mean"),
+        variance=saved.number("variance"),
+        begin=saved.optional("begin"),
+        begin_error=saved.number("begin_error"),
+        lowest=saved.number("lowest", anything),
+        lowest_error=saved.number("lowest_error"),
+        drop=saved.flag("drop"),
     )
 
 
@@ -248,7 +272,9 @@ class Calibrate(RadiusRule):
         self.shrink = shrink
         self.two_point = two_point
         self.share = share
-        self.largest = math.inf if largest is None else largest
+        self.largest = math.inf
+        if largest is not None:
+            self.largest = largest
         self.main = Ramp(start, start)
         self.adamw: Ramp | None = None
 
@@ -274,7 +300,11 @@ class Calibrate(RadiusRule):
         self._advance(self.main, observation, self.largest)
         if self.adamw is None:
             return self.main.scale
-        beside = replace(observation, agreement=observation.adamw_agreement, reference_agreement=None)
+        beside = replace(
+            observation,
+            agreement=observation.adamw_agreement,
+            reference_agreement=None,
+        )
         self._advance(self.adamw, beside, ADAMW_LARGEST * self.largest)
         return Factors(self.main.scale, self.adamw.scale)
 
@@ -283,7 +313,7 @@ class Calibrate(RadiusRule):
         agreement = observation.agreement
         if ramp.frozen or agreement is None or not math.isfinite(agreement):
             return
-        memory = max(MEMORY, 1 / (1 - observation.momentum))
+        memory = max(SHORTEST_MEMORY, 1 / (1 - observation.momentum))
         two_point = self.two_point and observation.reference_agreement is not None
         evidence = _slack(observation, memory) if two_point else agreement
         sign = ramp.agreement.add(evidence, memory)
@@ -293,7 +323,9 @@ class Calibrate(RadiusRule):
             back = self.shrink if reason in (LOSS, LARGEST) else 1.0
             ramp.end(reason, back * observation.warming_up)
             return
-        growth = GROWTH / memory if self.growth is None else self.growth - 1
+        growth = GROWTH / memory
+        if self.growth is not None:
+            growth = self.growth - 1
         ramp.scale *= 1 + _gain(ramp, sign, two_point) * growth
 
     def _end(
@@ -302,7 +334,8 @@ class Calibrate(RadiusRule):
         """Return why the ramp ends here; empty if it goes on."""
         judged = ramp.scale >= MIN_GROWTH_TO_STOP * ramp.start
         limit = ramp.scale * observation.warming_up >= largest
-        if limit or (judged and (sign < 0 or rising)):
+        turned = judged and (sign < 0 or rising)
+        if limit or turned:
             if rising:
                 return LOSS
             if sign >= 0:
@@ -313,18 +346,20 @@ class Calibrate(RadiusRule):
             return HELD if ramp.loss.drop and sign <= 0 else SHARE
         return ""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedState:
         """Return plain values."""
-        return {"main": asdict(self.main), "adamw": None if self.adamw is None else asdict(self.adamw)}
+        adamw = None
+        if self.adamw is not None:
+            adamw = asdict(self.adamw)
+        return {"main": asdict(self.main), "adamw": adamw}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.rule")
-        main, adamw = saved.part("main"), saved.part("adamw")
-        if main is None:
-            raise ValueError(f"Expected {saved.where} to hold the ramp `main`, but it is None.")
-        loaded = Ramp.load(main), None if adamw is None else Ramp.load(adamw)
-        self.main, self.adamw = loaded
+        main = Ramp.load(saved.table("main"))
+        adamw = saved.part("adamw")
+        self.adamw = None if adamw is None else Ramp.load(adamw)
+        self.main = main
 
 
 def _gain(ramp: Ramp, sign: int, two_point: bool) -> float:
@@ -340,5 +375,5 @@ def _slack(observation: Observation, memory: float) -> float:
     """Return how far the best step along the last direction is beyond its margin: `a_old - margin (a_old - a)`."""
     new, old = observation.agreement, observation.reference_agreement
     assert new is not None and old is not None
-    margin = MARGIN * math.sqrt(memory / MEMORY)
+    margin = MARGIN * math.sqrt(memory / SHORTEST_MEMORY)
     return old - margin * (old - new)

@@ -17,21 +17,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius.radii import stepped_by_adamw
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.valid import number, one_of, pair_of, whole
 
 Count = Callable[["Schedule", int], int]
 
 
 @dataclass(frozen=True)
-class Shape:
+class ScheduleShape:
     """One kind of schedule.
 
     Args:
@@ -74,6 +73,8 @@ class Schedule:
         [1.0, 0.75, 0.5, 0.25]
         >>> Schedule("theory", rates=(0.75, 0.5)).momentum(3)
         0.5
+        >>> Schedule("linear", total_steps=4).rest(1, start=0)
+        0.75
     """
 
     name: str = "constant"
@@ -84,11 +85,15 @@ class Schedule:
 
     def __post_init__(self) -> None:
         """Check the schedule before anything is built on it."""
-        one_of(*SCHEDULES)("schedule", self.name)
-        whole(0, unit=" of steps")("warmup", self.warmup)
-        number(0, 1, signs="< <=")("decay", self.decay)
+        known = one_of(*SCHEDULES)
+        known("schedule", self.name)
+        steps = whole(0, unit=" of steps")
+        steps("warmup", self.warmup)
+        share = number(0, 1, signs="< <=")
+        share("decay", self.decay)
         if self.rates is not None:  # plain values, also out of a configuration's own kind of list
-            object.__setattr__(self, "rates", pair_of(number())("rates", self.rates))
+            two = pair_of(number())
+            object.__setattr__(self, "rates", two("rates", self.rates))
         shape = SCHEDULES[self.name]
         if shape.count is not None and self.rates is None:
             raise ValueError(
@@ -101,37 +106,56 @@ class Schedule:
             )
 
     def factor(self, step: int) -> float:
-        """Return the factor on `lr` at a step counted from 0."""
+        """Return the factor on `lr`.
+
+        Args:
+            step: Steps taken before (`k`).
+        """
         ramp = 1.0
         if self.warmup:
             ramp = min(1.0, (step + 1) / self.warmup)
-        return ramp * SCHEDULES[self.name].factor(self, step)
+        shape = SCHEDULES[self.name]
+        return ramp * shape.factor(self, step)
 
     def momentum(self, step: int) -> float | None:
-        """Return the theory's weight on the old momentum at a step, `None` if the schedule has no say in it."""
+        """Return the theory's weight on the old momentum, `None` if the schedule has no say in it.
+
+        Args:
+            step: Steps taken before (`k`).
+        """
         count = SCHEDULES[self.name].count
         if count is None or self.rates is None:
             return None
-        return 1 - count(self, step) ** -self.rates[1]
+        exponent = -self.rates[1]
+        return 1 - count(self, step) ** exponent
 
     def rest(self, step: int, start: float) -> float:
-        """Return the share of the steps from `start` to the end that are still to come, in [0, 1]."""
+        """Return the share of the steps from `start` to the end that are still to come, in [0, 1].
+
+        Args:
+            step: Steps taken before (`k`).
+            start: Step at which the share is 1.
+        """
         assert self.total_steps is not None
         span = max(1, self.total_steps - start)
-        return min(1.0, max(0.0, (self.total_steps - step) / span))
+        share = (self.total_steps - step) / span
+        return min(1.0, max(0.0, share))
 
 
-def _is_length(steps: Any) -> bool:
-    return isinstance(steps, (int, float)) and math.isfinite(steps) and steps >= 1
+def _is_length(steps: object) -> bool:
+    if not isinstance(steps, (int, float)):
+        return False
+    return math.isfinite(steps) and steps >= 1
 
 
-def _constant(schedule: Schedule, step: int) -> float:
+def _level(schedule: Schedule, step: int) -> float:
     return 1.0
 
 
 def _cosine(schedule: Schedule, step: int) -> float:
     progress = 1 - schedule.rest(step, schedule.warmup)
-    return (1 + math.cos(math.pi * progress)) / 2
+    wave = math.cos(math.pi * progress)
+    return (1 + wave) / 2
 
 
 def _linear(schedule: Schedule, step: int) -> float:
@@ -141,7 +165,8 @@ def _linear(schedule: Schedule, step: int) -> float:
 def _wsd(schedule: Schedule, step: int) -> float:
     assert schedule.total_steps is not None
     steps_down = schedule.decay * schedule.total_steps
-    return min(1.0, max(0.0, (schedule.total_steps - step) / steps_down))
+    share = (schedule.total_steps - step) / steps_down
+    return min(1.0, max(0.0, share))
 
 
 def _steps_so_far(schedule: Schedule, step: int) -> int:
@@ -161,13 +186,13 @@ def _theory(count: Count) -> Callable[[Schedule, int], float]:
     return factor
 
 
-SCHEDULES: dict[str, Shape] = {
-    "constant": Shape(_constant, length=False),
-    "cosine": Shape(_cosine),
-    "linear": Shape(_linear),
-    "wsd": Shape(_wsd),
-    "theory": Shape(_theory(_steps_so_far), length=False, count=_steps_so_far),
-    "theory_constant": Shape(_theory(_all_steps), count=_all_steps),
+SCHEDULES: dict[str, ScheduleShape] = {
+    "constant": ScheduleShape(_level, length=False),
+    "cosine": ScheduleShape(_cosine),
+    "linear": ScheduleShape(_linear),
+    "wsd": ScheduleShape(_wsd),
+    "theory": ScheduleShape(_theory(_steps_so_far), length=False, count=_steps_so_far),
+    "theory_constant": ScheduleShape(_theory(_all_steps), count=_all_steps),
 }
 
 
@@ -219,21 +244,26 @@ class RadiusSchedule(LRScheduler):
 
         A callback that added a group may go on to raise its `lr`, as `BackboneFinetuning` does.
         """
-        past = self.schedule.factor(max(0, self.last_epoch - 1))
+        last = max(0, self.last_epoch - 1)
+        past = self.schedule.factor(last)
         for index, group in enumerate(self.optimizer.param_groups):
-            known = index < self.first_groups
-            if known or (index < len(self.base_lrs) and group["lr"] == self._last_lr[index]):
+            if index < self.first_groups:
+                continue
+            if index < len(self.base_lrs) and group["lr"] == self._last_lr[index]:
                 continue
             group["initial_lr"] = group["lr"]
             if past:
                 group["initial_lr"] = group["lr"] / past
-            self.base_lrs[index : index + 1] = [group["initial_lr"]]
+            start = group["initial_lr"]
+            self.base_lrs[index : index + 1] = [start]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedState:
         """Return plain values only, so that a checkpoint loads with `weights_only`."""
-        return {**super().state_dict(), "schedule": asdict(self.schedule)}
+        state = super().state_dict()
+        state["schedule"] = asdict(self.schedule)
+        return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: SavedState) -> None:
         """Restore the position; the schedule itself is the one given at construction.
 
         Args:
@@ -248,5 +278,8 @@ class RadiusSchedule(LRScheduler):
         saved.whole("first_groups")
         saved.whole("last_epoch")
         saved.whole("_step_count")
-        own = self.__dict__.keys() - {"optimizer", "schedule"}
-        super().load_state_dict({key: value for key, value in state_dict.items() if key in own})
+        position = {}
+        for key in self.__dict__.keys() - {"optimizer", "schedule"}:
+            if key in state_dict:
+                position[key] = state_dict[key]
+        super().load_state_dict(position)

@@ -100,6 +100,24 @@ def set_callbacks(trainer: Trainer, callbacks: list[Callback]) -> None:
     trainer.callbacks = callbacks  # type: ignore[attr-defined]
 
 
+def place_before(trainer: Trainer, callback: Callback, kind: type[Callback]) -> None:
+    """Add a callback to a Trainer before those of a kind, or move it there.
+
+    Args:
+        trainer: The Trainer.
+        callback: The callback.
+        kind: Class of the callbacks that are to see what it has done.
+    """
+    present = callbacks_of(trainer)
+    others = [other for other in present if other is not callback]
+    places = [index for index, other in enumerate(others) if isinstance(other, kind)]
+    if places:
+        others.insert(places[0], callback)
+        set_callbacks(trainer, others)
+    elif callback not in present:
+        set_callbacks(trainer, [*others, callback])
+
+
 def state_key(callback: Callback, **options: object) -> str:
     """Return the key of a callback's state in checkpoints, different for different options."""
     return callback._generate_state_key(**options)

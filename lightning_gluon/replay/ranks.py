@@ -28,6 +28,22 @@ def anywhere(trainer: Trainer, flags: Sequence[bool]) -> list[bool]:
     return (_mean(trainer, values) > 0).tolist()
 
 
+def agreed(trainer: Trainer, values: Tensor) -> list[float]:
+    """Wait for numbers on the device, and return their means over the ranks, the same on all of them.
+
+    Args:
+        trainer: The Trainer.
+        values: Numbers of this rank, one-dimensional.
+
+    Returns:
+        The means.
+    """
+    if trainer.world_size == 1:
+        return values.tolist()
+    own = values.to(trainer.strategy.root_device)
+    return _mean(trainer, own).tolist()
+
+
 def averaged(trainer: Trainer, params: Sequence[Tensor], gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
     """Return copies of gradients, averaged over the ranks; where only some ranks have one, zero stands for the others.
 
@@ -40,12 +56,16 @@ def averaged(trainer: Trainer, params: Sequence[Tensor], gradients: Mapping[Tens
         The means, the same on all ranks.
     """
     found = {}
-    present = anywhere(trainer, [parameter in gradients for parameter in params])
-    for parameter, somewhere in zip(params, present, strict=True):
-        if somewhere:
-            own = gradients.get(parameter)
-            own = torch.zeros_like(parameter) if own is None else own.detach().clone()
-            found[parameter] = _mean(trainer, own)
+    present = [parameter in gradients for parameter in params]
+    somewhere = anywhere(trainer, present)
+    for parameter, averages in zip(params, somewhere, strict=True):
+        if not averages:
+            continue
+        if parameter in gradients:
+            own = gradients[parameter].detach().clone()
+        else:
+            own = torch.zeros_like(parameter)
+        found[parameter] = _mean(trainer, own)
     return found
 
 

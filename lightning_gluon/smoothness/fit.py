@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,10 +23,11 @@ from lightning_gluon.valid import number, whole
 PENALTY = 5.0  # weight of samples above the fit, the paper's lambda
 MAX_ROUNDS = 100  # the fit ends after finitely many rounds, in practice 3 to 6
 SINGULAR = 1e-14  # determinant, relative to its largest value, below which all gradient norms count as equal
-EXACT = 1e-18  # residual, relative to the samples squared, below which a fit of equal values counts as exact
+EXACT_FIT = 1e-18  # residual, relative to the samples squared, below which a fit of equal values counts as exact
 ABOVE = 1e-9  # residual, relative to the largest sample, from which a sample counts as above the fit
 
 Values: TypeAlias = Sequence[float] | Tensor
+FitSample: TypeAlias = tuple[float, float]  # an estimate and the gradient's dual norm
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,23 @@ class SmoothnessFit:
         return self.L0 + self.L1 * grad_dual_norm
 
     def radius(self, grad_dual_norm: float, kappa: float = 1.0) -> float:
-        """Return the radius of the paper's Theorem 1, `kappa ||g||_* / (L0 + L1 ||g||_*)`; infinite at no curvature."""
+        """Return the radius of the paper's Theorem 1, `kappa ||g||_* / (L0 + L1 ||g||_*)`; infinite at no curvature.
+
+        Args:
+            grad_dual_norm: `||g||_*`, in units of the loss over the norm.
+            kappa: Factor on the step length.
+        """
         smoothness = self(grad_dual_norm)
-        return kappa * grad_dual_norm / smoothness if smoothness > 0 else math.inf
+        if smoothness <= 0:
+            return math.inf
+        return kappa * grad_dual_norm / smoothness
 
 
-def fit(L_hat: Values, grad_dual_norm: Values, penalty: float = PENALTY) -> SmoothnessFit:
+def fit(
+    L_hat: Values,
+    grad_dual_norm: Values,
+    penalty: float = PENALTY,
+) -> SmoothnessFit:
     """Fit `L_hat ~ L0 + L1 ||g||_*` with underestimates penalised, exactly.
 
         min_{L0, L1 >= 0}  sum_k r_k^2 + penalty * max(0, r_k)^2,       r_k = L_hat[k] - L0 - L1 ||g^k||_*
@@ -96,84 +108,123 @@ def fit(L_hat: Values, grad_dual_norm: Values, penalty: float = PENALTY) -> Smoo
         >>> round(found.L0, 6), round(found.L1, 6)
         (1.0, 2.0)
     """
-    y = torch.as_tensor(L_hat, dtype=torch.float64).flatten().cpu()
-    x = torch.as_tensor(grad_dual_norm, dtype=torch.float64).flatten().cpu()
-    if len(x) != len(y):
-        raise ValueError(f"Expected one `grad_dual_norm` per `L_hat`, but got {len(x)} and {len(y)}.")
-    number()("penalty", penalty)
+    y = _float_vector(L_hat)
+    x = _float_vector(grad_dual_norm)
+    count = len(y)
+    if len(x) != count:
+        raise ValueError(f"Expected one `grad_dual_norm` per `L_hat`, but got {len(x)} and {count}.")
+    finite_positive = number()
+    finite_positive("penalty", penalty)
     good = x.isfinite() & y.isfinite()
     if not good.any():
-        raise ValueError(f"Expected at least one finite sample in `L_hat`, but got 0 of {len(y)}.")
+        raise ValueError(f"Expected at least one finite sample in `L_hat`, but got 0 of {count}.")
     x, y = x[good], y[good]
-    unit_x, unit_y = _unit(x), _unit(y)
-    basis = torch.stack([torch.ones_like(x), x / unit_x], 1)
+    unit_x = _unit(x)
+    unit_y = _unit(y)
+    ones = torch.ones_like(x)
+    basis = torch.stack([ones, x / unit_x], 1)
     intercept, slope = _minimise(basis, y / unit_y, penalty)
-    return _describe(x, y, intercept * unit_y, slope * unit_y / unit_x)
+    return _with_quality(
+        x,
+        y,
+        L0=intercept * unit_y,
+        L1=slope * unit_y / unit_x,
+    )
+
+
+def _float_vector(values: Values) -> Tensor:
+    vector = torch.as_tensor(values, dtype=torch.float64)
+    return vector.flatten().cpu()
 
 
 def _unit(values: Tensor) -> float:
     return float(values.abs().max()) or 1.0
 
 
-def _describe(x: Tensor, y: Tensor, L0: float, L1: float) -> SmoothnessFit:
+def _with_quality(x: Tensor, y: Tensor, L0: float, L1: float) -> SmoothnessFit:
     residual = y - L0 - L1 * x
-    spread = float((y - y.mean()).square().sum())
-    error = float(residual.square().sum())
+    spread = _sum_of_squares(y - y.mean())
+    error = _sum_of_squares(residual)
     if spread > 0:
         goodness = 1 - error / spread
     else:
-        exact = error <= EXACT * float(y.square().sum())
+        exact = error <= EXACT_FIT * _sum_of_squares(y)
         goodness = float(exact)
-    high = residual > ABOVE * y.abs().max()
-    above = float(high.double().mean())
-    return SmoothnessFit(L0, L1, goodness, above, len(y))
+    threshold = ABOVE * y.abs().max()
+    high = residual > threshold
+    above = high.double().mean()
+    return SmoothnessFit(
+        L0=L0,
+        L1=L1,
+        goodness=goodness,
+        above=float(above),
+        samples=len(y),
+    )
 
 
-def _minimise(basis: Tensor, y: Tensor, penalty: float) -> tuple[float, float]:
+def _sum_of_squares(values: Tensor) -> float:
+    return float(values.square().sum())
+
+
+def _minimise(
+    basis: Tensor,
+    y: Tensor,
+    penalty: float,
+) -> tuple[float, float]:
     """Minimise the piecewise quadratic over the quadrant; `basis` is (samples, 2), `y` (samples,)."""
     point = _best_on_piece(basis, y, torch.ones_like(y))
     for _ in range(MAX_ROUNDS):
         residual = y - basis @ point
-        weight = 1 + penalty * (residual > 0)
+        above = residual > 0
+        weight = 1 + penalty * above
         target = _best_on_piece(basis, y, weight)
-        share = _lowest_on_segment(residual, basis @ (target - point), penalty)
-        new = point + share * (target - point)
+        change = target - point
+        share = _lowest_on_segment(residual, basis @ change, penalty)
+        new = point + share * change
         still = torch.equal(new, point)
-        same_piece = share == 1 and torch.equal(y - basis @ new > 0, residual > 0)
+        above_new = y - basis @ new > 0
+        same = torch.equal(above_new, above)
         point = new
-        if still or same_piece:
+        if still or (same and share == 1):
             break
-    return float(point[0]), float(point[1])
+    intercept, slope = point.tolist()
+    return intercept, slope
 
 
 def _best_on_piece(basis: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     """Return the weighted least-squares point of the quadrant: of its interior, its two edges or its corner."""
-    gram = basis.T @ (weight[:, None] * basis)
+    weighted = weight[:, None] * basis
+    gram = basis.T @ weighted
     moment = basis.T @ (weight * y)
     # Equal gradient norms leave the split between L0 and L1 open. The edges below then decide for L1, as the papers
     # find.
-    largest = float(gram[0, 0] * gram[1, 1])
-    determinant = largest - float(gram[0, 1] ** 2)
+    largest = gram[0, 0] * gram[1, 1]
+    determinant = largest - gram[0, 1] ** 2
     if determinant > SINGULAR * largest:
         inside = torch.linalg.solve(gram, moment)
         if bool((inside >= 0).all()):
             return inside
-    slope_only, constant = _on_edge(gram, moment, 1), _on_edge(gram, moment, 0)
-    if _objective(gram, moment, constant) < _objective(gram, moment, slope_only):
-        return constant
-    return slope_only
+    line = _on_edge(gram, moment, 1)
+    constant = _on_edge(gram, moment, 0)
+    if _objective(gram, moment, line) <= _objective(gram, moment, constant):
+        return line
+    return constant
 
 
 def _on_edge(gram: Tensor, moment: Tensor, edge: int) -> Tensor:
     """Return the best point with one coordinate alone."""
     point = torch.zeros_like(moment)
-    if gram[edge, edge] > 0:
-        point[edge] = max(0.0, float(moment[edge] / gram[edge, edge]))
+    width = gram[edge, edge]
+    if width > 0:
+        best = moment[edge] / width
+        point[edge] = max(0.0, float(best))
     return point
 
 
 def _objective(gram: Tensor, moment: Tensor, point: Tensor) -> float:
-    return float(point @ gram @ point - 2 * moment @ point)
+    quadratic = point @ gram @ point
+    linear = 2 * moment @ point
+    return float(quadratic - linear)
 
 
 def _lowest_on_segment(residual: Tensor, change: Tensor, penalty: float) -> float:
@@ -182,29 +233,37 @@ def _lowest_on_segment(residual: Tensor, change: Tensor, penalty: float) -> floa
     def slope(share: float) -> float:
         rest = residual - share * change
         weight = 1 + penalty * (rest > 0)
-        return -float((change * rest * weight).sum())
+        product = change * rest * weight
+        return -float(product.sum())
 
     if slope(1.0) <= 0:
         return 1.0
     knots = _knots(residual, change)
-    low, high = 0, len(knots) - 1
+    low = 0
+    high = len(knots) - 1
     while high - low > 1:
         middle = (low + high) // 2
         if slope(knots[middle]) <= 0:
             low = middle
         else:
             high = middle
-    start, end = slope(knots[low]), slope(knots[high])
+    left = knots[low]
+    right = knots[high]
+    start = slope(left)
+    end = slope(right)
     if start >= 0:
-        return knots[low]
-    return knots[low] - start * (knots[high] - knots[low]) / (end - start)
+        return left
+    rise = end - start
+    return left - start * (right - left) / rise
 
 
 def _knots(residual: Tensor, change: Tensor) -> list[float]:
     """Return the shares in [0, 1] at which a sample crosses the fit, with both ends, in order."""
-    crossings = residual / torch.where(change == 0, torch.ones_like(change), change)
-    inside = (change != 0) & (crossings > 0) & (crossings < 1)
-    return [0.0, *crossings[inside].sort().values.tolist(), 1.0]
+    moving = change != 0
+    crossings = residual[moving] / change[moving]
+    inside = (crossings > 0) & (crossings < 1)
+    knots = crossings[inside].sort().values
+    return [0.0, *knots.tolist(), 1.0]
 
 
 def noise_only(grad_dual_norm: float, step_norm: float) -> float:
@@ -220,17 +279,25 @@ def noise_only(grad_dual_norm: float, step_norm: float) -> float:
     Returns:
         The estimate, in units of the dual norm over the norm; NaN if nothing moved.
 
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+        `docs/primers/smoothness.md` on the noise.
+
     Example:
         >>> round(noise_only(3.0, 0.1), 2)
         42.43
     """
-    return math.sqrt(2) * grad_dual_norm / step_norm if step_norm > 0 else math.nan
+    if step_norm <= 0:
+        return math.nan
+    return math.sqrt(2) * grad_dual_norm / step_norm
 
 
 class RunningFit:
     """The fit over the last samples, as training goes on.
 
         L_hat[k] ~ L0 + L1 ||g^k||_*        for the last `window` samples k, by `fit`
+
+    Shapes: plain numbers, in the units of `SmoothnessFit`.
 
     Args:
         window: Number of samples kept; older ones are forgotten.
@@ -252,17 +319,24 @@ class RunningFit:
     """
 
     def __init__(self, window: int = 200, penalty: float = PENALTY) -> None:
-        whole(2)("window", window)
-        number()("penalty", penalty)
+        at_least_two, finite_positive = whole(2), number()
+        at_least_two("window", window)
+        finite_positive("penalty", penalty)
         self.window = window
         self.penalty = penalty
-        self.samples: list[tuple[float, float]] = []
+        self.samples: list[FitSample] = []
         self._fit: SmoothnessFit | None = None
 
     def add(self, L_hat: float, grad_dual_norm: float) -> None:
-        """Add a sample; one that is not finite is passed over."""
+        """Add a sample; one that is not finite is passed over.
+
+        Args:
+            L_hat: Smoothness estimate, in units of the dual norm over the norm.
+            grad_dual_norm: Dual norm of the gradient that it was taken at.
+        """
         if math.isfinite(L_hat) and math.isfinite(grad_dual_norm):
-            self.samples.append((float(L_hat), float(grad_dual_norm)))
+            sample = float(L_hat), float(grad_dual_norm)
+            self.samples.append(sample)
             del self.samples[: -self.window]
             self._fit = None
 
@@ -275,9 +349,12 @@ class RunningFit:
 
     def state_dict(self) -> dict[str, list[float]]:
         """Return the samples as plain numbers."""
-        return {"L_hat": [pair[0] for pair in self.samples], "grad_dual_norm": [pair[1] for pair in self.samples]}
+        return {
+            "L_hat": [value for value, _ in self.samples],
+            "grad_dual_norm": [norm for _, norm in self.samples],
+        }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore the samples.
 
         Args:
@@ -286,19 +363,30 @@ class RunningFit:
         Raises:
             ValueError: If it is none, before anything has changed.
         """
-        where = " in the saved samples of a smoothness fit"
-        if not isinstance(state, Mapping):
-            raise ValueError(f"Expected the saved samples of a fit to be a mapping, but got {type(state).__name__}.")
-        columns = {}
-        for name in ("L_hat", "grad_dual_norm"):
-            column = state.get(name)
-            if not isinstance(column, (list, tuple)):
-                raise ValueError(f"Expected `{name}`{where} to be a list, but got {column!r}.")
-            columns[name] = [float(number()(name, value, where)) for value in column]
-        values, norms = columns["L_hat"], columns["grad_dual_norm"]
-        if len(values) != len(norms):
-            raise ValueError(
-                f"Expected as many `L_hat` as `grad_dual_norm`{where}, but got {len(values)} and {len(norms)}."
-            )
-        self.samples = list(zip(values, norms, strict=True))[-self.window :]
+        values = _saved_column(state, "L_hat")
+        norms = _saved_column(state, "grad_dual_norm")
+        count = len(norms)
+        if len(values) != count:
+            found = f"{len(values)} and {count}"
+            raise ValueError(f"Expected as many `L_hat` as `grad_dual_norm`{IN_SAVED_FIT}, but got {found}.")
+        samples = list(zip(values, norms, strict=True))
+        self.samples = samples[-self.window :]
         self._fit = None
+
+
+IN_SAVED_FIT = " in the saved samples of a smoothness fit"
+
+
+def _saved_column(state: object, name: str) -> list[float]:
+    if not isinstance(state, Mapping):
+        kind = type(state).__name__
+        raise ValueError(f"Expected the saved samples of a smoothness fit to be a mapping, but got {kind}.")
+    column = state.get(name)
+    if not isinstance(column, (list, tuple)):
+        raise ValueError(f"Expected `{name}`{IN_SAVED_FIT} to be a list, but got {column!r}.")
+    finite_positive = number()
+    values = []
+    for value in column:
+        finite_positive(name, value, IN_SAVED_FIT)
+        values.append(float(value))
+    return values

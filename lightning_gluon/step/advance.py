@@ -17,17 +17,17 @@ from torch import Tensor
 
 from lightning_gluon.estimators.carry import Carry
 from lightning_gluon.estimators.recursions import ESTIMATORS
-from lightning_gluon.norms.needs import Context, Needs
+from lightning_gluon.norms.needs import Context, Needs, Statistic
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
 from lightning_gluon.step.decay import DECAYS, Decay
 from lightning_gluon.step.plan import Chunk, Stack, stack_views
 from lightning_gluon.step.retraction import RETRACTIONS, Retraction
 
-State = MutableMapping[Tensor, Any]
-Options = Mapping[str, Any]
+MutableState = MutableMapping[Tensor, Any]
+StepOptions = Mapping[str, Any]
 Signal = list[Tensor | None]
-Kept = dict[str, list[Tensor]]  # a statistic of a stack: one tensor per slot
+SlotTensors = dict[str, list[Tensor]]  # a statistic of a stack: one tensor per slot
 
 
 @dataclass
@@ -54,12 +54,12 @@ class Job:
     new: list[Tensor]
     old: list[Tensor]
     buffers: dict[str, list[Tensor]]
-    kept: list[Kept]
+    kept: list[SlotTensors]
     partners: list[Tensor]
     lengths: Sequence[float] | Tensor = ()
     keep: float | Tensor = 1.0
     signal: Signal | None = None
-    options: Options = field(default_factory=dict)
+    options: StepOptions = field(default_factory=dict)
     carries: list[Carry] = field(default_factory=list)
 
     def finish(self) -> None:
@@ -115,7 +115,7 @@ def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Tensor]:
 
 
 def prepare(
-    state: State,
+    state: MutableState,
     chunk: Chunk,
     new: list[Tensor],
     old: list[Tensor] | None,
@@ -152,7 +152,7 @@ def prepare(
         new=new,
         old=old,
         buffers={name: _loaded(carries, name, new) for name in estimator.names(group)},
-        kept=_statistics(state, chunk, params),
+        kept=_read_statistics(state, chunk, params),
         partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
         lengths=[group["lr"] * radius for radius in chunk.radii],
         keep=1 - group["lr"] * group["weight_decay"],
@@ -162,7 +162,7 @@ def prepare(
     )
 
 
-def _carries(state: State, chunk: Chunk) -> list[Carry]:
+def _carries(state: MutableState, chunk: Chunk) -> list[Carry]:
     pairs = zip(chunk.params, chunk.factored, strict=True)
     return [Carry(state[parameter], parameter, views, chunk.group) for parameter, views in pairs]
 
@@ -171,33 +171,39 @@ def _loaded(carries: list[Carry], name: str, gradients: list[Tensor]) -> list[Te
     return [carry.load(name, gradient) for carry, gradient in zip(carries, gradients, strict=True)]
 
 
-def _statistics(state: State, chunk: Chunk, params: list[Tensor]) -> list[Kept]:
+def _read_statistics(state: MutableState, chunk: Chunk, params: list[Tensor]) -> list[SlotTensors]:
     """Return the statistics of every stack, and begin those that are not there yet."""
     found = []
     for stack in chunk.stacks:
-        kept: Kept = {}
-        for part in _parts(chunk, stack):
-            for statistic in part.statistics:
-                kept[statistic.name] = []
-                for slot in stack.slots:
-                    own, key = state[params[slot.member]], f"{statistic.name}{slot.index}"
-                    if key not in own:
-                        own[key] = statistic.first(slot.matrices(params[slot.member]))
-                    kept[statistic.name].append(own[key])
+        declared = [statistic for part in _parts(chunk, stack) for statistic in part.statistics]
+        kept = {statistic.name: _of_slots(state, stack, params, statistic) for statistic in declared}
         found.append(kept)
     return found
 
 
+def _of_slots(state: MutableState, stack: Stack, params: list[Tensor], statistic: Statistic) -> list[Tensor]:
+    """Return one statistic of every slot of a stack."""
+    found = []
+    for slot in stack.slots:
+        parameter = params[slot.member]
+        own = state[parameter]
+        key = f"{statistic.name}{slot.index}"
+        if key not in own:
+            own[key] = statistic.first(slot.matrices(parameter))
+        found.append(own[key])
+    return found
+
+
 def _parts(chunk: Chunk, stack: Stack) -> list[Needs]:
-    retraction = _retraction(chunk)
-    return [part for part in (stack.norm, retraction) if part is not None]
+    parts = [stack.norm, _retraction_of(chunk)]
+    return [part for part in parts if part is not None]
 
 
-def _decay(chunk: Chunk) -> Decay:
+def _decay_of(chunk: Chunk) -> Decay:
     return DECAYS[chunk.group.get("decay", "plain")]
 
 
-def _retraction(chunk: Chunk) -> Retraction | None:
+def _retraction_of(chunk: Chunk) -> Retraction | None:
     name = chunk.group.get("retract")
     return None if name is None else RETRACTIONS[name]
 
@@ -214,11 +220,11 @@ def advance_(
     new: list[Tensor],
     old: list[Tensor],
     buffers: dict[str, list[Tensor]],
-    kept: list[Kept],
+    kept: list[SlotTensors],
     partners: list[Tensor],
     lengths: Sequence[float] | Tensor,
     keep: float | Tensor,
-    options: Options,
+    options: StepOptions,
     signal: Signal | None = None,
     *,
     workspace: Workspace,
@@ -242,7 +248,7 @@ def advance_(
     direction = ESTIMATORS[chunk.group["estimator"]].update(buffers, new, old, options)
     if signal is not None:
         direction = _heard(direction, signal)
-    decay = _decay(chunk)
+    decay = _decay_of(chunk)
     decays = isinstance(keep, Tensor) or keep != 1
     if decays and not decay.reads_units:
         decay.shrink_(params, keep, [])
@@ -253,8 +259,12 @@ def advance_(
         return
     for stack, statistics in zip(chunk.stacks, kept, strict=True):
         units = _lmo(stack, params, direction, statistics, partners, workspace)
-        targets = [slot.of(params[slot.member]) for slot in stack.slots]
-        pieces = [slot.update(units, params[slot.member].shape) for slot in stack.slots]
+        targets = []
+        pieces = []
+        for slot in stack.slots:
+            parameter = params[slot.member]
+            targets.append(slot.of(parameter))
+            pieces.append(slot.update(units, parameter.shape))
         if decays and decay.reads_units:
             decay.shrink_(targets, keep, pieces)
         _subtract_(targets, pieces, _scaled(stack, lengths))
@@ -289,14 +299,16 @@ def _subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) 
         return
     for length in dict.fromkeys(lengths):
         where = [index for index, other in enumerate(lengths) if other == length]
-        torch._foreach_add_([targets[i] for i in where], [pieces[i] for i in where], alpha=-length)
+        own_targets = [targets[index] for index in where]
+        own_pieces = [pieces[index] for index in where]
+        torch._foreach_add_(own_targets, own_pieces, alpha=-length)
 
 
 def _lmo(
     stack: Stack,
     params: list[Tensor],
     direction: list[Tensor],
-    statistics: Kept,
+    statistics: SlotTensors,
     partners: list[Tensor],
     workspace: Workspace,
 ) -> Tensor:
@@ -308,7 +320,7 @@ def _lmo(
         context.weights = _gather(stack, params, params[0].dtype, workspace, "weights")
     if norm.reads_partner:
         context.partners = [partners[slot.member] for slot in stack.slots]
-    context.statistics = _joined(norm, statistics)
+    context.statistics = _stack_statistics(norm, statistics)
     batch = _gather(stack, direction, norm.staging_dtype(direction[0]), workspace, "gather", copy=norm.overwrites)
     units = norm.lmo_(batch, context)
     _part_(stack, context.statistics, statistics)
@@ -329,28 +341,30 @@ def _gather(
     return batch
 
 
-def _joined(part: Needs, statistics: Kept) -> dict[str, Tensor]:
+def _stack_statistics(part: Needs, statistics: SlotTensors) -> dict[str, Tensor]:
     """Return a part's statistics for the whole stack."""
     return {own.name: torch.cat(statistics[own.name]) for own in part.statistics}
 
 
-def _part_(stack: Stack, joined: Mapping[str, Tensor], statistics: Kept) -> None:
+def _part_(stack: Stack, joined: Mapping[str, Tensor], statistics: SlotTensors) -> None:
     """Write statistics of a whole stack back to every slot."""
     for name, whole in joined.items():
         for slot, own in zip(stack.slots, statistics[name], strict=True):
             own.copy_(whole[slot.start : slot.stop])
 
 
-def _retract_(chunk: Chunk, stack: Stack, params: list[Tensor], statistics: Kept, workspace: Workspace) -> None:
+def _retract_(chunk: Chunk, stack: Stack, params: list[Tensor], statistics: SlotTensors, workspace: Workspace) -> None:
     """Bring the matrices of a stack back to where the group's retraction wants them."""
-    retraction = _retraction(chunk)
+    retraction = _retraction_of(chunk)
     if retraction is None:
         return
     wide = torch.promote_types(params[0].dtype, torch.float32)
     weights = workspace.take("weights", (stack.count, *stack.shape), params[0], dtype=wide)
     stack_views(stack, params, weights)
-    context = Context(workspace, statistics=_joined(retraction, statistics))
+    context = Context(workspace, statistics=_stack_statistics(retraction, statistics))
     retraction.retract_(weights, context)
     _part_(stack, context.statistics, statistics)
     for slot in stack.slots:
-        slot.of(params[slot.member]).copy_(slot.piece(weights, params[slot.member].shape))
+        parameter = params[slot.member]
+        target = slot.of(parameter)
+        target.copy_(slot.piece(weights, parameter.shape))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,10 +27,6 @@ COMMON: dict[str, Any] = {
     "noise_floor": None,  # None: that of the precision, see `step.noise`
 }
 ANY_METHOD = ("start", *Spectral.options)  # any method may be given a spectral norm
-SHARDED = (
-    "{what}. Sharded training (FSDP, tensor parallelism, DeepSpeed ZeRO-3) is not supported yet, since an LMO needs "
-    "whole matrices. Train with DDP or on one device."
-)
 LAYERS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 
 
@@ -44,9 +41,12 @@ def find_method(name: str) -> Method:
 
 def options_of(row: Method) -> set[str]:
     """Return the names of the options that a method takes."""
-    estimators = [ESTIMATORS[name].options for name in row.estimators]
-    norms = [NORMS[name].options for name in row.norms]
-    return {*COMMON, *ANY_METHOD}.union(*estimators, *norms)
+    names = {*COMMON, *ANY_METHOD}
+    for estimator in row.estimators:
+        names.update(ESTIMATORS[estimator].options)
+    for norm in row.norms:
+        names.update(NORMS[norm].options)
+    return names
 
 
 def check_options(method: str, options: Iterable[str]) -> None:
@@ -94,7 +94,7 @@ def check_values(group: Group) -> None:
         ValueError: If one is out of range.
     """
     where = _where(group)
-    _check_lr(group, where)
+    _check_lr_given(group, where)
     for key in filter(group.__contains__, CHECKS):
         group[key] = CHECKS[key](key, group[key], where)
     for key in ("lr", "momentum", "weight_decay"):
@@ -103,13 +103,17 @@ def check_values(group: Group) -> None:
     norm_of(group)  # which checks how its options go together
 
 
-def values_of(group: Mapping[str, Any]) -> list[Any]:
+def values_of(group: Group) -> list[object]:
     """Return what `check_values` looks at, as it is now; lists are copied, since schedules write into them."""
-    values = [group[key] for key in (*SETTINGS, *CHECKS) if key in group]
-    return [list(value) if isinstance(value, list) else value for value in values]
+    found: list[object] = []
+    for key in (*SETTINGS, *CHECKS):
+        if key in group:
+            value = group[key]
+            found.append(list(value) if isinstance(value, list) else value)
+    return found
 
 
-def _check_radius(group: Mapping[str, Any], where: str) -> None:
+def _check_radius(group: Group, where: str) -> None:
     radius = group["radius"]
     if not isinstance(radius, (list, tuple)):
         SETTINGS["radius"]("radius", radius, where)
@@ -122,11 +126,11 @@ def _check_radius(group: Mapping[str, Any], where: str) -> None:
         SETTINGS["radius"]("radius", value, where)
 
 
-def _where(group: Mapping[str, Any]) -> str:
+def _where(group: Group) -> str:
     return f" of group {group['name']!r}"
 
 
-def _check_lr(group: Group, where: str) -> None:
+def _check_lr_given(group: Group, where: str) -> None:
     if group["lr"] is None:
         raise ValueError(f"`lr`{where} is missing: it is the hidden radius, such as lr=0.02.")
     if isinstance(group["lr"], str) and group["lr"] == "auto":
@@ -163,10 +167,17 @@ def check_whole(name: str, parameter: Tensor) -> None:
         NotImplementedError: If it is a piece.
     """
     loaded = sys.modules.get("torch.distributed.tensor")  # without it there are no DTensors
-    if isinstance(parameter, getattr(loaded, "DTensor", ())):
-        raise NotImplementedError(SHARDED.format(what=f"{name!r} is a DTensor"))
+    if loaded is not None and isinstance(parameter, loaded.DTensor):
+        raise NotImplementedError(_sharded(f"{name!r} is a DTensor"))
     if getattr(parameter, "_is_flat_param", False) or "_fsdp_wrapped_module" in name:
-        raise NotImplementedError(SHARDED.format(what=f"{name!r} belongs to FSDP's flat parameter"))
+        raise NotImplementedError(_sharded(f"{name!r} belongs to FSDP's flat parameter"))
+
+
+def _sharded(what: str) -> str:
+    return (
+        f"{what}. Sharded training (FSDP, tensor parallelism, DeepSpeed ZeRO-3) is not supported yet, since an LMO "
+        "needs whole matrices. Train with DDP or on one device."
+    )
 
 
 def check_whole_module(module: nn.Module) -> None:
@@ -181,10 +192,14 @@ def check_whole_module(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         check_whole(name, parameter)
     for name, layer in module.named_modules():
-        weight = layer._parameters.get("weight") if isinstance(layer, LAYERS) else None
-        if weight is not None and not isinstance(weight, nn.UninitializedParameter) and weight.ndim < 2:
-            what = f"The weight of {name!r}, a {type(layer).__name__}, has shape {tuple(weight.shape)}"
-            raise NotImplementedError(SHARDED.format(what=what))
+        if not isinstance(layer, LAYERS):
+            continue
+        weight = layer._parameters.get("weight")  # not one that is computed from others
+        if weight is None or isinstance(weight, nn.UninitializedParameter):
+            continue
+        if weight.ndim < 2:
+            kind, shape = type(layer).__name__, tuple(weight.shape)
+            raise NotImplementedError(_sharded(f"The weight of {name!r}, a {kind}, has shape {shape}"))
 
 
 def check_lengths(groups: Iterable[Group], method: str) -> None:
@@ -218,30 +233,43 @@ def check_ranks_fit(groups: Sequence[Group], row: Method) -> None:
     Raises:
         ValueError: If the rank is larger than that of any matrix.
     """
-    groups = [group for group in groups if group.get("rank") is not None and NORMS[group["norm"]].matrices]
-    members = [(group, index) for group in groups for index in range(len(group["params"]))]
+    members = []
+    for group in groups:
+        if group.get("rank") is not None and NORMS[group["norm"]].matrices:
+            members += [_Ranked(group, index) for index in range(len(group["params"]))]
     if not members:
         return
-    sizes = [_largest_rank(group, index) for group, index in members]
-    rank = min(group["rank"] for group in groups)
+    rank = min(member.group["rank"] for member in members)
+    largest = max(members, key=_Ranked.limit)
     usual = {rule.options.get("rank") for rule in row.rules.values()}
-    if rank > max(sizes) and rank not in usual:
-        group, index = members[sizes.index(max(sizes))]
+    if rank > largest.limit() and rank not in usual:
         raise ValueError(
             f"Expected `rank` to satisfy 1 <= rank <= min(out, in), but got rank={rank} and the largest matrix, "
-            f"{group['param_names'][index]!r} with shape {tuple(group['params'][index].shape)}, allows {max(sizes)}. "
-            "Lower `rank`, or set rank=None for the full carry."
+            f"{largest}, allows {largest.limit()}. Lower `rank`, or set rank=None for the full carry."
         )
-    dense = [(group, index) for group, index in members if not factored_of(group, index)]
+    dense = [member for member in members if not factored_of(member.group, member.index)]
     if dense:
-        group, index = dense[0]
         warnings.warn(
             f"rank={rank} would not be smaller than the matrix itself for {len(dense)} of {len(members)} matrices, "
-            f"such as {group['param_names'][index]!r} with shape {tuple(group['params'][index].shape)}: their momentum "
-            "is carried in full.",
+            f"such as {dense[0]}: their momentum is carried in full.",
             stacklevel=4,
         )
 
 
-def _largest_rank(group: Group, index: int) -> int:
-    return min(min(view.matrix[1:]) for view in views_of(group, index))
+@dataclass(frozen=True)
+class _Ranked:
+    """A parameter whose momentum is to be carried at low rank."""
+
+    group: Group
+    index: int
+
+    def __str__(self) -> str:
+        name, parameter = self.group["param_names"][self.index], self.group["params"][self.index]
+        return f"{name!r} with shape {tuple(parameter.shape)}"
+
+    def limit(self) -> int:
+        """Return the largest rank of all of its matrices."""
+        sizes: list[int] = []
+        for view in views_of(self.group, self.index):
+            sizes += view.matrix[1:]
+        return min(sizes)

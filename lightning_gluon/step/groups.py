@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.methods import Method, Rule
@@ -26,7 +25,7 @@ def build_groups(
     weight_decay: PER_ROLE,
     radius: Mapping[str, float] | None,
     momentum: float | None,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
     total_steps: int | None = None,
 ) -> list[Group]:
     """Return groups completed from their method.
@@ -55,8 +54,8 @@ def build_groups(
     for group in partial:
         role = group["role"]
         check_names(group)
-        given = {**shared, "weight_decay": _of_role(weight_decay, role, row.weight_decay)}
-        given["radius"] = _of_role(radius, role, row.rules[role].radius)
+        given = {**shared, "weight_decay": _for_role(weight_decay, role, row.weight_decay)}
+        given["radius"] = _for_role(radius, role, row.rules[role].radius)
         for key, value in given.items():
             group.setdefault(key, value)
         if ESTIMATORS[group.get("estimator", row.rules[role].estimator)].length:
@@ -64,7 +63,8 @@ def build_groups(
     return [complete_group(group, row) for group in partial]
 
 
-def _of_role(given: PER_ROLE, role: str, default: float) -> float:
+def _for_role(given: PER_ROLE, role: str, default: float) -> float:
+    """Return what is given for a role."""
     value = given.get(role) if isinstance(given, Mapping) else given
     return default if value is None else value
 
@@ -82,7 +82,9 @@ def _check_radii(radius: Mapping[str, float] | None, groups: Iterable[Group]) ->
 
 
 def _check_roles(key: str, by_role: PER_ROLE) -> None:
-    for role in by_role if isinstance(by_role, Mapping) else ():
+    if not isinstance(by_role, Mapping):
+        return
+    for role in by_role:
         if role not in ROLES:
             raise ValueError(f"Expected the keys of `{key}` to be among {', '.join(ROLES)}, but got {role!r}.")
 
@@ -105,7 +107,7 @@ def complete_group(group: Group, row: Method) -> Group:
     group.setdefault("norm", rule.norm)
     group.setdefault("estimator", rule.estimator)
     check_names(group)
-    defaults = _defaults(group, row, rule)
+    defaults = _default_options(group, row, rule)
     for key in foreign_options() - set(defaults):
         group.pop(key, None)
     if group.get("scaling") is None:
@@ -118,18 +120,28 @@ def complete_group(group: Group, row: Method) -> Group:
     return group
 
 
-def _defaults(group: Group, row: Method, rule: Rule) -> dict[str, Any]:
+def _default_options(group: Group, row: Method, rule: Rule) -> Group:
     """Return the options that a group has, with what they are if nobody says."""
-    norm, estimator = NORMS[group["norm"]], ESTIMATORS[group["estimator"]]
-    defaults = {**COMMON, **norm.defaults(), **estimator.options, "start": row.start}
-    of_rule = {key: value for key, value in rule.options.items() if key in defaults}
-    if rule.scaling is not None and "scaling" in defaults:
+    defaults = {
+        **COMMON,
+        **NORMS[group["norm"]].defaults(),
+        **ESTIMATORS[group["estimator"]].options,
+        "start": row.start,
+    }
+    of_rule = dict(rule.options)
+    if rule.scaling is not None:
         of_rule["scaling"] = rule.scaling
-    return {**defaults, **of_rule, "steps": 0, "gradient_evaluations": 0}
+    for key, value in of_rule.items():
+        if key in defaults:
+            defaults[key] = value
+    return {**defaults, "steps": 0, "gradient_evaluations": 0}
 
 
 def foreign_options() -> set[str]:
     """Return the options of all norms and estimators; a group has those of its own."""
-    estimators = [row.options for row in ESTIMATORS.values()]
-    norms = [norm.options for norm in NORMS.values()]
-    return set().union(*estimators, *norms)
+    names: set[str] = set()
+    for estimator in ESTIMATORS.values():
+        names.update(estimator.options)
+    for norm in NORMS.values():
+        names.update(norm.options)
+    return names

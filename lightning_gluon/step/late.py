@@ -7,8 +7,7 @@ groups that were added together follow each other: where some of them have a new
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from lightning_gluon.step.sources import free_name, read_group
 
 
 @dataclass(frozen=True)
-class Settings:
+class Construction:
     """What an optimizer was built with."""
 
     method: str
@@ -27,15 +26,22 @@ class Settings:
     weight_decay: PER_ROLE
     momentum: float | None
     radius: Mapping[str, float] | None
-    options: Mapping[str, Any]
+    options: Mapping[str, object]
     total_steps: int | None = None
 
     def build(self, partial: list[Group]) -> list[Group]:
         """Complete groups by these settings."""
         return build_groups(partial, **vars(self))
 
+    def of_roles(self, partial: list[Group]) -> list[Group]:
+        """Complete groups by these settings, leaving out radii of roles that are not among them."""
+        roles = {group["role"] for group in partial}
+        radii = self.radius or {}
+        own = {role: radius for role, radius in radii.items() if role in roles}
+        return replace(self, radius=own).build(partial)
 
-def late_groups(group: Group, settings: Settings, known: Partition | None, present: Sequence[Group]) -> list[Group]:
+
+def late_groups(group: Group, settings: Construction, known: Partition | None, present: Sequence[Group]) -> list[Group]:
     """Return the complete groups of a given one.
 
     Args:
@@ -53,17 +59,22 @@ def late_groups(group: Group, settings: Settings, known: Partition | None, prese
     if not isinstance(group, Mapping) or "params" not in group:
         found = list(group) if isinstance(group, Mapping) else type(group).__name__
         raise ValueError(f"Expected `param_group` to be a dict with `params`, but got {found}.")
-    partial = read_group(dict(group), known)
-    roles = {part["role"] for part in partial}
-    radii = {role: radius for role, radius in (settings.radius or {}).items() if role in roles}
-    added = Settings(**{**vars(settings), "radius": radii}).build(partial)
+    added = settings.of_roles(read_group(dict(group), known))
     name_apart(added, present)
-    family = added[0]["name"] if len(added) > 1 else None
+    steps = [other["steps"] for other in present]
     for new in added:
-        new["steps"] = max((other["steps"] for other in present), default=0)
-        if family is not None:
-            new.update(family=family, family_lr=new["lr"])
+        new["steps"] = max(steps, default=0)
+    if len(added) > 1:
+        _bind(added)
     return added
+
+
+def _bind(groups: Sequence[Group]) -> None:
+    """Remember which groups were added as one, and at which learning rate."""
+    family = groups[0]["name"]
+    for group in groups:
+        group["family"] = family
+        group["family_lr"] = group["lr"]
 
 
 def name_apart(groups: Sequence[Group], present: Sequence[Group] = ()) -> None:
@@ -76,19 +87,31 @@ def name_apart(groups: Sequence[Group], present: Sequence[Group] = ()) -> None:
     Raises:
         ValueError: If a parameter is given twice.
     """
-    seen = {parameter for group in present for parameter in group["params"]}
+    _check_once(groups, present)
+    taken = {group["name"] for group in present}
+    names: set[str] = set()
+    for group in present:
+        names.update(group["param_names"])
+    for group in groups:
+        group["name"] = free_name(group["name"], taken)
+        others = frozenset(names)
+        own = []
+        for name in group["param_names"]:
+            wanted = f"{name}_{group['name']}" if name in others else name
+            own.append(free_name(wanted, names))
+        group["param_names"] = own
+
+
+def _check_once(groups: Sequence[Group], present: Sequence[Group]) -> None:
+    """Raise if a parameter is in two groups, or twice in one."""
+    seen: set[Tensor] = set()
+    for group in present:
+        seen.update(group["params"])
     for group in groups:
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             if parameter in seen:
                 raise ValueError(f"{name!r} is given twice: a parameter belongs to exactly one group.")
             seen.add(parameter)
-    taken = {group["name"] for group in present}
-    names = {name for group in present for name in group["param_names"]}
-    for group in groups:
-        group["name"] = free_name(group["name"], taken)
-        others = set(names)
-        wanted = [f"{name}_{group['name']}" if name in others else name for name in group["param_names"]]
-        group["param_names"] = [free_name(name, names) for name in wanted]
 
 
 def follow_family(groups: Iterable[Group]) -> None:
@@ -108,9 +131,10 @@ def follow_family(groups: Iterable[Group]) -> None:
     """
     families: dict[str, list[Group]] = {}
     for group in groups:
-        if "family" in group and not isinstance(group["lr"], Tensor):  # a tensor is shared as it is
-            families.setdefault(group["family"], []).append(group)
+        family = group.get("family")
+        if family is not None and not isinstance(group["lr"], Tensor):  # a tensor is shared as it is
+            families.setdefault(family, []).append(group)
     for members in families.values():
-        changed = [group["lr"] for group in members if group["lr"] != group["family_lr"]]
-        for group in members if changed else ():
-            group["lr"] = group["family_lr"] = changed[-1]
+        rates = [group["lr"] for group in members if group["lr"] != group["family_lr"]]
+        for group in members if rates else ():
+            group["lr"] = group["family_lr"] = rates[-1]

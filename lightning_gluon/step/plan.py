@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from lightning_gluon.estimators.low_rank import factored_views
 from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.norms.views import MatrixView
+from lightning_gluon.options import Group
 
 __all__ = ["Chunk", "Slot", "Stack", "build_plan", "chunk_limit", "factored_of", "stack_views", "views_of"]
 
@@ -82,7 +82,7 @@ class Stack:
 class Chunk:
     """Parameters of one group that are stepped in one round."""
 
-    group: dict[str, Any]
+    group: Group
     indices: list[int]
     stacks: list[Stack]
     factored: list[tuple[MatrixView, ...]] = field(default_factory=list)
@@ -106,30 +106,33 @@ class Chunk:
     def radii(self) -> list[float]:
         """Their radii."""
         radius = self.group["radius"]
-        return [radius[index] for index in self.indices] if isinstance(radius, list) else [radius] * len(self.indices)
+        if isinstance(radius, list):
+            return [radius[index] for index in self.indices]
+        return [radius] * len(self.indices)
 
 
-def views_of(group: dict[str, Any], index: int) -> tuple[MatrixView, ...]:
+def views_of(group: Group, index: int) -> tuple[MatrixView, ...]:
     """Return how the norm of a group reads one of its parameters: as matrices, or flat as one vector."""
     shape = tuple(group["params"][index].shape)
     if not NORMS[group["norm"]].matrices:
-        size = group["params"][index].numel()
-        return (
-            MatrixView(0, 0, shape[0] if shape else 1, shape or (1,), tuple(range(max(1, len(shape)))), (1, 1, size)),
-        )
-    if group["views"][index]:
-        return tuple(MatrixView(*view) for view in group["views"][index])
-    return (MatrixView.whole(shape) if len(shape) == 2 else MatrixView.conv(shape),)
+        return (MatrixView.flat(shape or (1,)),)
+    views = group["views"][index]
+    if views:
+        return tuple(MatrixView(*view) for view in views)
+    view = MatrixView.whole(shape) if len(shape) == 2 else MatrixView.conv(shape)
+    return (view,)
 
 
-def factored_of(group: dict[str, Any], index: int) -> tuple[MatrixView, ...]:
+def factored_of(group: Group, index: int) -> tuple[MatrixView, ...]:
     """Return the matrices that a parameter's momentum is carried as at low rank; nothing for a dense carry."""
-    if group.get("rank") is None or not NORMS[group["norm"]].matrices:
+    rank = group.get("rank")
+    if rank is None or not NORMS[group["norm"]].matrices:
         return ()
-    return factored_views(group["rank"], tuple(group["params"][index].shape), views_of(group, index))
+    shape = tuple(group["params"][index].shape)
+    return factored_views(rank, shape, views_of(group, index))
 
 
-def build_plan(groups: list[dict[str, Any]], *, chunk_numel: int | None = None) -> list[Chunk]:
+def build_plan(groups: list[Group], *, chunk_numel: int | None = None) -> list[Chunk]:
     """Return the chunks of a step over the parameters that have a gradient.
 
     Args:
@@ -139,14 +142,14 @@ def build_plan(groups: list[dict[str, Any]], *, chunk_numel: int | None = None) 
     Returns:
         Chunks, group by group; in each, parameters with equal matrices stand together.
     """
-    chunks = []
+    chunks: list[Chunk] = []
     for group in groups:
         members = [
-            (_signature(group, index, parameter), index)
+            _Slot.of(group, index)
             for index, parameter in enumerate(group["params"])
             if parameter.grad is not None and parameter.numel()
         ]
-        members.sort(key=lambda member: member[0])
+        members.sort(key=lambda member: (member.place, member.shapes))
         chunks += _cut(group, members, chunk_numel)
     return chunks
 
@@ -156,22 +159,36 @@ def chunk_limit(device: str) -> int:
     return CHUNK_NUMEL.get(device, LARGE_CHUNK_NUMEL)
 
 
-def _signature(group: dict[str, Any], index: int, parameter: Tensor) -> tuple:
-    shapes = tuple(tuple(sorted(view.matrix[1:])) for view in views_of(group, index))
-    return (str(parameter.device), str(parameter.dtype), shapes)
+@dataclass(frozen=True)
+class _Slot:
+    """A parameter of a group, as it is sorted into chunks."""
+
+    index: int
+    parameter: Tensor
+    place: tuple[str, str]  # device and dtype
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, group: Group, index: int) -> _Slot:
+        parameter = group["params"][index]
+        place = (str(parameter.device), str(parameter.dtype))
+        sides = [sorted(view.matrix[1:]) for view in views_of(group, index)]
+        return cls(index, parameter, place, tuple(map(tuple, sides)))
 
 
-def _cut(group: dict[str, Any], members: list[tuple[tuple, int]], chunk_numel: int | None) -> list[Chunk]:
+def _cut(group: Group, members: list[_Slot], chunk_numel: int | None) -> list[Chunk]:
     """Cut sorted members into chunks of one device and dtype and bounded size."""
     chunks: list[Chunk] = []
-    place, held = None, 0
-    for signature, index in members:
-        parameter = group["params"][index]
-        size, limit = parameter.numel(), chunk_numel or chunk_limit(parameter.device.type)
-        if not chunks or signature[:2] != place or held + size > limit:
+    place = None
+    held = 0
+    for member in members:
+        size = member.parameter.numel()
+        limit = chunk_numel or chunk_limit(member.parameter.device.type)
+        if member.place != place or held + size > limit:
             chunks.append(Chunk(group, [], []))
-            place, held = signature[:2], 0
-        chunks[-1].indices.append(index)
+            place = member.place
+            held = 0
+        chunks[-1].indices.append(member.index)
         held += size
     for chunk in chunks:
         chunk.factored = [factored_of(group, index) for index in chunk.indices]
@@ -182,21 +199,36 @@ def _cut(group: dict[str, Any], members: list[tuple[tuple, int]], chunk_numel: i
 
 def _stack(chunk: Chunk) -> None:
     """Lay the matrices of a chunk out in stacks, merging transposes where the norm allows."""
+    turns = NORMS[chunk.group["norm"]].turns
     stacks: dict[tuple[int, int], Stack] = {}
     for member, index in enumerate(chunk.indices):
         views = views_of(chunk.group, index)
         for number, view in enumerate(views):
-            batch, out, fan_in = view.matrix
-            transposed = NORMS[chunk.group["norm"]].turns and out > fan_in
-            shape = (fan_in, out) if transposed else (out, fan_in)
-            stack = stacks.setdefault(shape, Stack(shape))
-            whole = len(views) == 1 and view.is_plain
-            stack.slots.append(Slot(member, view, whole, transposed, stack.count, stack.count + batch, number))
-            stack.count += batch
+            batch, rows, columns = view.matrix
+            transposed = turns and rows > columns
+            if transposed:
+                rows, columns = columns, rows
+            stack = stacks.setdefault((rows, columns), Stack((rows, columns)))
+            slot = Slot(
+                member=member,
+                view=view,
+                whole=len(views) == 1 and view.is_plain,
+                transposed=transposed,
+                start=stack.count,
+                stop=stack.count + batch,
+                index=number,
+            )
+            stack.slots.append(slot)
+            stack.count = slot.stop
     chunk.stacks = list(stacks.values())
 
 
 def stack_views(stack: Stack, tensors: Sequence[Tensor], buffer: Tensor) -> None:
     """Copy the matrices of parameter-shaped tensors into a stack's buffer `(count, rows, columns)`."""
-    copies = [slot.copies(buffer, tensors[slot.member]) for slot in stack.slots]
-    torch._foreach_copy_([target for target, _ in copies], [source for _, source in copies])
+    targets = []
+    sources = []
+    for slot in stack.slots:
+        target, source = slot.copies(buffer, tensors[slot.member])
+        targets.append(target)
+        sources.append(source)
+    torch._foreach_copy_(targets, sources)

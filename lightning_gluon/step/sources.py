@@ -9,7 +9,7 @@ import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import GeneratorType
 from typing import Any
 
@@ -25,6 +25,8 @@ from lightning_gluon.step.checks import check_whole_module
 from lightning_gluon.valid import plain
 
 LISTED = ("param_names", "views", "radius")  # one entry per parameter; the radius, if it is a list
+PARTITION_NORMS = {"conv": "spectral_conv"}  # what partitions call differently
+OWN_FRAMES = ("lightning_gluon", "torch")
 PARAMETERS = (nn.Module.parameters.__code__, nn.Module.named_parameters.__code__)
 
 UNSEEN = (
@@ -34,7 +36,23 @@ UNSEEN = (
 )
 
 
-def read_source(source: Any) -> tuple[list[Group], Partition | None]:
+@dataclass(frozen=True, eq=False)
+class GivenParameter:
+    """A parameter as it was given, with its name if that came with it."""
+
+    parameter: Tensor
+    name: str | None = None
+
+    @classmethod
+    def read(cls, item: Any) -> GivenParameter:
+        """Read a parameter, or a pair of a name and a parameter."""
+        if isinstance(item, tuple):
+            name, parameter = item
+            return cls(parameter, name)
+        return cls(item)
+
+
+def read_source(source: object) -> tuple[list[Group], Partition | None]:
     """Return the groups of a source, and the partition that late parameters are looked up in.
 
     Args:
@@ -99,7 +117,7 @@ def module_behind(source: object) -> nn.Module | None:
     return module_behind(given[".0"]) if ".0" in given else None
 
 
-def as_list(params: Any) -> list[Any]:
+def as_list(params: Iterable[object]) -> list:
     """Return the parameters of a group, of which there may be one, in an order that a saved state can rely on."""
     if isinstance(params, (set, frozenset)):
         raise TypeError("Expected parameters in an order that is the same in every run, such as a list, but got a set.")
@@ -109,103 +127,118 @@ def as_list(params: Any) -> list[Any]:
 def groups_of_routes(pairs: Iterable[tuple[Route, Tensor]]) -> list[Group]:
     """Return one group per role, and one for every norm that a rule of the partition asks for."""
     groups: dict[tuple[int, str], Group] = {}
-    order = {role: place for place, role in enumerate(ROLES)}
+    order = list(ROLES)
     for route, parameter in pairs:
-        asked = "" if route.norm == default_norm(route.role, route.views) else route.norm
-        group = groups.setdefault((order[route.role], asked), _empty_group(route.role))
-        if asked:
-            group.update(norm="spectral_conv" if asked == "conv" else asked, name=f"{route.role}-{asked}")
-        _append(group, parameter, route.name, [view.astuple() for view in route.views])
+        asked = route.norm
+        if asked == default_norm(route.role, route.views):
+            asked = ""
+        key = (order.index(route.role), asked)
+        if key not in groups:
+            groups[key] = _empty_group(route.role, asked)
+        views = [view.astuple() for view in route.views]
+        groups[key]["params"].append(parameter)
+        groups[key]["param_names"].append(route.name)
+        groups[key]["views"].append(views or None)
     return [groups[key] for key in sorted(groups)]
 
 
-def _empty_group(role: str) -> Group:
-    return {"params": [], "param_names": [], "views": [], "role": role, "name": role}
+def _empty_group(role: str, norm: str = "") -> Group:
+    """Return a group without members; `norm` is one that a rule asks for."""
+    group: Group = {"params": [], "param_names": [], "views": []}
+    group["role"] = group["name"] = role
+    if norm:
+        group["norm"] = PARTITION_NORMS.get(norm, norm)
+        group["name"] = f"{role}-{norm}"
+    return group
 
 
-def _append(group: Group, parameter: Tensor, name: str, views: list | None) -> None:
-    group["params"].append(parameter)
-    group["param_names"].append(name)
-    group["views"].append(views or None)
-
-
-def routes_of(params: Sequence[Any], known: Partition | None) -> list[tuple[Route, Tensor]]:
+def routes_of(given: Sequence[GivenParameter], known: Partition | None) -> list[tuple[Route, Tensor]]:
     """Return parameters with their routes; nothing if the partition does not know them all.
 
     Args:
-        params: Parameters, or pairs of a name and a parameter; a name that is given stays.
+        given: The parameters; a name that was given stays.
         known: The partition.
     """
     pairs: list[tuple[Route, Tensor]] = []
-    for item in params:
-        name, tensor = item if isinstance(item, tuple) else (None, item)
-        route = known.find(tensor) if known is not None else None
+    for one in given:
+        route = None
+        if known is not None and isinstance(one.parameter, nn.Parameter):
+            route = known.find(one.parameter)
         if route is None:
             return []
-        pairs.append((replace(route, name=name or route.name), tensor))
+        if one.name is not None:
+            route = replace(route, name=one.name)
+        pairs.append((route, one.parameter))
     return pairs
 
 
-def infer_routes(params: Sequence[Tensor], names: Sequence[str] | None, base: str) -> list[tuple[Route, Tensor]]:
+def infer_routes(given: Sequence[GivenParameter], base: str) -> list[tuple[Route, Tensor]]:
     """Return routes of parameters that came without their module, by their names if they have some, else by shape.
 
     Args:
-        params: The parameters.
-        names: Their names, if they were given.
+        given: The parameters.
         base: Begins the names of parameters that have none.
 
     Returns:
         One pair per parameter. A warning says how many matrices there are.
     """
+    params = [one.parameter for one in given]
+    named = all(one.name is not None for one in given)
+    _warn_of_matrices(params, "name and shape" if named else "shape")
+    taken: set[str] = set()
+    shapes = []
+    for index, one in enumerate(given):
+        name = free_name(one.name or f"{base}_{index}", taken)
+        shapes.append((name, tuple(one.parameter.shape)))
+    routes = route_by_name(shapes) if named else [_route_by_shape(*pair) for pair in shapes]
+    return list(zip(routes, params, strict=True))
+
+
+def _warn_of_matrices(params: Iterable[Tensor], evidence: str) -> None:
     count = sum(parameter.ndim >= 2 for parameter in params)
     if count:
-        evidence = "shape" if names is None else "name and shape"
-        warnings.warn(UNSEEN.format(count=count, evidence=evidence), stacklevel=_outside())
-    if names is not None:
-        taken: set[str] = set()
-        named = [(free_name(name, taken), parameter.shape) for name, parameter in zip(names, params, strict=True)]
-        return list(zip(route_by_name(named), params, strict=True))
-    return [(_route_by_shape(f"{base}_{index}", parameter), parameter) for index, parameter in enumerate(params)]
+        warnings.warn(UNSEEN.format(count=count, evidence=evidence), stacklevel=_caller_level())
 
 
 def free_name(name: str, taken: set[str]) -> str:
     """Return a name, numbered from 2 on if it is taken; it is taken then."""
     free, count = name, 2
     while free in taken:
-        free, count = f"{name}_{count}", count + 1
+        free = f"{name}_{count}"
+        count += 1
     taken.add(free)
     return free
 
 
-def _route_by_shape(name: str, parameter: Tensor) -> Route:
+def _route_by_shape(name: str, shape: tuple[int, ...]) -> Route:
     """Without module and name only the shape is left: matrices are hidden, vectors are biases."""
-    role = "hidden" if parameter.ndim >= 2 else "bias"
-    return Route(name, (), tuple(parameter.shape), role, default_norm(role, ()), "by its shape alone")
+    role = "hidden" if len(shape) >= 2 else "bias"
+    norm = default_norm(role, ())
+    return Route(name, (), shape, role, norm, "by its shape alone")
 
 
-def _outside() -> int:
+def _caller_level() -> int:
     """Return the `stacklevel` at which a warning of the caller shows the first line outside this package."""
     frame, level = inspect.currentframe(), 0
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("lightning_gluon", "torch"):
-        frame, level = frame.f_back, level + 1
+    while frame is not None:
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        if package not in OWN_FRAMES:
+            break
+        frame = frame.f_back
+        level += 1
     return level
 
 
-def _read_parameters(items: Sequence[Any], known: Partition | None) -> list[Group]:
+def _read_parameters(items: Sequence[object], known: Partition | None) -> list[Group]:
     """Return groups of parameters, by the partition if it knows them, else by what they show."""
-    params, names = _names_apart(items)
-    for index, parameter in enumerate(params):
+    for index, item in enumerate(items):
+        name, parameter = item if isinstance(item, tuple) else (f"param_{index}", item)
         if not isinstance(parameter, Tensor):
-            name = names[index] if names is not None else f"param_{index}"
-            raise TypeError(f"Expected parameters to be tensors, but {name!r} is {type(parameter).__name__}.")
-    return groups_of_routes(routes_of(items, known) or infer_routes(params, names, "param"))
-
-
-def _names_apart(items: Sequence[Any]) -> tuple[list[Any], list[str] | None]:
-    """Return parameters and their names; `None` if not all have one."""
-    params = [item[1] if isinstance(item, tuple) else item for item in items]
-    named = bool(items) and all(isinstance(item, tuple) for item in items)
-    return params, [item[0] for item in items] if named else None
+            kind = type(parameter).__name__
+            raise TypeError(f"Expected parameters to be tensors, but {name!r} is {kind}.")
+    given = [GivenParameter.read(item) for item in items]
+    pairs = routes_of(given, known) or infer_routes(given, "param")
+    return groups_of_routes(pairs)
 
 
 def read_group(group: Group, known: Partition | None = None) -> list[Group]:
@@ -228,16 +261,18 @@ def read_group(group: Group, known: Partition | None = None) -> list[Group]:
             "`use_muon` is not an option here. Pass the model itself, or give each group a `role`: role='hidden' for "
             "True, and for False 'embedding', 'head' or 'bias', with radius=1.0 if `lr` is to be AdamW's own."
         )
-    items = as_list(group["params"])
-    group["params"], names = _names_apart(items)
-    names = group.get("param_names", names)
+    given = [GivenParameter.read(item) for item in as_list(group["params"])]
+    group["params"] = [one.parameter for one in given]
+    if "param_names" in group:
+        named = zip(group["params"], group["param_names"], strict=False)  # their number is checked with the others
+        given = [GivenParameter(parameter, name) for parameter, name in named]
     base = str(group.get("name", group.get("role", "param")))
     if "role" not in group:
-        pairs = routes_of(items, known) or infer_routes(group["params"], names, base)
+        pairs = routes_of(given, known) or infer_routes(given, base)
         return split_group(group, pairs)
-    count = len(items)
-    group.setdefault("param_names", names or [f"{base}_{index}" for index in range(count)])
-    group.setdefault("views", [None] * count)
+    names = [one.name or f"{base}_{index}" for index, one in enumerate(given)]
+    group.setdefault("param_names", names)
+    group.setdefault("views", [None] * len(given))
     group.setdefault("name", group["role"])
     return [group]
 
@@ -253,15 +288,22 @@ def split_group(group: Group, pairs: Sequence[tuple[Route, Tensor]]) -> list[Gro
         Groups with the options of the given one.
     """
     place = {parameter: index for index, (_, parameter) in enumerate(pairs)}
-    listed = {key: plain(group[key]) for key in LISTED if key in group}
     parts = groups_of_routes(pairs) or [_empty_group("hidden")]
     for part in parts:
-        own_name = part["name"]
         indices = [place[parameter] for parameter in part["params"]]
+        part.update(_listed_part(group, indices, len(pairs)))
+        if "name" in group:
+            part["name"] = f"{group['name']}-{part['name']}"
         for key, value in group.items():
             part.setdefault(key, value)
-        for key, values in listed.items():
-            if isinstance(values, (list, tuple)) and len(values) == len(pairs):
-                part[key] = [values[index] for index in indices]
-        part["name"] = f"{group['name']}-{own_name}" if "name" in group else own_name
     return parts
+
+
+def _listed_part(group: Group, indices: Sequence[int], count: int) -> Group:
+    """Return what a group lists per parameter, for some of its parameters."""
+    share: Group = {}
+    for key in LISTED:
+        values = plain(group.get(key))
+        if isinstance(values, (list, tuple)) and len(values) == count:
+            share[key] = [values[index] for index in indices]
+    return share

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -19,32 +19,33 @@ from lightning_gluon.step.plan import chunk_limit, factored_of, views_of
 from lightning_gluon.step.retraction import RETRACTIONS
 from lightning_gluon.two_point.reference import reference_layout
 
-Entries: TypeAlias = dict[str, Tensor]  # shapes and dtypes: tensors on the meta device
-State: TypeAlias = Mapping[Tensor, Mapping[str, Any]]
+MetaTensors: TypeAlias = dict[str, Tensor]  # shapes and dtypes: tensors on the meta device
+ParameterState: TypeAlias = dict[str, Any]  # of one parameter
+State: TypeAlias = dict[Tensor, ParameterState]
 
 # Working copies of a chunk at the worst moment: momentum, a direction, and with a tracked reference the weights before.
 TRANSIENT_COPIES = 3
 
 
 @dataclass(frozen=True)
-class Layout:
+class StateLayout:
     """Everything that is kept for one parameter from step to step.
 
     Args:
-        momentum: Buffers of the estimator, and statistics of norm and retraction.
+        momentum: ParameterState of the estimator, and statistics of norm and retraction.
         reference: The previous iterate, if a method needs it.
     """
 
-    momentum: Entries
-    reference: Entries
+    momentum: MetaTensors
+    reference: MetaTensors
 
     @property
-    def entries(self) -> Entries:
+    def entries(self) -> MetaTensors:
         """Both together."""
         return {**self.momentum, **self.reference}
 
 
-def state_layout(group: Group, index: int, reference: str | None) -> Layout:
+def state_layout(group: Group, index: int, reference: str | None) -> StateLayout:
     """Return the layout of one parameter's state.
 
     Args:
@@ -66,26 +67,32 @@ def state_layout(group: Group, index: int, reference: str | None) -> Layout:
         momentum = estimator.layout(parameter)
     else:
         momentum = carry_layout(estimator.names(group), parameter, factored_of(group, index), group)
-    momentum.update(_statistics(group, index))
-    return Layout(momentum, reference_layout(reference, parameter) if reference is not None else {})
+    momentum.update(_statistics_layout(group, index))
+    return StateLayout(momentum, reference_layout(reference, parameter) if reference is not None else {})
 
 
-def _statistics(group: Group, index: int) -> Entries:
+def _statistics_layout(group: Group, index: int) -> MetaTensors:
     parts: list[Needs] = [norm_of(group)]
     if group.get("retract") is not None:
         parts.append(RETRACTIONS[group["retract"]])
     declared = [statistic for part in parts for statistic in part.statistics]
+    if not declared:
+        return {}
     found = {}
-    for number, view in enumerate(views_of(group, index) if declared else ()):
+    dtype = group["params"][index].dtype
+    for number, view in enumerate(views_of(group, index)):
         batch, rows, columns = view.matrix
         if NORMS[group["norm"]].turns and rows > columns:
             rows, columns = columns, rows
-        matrices = torch.empty(batch, rows, columns, dtype=group["params"][index].dtype, device="meta")
-        found.update({f"{statistic.name}{number}": statistic.first(matrices) for statistic in declared})
+        matrices = torch.empty(batch, rows, columns, dtype=dtype, device="meta")
+        for statistic in declared:
+            found[f"{statistic.name}{number}"] = statistic.first(matrices)
     return found
 
 
-def memory(groups: Sequence[Group], state: State, *, reference: str | None, workspace_bytes: int = 0) -> dict[str, Any]:
+def memory(
+    groups: Sequence[Group], state: Mapping[Tensor, ParameterState], *, reference: str | None, workspace_bytes: int = 0
+) -> ParameterState:
     """Return the persistent bytes of an optimizer's state: counted after a step, before that computed from shapes.
 
     Args:
@@ -110,9 +117,11 @@ def memory(groups: Sequence[Group], state: State, *, reference: str | None, work
         for index, parameter in enumerate(group["params"]):
             layout = state_layout(group, index, reference)
             kept = state.get(parameter, layout.entries)
-            sizes = Counter(momentum=_bytes(kept, but=layout.reference), reference=_bytes(kept, layout.reference))
-            by_kind.update(sizes)
-            by_role[group["role"]] += sizes.total()
+            for key, value in kept.items():
+                if isinstance(value, Tensor):
+                    kind = "reference" if key in layout.reference else "momentum"
+                    by_kind[kind] += value.nbytes
+                    by_role[group["role"]] += value.nbytes
     params = [parameter for group in groups for parameter in group["params"]]
     numels = [parameter.numel() for parameter in params]
     chunk = min(chunk_limit(params[0].device.type), sum(numels))
@@ -124,9 +133,3 @@ def memory(groups: Sequence[Group], state: State, *, reference: str | None, work
         "workspace_bytes": workspace_bytes,
         "transient_bytes": TRANSIENT_COPIES * 4 * max(chunk, *numels),
     }
-
-
-def _bytes(kept: Mapping[str, Any], only: Iterable[str] | None = None, *, but: Iterable[str] = ()) -> int:
-    """Return the bytes of tensors, those of some keys or those of all others."""
-    keys = set(kept if only is None else only) - set(but)
-    return sum(kept[key].nbytes for key in keys if isinstance(kept.get(key), Tensor))

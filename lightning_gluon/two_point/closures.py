@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -13,15 +13,26 @@ from lightning_gluon.two_point.exchange import exchanged_gradients
 from lightning_gluon.two_point.reference import ReferencePoint
 from lightning_gluon.two_point.streams import rng_state, set_rng_state
 
-Closure: TypeAlias = Callable[[], Any]
+Closure: TypeAlias = Callable[[], object]
 
-# Who takes the second gradient: `step(closure)` itself, a callback, or nobody.
-CLOSURE, CALLBACK, NOBODY = "closure", "callback", "none"
+# Who takes the second gradient: `step(closure)` itself, a callback, a loop of the user's own, or nobody.
+CLOSURE, CALLBACK, LOOP, NOBODY = "closure", "callback", "loop", "none"
 
 MISSED = (
     "The gradients were taken at the weights, not at the transported point: call `step(closure)`, or run forward and "
     "backward under `with optimizer.at_reference():`, or add `lightning_gluon.callbacks.VarianceReduction()` to the "
     "Trainer's callbacks."
+)
+NO_CLOSURE = (
+    "This method takes a second gradient, so `step` needs a closure, from the first step on: call `step(closure)`. "
+    "Trainers that call `step()` themselves, such as that of transformers, cannot give one: take a method with one "
+    "gradient there, such as 'gluon'. Under Lightning add `lightning_gluon.callbacks.VarianceReduction()` to the "
+    "Trainer's callbacks. A loop of your own that takes it under `at_reference()` sets `optimizer.two_point = 'loop'`."
+)
+MANUAL = (
+    "This method takes a second gradient, so under manual optimization `step` needs a closure, from the first step on. "
+    "Call `optimizer.step(closure)`, and let the closure run `optimizer.zero_grad()`, the loss and "
+    "`self.manual_backward(loss)`: it is evaluated at both points."
 )
 LIGHTNING = (
     "This method takes a second gradient, which the closure alone cannot give exactly under Lightning. Add "
@@ -34,52 +45,52 @@ MISSING = (
 )
 
 
-def evaluate(closure: Closure | None, reference: ReferencePoint, source: str) -> tuple[Any, dict[Tensor, Tensor]]:
+def evaluate(closure: Closure | None, reference: ReferencePoint, source: str) -> tuple[object, dict[Tensor, Tensor]]:
     """Run the closure, a second time at the previous iterate if nobody else does.
 
     Args:
         closure: Re-evaluates the model, fills `.grad` and returns the loss; `None` if the gradients are there already.
         reference: The point of the further gradient.
-        source: Who takes that: `closure`, `callback` or `none`.
+        source: Who takes that: `closure`, `callback`, `loop` or `none`.
 
     Returns:
         What the closure returned, and the gradients at the previous iterate, if it was taken there too.
 
     Raises:
-        RuntimeError: If gradients had to be taken at the transported point and were not, or Lightning's closure cannot
-            give a second gradient.
+        RuntimeError: If there is no closure that could give a second gradient, or gradients had to be taken at the
+            transported point and were not.
     """
-    own = source == CLOSURE
+    own = source == CLOSURE and reference.point is not None
+    if own:
+        _check_closure(closure, reference)  # before the first step, which could still be taken
     if closure is None:
         moved, reference.visit.used = reference.visit.used, False
-        if own and reference.transported and reference.needed and not moved:
+        if source == LOOP and reference.transported and reference.needed and not moved:
             raise RuntimeError(MISSED)
         return None, {}
-    if own and reference.point is not None:
-        _check_lightning(closure)  # before the first step, which could still be taken
     if not own or not reference.needed:
-        return _evaluate(closure), {}
+        return _loss_of(closure), {}
     if reference.transported:
         with reference.exchanged():
-            return _evaluate(closure), {}
-    return _evaluate_twice(closure, reference)
+            return _loss_of(closure), {}
+    return _run_twice(closure, reference)
 
 
-def _evaluate(closure: Closure) -> Any:
+def _loss_of(closure: Closure) -> object:
     with torch.enable_grad():
         return closure()
 
 
-def _evaluate_twice(closure: Closure, reference: ReferencePoint) -> tuple[Any, dict[Tensor, Tensor]]:
+def _run_twice(closure: Closure, reference: ReferencePoint) -> tuple[object, dict[Tensor, Tensor]]:
     """Run the closure here and at the previous iterate, on the same random numbers; `.grad` is that of the first."""
     before = rng_state()
-    loss = _evaluate(closure)
+    loss = _loss_of(closure)
     after = rng_state()
     params = [parameter for group in reference.groups for parameter in group["params"]]
     try:
         set_rng_state(before)
         with exchanged_gradients(params, {}) as taken, reference.exchanged():
-            _evaluate(_bare(closure))
+            _loss_of(_bare(closure))
     finally:
         set_rng_state(after)
     return loss, taken.gradients
@@ -115,9 +126,24 @@ def _old(parameter: Tensor, gradient: Tensor, reference: ReferencePoint, taken: 
     return gradient.new_zeros(()).expand_as(gradient) if old is None else old
 
 
-def _check_lightning(closure: Closure) -> None:
-    if _is_lightning(closure) and closure.args[0].automatic_optimization:
-        raise RuntimeError(LIGHTNING)
+def _check_closure(closure: Closure | None, reference: ReferencePoint) -> None:
+    """Raise if a closure cannot give the second gradient."""
+    if closure is None:
+        if not _prepares(reference):
+            raise RuntimeError(NO_CLOSURE)
+    elif _is_lightning(closure):
+        if closure.args[0].automatic_optimization:
+            raise RuntimeError(LIGHTNING)
+        if getattr(closure.args[2], "__name__", "") == "do_nothing_closure":
+            raise RuntimeError(MANUAL)
+
+
+def _prepares(reference: ReferencePoint) -> bool:
+    """Return whether this step only creates the state, as distributed checkpoints do: nothing may move in it."""
+    if any(float(group["lr"]) != 0 for group in reference.groups):
+        return False
+    params = [parameter for group in reference.groups for parameter in group["params"]]
+    return not any(bool(parameter.grad.any()) for parameter in params if parameter.grad is not None)
 
 
 def _bare(closure: Closure) -> Closure:
@@ -125,6 +151,6 @@ def _bare(closure: Closure) -> Closure:
     return closure.args[2] if _is_lightning(closure) else closure
 
 
-def _is_lightning(closure: Closure) -> TypeGuard[partial[Any]]:
+def _is_lightning(closure: Closure) -> TypeGuard[partial[object]]:
     """Return whether Lightning built this closure: a partial of `Precision._wrap_closure`."""
     return isinstance(closure, partial) and getattr(closure.func, "__name__", "") == "_wrap_closure"

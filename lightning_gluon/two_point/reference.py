@@ -48,7 +48,7 @@ def record_(kind: str, state: dict[str, Tensor], parameter: Tensor, before: Tens
         scale = _row_scale(step)
         _store(state, "displacement", step.div_(scale).round_().to(torch.int8))
         _store(state, "displacement_scale", scale.to(torch.float32))
-    step = _step(kind, state, parameter)
+    step = _stored_step(kind, state, parameter)
     # One snap is enough: none of 6e8 random pairs, powers of two included, needed another.
     parameter.sub_(step).add_(step)
 
@@ -57,7 +57,7 @@ def way_back(kind: str, state: Mapping[str, Tensor], parameter: Tensor) -> Move:
     """Return the move that takes the weights to the previous iterate and back, bit for bit."""
     if kind == "copy":
         return Swap(parameter, state["previous"])
-    return Shift(parameter, partial(_step, kind, state, parameter))
+    return Shift(parameter, partial(_stored_step, kind, state, parameter))
 
 
 def way_ahead(transport: Transport, group: Group, state: Mapping[str, Tensor], parameter: Tensor) -> Move:
@@ -108,7 +108,7 @@ def _row_scale(step: Tensor) -> Tensor:
     return torch.where(top > 0, top / 127, torch.ones_like(top))
 
 
-def _step(kind: str, state: Mapping[str, Tensor], parameter: Tensor) -> Tensor:
+def _stored_step(kind: str, state: Mapping[str, Tensor], parameter: Tensor) -> Tensor:
     """Return the stored step, dequantised."""
     if kind == "step":
         return state["displacement"]

@@ -40,7 +40,7 @@ def test_resumed_run_equals_the_whole_one(tmp_path: Path, method, rule, at):
     again, second = train("again", saved)
     assert not differing(whole, again)
     assert first.radii == second.radii
-    assert first.steps == second.steps == 90
+    assert first.control.steps == second.control.steps == 90
     torch.load(saved, weights_only=True)
 
 
@@ -85,7 +85,7 @@ def test_state_survives_an_exception():
     other = RadiusScheduler("calibrate")
     other.load_state_dict(saved)
     run(Slope(), other, max_steps=2)
-    assert other.steps == 22
+    assert other.control.steps == 22
 
 
 def test_lr_auto_resumes(tmp_path: Path):

@@ -17,6 +17,7 @@ from lightning_gluon import Gluon, configure_optimizers
 from lightning_gluon.callbacks import RadiusScheduler, SmoothnessMonitor
 from lightning_gluon.smoothness import plots
 from lightning_gluon.smoothness.readings import FIT_KEYS, READINGS
+from lightning_gluon.smoothness.sample_file import SampleFile
 from tests._two_point import FLAT, Memory, Net, data, differing, fit, gluon, state, trainer
 
 METHODS = ("gluon", "muon", "gluon-mvr1", "gluon-igt", "adamw")
@@ -378,3 +379,94 @@ def test_drawing_without_matplotlib_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match="Expected `matplotlib` to be installed"):  # not after the training
         fit(model, callbacks=[SmoothnessMonitor(figures=True)], default_root_dir=tmp_path)
     assert model.seen == 0
+
+
+# ---------------------------------------------------------------- a monitor never ends a run
+
+
+def plain_end(**options) -> torch.Tensor:
+    return train(None, **options)[0].last.weight.detach()
+
+
+@pytest.mark.parametrize("kind", ["no folder", "no space"])
+def test_a_file_that_cannot_be_written_does_not_end_the_training(tmp_path, monkeypatch, kind):
+    folder, memory = tmp_path / "run", Memory()
+    if kind == "no folder":
+        folder.write_text("a file is in the way")
+    else:
+        real = Path.open
+
+        def full(path, *given, **options):
+            if path.suffix == ".jsonl":
+                raise OSError(28, "No space left on device")
+            return real(path, *given, **options)
+
+        monkeypatch.setattr(SampleFile, "_begin", lambda *_: None)
+        monkeypatch.setattr(Path, "open", full)
+    with pytest.warns(UserWarning, match="Samples of the smoothness cannot be written") as caught:
+        model, _ = train(SmoothnessMonitor(every_n_steps=2), default_root_dir=folder, logger=memory)
+    assert sum("cannot be written" in str(warning.message) for warning in caught) == 1
+    assert any("smoothness/L_hat/hidden" in row for _, row in memory.rows)
+    assert torch.equal(model.last.weight, plain_end(logger=Memory(), default_root_dir=tmp_path / "plain"))
+
+
+def test_pictures_that_cannot_be_saved_do_not_end_the_training(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(plots, "save", full)
+    with pytest.warns(UserWarning, match="could not save its pictures: .*No space left"):
+        train(SmoothnessMonitor(every_n_steps=2, figures=True), default_root_dir=tmp_path)
+
+
+def test_a_decomposition_that_fails_leaves_one_sample_out(tmp_path, monkeypatch):
+    from lightning_gluon.callbacks import smoothness_monitor
+
+    count, real = [0], smoothness_monitor.measure
+
+    def fails(pairs, **options):
+        count[0] += 1
+        if count[0] in {2, 3}:
+            raise torch.linalg.LinAlgError("did not converge")
+        return real(pairs, **options)
+
+    monkeypatch.setattr(smoothness_monitor, "measure", fails)
+    with pytest.warns(UserWarning, match="at step 3 is left out: did not converge") as caught:
+        train(SmoothnessMonitor(every_n_steps=2), default_root_dir=tmp_path)
+    assert sum("left out" in str(warning.message) for warning in caught) == 1
+    assert {sample["step"] for sample in plots.read_samples(tmp_path)} == {1, 7, 9, 11, 13}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"file": "../../outside.jsonl"}, "`file` in the saved state of `SmoothnessMonitor` to be a name such as"),
+        ({"file": "/outside.jsonl"}, "but got '/outside.jsonl'"),
+        ({"steps": -1}, "`steps` in the saved state of `SmoothnessMonitor` to be a whole number >= 0"),
+        ({"fits": {"hidden": {"L_hat": [1.0], "grad_dual_norm": "x"}}}, "`grad_dual_norm`.*to be a list"),
+        ({"pending": None}, "`SmoothnessMonitor.pending` to be a mapping"),
+        ({"pending": {"a": "x"}}, "`a` in the saved state of `SmoothnessMonitor.pending`"),
+    ],
+)
+def test_what_no_monitor_has_written_is_refused_before_anything_has_changed(change, message):
+    monitor = SmoothnessMonitor()
+    before = monitor.state_dict()
+    with pytest.raises(ValueError, match=message):
+        monitor.load_state_dict({**before, "steps": 7, **change})
+    assert monitor.state_dict() == before
+
+
+def test_a_checkpoint_does_not_choose_where_a_file_is_written(tmp_path):
+    saver = ModelCheckpoint(tmp_path, every_n_train_steps=5, filename="{step}")
+    options = {"enable_checkpointing": True, "default_root_dir": tmp_path / "run"}
+    fit(Net(method="gluon"), callbacks=[SmoothnessMonitor(every_n_steps=2), saver], **options)
+    path = tmp_path / "step=5.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    key = next(key for key in checkpoint["callbacks"] if key.startswith("SmoothnessMonitor"))
+    checkpoint["callbacks"][key]["file"] = "../outside.jsonl"
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="to be a name such as"):
+        fit(
+            Net(method="gluon"), callbacks=[SmoothnessMonitor(every_n_steps=2)], ckpt_path=path, max_epochs=2, **options
+        )
+    assert not (tmp_path / "outside.jsonl").exists()

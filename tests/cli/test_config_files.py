@@ -82,3 +82,16 @@ def test_pipes_and_remote_files_are_left_to_jsonargparse(tmp_path: Path) -> None
     os.mkfifo(tmp_path / "pipe")
     assert list(check_files(["-c", str(tmp_path / "pipe"), "-c", "s3://place/a.yaml", "-c", "-"])) == []
     assert list(config_files(["-c"])) == []
+
+
+def test_files_of_defaults_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    from lightning_gluon.cli.fit import GluonCLI
+
+    (tmp_path / "defaults.yaml").write_text(LAUGHS)
+    names = {"fit": {"default_config_files": [str(tmp_path / "defaults.yaml")]}}
+    start = time.perf_counter()
+    with pytest.raises((SystemExit, ValueError)):
+        GluonCLI(BoringModel, args=["fit"], parser_kwargs=names)
+    assert time.perf_counter() - start < 5

@@ -9,7 +9,8 @@ import yaml
 
 from lightning_gluon.__main__ import main
 from lightning_gluon.cli.given import Given
-from lightning_gluon.cli.mistakes import Context, explain
+from lightning_gluon.cli.keys import Keys
+from lightning_gluon.cli.mistakes import explain
 from tests.cli._boring import boring
 
 BASE = {
@@ -148,4 +149,4 @@ def test_the_cli_of_a_users_script_exits_with_one_line(tmp_path: Path, capsys: p
 
 
 def test_an_unknown_text_loses_its_line_breaks_only() -> None:
-    assert explain("some\n  other   text", Context(Given(), [])) == "some other text"
+    assert explain("some\n  other   text", Keys(Given(), [])) == "some other text"

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.polar_coefficients import BEGINNINGS, minimax_schedule
 from lightning_gluon import Gluon
-from lightning_gluon.norms.coefficients import ORTHOGONALIZERS, YOU
+from lightning_gluon.norms.coefficients import FEWER_STEPS, ORTHOGONALIZERS, POLAR_EXPRESS, YOU
 from lightning_gluon.norms.numerics import Workspace
 
 # The package exports the function under the module's name.
@@ -62,6 +63,43 @@ def test_default_reaches_the_dual_norm_without_leaving_the_ball(shape, spectrum,
     gap, norm = gap_and_norm(g, orthogonalize(g, dtype=dtype))
     assert -1e-6 < gap <= GAP[dtype]
     assert norm <= 1.01  # seen: 1.0056
+
+
+# Largest gap and largest `||D||` allowed by the number of steps, and, in the comments, the largest seen: over small
+# shapes, all spectra, and fp64, fp32, fp16 | bf16.
+FEWER = {
+    5: {"exact": (0.021, 1.004), "bf16": (0.027, 1.008)},  # 0.0195, 1.0016 | 0.0250, 1.0044
+    4: {"exact": (0.043, 1.010), "bf16": (0.055, 1.016)},  # 0.0413, 1.0069 | 0.0518, 1.0102
+    3: {"exact": (0.143, 1.020), "bf16": (0.150, 1.040)},  # 0.1366, 1.0164 | 0.1414, 1.0350
+    2: {"exact": (0.350, 1.035), "bf16": (0.350, 1.060)},  # 0.3354, 1.0315 | 0.3340, 1.0545
+    1: {"exact": (0.550, 1.115), "bf16": (0.550, 1.120)},  # 0.5375, 1.1090 | 0.5358, 1.1139
+}
+
+
+@pytest.mark.parametrize("steps", FEWER)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_a_schedule_is_solved_for_its_number_of_steps(steps, dtype):
+    """The first five of six steps have a gap of 10 % and `||D||` of 1.12."""
+    gap, norm = FEWER[steps]["bf16" if dtype == torch.bfloat16 else "exact"]
+    for shape in ((128, 128), (256, 64), (48, 336)):
+        for spectrum in SPECTRA:
+            g = matrix(shape, spectrum)
+            found = gap_and_norm(g, orthogonalize(g, steps=steps, dtype=dtype))
+            assert found[0] <= gap
+            assert found[1] <= norm
+
+
+@pytest.mark.parametrize("steps", FEWER_STEPS)
+def test_fewer_steps_solve_the_minimax_problem(steps):
+    solved, _ = minimax_schedule(BEGINNINGS[steps], steps)
+    listed = torch.tensor(ortho.schedule("polar_express", steps), dtype=torch.float64)
+    torch.testing.assert_close(listed, torch.tensor(solved, dtype=torch.float64), rtol=0, atol=1e-9)
+
+
+def test_six_steps_and_more_are_the_authors():
+    assert ortho.schedule("polar_express") == ortho.schedule(steps=6) == POLAR_EXPRESS[:6]
+    assert ortho.schedule(steps=8) == (*POLAR_EXPRESS, POLAR_EXPRESS[-1])
+    assert ortho.schedule("you", 3) == YOU[:3]
 
 
 @pytest.mark.parametrize("shape", [(512, 1100), (640, 640)], ids=str)
@@ -143,6 +181,14 @@ def test_rounding_never_makes_the_steps_diverge(method, dtype, count):
     for steps in (None, 7) if method == "polar_express" else (None,):
         largest = torch.linalg.matrix_norm(orthogonalize(stack, method, steps, dtype=dtype), 2).amax()
         assert largest <= {"polar_express": 1.02, "you": 1.2, "jordan": 1.28}[method]  # seen: 1.014, 1.16, 1.25
+
+
+# Seen in bf16: 1.011, 1.021, 1.126, 1.089 and 1.120; in fp16: 1.003, 1.008, 1.021, 1.035 and 1.109.
+@pytest.mark.parametrize(("steps", "bound"), [(5, 1.02), (4, 1.03), (3, 1.15), (2, 1.12), (1, 1.13)])
+@pytest.mark.parametrize(("dtype", "count"), [(torch.bfloat16, 500), (torch.float16, 100)], ids=str)
+def test_rounding_never_makes_fewer_steps_diverge(steps, bound, dtype, count):
+    stack = few_entries(count, 32, 64)
+    assert torch.linalg.matrix_norm(orthogonalize(stack, steps=steps, dtype=dtype), 2).amax() <= bound
 
 
 @pytest.mark.parametrize("value", [1e-30, 1e30, 1e-44])

@@ -117,15 +117,75 @@ def test_fabric_builds_the_optimizer_of_a_lightning_module() -> None:
     assert optimizer.reference_point == "previous"
 
 
-def test_step_without_closure_says_what_is_missing() -> None:
+@pytest.mark.parametrize("method", ["gluon-mvr1", "gluon-igt", "mars"])
+def test_the_first_step_without_a_closure_says_what_is_missing(method: str) -> None:
+    layer = nn.Linear(3, 3)
+    optimizer = Gluon(layer, lr=0.1, method=method)
+    layer(torch.ones(1, 3)).sum().backward()
+    before = layer.weight.detach().clone()
+    with pytest.raises(RuntimeError, match=r"from the first step on: call `step\(closure\)`.*such as 'gluon'"):
+        optimizer.step()
+    assert torch.equal(layer.weight, before)
+    assert not optimizer.state
+
+
+def test_the_first_manual_step_without_a_closure_says_what_is_missing() -> None:
+    class Manual(Net):
+        automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            self.manual_backward(self.last(self.inner.linear(self.first(batch[0]))).square().mean())
+            self.optimizers().step()
+
+    model = Manual(method="gluon-mvr1")
+    before = model.last.weight.detach().clone()
+    with pytest.raises(RuntimeError, match=r"under manual optimization `step` needs a closure.*manual_backward"):
+        fit(model)
+    assert torch.equal(model.last.weight, before)
+
+
+def test_the_trainer_of_transformers_is_told_at_its_first_step(tmp_path: Any) -> None:
+    transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")
+
+    class Small(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            return {"loss": nn.functional.cross_entropy(self.layer(x), labels)}
+
+    model = Small()
+    rows = [{"x": x, "labels": y} for x, y in data()]
+    arguments = transformers.TrainingArguments(str(tmp_path), max_steps=3, report_to=[], use_cpu=True)
+    optimizer = Gluon(model, lr=0.1, method="gluon-mvr1")
+    runner = transformers.Trainer(model, arguments, train_dataset=rows, optimizers=(optimizer, None))
+    with pytest.raises(RuntimeError, match=r"such as that of transformers, cannot give one"):
+        runner.train()
+    assert not optimizer.state
+
+
+def test_a_step_that_only_creates_the_state_needs_no_closure() -> None:
+    """Distributed checkpoints take one before they load: no learning rate, gradients of zeros."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
+
+    layer = nn.Linear(3, 3)
+    before = layer.weight.detach().clone()
+    optimizer = Gluon(layer, lr=0.1, method="gluon-mvr1")
+    found = get_optimizer_state_dict(layer, optimizer)
+    assert "momentum" in found["state"]["weight"]
+    assert torch.equal(layer.weight, before)
+
+
+def test_a_loop_of_ones_own_says_so() -> None:
     layer = nn.Linear(3, 3)
     optimizer = Gluon(layer, lr=0.1, method="gluon-mvr1")
+    optimizer.two_point = "loop"
     for _ in range(2):
         layer(torch.ones(1, 3)).sum().backward()
         if optimizer.needs_reference:
-            with pytest.raises(
-                RuntimeError, match=r"gradients at the previous iterate are missing: call `step\(closure\)`"
-            ):
+            with pytest.raises(RuntimeError, match=r"gradients at the previous iterate are missing"):
                 optimizer.step()
         else:
             optimizer.step()

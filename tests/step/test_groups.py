@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_gluon import Gluon
+from tests import _models as models
 
 
 def network() -> nn.Sequential:
@@ -23,7 +24,7 @@ def backward(net: nn.Module, step: int) -> None:
 
 
 BAD_OPTIONS = [
-    (dict(method="glouon"), r"`method` to be one of gluon, scion, .* got 'glouon'"),
+    (dict(method="glouon"), r"`method` to be one of gluon, .*scion, .* got 'glouon'"),
     (dict(lr=-0.1), r"`lr` of group 'hidden' to satisfy 0 <= lr"),
     (dict(lr=math.nan), r"`lr` of group"),
     (dict(lr=None), r"`lr` of group 'hidden' is missing"),
@@ -168,6 +169,7 @@ def test_sparse_gradients() -> None:
 def test_missing_second_gradient() -> None:
     net = network()
     optimizer = Gluon(net, lr=0.02, method="gluon-mvr1")
+    optimizer.two_point = "loop"
     backward(net, 0)
     optimizer.step()
     backward(net, 1)
@@ -178,6 +180,7 @@ def test_missing_second_gradient() -> None:
 def test_gradients_that_were_not_taken_at_the_transported_point() -> None:
     net = network()
     optimizer = Gluon(net, lr=0.1, method="gluon-igt")
+    optimizer.two_point = "loop"
     for step in range(3):
         with optimizer.at_reference() if optimizer.needs_reference else contextlib.nullcontext():
             backward(net, step)
@@ -188,6 +191,7 @@ def test_gradients_that_were_not_taken_at_the_transported_point() -> None:
         with pytest.raises(RuntimeError, match=r"at the weights, not at the transported point: call `step\(closure\)`"):
             optimizer.step()
     assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+    optimizer.two_point = "closure"
     optimizer.step(lambda: backward(net, 3))
 
 
@@ -206,3 +210,25 @@ def test_every_group_says_what_a_gradient_that_is_not_finite_does(policies: str,
     ):
         optimizer.step()
     assert torch.equal(first, torch.eye(3)) != bool(moves)
+
+
+def test_mixed_groups_with_their_own_options() -> None:
+    net = models.network()
+    optimizer = Gluon(
+        [
+            {"params": [net[0].weight, net[2].weight], "role": "hidden", "momentum": 0.5, "scaling": "muon"},
+            {"params": [net[5].weight], "role": "head", "norm": "row", "radius": 3.0},
+            {
+                "params": [p for p in net.parameters() if p.ndim == 1],
+                "role": "bias",
+                "estimator": "adamw",
+                "norm": "identity",
+            },
+        ],
+        lr=0.02,
+    )
+    for k in range(3):
+        models.backward(net, k)
+        optimizer.step()
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.5, 0.9, 0.9]
+    assert "exp_avg" in optimizer.state[net[0].bias] and "momentum" in optimizer.state[net[5].weight]

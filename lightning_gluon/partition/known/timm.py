@@ -7,6 +7,7 @@ from lightning_gluon.partition.known.rows import Fused
 QKV = ("q", "k", "v")
 
 INPUT_CLASSES = ("(?i:NaFlexEmbed)",)
+HEAD_METHODS = ("get_classifier",)
 HEADS = ("head_dist",)
 NOT_HEADS = ("conv_head", "scale_heads")
 RELATIVE_POSITIONS = ("pe_k",)

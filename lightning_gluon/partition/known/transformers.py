@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_gluon.partition.known.rows import Fused, Layout, RawMap
+from lightning_gluon.partition.known.rows import Fused, MapLayout, RawMap
 
 QKV = ("q", "k", "v")
 
@@ -22,6 +22,7 @@ ALIASES = {
 
 TRANSPOSED_CLASSES = ("Conv1D",)  # GPT-2's linear map, stored (in, out)
 CHANNELS = ("num_mel_bins", "input_feat_per_channel")
+HEAD_METHODS = ("get_output_embeddings",)
 HEADS = (
     "qa_outputs|seq_relationship|answer_class|dense_prediction",
     "embed_out|parameter_projection|action_out_proj",
@@ -41,26 +42,28 @@ RATES = ("time_(decay|first|faaaa)",)
 # ---- maps kept as bare arrays
 
 RAW_MAPS = (
-    RawMap("XLNetRelativeAttention", "[qkvr]", Layout.IN_FIRST),
-    RawMap("XLNetRelativeAttention", "o", Layout.OUT_FIRST),
-    RawMap("FunnelRelMultiheadAttention", "r_kernel", Layout.IN_FIRST),
-    RawMap("ZambaMambaMixer", "(x|dt)_proj_weight", Layout.BATCH),
-    RawMap("RecurrentGemmaRglru", "(input|recurrent)_gate_weight", Layout.BATCH_IN_OUT),
-    RawMap(".*HyperConnection|.*HyperHead", "(hc_)?fn", Layout.OUT_IN),
-    RawMap(".*Indexer", "index_kpool_compress_gate", Layout.OUT_IN),
-    RawMap(".*CodebooksHead", "weight", Layout.BATCH_IN_OUT, "head", "output layer"),
-    RawMap("EsmFold2ConfidenceHead", "(plddt|resolved)_weight", Layout.BATCH_IN_OUT, "head", "output layer"),
-    RawMap("EsmFold2Parcae", "input_matrix_continuous", Layout.OUT_IN),
-    RawMap(".*MultiModalProjector", "mm_input_projection_weight", Layout.IN_FIRST),
-    RawMap("XCLIPModel", "prompts_visual_projection", Layout.IN_FIRST),
-    RawMap("OmDetTurboLanguageBackbone", "text_projection", Layout.IN_FIRST),
-    RawMap("MultiQueryAttention.*", "query_proj", Layout.OUT_IN),
-    RawMap("MultiQueryAttention.*", "(key|value)_proj", Layout.IN_FIRST),
-    RawMap("MultiQueryAttention.*", "out_proj", Layout.OUT_FIRST),
+    RawMap("XLNetRelativeAttention", "[qkvr]", MapLayout.IN_FIRST),
+    RawMap("XLNetRelativeAttention", "o", MapLayout.OUT_FIRST),
+    RawMap("FunnelRelMultiheadAttention", "r_kernel", MapLayout.IN_FIRST),
+    RawMap("ZambaMambaMixer", "(x|dt)_proj_weight", MapLayout.BATCH),
+    RawMap("RecurrentGemmaRglru", "(input|recurrent)_gate_weight", MapLayout.BATCH_IN_OUT),
+    RawMap(".*HyperConnection|.*HyperHead", "(hc_)?fn", MapLayout.OUT_IN),
+    RawMap(".*Indexer", "index_kpool_compress_gate", MapLayout.OUT_IN),
+    RawMap(".*CodebooksHead", "weight", MapLayout.BATCH_IN_OUT, "head", "output layer"),
+    RawMap("EsmFold2ConfidenceHead", "(plddt|resolved)_weight", MapLayout.BATCH_IN_OUT, "head", "output layer"),
+    RawMap("EsmFold2Parcae", "input_matrix_continuous", MapLayout.OUT_IN),
+    RawMap(".*MultiModalProjector", "mm_input_projection_weight", MapLayout.IN_FIRST),
+    RawMap("XCLIPModel", "prompts_visual_projection", MapLayout.IN_FIRST),
+    RawMap("OmDetTurboLanguageBackbone", "text_projection", MapLayout.IN_FIRST),
+    RawMap("MultiQueryAttention.*", "query_proj", MapLayout.OUT_IN),
+    RawMap("MultiQueryAttention.*", "(key|value)_proj", MapLayout.IN_FIRST),
+    RawMap("MultiQueryAttention.*", "out_proj", MapLayout.OUT_FIRST),
 )
 
 # Experts stacked in one parameter.
 EXPERT_PARAMETERS = ("gate_up_proj|down_proj|up_proj|gate_proj|w1|w2|w3|v1|weight",)
+GATED_EXPERTS = ("gate_up_proj",)
+GATED_EXPERT_LAYERS = ("input_linear",)
 EXPERT_COUNTS = ("moe_num_experts", "num_experts")
 EXPERTS_BY_COLUMN = ("w2",)  # DBRX applies its second map transposed
 
