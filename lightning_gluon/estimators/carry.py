@@ -8,14 +8,14 @@ free of error, whatever the rank.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_gluon.estimators.low_rank import compress, expand, sketch_generator
-from lightning_gluon.estimators.quantize import GRIDS, Grid
+from lightning_gluon.estimators.quantize import QUANTIZERS, Quantizer
 from lightning_gluon.norms.views import MatrixView
 
 __all__ = ["Carry"]
@@ -36,19 +36,23 @@ def carry_layout(
         Tensors on the meta device: shapes and dtypes.
     """
     if not factored:
-        kept = dense_dtype(parameter, group)
-        return {name: torch.empty(parameter.shape, dtype=kept, device="meta") for name in buffers}
-    work, kept, grid = torch.promote_types(parameter.dtype, torch.float32), factor_dtype(parameter, group), _grid(group)
+        dtype = dense_dtype(parameter, group)
+        return {name: _meta(parameter.shape, dtype) for name in buffers}
     entries = {}
+    dtype, quantizer = factor_dtype(parameter, group), _feedback(group)
     for index, view in enumerate(factored):
         batch, rows, columns = view.matrix
         rank = min(group["rank"], rows, columns)
-        entries[f"U{index}"] = torch.empty(batch, rows, rank, dtype=kept, device="meta")
-        entries[f"S{index}"] = torch.empty(batch, rank, dtype=work, device="meta")
-        entries[f"V{index}"] = torch.empty(batch, columns, rank, dtype=kept, device="meta")
-        if grid is not None:
-            entries[f"E{index}"], entries[f"E_scale{index}"] = grid.layout(view.matrix)
+        entries[f"U{index}"] = _meta((batch, rows, rank), dtype)
+        entries[f"S{index}"] = _meta((batch, rank), torch.promote_types(parameter.dtype, torch.float32))
+        entries[f"V{index}"] = _meta((batch, columns, rank), dtype)
+        if quantizer is not None:
+            entries[f"E{index}"], entries[f"E_scale{index}"] = quantizer.layout(view.matrix)
     return entries
+
+
+def _meta(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
 
 
 def factor_dtype(parameter: Tensor, group: Mapping[str, Any]) -> torch.dtype:
@@ -57,9 +61,10 @@ def factor_dtype(parameter: Tensor, group: Mapping[str, Any]) -> torch.dtype:
     return getattr(torch, asked) if asked else torch.promote_types(parameter.dtype, torch.float32)
 
 
-def _grid(group: Mapping[str, Any]) -> Grid | None:
-    """Return the numbers in which what truncation drops is kept; `None` if it is forgotten."""
-    return GRIDS[group["feedback"]] if group.get("feedback") else None
+def _feedback(group: Mapping[str, Any]) -> Quantizer | None:
+    """Return what quantises the part that truncation drops; `None` if it is forgotten."""
+    bits = group.get("feedback")
+    return QUANTIZERS[bits] if bits else None
 
 
 def dense_dtype(parameter: Tensor, group: Mapping[str, Any]) -> torch.dtype:
@@ -112,14 +117,17 @@ class Carry:
 
     def _matrices(self, index: int, like: Tensor) -> Tensor:
         """Return the matrices of one view, with what was dropped from them."""
-        left, values, right = (self.state[f"{factor}{index}"].to(like.dtype) for factor in "USV")
-        matrices, grid = expand(left, values, right), _grid(self.group)
-        if grid is not None:
-            matrices += grid.restore(self.state[f"E{index}"], self.state[f"E_scale{index}"], matrices)
+        factors = [self.state[f"{name}{index}"] for name in "USV"]
+        matrices = expand(*[factor.to(like.dtype) for factor in factors])
+        quantizer = _feedback(self.group)
+        if quantizer is not None:
+            codes, scales = self.state[f"E{index}"], self.state[f"E_scale{index}"]
+            matrices += quantizer.restore(codes, scales, matrices)
         return matrices
 
     def _compress(self, value: Tensor) -> None:
-        group, grid, kept = self.group, _grid(self.group), factor_dtype(self.parameter, self.group)
+        group, quantizer = self.group, _feedback(self.group)
+        dtype = factor_dtype(self.parameter, group)
         for index, view in enumerate(self.factored):
             matrices = view.gather(value)
             left, values, right = compress(
@@ -129,11 +137,12 @@ class Carry:
                 power_iterations=group["power_iterations"],
                 generator=sketch_generator(group["seed"], group["steps"], view.matrix, value.device),
             )
-            factors = {f"U{index}": left.to(kept), f"S{index}": values, f"V{index}": right.to(kept)}
-            self.state.update(factors)
-            if grid is not None:  # with the rounding of the factors
-                rounded = expand(*(factor.to(value.dtype) for factor in factors.values()))
-                self.state[f"E{index}"], self.state[f"E_scale{index}"] = grid.quantize(matrices - rounded)
+            self.state[f"U{index}"] = left.to(dtype)
+            self.state[f"S{index}"] = values
+            self.state[f"V{index}"] = right.to(dtype)
+            if quantizer is not None:
+                dropped = matrices - expand(left.to(dtype).to(value.dtype), values, right.to(dtype).to(value.dtype))
+                self.state[f"E{index}"], self.state[f"E_scale{index}"] = quantizer.quantize(dropped)
 
 
 def _saturated(value: Tensor, dtype: torch.dtype) -> Tensor:

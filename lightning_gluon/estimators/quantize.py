@@ -13,23 +13,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["GRIDS", "Grid"]
+__all__ = ["QUANTIZERS", "Quantizer"]
 
 BLOCK = 128  # entries that share a scale of 4 bytes, at most
 
 
 @dataclass(frozen=True)
-class Grid:
-    """A grid of equally spaced numbers, symmetric around zero.
+class Quantizer:
+    """Rounding to equally spaced numbers, symmetric around zero.
 
     Args:
-        top: The largest one.
-        per_byte: How many share a byte.
+        top: The largest of them, in steps.
+        per_byte: Codes that share a byte.
 
     Example:
         >>> matrices = torch.tensor([[[0.0, 1.0, -2.0, 3.5]]])
-        >>> codes, scales = GRIDS["int4"].quantize(matrices)
-        >>> codes.nbytes, GRIDS["int4"].restore(codes, scales, matrices).tolist()
+        >>> codes, scales = QUANTIZERS["int4"].quantize(matrices)
+        >>> codes.nbytes, QUANTIZERS["int4"].restore(codes, scales, matrices).tolist()
         (2, [[[0.0, 1.0, -2.0, 3.5]]])
     """
 
@@ -101,4 +101,4 @@ class Grid:
         return torch.stack((codes & 15, codes >> 4), dim=-1).flatten(-2)
 
 
-GRIDS = {"int8": Grid(127, 1), "int4": Grid(7, 2)}
+QUANTIZERS = {"int8": Quantizer(127, 1), "int4": Quantizer(7, 2)}

@@ -56,7 +56,7 @@ from lightning_gluon.registry import add_row
 __all__ = ["ESTIMATORS", "Estimator"]
 
 Recursion = Callable[[Buffers, Tensors, Tensors, GroupOptions], Tensors]
-Step = Callable[[MutableMapping[Tensor, Any], GroupOptions, Tensors, Tensors], None]
+StepKernel = Callable[[MutableMapping[Tensor, Any], GroupOptions, Tensors, Tensors], None]
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Estimator:
     length: bool = False
     count: str | None = None
     kernel: Callable[[GroupOptions], Kernel | None] | None = None
-    step_: Step | None = None
+    step_: StepKernel | None = None
     layout: Callable[[Tensor], dict[str, Tensor]] | None = None
 
     def point(self, options: GroupOptions) -> str | None:

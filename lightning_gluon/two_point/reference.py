@@ -26,7 +26,7 @@ from lightning_gluon.two_point.transport import TRANSPORTS, Transport
 REFERENCES = ("copy", "step", "step8")
 
 
-KEPT = {transport.key: transport for transport in TRANSPORTS.values()}
+TRANSPORT_OF = {transport.key: transport for transport in TRANSPORTS.values()}
 
 
 def record_(kind: str, state: dict[str, Tensor], parameter: Tensor, before: Tensor) -> None:
@@ -86,7 +86,7 @@ def reference_layout(kind: str, parameter: Tensor) -> dict[str, Tensor]:
     if kind == "step":
         return {"displacement": torch.empty(shape, dtype=torch.bfloat16, device="meta")}
     if kind not in REFERENCES:
-        return {kind: KEPT[kind].layout(parameter)}
+        return {kind: TRANSPORT_OF[kind].layout(parameter)}
     scale = (shape[0], *(1 for _ in shape[1:])) if parameter.ndim > 1 else tuple(1 for _ in shape)
     return {
         "displacement": torch.empty(shape, dtype=torch.int8, device="meta"),

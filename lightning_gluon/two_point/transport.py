@@ -24,7 +24,7 @@ from lightning_gluon.options import Group
 
 __all__ = ["TRANSPORTS", "Transport"]
 
-State: TypeAlias = MutableMapping[str, Tensor]
+MutableEntries: TypeAlias = MutableMapping[str, Tensor]
 RATE = 0.01  # of an average in a group that does not use it
 
 
@@ -42,10 +42,10 @@ class Transport(Protocol):
     def ahead(self, state: Mapping[str, Tensor], here: Tensor) -> Tensor:
         """Return the way of one unit from the weights to the point."""
 
-    def begin_(self, group: Group, state: State, parameter: Tensor) -> None:
+    def begin_(self, group: Group, state: MutableEntries, parameter: Tensor) -> None:
         """Move weights to where their step begins."""
 
-    def record_(self, group: Group, state: State, parameter: Tensor, before: Tensor) -> None:
+    def record_(self, group: Group, state: MutableEntries, parameter: Tensor, before: Tensor) -> None:
         """Keep what the next step needs, given the weights before this one."""
 
 
@@ -66,10 +66,10 @@ class LastStep:
         """Return the last step."""
         return here - state["previous"]
 
-    def begin_(self, group: Group, state: State, parameter: Tensor) -> None:
+    def begin_(self, group: Group, state: MutableEntries, parameter: Tensor) -> None:
         """Stay: the step begins at the weights."""
 
-    def record_(self, group: Group, state: State, parameter: Tensor, before: Tensor) -> None:
+    def record_(self, group: Group, state: MutableEntries, parameter: Tensor, before: Tensor) -> None:
         """Keep the weights before the step."""
         if "previous" in state:
             state["previous"].copy_(before)
@@ -84,7 +84,7 @@ class AverageStep:
 
     def layout(self, parameter: Tensor) -> Tensor:
         """Return an average in fp32 or wider: at small rates bf16 would not move."""
-        return _wide(parameter)
+        return _average_like(parameter)
 
     def reach(self, group: Group) -> float:
         """Return the lookahead, as far down as the learning rate is."""
@@ -96,15 +96,15 @@ class AverageStep:
         """Return the average step."""
         return state[self.key].to(here.dtype)
 
-    def begin_(self, group: Group, state: State, parameter: Tensor) -> None:
+    def begin_(self, group: Group, state: MutableEntries, parameter: Tensor) -> None:
         """Go to the point."""
         if self.key in state:
             parameter.add_(self.ahead(state, parameter), alpha=self.reach(group))
 
-    def record_(self, group: Group, state: State, parameter: Tensor, before: Tensor) -> None:
+    def record_(self, group: Group, state: MutableEntries, parameter: Tensor, before: Tensor) -> None:
         """Average the way that the weights went, the look-ahead included."""
         if self.key not in state:
-            state[self.key] = torch.zeros_like(_wide(parameter), device=parameter.device)
+            state[self.key] = torch.zeros_like(_average_like(parameter), device=parameter.device)
         average = state[self.key]
         average.lerp_(parameter.to(average.dtype) - before, rate(group))
 
@@ -116,7 +116,7 @@ class Anchor:
 
     def layout(self, parameter: Tensor) -> Tensor:
         """Return an average in fp32 or wider."""
-        return _wide(parameter)
+        return _average_like(parameter)
 
     def reach(self, group: Group) -> float:
         """Return the lookahead, as far up as the ramp is."""
@@ -127,13 +127,13 @@ class Anchor:
         """Return the way from the anchor."""
         return (here - state[self.key]).to(here.dtype)
 
-    def begin_(self, group: Group, state: State, parameter: Tensor) -> None:
+    def begin_(self, group: Group, state: MutableEntries, parameter: Tensor) -> None:
         """Stay: the step begins at the weights."""
 
-    def record_(self, group: Group, state: State, parameter: Tensor, before: Tensor) -> None:
+    def record_(self, group: Group, state: MutableEntries, parameter: Tensor, before: Tensor) -> None:
         """Average the weights, from the first ones on."""
         if self.key not in state:
-            state[self.key] = before.to(_wide(parameter).dtype, copy=True)
+            state[self.key] = before.to(_average_like(parameter).dtype, copy=True)
         anchor = state[self.key]
         anchor.lerp_(parameter.to(anchor.dtype), rate(group))
 
@@ -150,7 +150,7 @@ def rate(group: Group) -> float:
     return 1 / (1 + group["average_age"] * group["total_steps"])
 
 
-def _wide(parameter: Tensor) -> Tensor:
+def _average_like(parameter: Tensor) -> Tensor:
     dtype = torch.promote_types(parameter.dtype, torch.float32)
     return parameter.detach().to("meta", dtype)
 

@@ -54,10 +54,10 @@ def momentum_after(steps: int, **options: Any) -> Tensor:
     factors = [optimizer.state[weight][f"{factor}0"].double() for factor in "USV"]
     kept = (factors[0] * factors[1].unsqueeze(-2)) @ factors[2].mT
     if options.get("feedback"):
-        from lightning_gluon.estimators.quantize import GRIDS
+        from lightning_gluon.estimators.quantize import QUANTIZERS
 
         state = optimizer.state[weight]
-        kept = kept + GRIDS[options["feedback"]].restore(state["E0"], state["E_scale0"], kept)
+        kept = kept + QUANTIZERS[options["feedback"]].restore(state["E0"], state["E_scale0"], kept)
     return kept[0]
 
 

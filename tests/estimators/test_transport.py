@@ -139,6 +139,10 @@ def test_a_parameter_that_took_no_step_has_not_moved() -> None:
 def test_steps_without_a_closure_are_refused_where_the_point_is_elsewhere() -> None:
     weight = nn.Parameter(start())
     optimizer = optimizer_of(weight, "gluon-anchor", total_steps=4, ramp=0.5)
+    weight.grad = gradient(0, weight.detach())
+    with pytest.raises(RuntimeError, match="needs a closure, from the first step on"):
+        optimizer.step()
+    optimizer.two_point = "loop"
     for step in range(3):  # up to the ramp the weights are the point
         weight.grad = gradient(step, weight.detach())
         optimizer.step()
