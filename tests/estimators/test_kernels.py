@@ -211,14 +211,16 @@ def test_resume_is_exact_before_and_after_the_switch(method: str, saved_at: int)
     assert torch.equal(weight, other)
 
 
-def test_compiled_steps_make_one_graph_and_agree() -> None:
+@pytest.mark.parametrize("method", ["gluon-dual", "gluon-mix"])
+def test_compiled_steps_make_one_graph_and_agree(method: str) -> None:
+    """The weights change in every step; as numbers each would make a graph of its own."""
     from torch._dynamo.testing import CompileCounter
 
-    eager = trained("gluon-dual", steps=6, total_steps=6)
+    eager = trained(method, steps=6, total_steps=6)
     torch._dynamo.reset()
     counter = CompileCounter()
     weight = nn.Parameter(start())
-    optimizer = optimizer_of(weight, "gluon-dual", total_steps=6, compile=True)
+    optimizer = optimizer_of(weight, method, total_steps=6, compile=True)
     optimizer._round._compiled = torch.compile(_all(), backend=counter, dynamic=False)  # type: ignore[misc]
     for step in range(6):
         take(optimizer, weight, step)
