@@ -186,7 +186,7 @@ class Gluon(Optimizer):
 
     @property
     def gradient_evaluations(self) -> int:
-        """Gradients evaluated so far: one per step, two where the method takes a second one."""
+        """Gradients evaluated so far: one per step, two if the method takes a second one."""
         return max((group["gradient_evaluations"] for group in self.param_groups), default=0)
 
     def at_reference(self) -> AbstractContextManager[None]:
@@ -322,7 +322,7 @@ class Gluon(Optimizer):
         """Load a state, matching parameters by name and keeping every buffer's dtype, AdamW's moments apart.
 
         Args:
-            state_dict: What `state_dict()` returned.
+            state_dict: Result of `state_dict()`.
 
         Raises:
             ValueError: If names, groups, values or buffers do not match; nothing has changed then.

@@ -25,7 +25,7 @@ WHOLE_SHARE = number(0, 1, signs="<= <=")
 POSITIVE = number(0)
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of `torch.compile`
 
-# One parameter group, complete: plain values by name, `params` beside them.
+# One parameter group, complete: plain values by name, `params` next to them.
 Group: TypeAlias = dict[str, Any]
 
 

@@ -149,7 +149,7 @@ def _check_stack(norm: Norm, shape: tuple[int, int]) -> None:
 
 
 def _make_context(norm: Norm, stack: Tensor) -> Context:
-    """Return what a norm declares that it needs beside a stack."""
+    """Return what a norm declares that it needs besides a stack."""
     context = Context(statistics={own.name: own.first(stack) for own in norm.statistics})
     if norm.reads_weights:
         context.weights = torch.ones_like(stack)
@@ -169,7 +169,7 @@ def check_estimator(estimator: Estimator, options: Mapping[str, Any] | None = No
 
     Args:
         estimator: The row.
-        options: Options of its group beside its own defaults; default: momentum .9.
+        options: Options of its group besides its own defaults; default: momentum .9.
 
     Raises:
         AssertionError: If a promise is broken.

@@ -1,4 +1,4 @@
-"""How a buffer is carried from one step to the next: dense in some dtype, or as the factors of a low rank.
+"""Buffers carried from one step to the next: dense in some dtype, or as the factors of a low rank.
 
     M ~ U S V^T + E        E: what the truncation dropped, in 8 or 4 bits (`feedback`); without it E is forgotten
 

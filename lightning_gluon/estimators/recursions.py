@@ -1,8 +1,7 @@
-"""What stands in for the gradient: the momentum estimators, as rows of a table.
+"""Momentum estimators, which stand in for the gradient, as rows of a table.
 
-An estimator is a recursion over buffers that are kept between steps. With `b` the weight on the OLD momentum, `c_new`
-the gradient of this step's sample at the current weights and `c_old` the gradient of the SAME sample at a reference
-point,
+An estimator is a recursion over buffers that are kept between steps. `b` is the weight on the OLD momentum, `c_new` the
+gradient of this step's sample at the current weights. With `c_old` that of the SAME sample at a reference point,
 
     ema        M <- b M + (1 - b) c_new
     nesterov   M <- b M + (1 - b) c_new,               direction b M + (1 - b) c_new
@@ -19,7 +18,7 @@ gamma = 1 is the method of the papers: mvr1 is `M <- c_new + b (M - c_old)`, STO
 `(1 - gamma) ema + gamma mvr1`. At 0 nothing is taken at another point and no previous iterate is kept; nor is it where
 lookahead is 0.
 
-Every buffer starts at the first gradient, or at zero where the method says so (`start`), and `c_old` at the first step
+Every buffer starts at the first gradient, or at zero if the method says so (`start`), and `c_old` at the first step
 is `c_new`: the first direction is a multiple of `c_new` for all of them, and no row needs a special first step.
 
 A new estimator is one function and one row of `ESTIMATORS`.
@@ -80,7 +79,7 @@ class Estimator:
         length: Whether it needs to know how many steps the training has.
         count: Name of the option that says how many of the buffers there are; default: all.
         kernel: `(options) -> Kernel | None`, for a row that is linear in past gradients.
-        step_: `(state, group, params, gradients)`, for a row that also moves the weights, by a kernel of its own; such
+        step_: `(state, group, params, gradients)`, for a row that also moves the weights, by its own kernel; such
             a row has no recursion.
         layout: `(parameter) -> {key: tensor on the meta device}`, for such a row: what it keeps.
 
@@ -92,6 +91,8 @@ class Estimator:
         >>> mvr1 = ESTIMATORS["mvr1"]
         >>> mvr1.gradients(mvr1.options), mvr1.gradients({"gamma": 0.0})
         (2, 1)
+        >>> mvr1.point(mvr1.options)
+        'previous'
     """
 
     update: Recursion
@@ -107,7 +108,11 @@ class Estimator:
     layout: Callable[[Tensor], dict[str, Tensor]] | None = None
 
     def point(self, options: GroupOptions) -> str | None:
-        """Return where a further gradient is needed under these options, see `reference`."""
+        """Return the place of a further gradient, see `reference`.
+
+        Args:
+            options: Options of a group; a row whose `share` is 0 there needs no further gradient.
+        """
         used = self.share is None or options[self.share] != 0
         return self.reference if used else None
 
@@ -120,7 +125,11 @@ class Estimator:
         return self.buffers if self.count is None else self.buffers[: options[self.count]]
 
     def gradients(self, options: GroupOptions) -> int:
-        """Return the gradients of one sample that a step costs under these options."""
+        """Return the gradients of one sample that a step costs.
+
+        Args:
+            options: Options of a group.
+        """
         return 2 if self.point(options) == "previous" else 1
 
 

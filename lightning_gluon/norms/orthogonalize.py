@@ -1,4 +1,4 @@
-"""How the spectral LMO is computed: `G = U S V^T -> U V^T`, by exact SVD or by matrix products only.
+"""Computation of the spectral LMO: `G = U S V^T -> U V^T`, by exact SVD or by matrix products only.
 
 The axes of variation are the coefficients (`ITERATIONS`), the number of steps, the compute dtype and the form of
 the iteration. With `A = X X^T` on the smaller side, one step of the plain form is
@@ -81,7 +81,7 @@ def orthogonalize(
 
     The result does not depend on the scale of each matrix, and zero gives zero.
 
-    Shapes: `matrices` (..., m, n) -> (..., m, n); every leading index is a matrix of its own.
+    Shapes: `matrices` (..., m, n) -> (..., m, n); every leading index is its own matrix.
 
     Args:
         matrices: Real floating-point matrices.

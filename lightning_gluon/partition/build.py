@@ -16,10 +16,9 @@ from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.overrides import Decision, Overrides, Rules
 from lightning_gluon.partition.place import Place
 from lightning_gluon.partition.result import Partition
-from lightning_gluon.partition.route import Route, default_norm
+from lightning_gluon.partition.route import BLOCK_INDEX, Route, default_norm
 from lightning_gluon.partition.routing import registered
 from lightning_gluon.partition.rules import find
-from lightning_gluon.partition.table import BLOCK_INDEX
 from lightning_gluon.roles import MATRIX_ROLES, ROLES
 
 __all__ = ["partition"]
@@ -47,7 +46,7 @@ def partition(
     matrices they hold (`views`). Lookup tables are listed as stored, one row per entry. Frozen parameters get a route
     too, and are counted, but not given to the optimizer, and a frozen network does not decide which layer is the last.
 
-    Names and declarations tell most input and output layers. Where the order of the layers decides, it is taken from a
+    Names and declarations tell most input and output layers. If the order of the layers decides, it is taken from a
     forward pass on fake tensors, if there are inputs: `batch`, else the module's `example_input_array`, else a Hugging
     Face model's `dummy_inputs`. Without them, or when that pass fails, the order of registration stands in, and the
     reason says that it was inferred.

@@ -2,7 +2,7 @@
 
     M <- estimator(M, c_new, c_old);   X <- (1 - lr * weight_decay) X - lr * radius * D(M);   X <- retraction(X)
 
-The only place that moves parameters, beside the kernels of estimators that step by themselves.
+The only place that moves parameters, besides the kernels of estimators that step by themselves.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Job:
     def to_tensors(self) -> None:
         """Prepare for a compiled step.
 
-        What schedules change becomes tensors, since every number would make a graph of its own. What the step writes is
+        What schedules change becomes tensors, since every number would make its own graph. What the step writes is
         marked as staying where it is: torch captures a CUDA graph only of what it may write in place.
         """
         dtype, device = self.new[0].dtype, self.params[0].device
@@ -128,9 +128,9 @@ def prepare(
         state: The optimizer's state, by parameter.
         chunk: Parameters of one group.
         new: Their gradients, which are only read.
-        old: Their gradients at the previous iterate; `None` where there are none yet.
-        signal: 0 where a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
-        partners: What `partners_of` returned.
+        old: Their gradients at the previous iterate; `None` if there are none yet.
+        signal: 0 if a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
+        partners: Result of `partners_of`.
 
     Returns:
         What is left to do.
@@ -238,7 +238,7 @@ def advance_(
         old: Gradients at the previous iterate.
         buffers: The estimator's buffers, in the dtype of the gradients.
         kept: Statistics of norm and retraction, per stack.
-        partners: For every parameter the other factor of its product; empty where the norm reads none.
+        partners: For every parameter the other factor of its product; empty if the norm reads none.
         lengths: Step length of every parameter, `lr * radius`.
         keep: What decay leaves of the weights, `1 - lr * weight_decay`.
         options: What the estimator reads in this step.

@@ -19,7 +19,7 @@ from lightning_gluon.step.sources import free_name, read_group
 
 @dataclass(frozen=True)
 class Construction:
-    """What an optimizer was built with."""
+    """Arguments that an optimizer was built with."""
 
     method: str
     lr: float | None

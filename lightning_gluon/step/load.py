@@ -34,8 +34,8 @@ def match_saved_state(groups: Sequence[Group], state_dict: ParameterState) -> tu
         moments of a kernel, which are in the parameter's.
 
     Raises:
-        ValueError: If it is no optimizer's state, a name is missing or unexpected, a group was stepped by another norm
-            or estimator, a value is out of range, or a buffer is missing, not finite or of another shape.
+        ValueError: If it is no optimizer's state, a name is missing or unexpected, or a value is out of range. The same
+            if a group was stepped by another norm or estimator, or a buffer is missing, not finite or of another shape.
     """
     _check_form(state_dict)
     saved = _align(groups, deepcopy(list(state_dict["param_groups"])))

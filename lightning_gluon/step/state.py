@@ -103,8 +103,8 @@ def memory(
 
     Returns:
         `state_bytes`, `bytes_per_parameter`, `by_role` (role -> bytes), `by_kind` (`momentum`, `reference`),
-        `workspace_bytes` and `transient_bytes` (bound on what one round of a step holds in full-size fp32 copies beside
-        the state).
+        `workspace_bytes` and `transient_bytes` (bound on the full-size fp32 copies that one round of a step holds
+        besides the state).
 
     Example:
         >>> from lightning_gluon import Gluon

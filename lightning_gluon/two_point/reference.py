@@ -5,8 +5,8 @@
     step8   s in 8 bits with one scale per row, about 1 byte per entry
 
 Without a copy the exchange has to be undone exactly: `fl(fl(X - s) + s) = X`. Floating-point addition does not promise
-that, so every step ends by snapping the new weights to a point where it holds, `X <- fl(fl(X - s) + s)`, which moves an
-entry by no more than the rounding of its own update. The two exchanges then need no memory at all.
+that. So every step ends by snapping the new weights to a point that does, `X <- fl(fl(X - s) + s)`. This moves an entry
+by no more than the rounding of its own update. The two exchanges then need no memory at all.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _store(state: dict[str, Tensor], key: str, value: Tensor) -> None:
 
 
 def _row_scale(step: Tensor) -> Tensor:
-    """Return `max |step| / 127` of every row, 1 where a row has not moved."""
+    """Return `max |step| / 127` of every row, 1 if a row has not moved."""
     dims = tuple(range(1, step.ndim)) if step.ndim > 1 else tuple(range(step.ndim))
     top = step.abs().amax(dim=dims, keepdim=True) if step.ndim else step.abs()
     return torch.where(top > 0, top / 127, torch.ones_like(top))
@@ -160,7 +160,7 @@ class ReferencePoint:
 
     @property
     def kind(self) -> str | None:
-        """How it is kept, the same for all groups; `None` if no group needs it."""
+        """Form in which it is kept, the same for all groups; `None` if no group needs it."""
         if self.point is None:
             return None
         if self.transport is not None and self.transport.key != "previous":
