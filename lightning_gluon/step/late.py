@@ -27,6 +27,7 @@ class Construction:
     momentum: float | None
     radius: Mapping[str, float] | None
     options: Mapping[str, object]
+    total_steps: int | None = None
 
     def build(self, partial: list[Group]) -> list[Group]:
         """Complete groups by these settings."""

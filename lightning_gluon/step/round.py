@@ -99,7 +99,7 @@ class Round:
                 start = part.stop
                 old = references[part] if references else None
                 heard = signal[part] if signal is not None else None
-                tracked.enter_context(reference.tracking(chunk.params))
+                tracked.enter_context(reference.tracking(chunk.group, chunk.params))
                 job = prepare(state, chunk, gradients[part], old, heard, partners)
                 if self.compile:
                     jobs += [job] if job is not None else []

@@ -66,7 +66,7 @@ def state_layout(group: Group, index: int, reference: str | None) -> StateLayout
     if estimator.layout is not None:
         momentum = estimator.layout(parameter)
     else:
-        momentum = carry_layout(estimator.buffers, parameter, factored_of(group, index), group)
+        momentum = carry_layout(estimator.names(group), parameter, factored_of(group, index), group)
     momentum.update(_statistics_layout(group, index))
     return StateLayout(momentum, reference_layout(reference, parameter) if reference is not None else {})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from benchmarks.polar_coefficients import BEGINNINGS, minimax_schedule
 from lightning_gluon import Gluon
 from lightning_gluon.norms.coefficients import FEWER_STEPS, ORTHOGONALIZERS, POLAR_EXPRESS, YOU
-from lightning_gluon.norms.numerics import Workspace
+from lightning_gluon.norms.numerics import Workspace, largest_magnitude
 
 # The package exports the function under the module's name.
 ortho = importlib.import_module("lightning_gluon.norms.orthogonalize")
@@ -249,6 +250,31 @@ def test_one_entry_in_a_long_matrix(dtype):
     g = torch.zeros(2, 140_000)
     g[0, 7] = 3.0
     torch.testing.assert_close(orthogonalize(g, dtype=dtype), g / 3, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("columns", [2**20, 2**22], ids=str)
+def test_one_entry_in_a_row_that_the_scale_does_not_fit_into_fp16(columns):
+    g = torch.zeros(1, columns)
+    g[0, 7] = 3.0
+    torch.testing.assert_close(orthogonalize(g, dtype=torch.float16), g / 3, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(40, 200), (64, 64)], ids=str)
+@pytest.mark.parametrize("method", ["polar_express", "you", "jordan"])
+def test_joined_constants_equal_separate_ones(monkeypatch, method, shape):
+    g = matrix(shape, "gaussian")
+    separate = orthogonalize(g, method, 6, torch.float64)
+    joined = dataclasses.replace(iteration.PRECISIONS[torch.float64], joined=True)
+    monkeypatch.setitem(iteration.PRECISIONS, torch.float64, joined)
+    torch.testing.assert_close(orthogonalize(g, method, 6, torch.float64), separate, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, -7.0, math.nan, math.inf], ids=str)
+def test_the_norm_that_a_gpu_takes_is_the_largest_magnitude(value):
+    stack = torch.stack([matrix((8, 12), "gaussian"), matrix((8, 12), "1/i")])
+    stack[1, 3, 4] = value
+    taken = torch.linalg.vector_norm(stack, ord=math.inf, dim=(-2, -1), keepdim=True)
+    assert torch.equal(taken.nan_to_num(-1.0), largest_magnitude(stack, (-2, -1)).nan_to_num(-1.0))
 
 
 def test_jordan_equals_five_steps_by_hand():
