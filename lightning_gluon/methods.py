@@ -91,7 +91,7 @@ class Method:
 
     @property
     def needs_length(self) -> bool:
-        """Whether an estimator needs to know how many steps the training has."""
+        """True if an estimator needs to know how many steps the training has."""
         return any(ESTIMATORS[name].length for name in self.estimators)
 
     @property

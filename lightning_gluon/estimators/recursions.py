@@ -91,8 +91,8 @@ class Estimator:
         >>> mvr1 = ESTIMATORS["mvr1"]
         >>> mvr1.gradients(mvr1.options), mvr1.gradients({"gamma": 0.0})
         (2, 1)
-        >>> mvr1.point(mvr1.options)
-        'previous'
+        >>> mvr1.point(mvr1.options), mvr1.names(mvr1.options), mvr1.at(mvr1.options) is mvr1.options
+        ('previous', ('momentum',), True)
     """
 
     update: Recursion
@@ -117,11 +117,19 @@ class Estimator:
         return self.reference if used else None
 
     def at(self, options: GroupOptions) -> GroupOptions:
-        """Return the options of this step, as `update` reads them."""
+        """Return the options of this step, as `update` reads them.
+
+        Args:
+            options: Options of a group.
+        """
         return options if self.schedule is None else self.schedule(options)
 
     def names(self, options: GroupOptions) -> tuple[str, ...]:
-        """Return the names of the buffers that are kept under these options."""
+        """Return the names of the buffers that are kept under these options.
+
+        Args:
+            options: Options of a group.
+        """
         return self.buffers if self.count is None else self.buffers[: options[self.count]]
 
     def gradients(self, options: GroupOptions) -> int:
