@@ -24,7 +24,13 @@ __all__ = ["LIMITS", "Style", "measure", "twins"]
 ROOT = Path(__file__).resolve().parents[1]
 DIRECTIVE = re.compile(r"#\s*(type:|noqa|fmt:|pragma|mypy|pyright|pylint|ruff)")  # comments that say nothing to people
 ANY = re.compile(r"\bAny\b")
-SHARED_NAMES = ("all", "getattr", "tensors")  # what modules are made of, and an alias that stands for one thing
+SHARED_NAMES = {  # names that stand in two modules and mean the same thing there, and why
+    "all": "the export list of a module",
+    "getattr": "the lazy imports of a package",
+    "main": "the entry point of a script",
+    "partition": "a function and the class of its result",
+    "tensors": "an alias of one type",
+}
 TABLES = "known"  # a folder whose files hold the same tables, one file per library: they count as one module
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -19,7 +19,9 @@ from lightning_gluon.norms.table import register_norm
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.options import register_option
 from lightning_gluon.partition import Partition, partition
+from lightning_gluon.partition.routing import register_routing
 from lightning_gluon.radius import RadiusSchedule, Schedule
+from lightning_gluon.radius.rules import register_radius_rule
 
 if TYPE_CHECKING:
     from lightning_gluon import callbacks, smoothness, testing
@@ -47,6 +49,8 @@ __all__ = [
     "register_method",
     "register_norm",
     "register_option",
+    "register_radius_rule",
+    "register_routing",
     "smoothness",
     "testing",
 ]

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     where = "--traceback" in arguments
     arguments = [argument for argument in arguments if argument != "--traceback"]
     try:
-        _run(arguments)
+        _dispatch(arguments)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter flushes once more
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise
 
 
-def _run(arguments: list[str]) -> None:
+def _dispatch(arguments: list[str]) -> None:
     if not arguments or {"-h", "--help"}.intersection(arguments[:1]):
         print(HELP)
     elif arguments[0] == "--version":

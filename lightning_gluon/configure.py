@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -22,14 +22,17 @@ from lightning_gluon.step.noise import NOISE_FLOOR
 from lightning_gluon.two_point.closures import CALLBACK
 from lightning_gluon.valid import number
 
+if TYPE_CHECKING:
+    from lightning_gluon.replay.lightning import Trainer
+
 __all__ = ["configure_optimizers", "equivalent_learning_rates"]
 
 # An fp32 gradient hides the precision it was computed in, so the Trainer is asked.
 MIXED_NOISE_FLOOR = {"bf16-mixed": NOISE_FLOOR[torch.bfloat16], "16-mixed": NOISE_FLOOR[torch.float16]}
 
 AUTO = "auto"
-CONSTANT = "constant"
-ENDLESS = (CONSTANT, "theory")  # schedules that do not depend on the length of the training
+UNSCHEDULED = "constant"
+ENDLESS = (UNSCHEDULED, "theory")  # schedules that do not depend on the length of the training
 # The nominal radius of `lr="auto"`; calibration starts at 1/64 of it, far below the .018 to .05 that tuning finds.
 AUTO_LR = 0.02
 # Where nothing else ends the ramp it ends at five times that, and steps back to 0.05.
@@ -97,7 +100,7 @@ def configure_optimizers(
     """
     row = find_method(method)
     trainer = trainer_of(module)
-    length = _length(trainer, schedule, warmup) if total_steps is None else total_steps
+    length = _training_length(trainer, schedule, warmup) if total_steps is None else total_steps
     plan = Schedule(schedule, length, warmup_steps(warmup, length), decay, row.theory)
     check_options(method, [option for option in options if option != "compile"])
     check_whole_module(module)
@@ -117,13 +120,13 @@ def configure_optimizers(
     )
     if trainer is not None and getattr(module, "automatic_optimization", True):
         _attach_second_gradient(optimizer, trainer)
-    if schedule == CONSTANT and not warmup:
+    if schedule == UNSCHEDULED and not warmup:
         return optimizer
     scheduler = RadiusSchedule(optimizer, plan)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "gluon"}}
 
 
-def _length(trainer: Any, schedule: str, warmup: int | float) -> int | None:
+def _training_length(trainer: Trainer | None, schedule: str, warmup: int | float) -> int | None:
     """Return the Trainer's optimizer steps, if schedule or warmup are measured in them."""
     if trainer is None or (schedule in ENDLESS and not _is_share(warmup)):
         return None
@@ -143,7 +146,7 @@ def _routed(module: nn.Module, partition: Partition | None, rules: Rules | None)
     return partition if rules is None else route(module, rules=rules)
 
 
-def _attach_second_gradient(optimizer: Gluon, trainer: Any) -> None:
+def _attach_second_gradient(optimizer: Gluon, trainer: Trainer) -> None:
     """Add the callback that takes the second gradient, if the method needs one."""
     if optimizer.reference_point is None:
         return
@@ -153,7 +156,7 @@ def _attach_second_gradient(optimizer: Gluon, trainer: Any) -> None:
     optimizer.two_point = CALLBACK
 
 
-def _check_own(partition: Any, module: nn.Module) -> None:
+def _check_own(partition: object, module: nn.Module) -> None:
     """Raise if a partition holds parameters that are not the module's: another model, or one that was rebuilt since."""
     if not isinstance(partition, Partition):
         raise ValueError(
@@ -170,7 +173,7 @@ def _check_own(partition: Any, module: nn.Module) -> None:
         )
 
 
-def _calibrated(lr: str, trainer: Any) -> float:
+def _calibrated(lr: str, trainer: Trainer | None) -> float:
     """Let a callback find the radius, and return the learning rate it works under."""
     check_lr(lr)
     if trainer is None:
@@ -184,7 +187,7 @@ def _calibrated(lr: str, trainer: Any) -> float:
     return AUTO_LR
 
 
-def check_lr(lr: Any) -> None:
+def check_lr(lr: object) -> None:
     """Raise for a word that is no way to find the radius."""
     if isinstance(lr, str) and lr != AUTO:
         raise ValueError(f"Expected `lr` to be a number or 'auto', but got {lr!r}.")

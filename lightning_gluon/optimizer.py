@@ -5,7 +5,7 @@ X <- (1 - lr * weight_decay) X - lr * radius * D(M)          D(M) = argmax_{||D|
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,13 +18,13 @@ from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import CHECKS, Group, Options
 from lightning_gluon.step.checks import check_options, check_ranks_fit, check_values, values_of
 from lightning_gluon.step.conditions import check_star_convex
-from lightning_gluon.step.late import Settings, follow_family, late_groups, name_apart
+from lightning_gluon.step.late import Construction, follow_family, late_groups, name_apart
 from lightning_gluon.step.layers import Layer
 from lightning_gluon.step.load import match_saved_state
 from lightning_gluon.step.round import Plan, Plans, Round
 from lightning_gluon.step.sources import read_source
-from lightning_gluon.step.state import memory
-from lightning_gluon.two_point.closures import CLOSURE, NOBODY, evaluate, old_gradients
+from lightning_gluon.step.state import ParameterState, State, memory
+from lightning_gluon.two_point.closures import CLOSURE, NOBODY, Closure, evaluate, old_gradients
 from lightning_gluon.two_point.reference import ReferencePoint, Visit
 from lightning_gluon.two_point.signals import held
 
@@ -72,6 +72,11 @@ class Gluon(Optimizer):
         >>> optimizer.step()
         >>> optimizer.gradient_evaluations
         1
+        >>> [layer.name for layer in optimizer.layers()][:2], optimizer.memory()["by_kind"]["momentum"]
+        (['0.weight', '2.weight'], 232)
+        >>> optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(3))], "role": "bias"})
+        >>> optimizer.param_groups[-1]["norm"]
+        'rms'
     """
 
     def __init__(
@@ -88,7 +93,7 @@ class Gluon(Optimizer):
         self.compile: bool | str = CHECKS["compile"]("compile", options.pop("compile", None)) or False
         check_options(method, options)
         partial_groups, self._partition = read_source(params)
-        self._settings = Settings(method, lr, weight_decay, momentum, radius, dict(options))
+        self._settings = Construction(method, lr, weight_decay, momentum, radius, dict(options))
         groups = self._settings.build(partial_groups)
         check_ranks_fit(groups)
         name_apart(groups)  # before any is added
@@ -105,9 +110,9 @@ class Gluon(Optimizer):
         self._plans = Plans()
         self._round = Round(self.compile)
         self._visit = Visit()
-        self._checked: list[list[Any]] = []
+        self._checked: list[list[object]] = []
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: ParameterState) -> None:
         """Restore from a pickle or a loaded state."""
         super().__setstate__(state)
         self.__dict__.setdefault("reference_gradients", {})
@@ -115,7 +120,7 @@ class Gluon(Optimizer):
         self.__dict__.setdefault("compile", False)
         self._transient()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> ParameterState:
         """Return what a pickle holds: no plans, no buffers."""
         kept = {key: getattr(self, key) for key in ("_settings", "two_point", "compile")}
         return {**super().__getstate__(), **kept, "_partition": None}
@@ -150,7 +155,7 @@ class Gluon(Optimizer):
 
     @property
     def _reference(self) -> ReferencePoint:
-        points = [ESTIMATORS[group["estimator"]].reference for group in self.param_groups]
+        points = [ESTIMATORS[group["estimator"]].point(group) for group in self.param_groups]
         return ReferencePoint(self.param_groups, self.state, points, self._visit)
 
     @property
@@ -174,13 +179,33 @@ class Gluon(Optimizer):
         return max((group["gradient_evaluations"] for group in self.param_groups), default=0)
 
     def at_reference(self) -> AbstractContextManager[None]:
-        """Exchange all weights with the reference point, in place, and restore them bit for bit on leaving."""
+        """Exchange all weights with the reference point, in place, and restore them bit for bit on leaving.
+
+        A training loop that takes the second gradient here itself sets `two_point = "loop"` before its first step.
+
+        Returns:
+            A context: inside, the weights are `X_prev`, or `Y = X + b / (1 - b) (X - X_prev)` for `igt`.
+
+        Example:
+            >>> layer = torch.nn.Linear(1, 1, bias=False)
+            >>> optimizer = Gluon(layer, lr=0.5, method="gluon-mvr1")
+            >>> start = layer.weight.detach().clone()
+            >>> def closure():
+            ...     optimizer.zero_grad()
+            ...     loss = layer(torch.ones(1, 1)).sum()
+            ...     loss.backward()
+            ...     return loss
+            >>> loss = optimizer.step(closure)
+            >>> with optimizer.at_reference():
+            ...     torch.equal(layer.weight, start)
+            True
+        """
         return self._reference.exchanged()
 
     @property
     def folds(self) -> bool:
         """True if the second gradient is folded into the first one's buffer (option `fold`)."""
-        return any(group.get("fold") for group in self.param_groups)
+        return any(group.get("fold") and group.get("gamma", 1) for group in self.param_groups)
 
     @property
     def folded(self) -> bool:
@@ -192,13 +217,28 @@ class Gluon(Optimizer):
         self._visit.folded = value
 
     def folding(self) -> AbstractContextManager[None]:
-        """Let gradients accumulated inside enter `.grad` as `-b c_old`; the next step takes `.grad` as folded."""
+        """Let gradients accumulated inside enter `.grad` as `-b c_old`; the next step takes `.grad` as folded.
+
+        Returns:
+            A context for the backward pass of the second gradient, inside `at_reference`.
+
+        Example:
+            >>> layer = torch.nn.Linear(1, 1, bias=False)
+            >>> optimizer = Gluon(layer, lr=0.5, method="gluon-mvr1", momentum=0.9, fold=True)
+            >>> optimizer.two_point = "loop"
+            >>> layer.weight.grad = torch.ones(1, 1)
+            >>> optimizer.step()
+            >>> with optimizer.at_reference(), optimizer.folding():
+            ...     layer(torch.ones(1, 1)).sum().backward()
+            >>> round(layer.weight.grad.item(), 6)
+            0.1
+        """
         return self._reference.folding()
 
     # ------------------------------------------------------------------ the step
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Closure | None = None) -> Any:
         """Take one step.
 
         Args:
@@ -248,7 +288,7 @@ class Gluon(Optimizer):
 
     # ------------------------------------------------------------------ state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: ParameterState) -> None:
         """Load a state, matching parameters by name and keeping every buffer's dtype, AdamW's moments apart.
 
         Args:
@@ -257,10 +297,10 @@ class Gluon(Optimizer):
         Raises:
             ValueError: If names, groups, values or buffers do not match; nothing has changed then.
         """
-        state: dict[Tensor, dict[str, Any]] = {}
+        state: State = {}
 
-        def match(_: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-            matched, moved = match_saved_state(self.param_groups, saved, reference=self.reference_point is not None)
+        def match(_: Optimizer, saved: ParameterState) -> ParameterState:
+            matched, moved = match_saved_state(self.param_groups, saved)
             state.update(moved)
             return {**saved, "state": {}, "param_groups": matched}
 
@@ -275,7 +315,7 @@ class Gluon(Optimizer):
             for hook in hooks:
                 hook.remove()
 
-    def memory(self) -> dict[str, Any]:
+    def memory(self) -> ParameterState:
         """Return the bytes the optimizer keeps, by role and by kind; see `lightning_gluon.step.state.memory`."""
         reference = self._reference
         kind = reference.kind if reference.point is not None else None

@@ -15,11 +15,12 @@ from lightning_gluon.valid import Check, dtype_name, number, one_of, pair_of, wh
 
 __all__ = ["CHECKS", "SETTINGS", "Group", "Options", "register_option"]
 
-Choice: TypeAlias = str | None
-Number: TypeAlias = float | None
-Whole: TypeAlias = int | None
+MaybeText: TypeAlias = str | None
+MaybeNumber: TypeAlias = float | None
+MaybeWhole: TypeAlias = int | None
 
-SHARE = number(0, 1)
+FRACTION = number(0, 1)
+WHOLE_SHARE = number(0, 1, signs="<= <=")
 POSITIVE = number(0)
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of `torch.compile`
 
@@ -43,7 +44,8 @@ class Options(TypedDict, total=False):
         start: What the momentum starts at, `gradient` or `zero`.
         scaling: Scaling of the spectral norm: `rms`, `muon`, `moonlight` or `none`.
         q: Weight on the new part of the inner recursion of `gluon-mvr2` and `gluon-mvr3`.
-        gamma: Share of the correction of `mars`.
+        gamma: Share of the correction by the second gradient, in `gluon-mvr1` to `3`, `muon-mvr`, `limuon` and `mars`.
+            1 is that of the papers but for `mars`; 0 takes no second gradient.
         clip: Largest norm of the corrected gradient of `mars`.
         rank: Rank of the momentum that `limuon` carries.
         oversampling: Extra columns of its sketch.
@@ -51,6 +53,7 @@ class Options(TypedDict, total=False):
         seed: Seed of its sketch.
         reference: How the previous iterate is kept: `copy`, `step` or `step8`.
         fold: Whether the second gradient is accumulated into the first one's buffer; `bfloat16` keeps it in that dtype.
+        lookahead: Share of the way to the transported point of `gluon-igt`, where its gradient is taken; 0 stays.
         momentum_carry: Weight on the old momentum in what `lionmuon` carries.
         every: Period of the spectral steps of `lionmuon`.
         sign_radius: Radius of its sign steps, relative to the spectral one.
@@ -64,34 +67,35 @@ class Options(TypedDict, total=False):
     """
 
     compile: Annotated[bool | str | None, one_of(True, False, None, *MODES)]
-    orthogonalizer: Annotated[Choice, one_of("polar_express", "you", "jordan", "newton_schulz", "svd")]
-    orthogonalizer_steps: Annotated[Whole, whole(1, none="the default")]
-    orthogonalizer_dtype: Annotated[Choice, dtype_name("bfloat16", "float16", "float32", "float64")]
-    momentum_dtype: Annotated[Choice, dtype_name()]
-    on_nonfinite: Annotated[Choice, one_of("raise", "skip", "ignore")]
-    noise_floor: Annotated[Number, number(0, 1, none=True)]
-    start: Annotated[Choice, one_of("gradient", "zero")]
-    scaling: Annotated[Choice, one_of("rms", "muon", "moonlight", "none", None)]
-    q: Annotated[Number, number(0, 1, signs="< <=")]
-    gamma: Annotated[Number, POSITIVE]
-    clip: Annotated[Number, number(none=True)]
-    rank: Annotated[Whole, whole(1, none="the full carry")]
-    oversampling: Annotated[Whole, whole()]
-    power_iterations: Annotated[Whole, whole()]
-    seed: Annotated[Whole, whole(-(2**63))]
-    reference: Annotated[Choice, one_of("copy", "step", "step8")]
+    orthogonalizer: Annotated[MaybeText, one_of("polar_express", "you", "jordan", "newton_schulz", "svd")]
+    orthogonalizer_steps: Annotated[MaybeWhole, whole(1, none="the default")]
+    orthogonalizer_dtype: Annotated[MaybeText, dtype_name("bfloat16", "float16", "float32", "float64")]
+    momentum_dtype: Annotated[MaybeText, dtype_name()]
+    on_nonfinite: Annotated[MaybeText, one_of("raise", "skip", "ignore")]
+    noise_floor: Annotated[MaybeNumber, number(0, 1, none=True)]
+    start: Annotated[MaybeText, one_of("gradient", "zero")]
+    scaling: Annotated[MaybeText, one_of("rms", "muon", "moonlight", "none", None)]
+    q: Annotated[MaybeNumber, number(0, 1, signs="< <=")]
+    gamma: Annotated[MaybeNumber, POSITIVE]
+    clip: Annotated[MaybeNumber, number(none=True)]
+    rank: Annotated[MaybeWhole, whole(1, none="the full carry")]
+    oversampling: Annotated[MaybeWhole, whole()]
+    power_iterations: Annotated[MaybeWhole, whole()]
+    seed: Annotated[MaybeWhole, whole(-(2**63))]
+    reference: Annotated[MaybeText, one_of("copy", "step", "step8")]
     fold: Annotated[bool | str | None, one_of(False, True, "bfloat16")]
-    momentum_carry: Annotated[Number, SHARE]
-    every: Annotated[Whole, whole(1, unit=" of steps")]
-    sign_radius: Annotated[Number, POSITIVE]
-    betas: Annotated[tuple[float, float] | None, pair_of(SHARE)]
-    eps: Annotated[Number, POSITIVE]
+    lookahead: Annotated[MaybeNumber, WHOLE_SHARE]
+    momentum_carry: Annotated[MaybeNumber, FRACTION]
+    every: Annotated[MaybeWhole, whole(1, unit=" of steps")]
+    sign_radius: Annotated[MaybeNumber, POSITIVE]
+    betas: Annotated[tuple[float, float] | None, pair_of(FRACTION)]
+    eps: Annotated[MaybeNumber, POSITIVE]
 
 
 # The numbers of every group, which schedules may change from step to step.
 SETTINGS: dict[str, Check] = {
     "lr": POSITIVE,
-    "momentum": SHARE,
+    "momentum": FRACTION,
     "weight_decay": POSITIVE,
     "radius": POSITIVE,
 }
@@ -107,8 +111,10 @@ def _checks() -> dict[str, Check]:
 CHECKS: dict[str, Check] = _checks()
 
 
-def register_option(name: str, type_: Any, check: Check, summary: str) -> None:
+def register_option(name: str, type_: object, check: Check, summary: str) -> None:
     """Add an option that a norm or an estimator from outside the package reads.
+
+    Shapes: a plain value, never a tensor: groups are saved in checkpoints.
 
     Args:
         name: Its name, a Python identifier.

@@ -12,7 +12,7 @@ from importlib.metadata import entry_points
 from typing import TypeVar
 
 Row = TypeVar("Row")
-GROUP = "lightning_gluon"
+ENTRY_POINTS = "lightning_gluon"
 
 
 def add_row(table: MutableMapping[str, Row], what: str, name: str, row: Row) -> None:
@@ -44,5 +44,5 @@ def add_row(table: MutableMapping[str, Row], what: str, name: str, row: Row) -> 
 @functools.cache
 def load_plugins() -> None:
     """Run the functions that installed packages name as entry points, once per process."""
-    for plugin in entry_points(group=GROUP):
+    for plugin in entry_points(group=ENTRY_POINTS):
         plugin.load()()

@@ -28,7 +28,7 @@ from lightning_gluon.optimizer import Gluon
 EXACT = 1e-10  # fp64, exact singular values; measured 1e-13 at most
 CLOSE = 1e-5  # fp32; measured 2e-6 at most
 SHAPES = ((6, 10), (10, 6), (7, 7))
-SCALES = (1e-30, 1e-9, 1e9, 1e30)
+MAGNITUDES = (1e-30, 1e-9, 1e9, 1e30)
 
 __all__ = ["check_estimator", "check_method", "check_norm"]
 
@@ -67,7 +67,7 @@ def _draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _require(holds: bool | Tensor, promise: str, part: object) -> None:
+def _demand(holds: bool | Tensor, promise: str, part: object) -> None:
     if not bool(holds):
         raise AssertionError(f"{part!r} breaks a promise: {promise}.")
 
@@ -88,37 +88,37 @@ def _check_duality(norm: Norm, shape: tuple[int, ...]) -> None:
         dual = norm.dual_norm(g)
         product = (x * g).sum()
         bound = norm.norm(x) * dual
-        _require(length <= 1 + EXACT, "||D(G)|| <= 1", norm)
-        _require(product.abs() <= bound * (1 + EXACT), "|<X, G>| <= ||X|| ||G||_*", norm)
+        _demand(length <= 1 + EXACT, "||D(G)|| <= 1", norm)
+        _demand(product.abs() <= bound * (1 + EXACT), "|<X, G>| <= ||X|| ||G||_*", norm)
         if norm.attains:
             attained = (g * d).sum()
-            _require(_near(attained, dual, EXACT), "<G, D(G)> = ||G||_*", norm)
-            _require(_near(length, torch.ones_like(length), EXACT), "||D(G)|| = 1", norm)
+            _demand(_near(attained, dual, EXACT), "<G, D(G)> = ||G||_*", norm)
+            _demand(_near(length, torch.ones_like(length), EXACT), "||D(G)|| = 1", norm)
 
 
 def _check_invariance(norm: Norm, shape: tuple[int, ...]) -> None:
     g = _draw(*shape).float()
     before = g.clone()
     d = norm.lmo(g)
-    _require(torch.equal(g, before), "`lmo` leaves its input as it is", norm)
+    _demand(torch.equal(g, before), "`lmo` leaves its input as it is", norm)
     zero = torch.zeros_like(g)
-    _require(torch.equal(norm.lmo(zero), zero), "D(0) = 0", norm)
+    _demand(torch.equal(norm.lmo(zero), zero), "D(0) = 0", norm)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         cast = norm.lmo(g.to(dtype))
-        _require(cast.dtype == dtype, "`lmo` keeps the dtype", norm)
-    for scale in SCALES:
+        _demand(cast.dtype == dtype, "`lmo` keeps the dtype", norm)
+    for scale in MAGNITUDES:
         again = norm.lmo(g * scale)
-        _require(_near(again, d, CLOSE), f"D(c G) = D(G), for c = {scale:g}", norm)
+        _demand(_near(again, d, CLOSE), f"D(c G) = D(G), for c = {scale:g}", norm)
 
 
 def _check_batch(norm: Norm, shape: tuple[int, ...]) -> None:
     points = [_draw(*shape, seed=seed) * 10.0**seed for seed in range(3)]
     g = torch.stack(points)
     apart = torch.stack([norm.lmo(point) for point in points])
-    _require(_near(norm.lmo(g), apart, EXACT), "a batch is its points", norm)
+    _demand(_near(norm.lmo(g), apart, EXACT), "a batch is its points", norm)
     for measure in (norm.norm, norm.dual_norm):
         numbers = measure(g)
-        _require(numbers.shape == g.shape[:1], "one number per point of a batch", norm)
+        _demand(numbers.shape == g.shape[:1], "one number per point of a batch", norm)
 
 
 def _check_stack(norm: Norm, shape: tuple[int, int]) -> None:
@@ -129,25 +129,25 @@ def _check_stack(norm: Norm, shape: tuple[int, int]) -> None:
     if not norm.matrices:
         rows, columns = 1, rows * columns
     stack = torch.stack([_draw(rows, columns, seed=seed) for seed in range(2)])
-    context = _context(norm, stack)
+    context = _make_context(norm, stack)
     concrete = norm.on(stack, stack.shape)
     staged = stack.to(concrete.staging_dtype(stack), copy=True)
     units = concrete.lmo_(staged, context)
-    _require(units.shape == stack.shape, "`lmo_` keeps the shape of the stack", norm)
-    _require(units.isfinite().all(), "`lmo_` is finite for a finite stack", norm)
+    _demand(units.shape == stack.shape, "`lmo_` keeps the shape of the stack", norm)
+    _demand(units.isfinite().all(), "`lmo_` is finite for a finite stack", norm)
     for own in norm.statistics:
         present = tuple(context.statistics[own.name].shape)
         declared = (len(stack), *own.shape(rows, columns))
-        _require(present == declared, f"the statistic {own.name!r} keeps its shape", norm)
+        _demand(present == declared, f"the statistic {own.name!r} keeps its shape", norm)
     needs = norm.reads_weights or norm.reads_partner or norm.statistics
     if not needs:
         points = stack.squeeze(1) if norm.rank == 1 else stack
         whole = norm.lmo(points).view_as(stack)
         scaled = units * norm.scale(rows, columns)
-        _require(_near(scaled, whole, EXACT), "scale * lmo_(stack) = lmo(stack)", norm)
+        _demand(_near(scaled, whole, EXACT), "scale * lmo_(stack) = lmo(stack)", norm)
 
 
-def _context(norm: Norm, stack: Tensor) -> Context:
+def _make_context(norm: Norm, stack: Tensor) -> Context:
     """Return what a norm declares that it needs beside a stack."""
     context = Context(statistics={own.name: own.first(stack) for own in norm.statistics})
     if norm.reads_weights:
@@ -161,8 +161,10 @@ def _context(norm: Norm, stack: Tensor) -> Context:
 def check_estimator(estimator: Estimator, options: Mapping[str, Any] | None = None) -> None:
     """Check what a step relies on in an estimator's recursion.
 
-        without noise: gradients that are all G give directions that are all G        (buffers started at G)
+        update(M, G, G) = G for M = G: gradients that are all G give directions that are all G
         buffers are advanced in place; gradients are only read; every parameter is on its own; the same every time
+
+    Shapes: gradients of (4, 3) and (5,).
 
     Args:
         estimator: The row.
@@ -188,23 +190,23 @@ def check_estimator(estimator: Estimator, options: Mapping[str, Any] | None = No
     for _ in range(4):
         direction = estimator.update(buffers, gradients, gradients, group)
         for one, other in zip(direction, gradients, strict=True):
-            _require(_near(one, other, EXACT), "constant gradients are their own estimate", estimator)
+            _demand(_near(one, other, EXACT), "constant gradients are their own estimate", estimator)
     _check_recursion(estimator, group)
 
 
-def _check_recursion(estimator: Estimator, group: Mapping[str, Any]) -> None:
+def _check_recursion(estimator: Estimator, group: Mapping[str, object]) -> None:
     together = _run(estimator, group, [0, 1])
     again = _run(estimator, group, [0, 1])
     first, second = _run(estimator, group, [0]), _run(estimator, group, [1])
-    _require(_equal(together, again), "the same gradients give the same directions", estimator)
-    _require(_equal(together, [*first, *second]), "a parameter does not depend on its neighbours", estimator)
+    _demand(_equal(together, again), "the same gradients give the same directions", estimator)
+    _demand(_equal(together, [*first, *second]), "a parameter does not depend on its neighbours", estimator)
 
 
 def _equal(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(map(torch.equal, one, other))
 
 
-def _run(estimator: Estimator, group: Mapping[str, Any], members: list[int]) -> list[Tensor]:
+def _run(estimator: Estimator, group: Mapping[str, object], members: list[int]) -> list[Tensor]:
     """Return the directions of three steps, and check that the recursion keeps to its own buffers."""
     shapes = [(4, 3), (5,)]
     first = [_draw(*shapes[member], seed=member) for member in members]
@@ -217,8 +219,8 @@ def _run(estimator: Estimator, group: Mapping[str, Any], members: list[int]) -> 
         read = [g.clone() for g in (*new, *old)]
         advanced = estimator.update(buffers, new, old, group)
         direction = [one.clone() for one in advanced]
-        _require(_equal([*new, *old], read), "gradients are only read", estimator)
-    _require(_addresses(buffers) == before, "buffers are advanced in place", estimator)
+        _demand(_equal([*new, *old], read), "gradients are only read", estimator)
+    _demand(_addresses(buffers) == before, "buffers are advanced in place", estimator)
     return direction
 
 
@@ -232,6 +234,8 @@ def check_method(method: str, **options: Any) -> None:
     - `step(closure)` evaluates as many gradients as the method says, and leaves `.grad` as it is.
     - The state is complete after the first step; zero gradients at `lr = 0` move nothing.
     - Groups hold plain values; a `weights_only` checkpoint resumes bit for bit; the optimizer can be copied.
+
+    Shapes: a network of layers (24, 12), (16, 24) and (5, 16), with biases and a normalisation.
 
     Args:
         method: A row of `lightning_gluon.METHODS`.
@@ -247,19 +251,19 @@ def check_method(method: str, **options: Any) -> None:
         >>> check_method("gluon")
     """
     _check_zero(method, options)
-    net = _network()
+    net = _small_network()
     optimizer = Gluon(net, lr=0.02, method=method, **options)
     counter = _Counter(net)
     counter.take(optimizer, 0)
-    _require(counter.calls == 1, "the first step evaluates one gradient", method)
+    _demand(counter.calls == 1, "the first step evaluates one gradient", method)
     keys = _state_keys(optimizer)
     for step in range(1, 4):
         counter.take(optimizer, step)
-    _require(counter.calls == optimizer.gradient_evaluations, "gradient evaluations are counted", method)
-    _require(_state_keys(optimizer) == keys, "the state is complete after the first step", method)
+    _demand(counter.calls == optimizer.gradient_evaluations, "gradient evaluations are counted", method)
+    _demand(_state_keys(optimizer) == keys, "the state is complete after the first step", method)
     for group in optimizer.param_groups:
         rest = [value for key, value in group.items() if key != "params"]
-        _require(_is_plain(rest), f"group {group['name']!r} holds plain values", method)
+        _demand(_is_plain(rest), f"group {group['name']!r} holds plain values", method)
     if optimizer.reference_point is None:
         _check_gradients(optimizer, net, method)
     _check_resume(optimizer, net, method, options)
@@ -269,7 +273,7 @@ def _state_keys(optimizer: Gluon) -> dict[Tensor, set[str]]:
     return {parameter: set(kept) for parameter, kept in optimizer.state.items()}
 
 
-def _network(seed: int = 0) -> nn.Sequential:
+def _small_network(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Linear(12, 24),
@@ -320,32 +324,32 @@ def _weights(net: nn.Module) -> Tensor:
 
 
 def _check_zero(method: str, options: Mapping[str, Any]) -> None:
-    net = _network()
+    net = _small_network()
     optimizer = Gluon(net, lr=0.0, method=method, **options)
     before = _weights(net)
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()  # what sharded checkpointing does first
-    _require(torch.equal(_weights(net), before), "zero gradients at lr = 0 move nothing", method)
+    _demand(torch.equal(_weights(net), before), "zero gradients at lr = 0 move nothing", method)
     begun = all(parameter in optimizer.state for parameter in net.parameters())
-    _require(begun, "they begin the state of all parameters", method)
+    _demand(begun, "they begin the state of all parameters", method)
     groups = optimizer.state_dict()["param_groups"]
     copied = copy.deepcopy(optimizer).state_dict()["param_groups"]
-    _require(copied == groups, "the optimizer can be copied", method)
+    _demand(copied == groups, "the optimizer can be copied", method)
 
 
 def _check_gradients(optimizer: Gluon, net: nn.Module, method: str) -> None:
-    before = [gradient.clone() for gradient in _gradients(net)]
+    before = [gradient.clone() for gradient in _present_gradients(net)]
     optimizer.step()
-    _require(_equal(_gradients(net), before), "a step leaves `.grad` as it is", method)
+    _demand(_equal(_present_gradients(net), before), "a step leaves `.grad` as it is", method)
 
 
-def _gradients(net: nn.Module) -> list[Tensor]:
+def _present_gradients(net: nn.Module) -> list[Tensor]:
     return [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
 
 
 def _check_resume(optimizer: Gluon, net: nn.Module, method: str, options: Mapping[str, Any]) -> None:
-    other = _network(seed=1)
+    other = _small_network(seed=1)
     other.load_state_dict(net.state_dict())
     resumed = Gluon(other, lr=0.5, method=method, **options)
     file = io.BytesIO()
@@ -356,6 +360,6 @@ def _check_resume(optimizer: Gluon, net: nn.Module, method: str, options: Mappin
         for model, stepped in ((net, optimizer), (other, resumed)):
             _Counter(model).take(stepped, step)
     same = torch.equal(_weights(net), _weights(other))
-    _require(same, "a resumed run is the run, bit for bit", method)
+    _demand(same, "a resumed run is the run, bit for bit", method)
     same = resumed.gradient_evaluations == optimizer.gradient_evaluations
-    _require(same, "the count of gradient evaluations is resumed", method)
+    _demand(same, "the count of gradient evaluations is resumed", method)

@@ -14,7 +14,7 @@ import torch
 class Check(Protocol):
     """A check of one value."""
 
-    def __call__(self, name: str, value: Any, where: str = "") -> Any:
+    def __call__(self, name: str, value: object, where: str = "") -> Any:
         """Return the value as it is to be kept.
 
         Args:
@@ -27,7 +27,7 @@ class Check(Protocol):
         """
 
 
-def refused(name: str, where: str, wanted: str, value: object) -> ValueError:
+def refusal(name: str, where: str, wanted: str, value: object) -> ValueError:
     """Return the error of a value that is not allowed."""
     return ValueError(f"Expected `{name}`{where} to {wanted}, but got {value!r}.")
 
@@ -44,9 +44,9 @@ def one_of(*choices: object) -> Check:
     """
     listed = ", ".join(map(str, choices))
 
-    def check(name: str, value: Any, where: str = "") -> Any:
+    def check(name: str, value: object, where: str = "") -> object:
         if value not in choices:
-            raise refused(name, where, f"be one of {listed}", value)
+            raise refusal(name, where, f"be one of {listed}", value)
         return value
 
     return check
@@ -68,14 +68,14 @@ class Range:
     signs: str
     none: bool
 
-    def __call__(self, name: str, value: Any, where: str = "") -> Any:
+    def __call__(self, name: str, value: object, where: str = "") -> object:
         """Return a number that lies in the range."""
         if self.none and value is None:
             return value
         if not self.holds(_as_float(value)):
             left, right = self.signs.split()
             wanted = f"satisfy {self.low} {left} {name} {right} {self.high}"
-            raise refused(name, where, wanted, value)
+            raise refusal(name, where, wanted, value)
         return value
 
     def holds(self, number: float) -> bool:
@@ -131,11 +131,11 @@ def whole(least: int = 0, *, none: str = "", unit: str = "") -> Check:
     if none:
         wanted += f", or None for {none}"
 
-    def check(name: str, value: Any, where: str = "") -> Any:
+    def check(name: str, value: object, where: str = "") -> object:
         if none and value is None:
             return value
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise refused(name, where, wanted, value)
+            raise refusal(name, where, wanted, value)
         return value
 
     return check
@@ -152,10 +152,10 @@ def pair_of(check_one: Check) -> Check:
         (0.9, 0.95)
     """
 
-    def check(name: str, value: Any, where: str = "") -> tuple:
+    def check(name: str, value: object, where: str = "") -> tuple:
         pair = plain(value)
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-            raise refused(name, where, "be two numbers", value)
+            raise refusal(name, where, "be two numbers", value)
         first, second = pair
         return check_one(name, first, where), check_one(name, second, where)
 
@@ -174,14 +174,14 @@ def dtype_name(*names: str) -> Check:
     """
     listed = ", ".join((*names, "None"))
 
-    def check(name: str, value: Any, where: str = "") -> str | None:
+    def check(name: str, value: object, where: str = "") -> str | None:
         if value is None:
             return None
         found = str(value).removeprefix("torch.")
         if not isinstance(value, (str, torch.dtype)) or not _is_floating(found):
-            raise refused(name, where, "be a floating-point dtype such as 'bfloat16' or None", value)
+            raise refusal(name, where, "be a floating-point dtype such as 'bfloat16' or None", value)
         if names and found not in names:
-            raise refused(name, where, f"be one of {listed}", found)
+            raise refusal(name, where, f"be one of {listed}", found)
         return found
 
     return check
@@ -192,7 +192,7 @@ def _is_floating(name: str) -> bool:
     return isinstance(dtype, torch.dtype) and dtype.is_floating_point
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """Return Python's own numbers and sequences for those of NumPy, OmegaConf and others.
 
     A checkpoint that holds others is not loaded with `weights_only`. A tensor of one number stays a tensor, since a

@@ -86,6 +86,12 @@ class GluonOptimizer(Callback):
         >>> optimizer = GluonOptimizer("limuon", lr=0.02, rank=8)
         >>> optimizer.configure(torch.nn.Linear(64, 64)).param_groups[0]["rank"]
         8
+        >>> module = LightningModule()
+        >>> module.layer = torch.nn.Linear(64, 64)
+        >>> optimizer.bind(module)
+        >>> type(module.configure_optimizers()).__name__
+        'Gluon'
+        >>> optimizer.warn_if_idle()  # there is an `lr`, so nothing is said
     """
 
     def __init__(

@@ -15,10 +15,11 @@ from torch import Tensor
 from lightning_gluon.callbacks.smoothness_monitor import SmoothnessMonitor
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius.control import RadiusControl
-from lightning_gluon.radius.observe import Evidence, Observation
-from lightning_gluon.radius.radii import Limits, Radius, logged_radii
-from lightning_gluon.radius.rule import Answer, RadiusRule
+from lightning_gluon.radius.observe import Observation, StepRecord
+from lightning_gluon.radius.radii import Limits, Proposal, Radius, logged_radii
+from lightning_gluon.radius.rule import RadiusRule
 from lightning_gluon.radius.rules import make_rule
+from lightning_gluon.radius.saved import SavedState
 from lightning_gluon.replay.lightning import (
     callbacks_of,
     check_log,
@@ -39,14 +40,16 @@ class RadiusScheduler(Callback):
 
         t_i = lr * radius_i,        radius_i = limits(rule(observation)),        lr by the schedule
 
-    Rules: `calibrate` (grow from tiny, the slower the less the last step pays off, then freeze), `smoothness` (the
-    paper's Theorem 1 on the live fit), a name given by `register_radius_rule`, or a function. A function takes a
-    `lightning_gluon.radius.Observation` and returns one factor on all initial radii, radii by group or layer name, or
-    `None`. See `lightning_gluon.radius.RadiusRule`.
+    The rule `calibrate` grows the radii from tiny, the slower the less the last step pays off, and then freezes them.
+    `smoothness` is the paper's Theorem 1 on the live fit. Others are a name given by `register_radius_rule`, or a
+    function. A function takes a `lightning_gluon.radius.Observation`. It returns one factor on all initial radii, radii
+    by group or layer name, or `None`. See `lightning_gluon.radius.RadiusRule`.
 
     Until `calibrate` freezes, it waits for the device once per step and copies the matrices, unless the method keeps
     the previous iterate. A learning-rate warm-up may run at the same time: the calibrated step length is then reached
     at the schedule's peak. Radii are logged as `radius/<group>`, or `radius/<layer>` if they differ within a group.
+
+    Shapes: plain numbers; `t_i` in units of the layer's own norm.
 
     Args:
         rule: A name of `lightning_gluon.radius.RADIUS_RULES`, a rule, or a function (`rule`).
@@ -60,10 +63,10 @@ class RadiusScheduler(Callback):
         log: Whether to log; default: if the Trainer has a logger.
 
     Raises:
-        ValueError: If an argument is out of range or a name is unknown; at the start of training if the rule needs a
-            pass that cannot be taken, `log` needs a logger, or `freeze_step` is a share of an unknown length; on
-            loading if a checkpoint holds values that no run has written.
-        TypeError: If the rule is no rule; at the start of training if the optimizer is not one of this library.
+        ValueError: If an argument is out of range or a name is unknown. At the start of training, if the rule needs a
+            pass that cannot be taken, `log` has no logger, or `freeze_step` is a share of an unknown length. On
+            loading, if a checkpoint holds values that no run has written.
+        TypeError: If the rule is no rule. At the start of training, if the optimizer is not one of this library.
 
     References:
         A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
@@ -76,9 +79,9 @@ class RadiusScheduler(Callback):
 
     def __init__(
         self,
-        rule: str | Callable[[Observation], Answer] = "calibrate",
+        rule: str | Callable[[Observation], Proposal | None] = "calibrate",
         *,
-        options: Mapping[str, Any] | None = None,
+        options: Mapping[str, object] | None = None,
         every_n_steps: int = 25,
         bounds: tuple[float, float] | None = None,
         max_growth: float | None = None,
@@ -120,6 +123,12 @@ class RadiusScheduler(Callback):
 
         Raises:
             ValueError: If the Trainer has a scheduler with another rule.
+
+        Example:
+            >>> trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+            >>> RadiusScheduler.attach(trainer, options={"largest": 5.0})
+            >>> any(isinstance(callback, RadiusScheduler) for callback in trainer.callbacks)
+            True
         """
         scheduler = RadiusScheduler(rule, **arguments)
         for present in [one for one in callbacks_of(trainer) if isinstance(one, RadiusScheduler)]:
@@ -172,15 +181,14 @@ class RadiusScheduler(Callback):
             plain = loss.detach().float()
             self.control.loss.add(plain / loss_scale(trainer))
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
         """Measure what the rule needs, and set the radii of the coming step."""
-        own, control, session = self._optimizer, self.control, self._session
+        own, control, session, done = self._optimizer, self.control, self._session, self.rule.done
         if own is None or unwrapped(optimizer) is not own:
             return
-        done = self.rule.done
         window = trainer.accumulate_grad_batches if pl_module.automatic_optimization else None
         pairs = session.pairs(own.layers()) if session is not None and control.sampled else []
-        control.advance(Evidence(control.loss.mean(window), pairs, partial(agreed, trainer)))
+        control.advance(StepRecord(control.loss.mean(window), pairs, partial(agreed, trainer)))
         if self.rule.done and not done:
             say = rank_zero_warn if self.rule.doubt else rank_zero_info
             say(control.outcome())
@@ -191,10 +199,10 @@ class RadiusScheduler(Callback):
 
     # ------------------------------------------------------------------ checkpoints
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedState:
         """Return plain values, and the weights before the last step while they are needed."""
         return self.control.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: SavedState) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         self.control.load_state_dict(state)

@@ -47,7 +47,7 @@ def choose_layers(layers: Sequence[Layer], patterns: str | Sequence[str] | None)
         raise ValueError("Expected `layers` to be names, shell patterns or roles, or `None` for all, but got none.")
     chosen: set[Tensor] = set()
     for pattern in patterns:
-        found = {layer.parameter for layer in layers if layer.role == pattern or fnmatchcase(layer.name, pattern)}
+        found = [layer.parameter for layer in layers if _matches(layer, pattern)]
         if not found:
             some = ", ".join(repr(layer.name) for layer in layers[:3])
             roles = ", ".join(dict.fromkeys(layer.role for layer in layers))
@@ -55,8 +55,12 @@ def choose_layers(layers: Sequence[Layer], patterns: str | Sequence[str] | None)
                 f"Expected every entry of `layers` to match a layer, but {pattern!r} matches none. There are roles "
                 f"{roles} and layers such as {some}."
             )
-        chosen |= found
+        chosen.update(found)
     return [layer for layer in layers if layer.parameter in chosen]
+
+
+def _matches(layer: Layer, pattern: str) -> bool:
+    return layer.role == pattern or fnmatchcase(layer.name, pattern)
 
 
 class SmoothnessMonitor(Callback):
@@ -119,6 +123,8 @@ class SmoothnessMonitor(Callback):
         >>> trainer.fit(Model(), torch.utils.data.DataLoader(torch.randn(16, 4), batch_size=4))
         >>> [sample["step"] for sample in plots.read_samples(monitor.path) if not sample["layer"]]
         [1, 3]
+        >>> sorted(file.name for file in monitor.plot())
+        ['smoothness_hidden.png', 'smoothness_radii.png']
     """
 
     def __init__(
@@ -165,7 +171,9 @@ class SmoothnessMonitor(Callback):
     @property
     def path(self) -> Path | None:
         """The file of the samples; `None` before training, without `save`, and on all ranks but the first."""
-        return None if self._samples is None else self._samples.path
+        if self._samples is None:
+            return None
+        return self._samples.path
 
     # ------------------------------------------------------------------ begin and end
 
@@ -205,14 +213,16 @@ class SmoothnessMonitor(Callback):
         folder = Path(trainer.log_dir or trainer.default_root_dir)  # asked for on all ranks, which agree on it
         if not trainer.is_global_zero:
             return
-        monitors = [callback for callback in callbacks_of(trainer) if isinstance(callback, SmoothnessMonitor)]
-        taken = [monitor.path for monitor in monitors if monitor is not self and monitor.path is not None]
+        taken = []
+        for other in callbacks_of(trainer):
+            if isinstance(other, SmoothnessMonitor) and other is not self and other.path is not None:
+                taken.append(other.path)
         self._samples = SampleFile.begin(folder, self._name, self.steps, taken)
         self._name = self._samples.path.name
 
     # ------------------------------------------------------------------ one step
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
         """Take the sample that is due, and ask for what the next step's sample will need."""
         session = self._session
         if session is None or session.optimizer is None or unwrapped(optimizer) is not session.optimizer:
@@ -248,18 +258,23 @@ class SmoothnessMonitor(Callback):
             warnings.warn(message, stacklevel=2)
         self._warned = True
 
-    def _row(self, reading: Reading) -> dict[str, Any]:
+    def _row(self, reading: RawReading) -> dict[str, Any]:
         """Add one sample to its fit and to the pending log, and return it as a line of the file."""
         values = derive(reading.raw)
         values.update(self._fitted(reading.fit, values))
-        row: dict[str, Any] = {"step": self.steps, "role": reading.role, "layer": reading.layer}
-        row["radius"] = reading.radius
+        row: dict[str, Any] = {
+            "step": self.steps,
+            "role": reading.role,
+            "layer": reading.layer,
+            "radius": reading.radius,
+        }
         logged = reading.layer is None or self.per_layer
+        name = reading.layer or reading.role
         for key, value in values.items():
             finite = math.isfinite(value)
             row[key] = value if finite else None
             if finite and logged:
-                self._pending[f"smoothness/{key}/{reading.layer or reading.role}"] = value
+                self._pending[f"smoothness/{key}/{name}"] = value
         return row
 
     def _fitted(self, name: str, values: dict[str, float]) -> dict[str, float]:
@@ -293,13 +308,16 @@ class SmoothnessMonitor(Callback):
             raise ValueError(
                 "There is nothing to plot: no sample was written. Train with `save=True` for `every_n_steps` steps."
             )
-        drawn = plots.smoothness_figures(plots.read_samples(self.path))
-        figures = {name.replace("smoothness", self.path.stem, 1): figure for name, figure in drawn.items()}
+        samples = plots.read_samples(self.path)
+        stem, figures = self.path.stem, {}
+        for name, figure in plots.smoothness_figures(samples).items():
+            figures[name.replace("smoothness", stem, 1)] = figure
         for logger in self._trainer.loggers if self._trainer is not None else ():
             experiment = getattr(logger, "experiment", None)
             if hasattr(experiment, "add_figure"):
                 plots.to_tensorboard(figures, experiment, self.steps)
-        return plots.save(figures, self.path.parent if path is None else Path(path))
+        folder = self.path.parent if path is None else Path(path)
+        return plots.save(figures, folder)
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -317,16 +335,19 @@ class SmoothnessMonitor(Callback):
         saved = Saved(state, "SmoothnessMonitor")
         steps, name = saved.whole("steps"), check_file_name(saved.value("file"))
         fits = {}
-        for key, samples in Saved(saved.value("fits"), "SmoothnessMonitor.fits").state.items():
+        columns = Saved(saved.value("fits"), "SmoothnessMonitor.fits")
+        for key, samples in columns.state.items():
             fits[key] = RunningFit(self.window, self.penalty)
             fits[key].load_state_dict(samples)
         waiting = Saved(saved.value("pending"), "SmoothnessMonitor.pending")
-        pending = {key: waiting.number(key, number(-math.inf, signs="< <")) for key in waiting.state}
-        self.steps, self.fits, self._pending, self._name = steps, fits, pending, name
+        finite = number(-math.inf, signs="< <")
+        pending = {key: waiting.number(key, finite) for key in waiting.state}
+        self.steps, self._name = steps, name
+        self.fits, self._pending = fits, pending
 
 
 @dataclass(frozen=True)
-class Reading:
+class RawReading:
     """The raw values of one layer, or of a whole role.
 
     Args:
@@ -344,16 +365,20 @@ class Reading:
     @property
     def fit(self) -> str:
         """Name of the running fit."""
-        return self.role if self.layer is None else f"layer {self.layer}"
+        if self.layer is None:
+            return self.role
+        return f"layer {self.layer}"
 
 
-def readings_of(pairs: Iterable[Pair], raws: Iterable[Raw]) -> Iterator[Reading]:
+def readings_of(pairs: Iterable[Pair], raws: Iterable[Raw]) -> Iterator[RawReading]:
     """Yield every role, followed by its layers."""
-    members: dict[str, list[Reading]] = {}
+    members: dict[str, list[RawReading]] = {}
     for pair, raw in zip(pairs, raws, strict=True):
         layer = pair.layer
-        members.setdefault(layer.role, []).append(Reading(layer.role, layer.name, layer.step_length, raw))
+        reading = RawReading(layer.role, layer.name, layer.step_length, raw)
+        members.setdefault(layer.role, []).append(reading)
     for role, readings in members.items():
         radius = max(reading.radius for reading in readings)
-        yield Reading(role, None, radius, combine(reading.raw for reading in readings))
+        raw = combine(reading.raw for reading in readings)
+        yield RawReading(role, None, radius, raw)
         yield from readings

@@ -25,7 +25,7 @@ from lightning_gluon.two_point.closures import CALLBACK, CLOSURE, NOBODY
 from lightning_gluon.two_point.exchange import exchanged_gradients
 
 # Strategies whose parameters are shards, or which own the backward pass or the step.
-REFUSED = (
+UNSUPPORTED = (
     "FSDPStrategy",
     "ModelParallelStrategy",
     "DeepSpeedStrategy",
@@ -98,6 +98,13 @@ class VarianceReduction(Callback):
 
         Args:
             trainer: The Trainer.
+
+        Example:
+            >>> from lightning.pytorch import Trainer
+            >>> trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+            >>> VarianceReduction.attach(trainer)
+            >>> type(trainer.callbacks[0]).__name__
+            'VarianceReduction'
         """
         present = callbacks_of(trainer)
         if not any(isinstance(callback, VarianceReduction) for callback in present):
@@ -153,7 +160,7 @@ class VarianceReduction(Callback):
         return before_step
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Log what the run has cost so far."""
         if self._optimizer is not None and not trainer.barebones:
@@ -174,7 +181,7 @@ def refuse(trainer: Trainer, pl_module: LightningModule) -> None:
             "at the previous iterate. Use `training_step(batch, batch_idx)`."
         )
     for kind in type(trainer.strategy).__mro__:
-        if kind.__name__ in REFUSED:
+        if kind.__name__ in UNSUPPORTED:
             raise ValueError(
                 f"A method that needs a further gradient cannot run under `{kind.__name__}` yet, because weights are "
                 "exchanged whole and in place. Use `strategy='ddp'`, or a single device."

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+from argparse import Namespace
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 __all__ = ["Arguments"]
 
@@ -13,7 +14,7 @@ __all__ = ["Arguments"]
 class Arguments(argparse.ArgumentParser):
     """A parser that says what is wrong in one line and leaves the usage to `--help`."""
 
-    def parse_args(self, args: Sequence[str], namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Sequence[str], namespace: Namespace | None = None) -> Namespace:  # type: ignore[override]
         """Say which option is unknown, rather than which one is missing for it.
 
         Args:

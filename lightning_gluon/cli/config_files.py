@@ -7,7 +7,6 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 from jsonargparse import get_loader, set_loader
@@ -25,13 +24,13 @@ LARGEST_VALUES = 100_000
 SHORT = 60
 
 # Options that name a file.
-OPTIONS = ("-c", "--config")
+CONFIG_FLAGS = ("-c", "--config")
 
 # Sections that hold keys; `model` and `data` may also be a class path.
 SECTIONS = ("trainer", "optimizer")
 
 
-def load_yaml(text: str) -> Any:
+def load_yaml(text: str) -> object:
     """Load YAML as jsonargparse does, unless it is larger than a configuration is.
 
     Args:
@@ -129,7 +128,7 @@ def config_files(arguments: Sequence[str]) -> Iterator[str]:
     """
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
-        if option not in OPTIONS:
+        if option not in CONFIG_FLAGS:
             continue
         if equals:
             yield value
@@ -137,7 +136,7 @@ def config_files(arguments: Sequence[str]) -> Iterator[str]:
             yield from arguments[position + 1 : position + 2]
 
 
-def check_files(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
+def check_files(arguments: Sequence[str]) -> Iterator[dict[str, object]]:
     """Read the configuration files that arguments name, and say in one sentence which one is none.
 
     What can be read only once, such as a pipe, and what is not local is left to jsonargparse.
@@ -155,7 +154,7 @@ def check_files(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
         if name == "-" or "://" in name or name.lstrip().startswith("{"):
             continue
         path = Path(name)
-        kind = _kind(path)
+        kind = _file_kind(path)
         if stat.S_ISFIFO(kind):
             continue
         if not stat.S_ISREG(kind):
@@ -163,7 +162,7 @@ def check_files(arguments: Sequence[str]) -> Iterator[dict[str, Any]]:
         yield _sections(name, _load(path))
 
 
-def _kind(path: Path) -> int:
+def _file_kind(path: Path) -> int:
     try:
         return path.stat().st_mode
     except OSError:
@@ -177,7 +176,7 @@ def _kind(path: Path) -> int:
         raise ValueError(f"Expected `--config` to be a file, but there is no '{path}'.{hint}") from None
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path) -> object:
     if path.stat().st_size > LARGEST_TEXT:
         raise ValueError(f"Expected '{path}' to be YAML of at most {LARGEST_TEXT:,} bytes, but it is larger.")
     try:
@@ -194,7 +193,7 @@ def _load(path: Path) -> Any:
         raise ValueError(f"'{path}': {error}") from error
 
 
-def _sections(name: str, content: Any) -> dict[str, Any]:
+def _sections(name: str, content: object) -> dict[str, object]:
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -208,7 +207,7 @@ def _sections(name: str, content: Any) -> dict[str, Any]:
     return content
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = repr(value)
     if len(text) <= SHORT:
         return text

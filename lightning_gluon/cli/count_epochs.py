@@ -20,7 +20,7 @@ class CountEpochs(Callback):
         >>> trainer = Trainer(callbacks=[CountEpochs()], accelerator="cpu", logger=False, enable_checkpointing=False)
     """
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         """Inside an epoch there is one more epoch begun than done."""
         progress: Any = trainer.fit_loop.epoch_progress
         if progress.current.ready == progress.current.processed:

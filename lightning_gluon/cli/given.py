@@ -10,10 +10,10 @@ from typing import Any
 
 from lightning_gluon.cli.config_files import check_files
 
-__all__ = ["SECTIONS", "Given"]
+__all__ = ["CLASS_SECTIONS", "Given"]
 
 # Sections that are a class and its arguments.
-SECTIONS = ("model", "data")
+CLASS_SECTIONS = ("model", "data")
 
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
@@ -31,7 +31,7 @@ class Given:
         (['model.width'], 'torch.nn.Linear', ['in_features', 'out_features'])
     """
 
-    values: dict[str, Any] = field(default_factory=dict)
+    values: dict[str, object] = field(default_factory=dict)
 
     @classmethod
     def read(cls, arguments: Sequence[str]) -> Given:
@@ -48,7 +48,7 @@ class Given:
         """
         given = cls()
         for content in check_files(arguments):
-            given._add(_flat("", content))
+            given._add(_leaves("", content))
         for position, argument in enumerate(arguments):
             name, equals, value = argument.partition("=")
             if not name.startswith("--"):
@@ -58,10 +58,10 @@ class Given:
             given._add([(name.removeprefix("--"), value)])
         return given
 
-    def _add(self, values: Iterable[tuple[str, Any]]) -> None:
+    def _add(self, values: Iterable[tuple[str, object]]) -> None:
         """Add values; `model: package.Net` is short for `model: {class_path: package.Net}`."""
         for key, value in values:
-            if key in SECTIONS and isinstance(value, str):
+            if key in CLASS_SECTIONS and isinstance(value, str):
                 key = f"{key}.class_path"
             self.values[key] = value
 
@@ -101,7 +101,7 @@ class Given:
         Returns:
             Names of arguments; none if the class is unknown.
         """
-        target = _import(self.owner(key))
+        target = _find_imported(self.owner(key))
         if not callable(target):
             return []
         try:
@@ -132,9 +132,9 @@ class Given:
         return None
 
 
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
+def _leaves(prefix: str, value: object) -> Iterator[tuple[str, object]]:
     """Yield the leaves of nested values with their dotted keys."""
-    children: Mapping[Any, Any] = {}
+    children: Mapping[object, object] = {}
     if isinstance(value, Mapping):
         children = value
     elif isinstance(value, list):
@@ -143,10 +143,10 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield prefix, value
     for name, child in children.items():
         key = f"{prefix}.{name}"
-        yield from _flat(key.removeprefix("."), child)
+        yield from _leaves(key.removeprefix("."), child)
 
 
-def _import(path: str | None) -> Any:
+def _find_imported(path: str | None) -> Any:
     """Return what a class path that was imported before stands for; None if it stands for nothing."""
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
 

@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_gluon.cli.given import SECTIONS, Given
+from lightning_gluon.cli.given import CLASS_SECTIONS, Given
 
 __all__ = ["Keys", "last"]
 
 # Share of equal letters from which two dotted keys are near; their sections often agree already.
-NEAR = 0.7
+SIMILARITY = 0.7
 # Number of keys that one sentence offers.
 OFFERED = 3
 
@@ -66,7 +66,7 @@ class Keys:
 
     def _all(self) -> list[str]:
         keys = list(self.known)
-        for section in SECTIONS:
+        for section in CLASS_SECTIONS:
             for name in self.given.parameters(f"{section}.init_args."):
                 keys.append(f"{section}.{name}")
         return keys
@@ -80,7 +80,7 @@ class Keys:
         moved = self.elsewhere(name)
         if moved or inside:
             return moved
-        return difflib.get_close_matches(key, self._all(), n=1, cutoff=NEAR)
+        return difflib.get_close_matches(key, self._all(), n=1, cutoff=SIMILARITY)
 
     def elsewhere(self, name: str) -> list[str]:
         """Return the keys that end in a name.

@@ -11,13 +11,13 @@ from lightning_gluon.cli.errors import one_line_errors
 from lightning_gluon.cli.tables import detail, overview
 from lightning_gluon.step.checks import find_method
 
-__all__ = ["methods"]
+__all__ = ["print_methods"]
 
 # Columns of a file or a pipe, which have no width of their own.
 FILE_WIDTH = 180
 
 
-def methods(arguments: Sequence[str]) -> None:
+def print_methods(arguments: Sequence[str]) -> None:
     """Print the method table, or the rules and options of one method.
 
     Args:

@@ -126,6 +126,6 @@ def _no_file(found: Found, keys: Keys) -> str:
 
 
 @_form(r'Parser key "([^"]+)":\s*(.*)')
-def _wrong_value(found: Found, keys: Keys) -> str:
+def _explain_value(found: Found, keys: Keys) -> str:
     key, text = found.groups()
     return wrong_value(key, text, keys)

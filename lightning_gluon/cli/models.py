@@ -8,6 +8,7 @@ import inspect
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ if typing.TYPE_CHECKING:
 
 __all__ = ["build_model", "configuration"]
 
+# Arguments of a model, or entries of its configuration.
+ConfigValues: typing.TypeAlias = Mapping[str, Any]
 
-def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+
+def build_model(name: str, arguments: ConfigValues) -> nn.Module:
     """Build a model without weights, on the meta device.
 
     A class path is imported, which runs the code of its module. Nothing is called before it is known to be a model.
@@ -51,18 +55,18 @@ def build_model(name: str, arguments: Mapping[str, Any]) -> nn.Module:
             return _of_configuration(configuration(rest, arguments))
         if "/" in name or Path(name).is_dir():
             return _of_configuration(configuration(name, arguments))
-        return _find(name)(**arguments)
+        return _find_factory(name)(**arguments)
 
 
-def _of_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
+def _of_timm(name: str, arguments: ConfigValues) -> nn.Module:
     timm = require("timm")
     source, _ = timm.models.parse_model_name(name)
     if not source and not timm.is_model(name):
-        raise ValueError(f"Expected a model of timm, but got {name!r}.{_near(name, timm.list_models())}")
+        raise ValueError(f"Expected a model of timm, but got {name!r}.{_suggest(name, timm.list_models())}")
     return timm.create_model(name, pretrained=False, **arguments)
 
 
-def configuration(name: str, entries: Mapping[str, Any]) -> PreTrainedConfig:
+def configuration(name: str, entries: ConfigValues) -> PreTrainedConfig:
     """Return a configuration of transformers with some entries replaced, each of which has to exist.
 
     transformers itself would keep an unknown entry and build another model than was meant.
@@ -84,31 +88,31 @@ def configuration(name: str, entries: Mapping[str, Any]) -> PreTrainedConfig:
     """
     transformers = require("transformers")
     if "/" in name or Path(name).is_dir():
-        _check_entries(_read(name, {}), entries)
-        return _read(name, entries)
+        _check_entries(_read_config(name, {}), entries)
+        return _read_config(name, entries)
     cls = _class_of_configurations(transformers, name)
     _check_entries(cls(), entries)
     return cls(**entries)
 
 
-def _class_of_configurations(transformers: Any, name: str) -> type[PreTrainedConfig]:
+def _class_of_configurations(transformers: ModuleType, name: str) -> type[PreTrainedConfig]:
     found = getattr(transformers, name, None)
     if isinstance(found, type) and issubclass(found, transformers.PreTrainedConfig):
         return found
     known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
     if name not in known:
-        raise ValueError(f"Expected a model type of transformers, but got {name!r}.{_near(name, known)}")
+        raise ValueError(f"Expected a model type of transformers, but got {name!r}.{_suggest(name, known)}")
     return type(transformers.AutoConfig.for_model(name))
 
 
-def _check_entries(default: PreTrainedConfig, entries: Mapping[str, Any]) -> None:
+def _check_entries(default: PreTrainedConfig, entries: ConfigValues) -> None:
     for entry in entries:
         if not hasattr(default, entry):
-            near = _near(entry, default.to_dict())
+            near = _suggest(entry, default.to_dict())
             raise ValueError(f"Expected entries of {type(default).__name__}, but got {entry!r}.{near}")
 
 
-def _read(name: str, entries: Mapping[str, Any]) -> PreTrainedConfig:
+def _read_config(name: str, entries: ConfigValues) -> PreTrainedConfig:
     """Read a configuration of a folder or the hub; code that comes with it is not run."""
     transformers = require("transformers")
     try:
@@ -137,7 +141,7 @@ def _of_configuration(config: PreTrainedConfig) -> nn.Module:
     return auto.from_config(config, trust_remote_code=False)
 
 
-def _find(path: str) -> Callable[..., nn.Module]:
+def _find_factory(path: str) -> Callable[..., nn.Module]:
     """Return the class or factory of a dotted path, once it is known to be one of models."""
     place, _, name = path.rpartition(".")
     if not place:
@@ -147,7 +151,9 @@ def _find(path: str) -> Callable[..., nn.Module]:
         )
     module = _import(place, path)
     if not hasattr(module, name):
-        raise ValueError(f"Expected a class in the module {place}, but it has no {name!r}.{_near(name, dir(module))}")
+        raise ValueError(
+            f"Expected a class in the module {place}, but it has no {name!r}.{_suggest(name, dir(module))}"
+        )
     found = getattr(module, name)
     if not (_is_module(found) or _is_module(_returned(found))):
         raise ValueError(
@@ -193,6 +199,6 @@ def _kind(found: object) -> str:
     return f"of type {type(found).__name__}"
 
 
-def _near(name: str, known: Iterable[str]) -> str:
+def _suggest(name: str, known: Iterable[str]) -> str:
     similar = difflib.get_close_matches(name, known, n=5)
     return f" Similar names: {', '.join(similar)}." if similar else ""

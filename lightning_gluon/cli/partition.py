@@ -16,10 +16,10 @@ from lightning_gluon.cli.models import build_model
 from lightning_gluon.extras import require
 from lightning_gluon.partition import partition as route
 
-__all__ = ["partition"]
+__all__ = ["print_partition"]
 
 
-def partition(arguments: Sequence[str]) -> None:
+def print_partition(arguments: Sequence[str]) -> None:
     """Print the partition of a model that is built on the meta device.
 
     Args:
@@ -34,7 +34,7 @@ def partition(arguments: Sequence[str]) -> None:
 
 
 def _print(given: Namespace) -> None:
-    options, rules = _entries("--kwargs", given.kwargs), _entries("--rules", given.rules)
+    options, rules = _parse_entries("--kwargs", given.kwargs), _parse_entries("--rules", given.rules)
     strict = not given.no_strict
     search_working_directory()
     if given.config:
@@ -65,7 +65,7 @@ def _parser() -> Arguments:
     return parser
 
 
-def _entries(option: str, text: str) -> Any:
+def _parse_entries(option: str, text: str) -> Any:
     try:
         entries = json.loads(text)
     except (ValueError, RecursionError):
@@ -75,7 +75,7 @@ def _entries(option: str, text: str) -> Any:
     return entries
 
 
-def _from_yaml(files: list[str]) -> tuple[nn.Module, Any]:
+def _from_yaml(files: list[str]) -> tuple[nn.Module, Namespace]:
     """Return the model of a configuration and its `optimizer` section."""
     require("jsonargparse")
     from lightning_gluon.cli.fit import ModelCLI

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -23,7 +22,7 @@ MEDIUM = 80  # columns above which the summary has a column of its own
 
 
 @dataclass(frozen=True)
-class Column:
+class OverviewColumn:
     """One column of the overview.
 
     Args:
@@ -38,14 +37,14 @@ class Column:
 
 
 COLUMNS = (
-    Column("method", wraps=MEDIUM),
-    Column("hidden", width=WIDE),
-    Column("others", width=WIDE, wraps=math.inf),
-    Column("gradients"),
-    Column("momentum"),
-    Column("decay"),
-    Column("what it is", width=MEDIUM + 1, wraps=math.inf),
-    Column("source", width=WIDE, wraps=math.inf),
+    OverviewColumn("method", wraps=MEDIUM),
+    OverviewColumn("hidden", width=WIDE),
+    OverviewColumn("others", width=WIDE, wraps=math.inf),
+    OverviewColumn("gradients"),
+    OverviewColumn("momentum"),
+    OverviewColumn("decay"),
+    OverviewColumn("what it is", width=MEDIUM + 1, wraps=math.inf),
+    OverviewColumn("source", width=WIDE, wraps=math.inf),
 )
 
 
@@ -80,27 +79,32 @@ def _cells(name: str, row: Method) -> dict[str, RenderableType]:
     """Return the cells of one method by column."""
     rules = dict(row.rules)
     hidden = rules.pop("hidden")
-    short = map(_short, rules.values())
+    short = map(_rule_text, rules.values())
     others = dict.fromkeys(short)
-    gradients = [ESTIMATORS[estimator].gradients for estimator in row.estimators]
+    gradients = map(_gradient_count, row.rules.values())
     return {
         "method": name,
-        "hidden": _short(hidden),
+        "hidden": _rule_text(hidden),
         "others": ", ".join(others),
         "gradients": str(max(gradients)),
-        "momentum": _number(row.momentum),
-        "decay": _number(row.weight_decay),
+        "momentum": _number_text(row.momentum),
+        "decay": _number_text(row.weight_decay),
         "what it is": row.summary,
         "source": row.source,
     }
 
 
-def _number(value: float) -> str:
+def _number_text(value: float) -> str:
     """Write a number without trailing zeros."""
     return f"{value:g}"
 
 
-def _short(rule: Rule) -> str:
+def _gradient_count(rule: Rule) -> int:
+    estimator = ESTIMATORS[rule.estimator]
+    return estimator.gradients({**estimator.options, **rule.options})
+
+
+def _rule_text(rule: Rule) -> str:
     if rule.norm == "identity":
         return rule.estimator
     return f"{rule.norm} {rule.estimator}"
@@ -124,29 +128,32 @@ def detail(name: str, row: Method) -> Table:
     table = Table(title=title, caption_justify="left", pad_edge=False)
     for column in ("role", "norm", "scaling", "estimator", "radius"):
         table.add_column(column, overflow="fold")  # no name loses its end
-    options: dict[str, dict[str, Any]] = {}
+    options: dict[str, dict[str, object]] = {}
     for role in ROLES:
         rule = row.rules[role]
         scaling = rule.scaling or ""
-        table.add_row(role, rule.norm, scaling, rule.estimator, _number(rule.radius))
-        options[rule.norm] = _defaults(NORMS[rule.norm].defaults(), rule)
-        options[rule.estimator] = _defaults(ESTIMATORS[rule.estimator].options, rule)
-    numbers = {"momentum": _number(row.momentum), "weight_decay": _number(row.weight_decay)}
-    lines = [_listed(numbers)]
+        table.add_row(role, rule.norm, scaling, rule.estimator, _number_text(rule.radius))
+        options[rule.norm] = _row_defaults(NORMS[rule.norm].defaults(), rule)
+        options[rule.estimator] = _row_defaults(ESTIMATORS[rule.estimator].options, rule)
+    numbers = {
+        "momentum": _number_text(row.momentum),
+        "weight_decay": _number_text(row.weight_decay),
+    }
+    lines = [_option_list(numbers)]
     for part, values in options.items():
         if values:
-            lines.append(f"options of {part}: {_listed(values)}")
+            lines.append(f"options of {part}: {_option_list(values)}")
     table.caption = "\n".join(lines)
     return table
 
 
-def _defaults(own: Mapping[str, Any], rule: Rule) -> dict[str, Any]:
+def _row_defaults(own: Mapping[str, object], rule: Rule) -> dict[str, object]:
     """Return the defaults of a norm or an estimator, with those that the rule sets; the scaling has a column."""
     options = {option: rule.options.get(option, value) for option, value in own.items()}
     options.pop("scaling", None)
     return options
 
 
-def _listed(options: dict[str, Any]) -> str:
+def _option_list(options: Mapping[str, object]) -> str:
     pairs = [f"{option}={value}" for option, value in options.items()]
     return ", ".join(pairs)

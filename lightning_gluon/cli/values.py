@@ -9,9 +9,9 @@ from lightning_gluon.cli.keys import Keys
 
 __all__ = ["wrong_value"]
 
-INNER = re.compile(r'Parser key "([^"]+)":\s*(.*)', re.DOTALL)
+INNER_ERROR = re.compile(r'Parser key "([^"]+)":\s*(.*)', re.DOTALL)
 TYPES = re.compile(r"Subtypes: \[(.*)\]$|Expected an? (.*?)\. Got", re.MULTILINE)
-VALUE = re.compile(r"(?:Given|Got) value: (?:NestedArg\(.*val=')?(.*?)(?:'\))?$", re.MULTILINE)
+GIVEN_VALUE = re.compile(r"(?:Given|Got) value: (?:NestedArg\(.*val=')?(.*?)(?:'\))?$", re.MULTILINE)
 NO_MODULE = re.compile(r"given class_path '([^']+)':\s+No module named '([^']+)'")
 NO_SUBCLASS = re.compile(r"not correspond to a subclass|Not a valid subclass")
 NO_PATH = re.compile(r"Expected a dot import path string")
@@ -43,12 +43,12 @@ def wrong_value(key: str, text: str, keys: Keys) -> str:
         >>> wrong_value("seed", "Expected a <class 'int'>. Got value: x", Keys(Given(), ["seed"]))
         "Expected `seed` to be int, but got 'x'."
     """
-    inner = INNER.search(text)
+    inner = INNER_ERROR.search(text)
     if inner is not None:  # the argument of a class, inside the section of the class
         return wrong_value(inner[1], inner[2], keys)
-    key = _whole(key, keys)
+    key = _full_key(key, keys)
     types = TYPES.search(text)
-    value = VALUE.search(text)
+    value = GIVEN_VALUE.search(text)
     if types is None or value is None:
         return f"`{key}`: {flat(text)}"
     wanted = _spell(types[1] or types[2])
@@ -61,7 +61,7 @@ def wrong_value(key: str, text: str, keys: Keys) -> str:
     return f"Expected `{key}` to be {wanted} but got {got!r}.{reason}"
 
 
-def _whole(key: str, keys: Keys) -> str:
+def _full_key(key: str, keys: Keys) -> str:
     """Return the dotted key of an argument that jsonargparse calls by its name alone."""
     given = keys.given.find(key)
     if key in keys.known or not given:

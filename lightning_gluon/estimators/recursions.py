@@ -6,12 +6,16 @@ point,
 
     ema        M <- b M + (1 - b) c_new
     nesterov   M <- b M + (1 - b) c_new,               direction b M + (1 - b) c_new
-    mvr1       M <- c_new + b (M - c_old)
-    mvr2       G <- c_new + (1 - q) (G - c_old),       M <- b M + (1 - b) G
-    mvr3       G as in mvr2,                           M <- b M + (1 - b) G + b (c_new - c_old)
-    mars       c  = c_new + gamma b / (1 - b) (c_new - c_old), clipped;   M <- b M + (1 - b) c
-    igt        M <- b M + (1 - b) c_new, with c_new taken at the transported point Y = X + b / (1 - b) (X - X_prev)
+    mvr1       M <- b (M + gamma D) + (1 - b) c_new,                   D = c_new - c_old
+    mvr2       G <- (1 - q) (G + gamma D) + q c_new,   M <- b M + (1 - b) G
+    mvr3       G as in mvr2,                           M <- b M + (1 - b) G + b gamma D
+    mars       c  = c_new + gamma b / (1 - b) D, clipped;              M <- b M + (1 - b) c
+    igt        M <- b M + (1 - b) c_new, with c_new taken at Y = X + lookahead b / (1 - b) (X - X_prev)
     dual_ema   direction b M + (1 - b) c_new,          M <- b2 M + (1 - b2) c_new
+
+gamma = 1 is the method of the papers: mvr1 is `M <- c_new + b (M - c_old)`, STORM. To any gamma the estimate is
+`(1 - gamma) ema + gamma mvr1`. At 0 nothing is taken at another point and no previous iterate is kept; nor is it where
+lookahead is 0.
 
 Every buffer starts at the first gradient, or at zero where the method says so (`start`), and `c_old` at the first step
 is `c_new`: the first direction is a multiple of `c_new` for all of them, and no row needs a special first step.
@@ -36,79 +40,104 @@ __all__ = ["ESTIMATORS", "Estimator"]
 
 Tensors = list[Tensor]
 Buffers = Mapping[str, Tensors]
-Options = Mapping[str, Any]
-Recursion = Callable[[Buffers, Tensors, Tensors, Options], Tensors]
-Kernel = Callable[[MutableMapping[Tensor, Any], Options, Tensors, Tensors], None]
+GroupOptions = Mapping[str, Any]
+Recursion = Callable[[Buffers, Tensors, Tensors, GroupOptions], Tensors]
+Kernel = Callable[[MutableMapping[Tensor, Any], GroupOptions, Tensors, Tensors], None]
 
 
 @dataclass(frozen=True)
 class Estimator:
     """One momentum estimator: its recursion, its buffers, and the gradients it needs.
 
+        M <- update(M, c_new, c_old),        such as `b M + (1 - b) c_new`
+
+    Shapes: buffers, gradients and directions are lists of tensors, each of its parameter's shape.
+
     Args:
         update: `(buffers, c_new, c_old, options) -> direction`; advances the buffers in place, may return one of them,
             and never writes to `c_new` or `c_old`.
         buffers: Names of the persistent buffers, each laid out like the parameter.
-        reference: Where a further gradient is needed: `None` (nowhere), `"previous"` (`c_old`, the same sample at the
+        reference: Place of a further gradient: `None` (none is needed), `"previous"` (`c_old`, the same sample at the
             last iterate) or `"transported"` (`c_new` itself is taken at the extrapolated point).
+        share: Name of the option that scales what is gained there; at 0 no further gradient is needed.
         options: Options of the estimator with their defaults, beyond `momentum`.
         step_: `(state, group, params, gradients)`, for a row that also moves the weights, by a kernel of its own; such
             a row has no recursion.
         layout: `(parameter) -> {key: tensor on the meta device}`, for such a row: what it keeps.
 
+    References:
+        A. Cutkosky and F. Orabona, "Momentum-Based Variance Reduction in Non-Convex SGD", arXiv 1905.10018.
+        "Gluon-MVR", arXiv 2512.16598.
+
     Example:
-        >>> ESTIMATORS["mvr1"].gradients, ESTIMATORS["ema"].gradients
+        >>> mvr1 = ESTIMATORS["mvr1"]
+        >>> mvr1.gradients(mvr1.options), mvr1.gradients({"gamma": 0.0})
         (2, 1)
     """
 
     update: Recursion
     buffers: tuple[str, ...] = ("momentum",)
     reference: str | None = None
-    options: Options = field(default_factory=dict)
+    share: str | None = None
+    options: GroupOptions = field(default_factory=dict)
     step_: Kernel | None = None
     layout: Callable[[Tensor], dict[str, Tensor]] | None = None
 
-    @property
-    def gradients(self) -> int:
-        """Gradients of one sample that a step costs."""
-        return 2 if self.reference == "previous" else 1
+    def point(self, options: GroupOptions) -> str | None:
+        """Return where a further gradient is needed under these options, see `reference`."""
+        used = self.share is None or options[self.share] != 0
+        return self.reference if used else None
+
+    def gradients(self, options: GroupOptions) -> int:
+        """Return the gradients of one sample that a step costs under these options."""
+        return 2 if self.point(options) == "previous" else 1
 
 
-def _ema(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _ema(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     momentum = buffers["momentum"]
     torch._foreach_lerp_(momentum, new, 1 - options["momentum"])
     return momentum
 
 
-def _nesterov(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _nesterov(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     momentum = _ema(buffers, new, old, options)
     return list(torch._foreach_lerp(new, momentum, options["momentum"]))
 
 
-def _recursive_(buffer: Tensors, new: Tensors, old: Tensors, keep: float) -> None:
-    """STORM's recursion `buffer <- new + keep (buffer - old)`; the difference first, so equal pairs cancel exactly."""
-    torch._foreach_sub_(buffer, old)
+def _recursive_(buffer: Tensors, new: Tensors, old: Tensors, keep: float, gamma: float) -> None:
+    """Advance a buffer by `keep (buffer + gamma (new - old)) + (1 - keep) new`."""
+    if gamma == 0:
+        torch._foreach_lerp_(buffer, new, 1 - keep)
+        return
+    torch._foreach_sub_(buffer, _damped(new, old, gamma))  # the difference first, so equal pairs cancel exactly
     torch._foreach_mul_(buffer, keep)
     torch._foreach_add_(buffer, new)
 
 
-def _mvr1(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
-    _recursive_(buffers["momentum"], new, old, options["momentum"])
+def _damped(new: Tensors, old: Tensors, gamma: float) -> Tensors:
+    """Return `new - gamma (new - old)`: what stands in for `old` in a damped correction."""
+    return old if gamma == 1 else list(torch._foreach_lerp(new, old, gamma))
+
+
+def _mvr1(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
+    _recursive_(buffers["momentum"], new, old, options["momentum"], options["gamma"])
     return buffers["momentum"]
 
 
-def _mvr2(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
-    _recursive_(buffers["gradient_estimate"], new, old, 1 - options["q"])
+def _mvr2(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
+    _recursive_(buffers["gradient_estimate"], new, old, 1 - options["q"], options["gamma"])
     return _ema(buffers, buffers["gradient_estimate"], old, options)
 
 
-def _mvr3(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _mvr3(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     momentum = _mvr2(buffers, new, old, options)
-    torch._foreach_add_(momentum, list(torch._foreach_sub(new, old)), alpha=options["momentum"])
+    weight = options["momentum"] * options["gamma"]
+    if weight:
+        torch._foreach_add_(momentum, list(torch._foreach_sub(new, old)), alpha=weight)
     return momentum
 
 
-def _mars(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _mars(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     weight = options["gamma"] * options["momentum"] / (1 - options["momentum"])
     corrected = list(torch._foreach_sub(new, old))
     torch._foreach_mul_(corrected, weight)
@@ -119,39 +148,37 @@ def _mars(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Ten
     return _ema(buffers, corrected, old, options)
 
 
-def _mars_approximate(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _mars_approximate(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     direction = _mars(buffers, new, buffers["last_gradient"], options)
     torch._foreach_copy_(buffers["last_gradient"], new)
     return direction
 
 
-def _dual_ema(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _dual_ema(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     direction = list(torch._foreach_lerp(new, buffers["momentum"], options["momentum"]))
     torch._foreach_lerp_(buffers["momentum"], new, 1 - options["momentum_carry"])
     return direction
 
 
-def _none(buffers: Buffers, new: Tensors, old: Tensors, options: Options) -> Tensors:
+def _none(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     raise NotImplementedError("This row moves the weights itself and has no direction.")
 
 
-MVR2_OPTIONS = {"q": 0.1, "reference": "copy"}
+MVR1_OPTIONS = {"gamma": 1.0, "reference": "copy", "fold": False}
+MVR2_OPTIONS = {"gamma": 1.0, "q": 0.1, "reference": "copy"}
+SKETCH_OPTIONS = {"rank": None, "oversampling": 5, "power_iterations": 1, "seed": 0}
 MARS_OPTIONS = {"gamma": 0.025, "clip": 1.0}  # MARS 2411.10438, section 5: gamma = 0.025, ||c|| <= 1
 
 ESTIMATORS: dict[str, Estimator] = {
     "ema": Estimator(_ema),
     "nesterov": Estimator(_nesterov),
-    "mvr1": Estimator(_mvr1, reference="previous", options={"reference": "copy", "fold": False}),
-    "mvr2": Estimator(_mvr2, ("momentum", "gradient_estimate"), "previous", MVR2_OPTIONS),
-    "mvr3": Estimator(_mvr3, ("momentum", "gradient_estimate"), "previous", MVR2_OPTIONS),
-    "limuon": Estimator(
-        _mvr1,
-        reference="previous",
-        options={"reference": "copy", "fold": False, "rank": None, "oversampling": 5, "power_iterations": 1, "seed": 0},
-    ),
-    "mars": Estimator(_mars, reference="previous", options={**MARS_OPTIONS, "reference": "copy"}),
+    "mvr1": Estimator(_mvr1, reference="previous", share="gamma", options=MVR1_OPTIONS),
+    "mvr2": Estimator(_mvr2, ("momentum", "gradient_estimate"), "previous", "gamma", MVR2_OPTIONS),
+    "mvr3": Estimator(_mvr3, ("momentum", "gradient_estimate"), "previous", "gamma", MVR2_OPTIONS),
+    "limuon": Estimator(_mvr1, reference="previous", share="gamma", options={**MVR1_OPTIONS, **SKETCH_OPTIONS}),
+    "mars": Estimator(_mars, reference="previous", share="gamma", options={**MARS_OPTIONS, "reference": "copy"}),
     "mars_approximate": Estimator(_mars_approximate, ("momentum", "last_gradient"), options=MARS_OPTIONS),
-    "igt": Estimator(_ema, reference="transported"),
+    "igt": Estimator(_ema, reference="transported", share="lookahead", options={"lookahead": 1.0}),
     "dual_ema": Estimator(_dual_ema, options={"momentum_carry": 0.99}),
     "adamw": Estimator(
         _none,
@@ -164,7 +191,9 @@ ESTIMATORS: dict[str, Estimator] = {
 
 
 def register_estimator(name: str, estimator: Estimator) -> None:
-    """Add an estimator from outside the package, for methods and groups.
+    """Add an estimator from outside the package, for methods and groups: `M <- update(M, c_new, c_old)`.
+
+    Shapes: it gets lists of tensors, each of its parameter's shape.
 
     Args:
         name: Its name.
@@ -174,6 +203,9 @@ def register_estimator(name: str, estimator: Estimator) -> None:
     Raises:
         TypeError: If it is no `Estimator`.
         ValueError: If the name is taken, or an option is unknown.
+
+    References:
+        A. Cutkosky and F. Orabona, "Momentum-Based Variance Reduction in Non-Convex SGD", arXiv 1905.10018.
 
     Example:
         >>> register_estimator("last", Estimator(lambda buffers, new, old, options: new, buffers=()))

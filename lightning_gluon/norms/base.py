@@ -31,7 +31,25 @@ MATRIX = (-2, -1)
 class Norm(Needs, ABC):
     """A norm, its dual and its LMO; `rank` trailing dimensions hold one point, leading ones are a batch.
 
-    A 1-D input of a matrix norm is read as one row.
+        ||G||_* = max_{||D|| <= 1} <G, D>,        lmo(G) = argmax_{||D|| <= 1} <G, D>
+
+    Shapes: (..., m, n) = (..., out, in) for `rank` 2, (..., d) for `rank` 1. A 1-D input of a matrix norm is one row.
+
+    References:
+        T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
+
+    Example:
+        >>> from lightning_gluon.norms import Spectral
+        >>> norm = Spectral(orthogonalizer="svd", dtype="float64")
+        >>> g = torch.tensor([[3.0, 0.0], [0.0, -4.0]])
+        >>> norm.dual_norm(g).item(), norm.norm(norm.lmo(g)).item()
+        (7.0, 1.0)
+        >>> norm.scale(8, 2), norm.staging_dtype(g), norm.on(g, g.shape).dtype
+        (2.0, torch.float64, torch.float64)
+        >>> norm.at(0).lmo_(g[None].double(), Context()).sum().item()
+        0.0
+        >>> norm.defaults()["scaling"]
+        'rms'
     """
 
     rank: ClassVar[int] = 2
@@ -49,19 +67,38 @@ class Norm(Needs, ABC):
         return {option: getattr(cls, name) for option, name in cls.options.items()}
 
     def at(self, step: int) -> Norm:
-        """Return the norm of the given step: another one where norms alternate."""
+        """Return the norm of a step: another one if norms alternate.
+
+        Args:
+            step: Steps taken before it.
+        """
         return self
 
     def on(self, like: Tensor, shape: Sequence[int]) -> Norm:
-        """Return the norm with every choice made that depends on device, dtype and shape of a stack."""
+        """Return the norm with every choice made that depends on device, dtype and shape of a stack.
+
+        Args:
+            like: A tensor of the stack's device and dtype.
+            shape: Shape of the stack, `(count, m, n)`.
+        """
         return self
 
     def staging_dtype(self, like: Tensor) -> torch.dtype:
-        """Return the dtype in which `lmo_` takes a stack that is gathered from tensors like the given one."""
+        """Return the dtype in which `lmo_` takes a stack.
+
+        Args:
+            like: A tensor of the kind that the stack is gathered from.
+        """
         return like.dtype
 
     def scale(self, rows: int, columns: int, kernel: int = 1) -> float:
-        """Return the factor that makes what `lmo_` returns a point of the unit sphere."""
+        """Return the factor that makes what `lmo_` returns a point of the unit sphere.
+
+        Args:
+            rows: Output features m.
+            columns: Input features n; for a convolution the flattened fan-in `Cin * kernel`.
+            kernel: Taps of the convolution kernel.
+        """
         return 1.0
 
     def lmo_(self, stack: Tensor, context: Context) -> Tensor:
@@ -75,15 +112,27 @@ class Norm(Needs, ABC):
 
     @abstractmethod
     def norm(self, x: Tensor) -> Tensor:
-        """Return `||x||` of every point: the batch shape, in fp32 or wider."""
+        """Return `||x||` of every point: the batch shape, in fp32 or wider.
+
+        Args:
+            x: Points.
+        """
 
     @abstractmethod
     def dual_norm(self, g: Tensor) -> Tensor:
-        """Return `max_{||D|| <= 1} <g, D>` of every point: the batch shape, in fp32 or wider."""
+        """Return `max_{||D|| <= 1} <g, D>` of every point: the batch shape, in fp32 or wider.
+
+        Args:
+            g: Points of the dual space, such as gradients.
+        """
 
     @abstractmethod
     def lmo(self, g: Tensor) -> Tensor:
-        """Return the maximiser `D` for every point: the shape, dtype and device of `g`."""
+        """Return the maximiser `D` for every point: the shape, dtype and device of `g`.
+
+        Args:
+            g: Points of the dual space, such as momenta.
+        """
 
     def _read(self, tensor: Tensor) -> Tensor:
         """Check the input and give a vector its row dimension."""

@@ -91,7 +91,7 @@ ITERATIONS = {
 ORTHOGONALIZERS = (*ITERATIONS, "svd")
 
 
-def schedule(method: str = "polar_express", steps: int | None = None) -> tuple[Step, ...]:
+def step_coefficients(method: str = "polar_express", steps: int | None = None) -> tuple[Step, ...]:
     """Return the coefficients (a, b, c) of every step.
 
     A list shorter than `steps` is continued with its last entry. Fewer than six Polar Express steps are solved for
@@ -108,9 +108,9 @@ def schedule(method: str = "polar_express", steps: int | None = None) -> tuple[S
         ValueError: If the method is unknown or `steps` is not positive.
 
     Example:
-        >>> schedule("jordan", 2)
+        >>> step_coefficients("jordan", 2)
         ((3.4445, -4.775, 2.0315), (3.4445, -4.775, 2.0315))
-        >>> [round(sum(schedule(steps=steps)[-1]), 4) for steps in (5, 9)]  # what the last step makes of 1
+        >>> [round(sum(step_coefficients(steps=steps)[-1]), 4) for steps in (5, 9)]  # what the last step makes of 1
         [1.0001, 1.0]
     """
     if method not in ITERATIONS:

@@ -17,6 +17,9 @@ class Max(Norm):
 
     Shapes: (..., m, n); a 1-D input is one vector.
 
+    References:
+        SignSGD, arXiv 2605.06615.
+
     Example:
         >>> Max().lmo(torch.tensor([0.5, -2.0, 0.0]))
         tensor([ 1., -1.,  0.])

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.norms import rational
-from lightning_gluon.norms.coefficients import ITERATIONS, schedule
+from lightning_gluon.norms.coefficients import ITERATIONS, step_coefficients
 from lightning_gluon.norms.numerics import Workspace, accumulation_dtype, check_real, largest_magnitude, one_if_zero
 from lightning_gluon.norms.polar import iterate
 
@@ -119,7 +119,7 @@ def orthogonalize(
             "Reshape a vector to one row."
         )
     if method != "svd":
-        schedule(method, steps)  # complain before any work
+        step_coefficients(method, steps)  # complain before any work
     if matrices.numel() == 0:
         return matrices.clone()
     rows, columns = matrices.shape[-2:]
@@ -187,13 +187,13 @@ def orthogonalize_(
 
 def _polynomial(stack: Tensor, method: str, steps: int | None, workspace: Workspace) -> Tensor:
     iteration = ITERATIONS[method]
-    coefficients = schedule(method, steps)
+    coefficients = step_coefficients(method, steps)
     return iterate(stack, coefficients, workspace, tight=iteration.tight, runs=iteration.runs)
 
 
 def _rational(stack: Tensor, method: str, workspace: Workspace) -> Tensor:
     """Return the result of rational steps, and of polynomial ones where a decomposition failed."""
-    result, failed = rational.iterate(stack, workspace)
+    result, failed = rational.polar_factors(stack, workspace)
     if failed.any():  # matrices that are not finite, above all
         result[failed] = _polynomial(stack[failed], method, None, Workspace())
     return result

@@ -111,7 +111,7 @@ def iterate(
         scale = None
         if first == 0:
             scale = _normalize_(squares, own[0], safety if tight else None)
-        poly, constant = _run(squares, own, shift, started=first == 0)
+        poly, constant = _compose(squares, own, shift, started=first == 0)
         _touch_(x, poly, constant, scale, other, joined=joined)
         x, other = other, x
         first += length
@@ -170,7 +170,7 @@ def _gram(x: Tensor, gram: Tensor, shift: float) -> None:
     symmetric_product(identity.expand_as(gram), x, x.mT, gram, beta=-shift)
 
 
-def _run(squares: Squares, steps: Sequence[Step], shift: float, *, started: bool) -> tuple[Tensor, float]:
+def _compose(squares: Squares, steps: Sequence[Step], shift: float, *, started: bool) -> tuple[Tensor, float]:
     """Return a matrix P and a number k with `Q_r ... Q_1 = k + P`, for steps `Q = a + b A + c A^2`, `A <- Q A Q`.
 
     With `A = z + E` (E: the Gram matrix, z: `shift`), `Q = s + F` and `Q A = s z + S`,

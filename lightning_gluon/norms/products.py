@@ -25,7 +25,7 @@ def symmetric_product(
     entries = rows * left.shape[-1]
     small = rows < SYMMETRIC_ROWS or entries < SYMMETRIC_ENTRIES
     if small or out.device.type != "cpu":
-        _whole(base, left, right, out, beta, alpha)
+        _product(base, left, right, out, beta, alpha)
         return
     # One matrix at a time: batched products copy operands whose batches are not contiguous.
     for index, result in enumerate(out):
@@ -33,7 +33,7 @@ def symmetric_product(
         _in_bands(own, left[index], right[index], result, beta, alpha)
 
 
-def _whole(base: Tensor | None, left: Tensor, right: Tensor, out: Tensor, beta: float, alpha: float) -> None:
+def _product(base: Tensor | None, left: Tensor, right: Tensor, out: Tensor, beta: float, alpha: float) -> None:
     if base is None:
         torch.bmm(left, right, out=out)
     else:

@@ -19,6 +19,9 @@ class RowNorm(Norm):
 
     Shapes: (..., m, n).
 
+    References:
+        T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
+
     Example:
         >>> import torch
         >>> RowNorm().dual_norm(torch.tensor([[3.0, 4.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])).item()
@@ -54,7 +57,12 @@ class RowNorm(Norm):
 class ColumnNorm(RowNorm):
     """Largest column RMS: `RowNorm` of the transposed matrix, for tables stored (n, vocabulary).
 
+        ||X|| = max_j ||X_j|| / sqrt(m),        D_j = sqrt(m) G_j / ||G_j||,        ||G||_* = sqrt(m) sum_j ||G_j||
+
     Shapes: (..., m, n).
+
+    References:
+        T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
 
     Example:
         >>> import torch
@@ -70,6 +78,9 @@ class RMSVector(Norm):
     """Root mean square of a vector: `||x|| = ||x||_2 / sqrt(d)`, `D = sqrt(d) g / ||g||_2`, dual `sqrt(d) ||g||_2`.
 
     Shapes: (..., d): every vector along the last dimension is a point of its own.
+
+    References:
+        T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
 
     Example:
         >>> import torch
@@ -102,6 +113,9 @@ class Euclidean(Norm):
 
     Shapes: (..., m, n); a 1-D input is one vector.
 
+    References:
+        T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
+
     Example:
         >>> import torch
         >>> Euclidean().lmo(torch.tensor([3.0, 4.0]))
@@ -128,7 +142,18 @@ class Euclidean(Norm):
 
 @dataclass(frozen=True)
 class Identity(Euclidean):
-    """No oracle: the direction is the momentum itself (SGD, AdamW). Lengths are measured in the Frobenius norm."""
+    """No oracle: `D = G`, the momentum itself (SGD, AdamW). Lengths are measured in the Frobenius norm.
+
+    Shapes: (..., m, n); a 1-D input is one vector.
+
+    References:
+        H. Robbins and S. Monro, "A Stochastic Approximation Method", 1951.
+
+    Example:
+        >>> import torch
+        >>> Identity().lmo(torch.tensor([3.0, 4.0]))
+        tensor([3., 4.])
+    """
 
     guarded: ClassVar[bool] = False
     stacks: ClassVar[bool] = False

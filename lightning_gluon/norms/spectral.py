@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.norms.base import MATRIX, Norm, largest, to_wide
-from lightning_gluon.norms.coefficients import ITERATIONS, ORTHOGONALIZERS, schedule
+from lightning_gluon.norms.coefficients import ITERATIONS, ORTHOGONALIZERS, step_coefficients
 from lightning_gluon.norms.entries import Max
 from lightning_gluon.norms.needs import Context
 from lightning_gluon.norms.numerics import check_real, one_if_zero
@@ -88,7 +88,7 @@ class Spectral(Norm):
                 f"{self.orthogonalizer!r}. Check the spelling."
             )
         if self.orthogonalizer in ITERATIONS:
-            schedule(self.orthogonalizer, self.steps)
+            step_coefficients(self.orthogonalizer, self.steps)
         elif self._dtype is not None and self._dtype.itemsize < torch.float32.itemsize:
             raise ValueError(
                 f"Expected the dtype of {self.orthogonalizer!r} to be float32 or float64, but got {self.dtype}. A "

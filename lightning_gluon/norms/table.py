@@ -28,7 +28,9 @@ NORMS: dict[str, type[Norm]] = {
 
 
 def make_norm(name: str, **options: object) -> Norm:
-    """Return the norm of that name.
+    """Return the norm of that name, with `lmo(G) = argmax_{||D|| <= 1} <G, D>`.
+
+    Shapes: none of its own; those of points are with each norm.
 
     Args:
         name: One of `NORMS`.
@@ -40,6 +42,9 @@ def make_norm(name: str, **options: object) -> Norm:
     Raises:
         ValueError: If the name is unknown or an option is invalid.
         TypeError: If the norm has no such option.
+
+    References:
+        T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
 
     Example:
         >>> make_norm("spectral", scaling="muon").scale(8, 2)
@@ -71,6 +76,10 @@ def norm_of(options: Mapping[str, Any]) -> Norm:
 def register_norm(name: str, norm: type[Norm]) -> None:
     """Add a norm from outside the package, for methods, groups and rules of the partition.
 
+        X <- (1 - lr * weight_decay) X - lr * radius * D(M),        D(M) = argmax_{||D|| <= 1} <M, D>
+
+    Shapes: its `lmo_` gets stacks of `(count, m, n)`, see `lightning_gluon.norms.Norm`.
+
     Args:
         name: Its name.
         norm: A subclass of `lightning_gluon.norms.Norm`; options that it reads and nobody else does are registered
@@ -79,6 +88,9 @@ def register_norm(name: str, norm: type[Norm]) -> None:
     Raises:
         TypeError: If it is no class of norms.
         ValueError: If the name is taken, or an option is unknown.
+
+    References:
+        T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
 
     Example:
         >>> class Scaled(Spectral):

@@ -119,9 +119,7 @@ def last_layers(
     inside: list[Branch],
 ) -> Paths:
     """Return the layers that come last: those of the last trained branch and of the branches beside it."""
-    candidates = inside
-    if not isinstance(module, nn.Sequential):
-        candidates = [branch for branch in inside if _decides(branch)] or inside
+    candidates = _candidates(module, inside)
     ends: Paths = ()
     if not candidates:
         return ends
@@ -132,6 +130,13 @@ def last_layers(
     ):
         ends = branch.ends + ends
     return ends
+
+
+def _candidates(module: nn.Module, inside: list[Branch]) -> list[Branch]:
+    """Return the branches that may be the last one; in a sequence all of them run."""
+    if isinstance(module, nn.Sequential):
+        return inside
+    return [branch for branch in inside if _decides(branch)] or inside
 
 
 def _decides(branch: Branch) -> bool:
@@ -147,14 +152,18 @@ def first_layers(
     firsts: Paths = ()
     for branch in _beside(module, inside, _start_alike):
         firsts += branch.firsts
-    alive = [branch for branch in inside if not branch.frozen]
-    if not alive or isinstance(module, nn.Sequential):
+    if isinstance(module, nn.Sequential):
         return firsts
+    return firsts + _firsts_beside_frozen(inside)
+
+
+def _firsts_beside_frozen(inside: list[Branch]) -> Paths:
+    """Return the first layers of a trained branch that reads what a frozen one before it reads."""
+    alive = [branch for branch in inside if not branch.frozen]
+    if not alive or not inside[0].frozen:
+        return ()
     trained = alive[0]
-    before = inside[0]
-    if before.frozen and trained.reads is not None and trained.reads == before.reads:
-        firsts += trained.firsts
-    return firsts
+    return trained.firsts if trained.reads == inside[0].reads else ()
 
 
 def _start_alike(

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from lightning_gluon.norms.views import MatrixView, covers
-from lightning_gluon.partition.evidence import Evidence
-from lightning_gluon.partition.heads import Heads
+from lightning_gluon.partition.evidence import LayerOrder
+from lightning_gluon.partition.finding import Finding
+from lightning_gluon.partition.heads import OutputLayers
 from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.overrides import Decision, Overrides, Rules
 from lightning_gluon.partition.place import Place
 from lightning_gluon.partition.result import Partition
-from lightning_gluon.partition.route import Route, default_norm
+from lightning_gluon.partition.route import BLOCK_INDEX, Route, default_norm
 from lightning_gluon.partition.routing import registered
-from lightning_gluon.partition.rules import Finding, find
-from lightning_gluon.partition.table import NUMBER
+from lightning_gluon.partition.rules import find
 from lightning_gluon.roles import MATRIX_ROLES, ROLES
 
 __all__ = ["partition"]
@@ -29,9 +28,11 @@ def partition(
     module: nn.Module,
     rules: Rules | None = None,
     strict: bool = True,
-    batch: Any = None,
+    batch: object = None,
 ) -> Partition:
     """Give every parameter of a module a role, by what the module that owns it is and does.
+
+        X_i <- (1 - lr * weight_decay) X_i - lr * radius[role_i] * D_i(M_i)        D_i: LMO of the norm of role_i
 
     - `hidden`: linear maps and convolutions between features, recurrent weights, routers, stacked experts, LoRA.
     - `input`: linear maps of dense inputs (patch embedding, first convolution).
@@ -68,6 +69,9 @@ def partition(
         ValueError: If the module has no parameters, a rule is wrong or matches nothing, a parameter is not
             materialised yet, or, with `strict`, no rule fits a parameter.
 
+    References:
+        T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
+
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(8, 2))
         >>> p = partition(net, rules={"2.*": "elementwise"})
@@ -84,13 +88,13 @@ def partition(
             f"Expected a module with parameters, but {type(module).__name__} has none. Build its layers first "
             "(in `__init__` or `configure_model`)."
         )
-    router = _Router(Heads(Evidence(Network(module), batch)), Overrides(rules))
+    router = _RouteFinder(OutputLayers(LayerOrder(Network(module), batch)), Overrides(rules))
     routes = [router.route(names, parameter) for names, parameter in tensors]
     router.overrides.check_used([name for names, _ in tensors for name in names])
-    if router.unknown:
-        message = _without_rule(router.unknown)
-        if strict:
-            raise ValueError(f"{message}, or call partition(module, strict=False) to treat it as 'elementwise'.")
+    message = _without_rule(router.unknown) if router.unknown else ""
+    if message and strict:
+        raise ValueError(f"{message}, or call partition(module, strict=False) to treat it as 'elementwise'.")
+    if message:
         warnings.warn(f"{message}. It is treated as 'elementwise'.", stacklevel=2)
     return Partition(routes, [parameter for _, parameter in tensors])
 
@@ -109,7 +113,7 @@ def _unique_parameters(module: nn.Module) -> list[tuple[list[str], nn.Parameter]
     return list(found.values())
 
 
-class _Router:
+class _RouteFinder:
     """Decides about one tensor after the other and remembers those that no rule fits.
 
     Args:
@@ -119,7 +123,7 @@ class _Router:
 
     def __init__(
         self,
-        heads: Heads,
+        heads: OutputLayers,
         overrides: Overrides,
     ) -> None:
         self.heads = heads
@@ -200,7 +204,7 @@ def _without_rule(places: list[Place]) -> str:
     """Name the parameters that no rule fits, those of repeated blocks once, and say what to do about them."""
     alike: dict[str, list[Place]] = {}
     for place in places:
-        alike.setdefault(NUMBER.sub("*", place.name), []).append(place)
+        alike.setdefault(BLOCK_INDEX.sub("*", place.name), []).append(place)
     told = []
     keys = []
     for key, members in alike.items():

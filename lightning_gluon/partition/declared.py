@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from lightning_gluon.partition.knowledge import entries
+from lightning_gluon.partition.knowledge import table_entries
 from lightning_gluon.partition.layers import is_weight_layer
 from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.place import strip_wrappers
@@ -56,7 +56,7 @@ def _layers_of(
 def _declarations(network: Network) -> Iterator[tuple[nn.Module, str, nn.Module]]:
     """Yield who declares by which method what to be an output layer."""
     for module in network.modules.values():
-        for method in entries("HEAD_METHODS"):
+        for method in table_entries("HEAD_METHODS"):
             for layer in _ask(module, method):
                 yield module, method, layer
 

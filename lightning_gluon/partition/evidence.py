@@ -15,18 +15,18 @@ from torch import nn
 
 from lightning_gluon.partition.branches import may_follow
 from lightning_gluon.partition.execution import Execution, execute
-from lightning_gluon.partition.knowledge import entries, names_match, pattern
+from lightning_gluon.partition.knowledge import matching, names_match, pattern, table_entries
 from lightning_gluon.partition.layers import Conv, is_weight_layer
 from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.place import Place, class_names, strip_wrappers
 
-__all__ = ["IMAGE", "RAW_CHANNELS", "Evidence"]
+__all__ = ["IMAGE", "RAW_CHANNELS", "LayerOrder"]
 
 RAW_CHANNELS = 4  # grey, colour, alpha
 IMAGE = (1, 3)  # channels of a grey or colour image
 
 
-class Evidence:
+class LayerOrder:
     """A network with what is known of the order of its layers.
 
     Args:
@@ -37,7 +37,7 @@ class Evidence:
     def __init__(
         self,
         network: Network,
-        batch: Any = None,
+        batch: object = None,
     ) -> None:
         self.network = network
         self._batch = batch if batch is not None else getattr(network.root, "example_input_array", None)
@@ -100,9 +100,9 @@ class Evidence:
         for index in range(end):
             parent = place.chain[index][1]
             path, child = place.chain[index + 1]
-            if not isinstance(parent, entries("STACK_CLASSES")) or self.network.count(path) < 2:
+            if not isinstance(parent, table_entries("STACK_CLASSES")) or self.network.count(path) < 2:
                 continue
-            if isinstance(parent, nn.ModuleDict) and isinstance(child, entries("STACK_CLASSES")):
+            if isinstance(parent, nn.ModuleDict) and isinstance(child, table_entries("STACK_CLASSES")):
                 continue  # parts with names of their own, not repeated blocks
             if self._is_repeated(parent, child, path):
                 return True
@@ -115,16 +115,15 @@ class Evidence:
         path: str,
     ) -> bool:
         """Tell whether a member of a stack is a block like the others."""
-        if any(names_match("MESSAGE_CLASSES", name) for name in class_names(child)):
+        if matching("MESSAGE_CLASSES", class_names(child)):
             return False  # a graph convolution is one layer
-        others = [other for other in parent.children() if type(other) is type(child) and other is not child]
-        if not others:
-            return isinstance(parent, nn.ModuleList)
-        if isinstance(parent, nn.ModuleList) and isinstance(child, nn.Sequential) and not self._may_follow(path):
+        members = [member for member in parent.children() if type(member) is type(child)]
+        listed = isinstance(parent, nn.ModuleList)
+        if len(members) == 1:
+            return listed
+        if listed and isinstance(child, nn.Sequential) and not self._may_follow(path):
             return False  # several networks side by side
-        if child is not list(parent.children())[-1] or not _only_outputs(_tail(child)):
-            return True
-        return any(_only_outputs(_tail(other)) for other in others)
+        return not _ends_otherwise(members, child)
 
     def _may_follow(self, path: str) -> bool:
         """Tell whether a member of a list can read what a member of the same list gives."""
@@ -141,7 +140,7 @@ class Evidence:
         declared = []
         for _, module in place.ancestors():
             config = getattr(module, "config", None)
-            declared += [getattr(config, name, None) for name in entries("CHANNELS")]
+            declared += [getattr(config, name, None) for name in table_entries("CHANNELS")]
         return owner.in_channels <= RAW_CHANNELS or owner.in_channels in declared
 
     @staticmethod
@@ -163,6 +162,14 @@ class Evidence:
         return False
 
 
+def _ends_otherwise(members: list[nn.Module], child: nn.Module) -> bool:
+    """Tell whether the last of several blocks leaves out the activation or norm that ends the others."""
+    *others, last = members
+    if child is not last or not _only_outputs(_tail(child)):
+        return False
+    return not any(_only_outputs(_tail(other)) for other in others)
+
+
 def _tail(module: nn.Module) -> list[nn.Module]:
     """Return the modules without layers that follow the last layer inside a module."""
     tail: list[nn.Module] = []
@@ -176,7 +183,7 @@ def _tail(module: nn.Module) -> list[nn.Module]:
 
 def _only_outputs(modules: list[nn.Module]) -> bool:
     """Tell whether modules are such as may follow an output layer."""
-    return all(isinstance(module, entries("OUTPUT_ACTIVATIONS")) for module in modules)
+    return all(isinstance(module, table_entries("OUTPUT_ACTIVATIONS")) for module in modules)
 
 
 def _texts(value: object) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ class Execution:
 def execute(
     root: nn.Module,
     layers: tuple[str, ...],
-    batch: Any,
+    batch: object,
 ) -> Execution:
     """Run the forward pass of a module on fake tensors and watch its layers.
 
@@ -102,7 +102,7 @@ def execute(
     return Execution({}, (), failure or "no inputs")
 
 
-def _calls(batch: Any) -> Iterator[Call]:
+def _calls(batch: object) -> Iterator[Call]:
     """Yield the ways in which a batch may be meant, the most usual first."""
     if isinstance(batch, Mapping):
         yield (), dict(batch)
@@ -128,7 +128,7 @@ class _Passing(TorchDispatchMode):
         self.trace = trace
 
     def __torch_dispatch__(
-        self, func: torch._ops.OpOverload, types: Any, args: tuple = (), kwargs: dict | None = None
+        self, func: torch._ops.OpOverload, types: object, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         """Run an operation and mark its results."""
         kwargs = kwargs or {}
@@ -166,6 +166,7 @@ class _Trace:
             stack.enter_context(torch.random.fork_rng(devices=[]))
             mode = stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
             stack.enter_context(torch.enable_grad())
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
             state = _fake_state(self.root)
             args, kwargs = tree_map(_fake_input(mode), (args, kwargs))
             for hook in self._hooks():
@@ -176,7 +177,7 @@ class _Trace:
 
     def mark(
         self,
-        tensors: Any,
+        tensors: object,
         marks: Marks,
         *,
         anew: bool = False,
@@ -188,7 +189,7 @@ class _Trace:
             before = _NOTHING if anew else self._marks.get(key, _NOTHING)
             self._marks[key] = before | marks
 
-    def marks_of(self, tensors: Any) -> Marks:
+    def marks_of(self, tensors: object) -> Marks:
         """Return the marks of all tensors in a structure."""
         found = _NOTHING
         for tensor in _tensors(tensors):
@@ -208,8 +209,8 @@ class _Trace:
     def _before(self, names: list[str]) -> Callable:
         def note(
             module: nn.Module,
-            args: Any,
-            kwargs: Any,
+            args: object,
+            kwargs: object,
         ) -> None:
             marks = self.marks_of((args, kwargs))
             for name in names:
@@ -220,8 +221,8 @@ class _Trace:
     def _after(self, names: list[str]) -> Callable:
         def note(
             module: nn.Module,
-            args: Any,
-            result: Any,
+            args: object,
+            result: object,
         ) -> None:
             self.mark(result, frozenset(names), anew=True)
 
@@ -233,7 +234,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: object) -> Iterator[Tensor]:
     """Yield all tensors in a structure, those of dataclasses included."""
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor):
@@ -265,37 +266,47 @@ def _fake_state(root: nn.Module) -> dict[str, Tensor]:
 def _fake_input(mode: FakeTensorMode) -> Callable[[Any], Any]:
     """Return a function that makes a fake tensor of every tensor of the batch."""
 
-    def convert(value: Any) -> Any:
+    def convert(value: object) -> Any:
         return _fake(value.detach()) if isinstance(value, Tensor) else value
 
     return convert
 
 
+class _Attributes:
+    """The attributes of a module, and what its dicts, lists and sets held."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.attributes = dict(module.__dict__)
+        self.contents = {}
+        for name, value in self.attributes.items():
+            if isinstance(value, (dict, list, set)):
+                self.contents[name] = copy.copy(value)
+
+    def restore(self) -> None:
+        """Put them back."""
+        self.module.__dict__.clear()
+        self.module.__dict__.update(self.attributes)
+        for name, content in self.contents.items():
+            _restore_container(self.attributes[name], content)
+
+
 @contextmanager
 def _as_it_was(root: nn.Module) -> Iterator[None]:
     """Put every module into evaluation mode, and put all attributes and Python's random state back in the end."""
-    kept = []
-    for module in root.modules():
-        attributes = dict(module.__dict__)
-        contents = {}
-        for name, value in attributes.items():
-            if isinstance(value, (dict, list, set)):
-                contents[name] = copy.copy(value)
-        kept.append((module, attributes, contents))
-        module.__dict__["training"] = False
+    kept = [_Attributes(module) for module in root.modules()]
     state = random.getstate()
     try:
+        for entry in kept:
+            entry.module.__dict__["training"] = False
         yield
     finally:
         random.setstate(state)
-        for module, attributes, contents in kept:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for name, content in contents.items():
-                _refill(attributes[name], content)
+        for entry in kept:
+            entry.restore()
 
 
-def _refill(
+def _restore_container(
     container: Any,
     content: Any,
 ) -> None:

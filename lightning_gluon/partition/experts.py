@@ -7,7 +7,7 @@ import math
 from torch import Tensor, nn
 
 from lightning_gluon.norms.views import MatrixView
-from lightning_gluon.partition.knowledge import entries, names_match
+from lightning_gluon.partition.knowledge import names_match, table_entries
 from lightning_gluon.partition.layouts import TRANSPOSED, Read, split_views
 from lightning_gluon.partition.place import Place
 from lightning_gluon.partition.splits import Split
@@ -55,7 +55,7 @@ def _halves(owner: nn.Module, half: int) -> Split:
 def _flat_experts(place: Place) -> Read:
     """Read experts stacked as `(experts * inner, hidden)`."""
     count = 1
-    for name in reversed(entries("EXPERT_COUNTS")):
+    for name in reversed(table_entries("EXPERT_COUNTS")):
         count = getattr(place.owner, name, None) or count
     rows, columns = place.shape
     tall = MatrixView.whole(

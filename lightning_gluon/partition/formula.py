@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable
 from functools import cache
 
-__all__ = ["evaluate"]
+__all__ = ["formula_value"]
 
 Value = int | bool | None
 Lookup = Callable[[str], Value]
@@ -24,7 +24,7 @@ _OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
 }
 
 
-def evaluate(
+def formula_value(
     formula: str,
     lookup: Lookup,
 ) -> Value:
@@ -42,7 +42,7 @@ def evaluate(
 
     Example:
         >>> sizes = {"heads": 4, "head_dim": 8}
-        >>> evaluate("(groups or 1) * heads * head_dim", sizes.get), evaluate("heads * width", sizes.get)
+        >>> formula_value("(groups or 1) * heads * head_dim", sizes.get), evaluate("heads * width", sizes.get)
         (32, None)
     """
     return _value(_parse(formula), lookup)

@@ -21,24 +21,24 @@ from functools import cached_property
 from torch import nn
 
 from lightning_gluon.partition.declared import declared_heads
-from lightning_gluon.partition.evidence import RAW_CHANNELS, Evidence
-from lightning_gluon.partition.knowledge import entries, matching, names_match, pattern
+from lightning_gluon.partition.evidence import RAW_CHANNELS, LayerOrder
+from lightning_gluon.partition.knowledge import matching, names_match, pattern, table_entries
 from lightning_gluon.partition.layers import Conv, is_map
 from lightning_gluon.partition.place import Place, class_names, is_adapter, strip_wrappers
 
-__all__ = ["Heads"]
+__all__ = ["OutputLayers"]
 
 _SHARED = "output layer: projects into the shared space"
 
 
-class Heads:
+class OutputLayers:
     """The output layers of a network.
 
     Args:
         evidence: The network.
     """
 
-    def __init__(self, evidence: Evidence) -> None:
+    def __init__(self, evidence: LayerOrder) -> None:
         self.evidence = evidence
         self.network = evidence.network
 
@@ -87,14 +87,11 @@ class Heads:
             if not path or not self._may_be_head(place, index, module):
                 continue
             parent, above = place.chain[index - 1]
-            shared = names_match("SHARED_SPACES", name) and _contrasts(above)
-            called = _is_head(name) or names_match("SIDE_OUTPUTS", name)
-            if not shared and not called:
-                continue
-            if self._gives_features(place, name, parent, above):
+            what = _called_head(name, above)
+            if what is None or self._gives_features(place, name, parent, above):
                 continue
             if self._ends(place, path) and not self._starts(path, parent):
-                return _SHARED if shared else f"output layer: {name}"
+                return what
         return None
 
     def _may_be_head(
@@ -142,25 +139,22 @@ class Heads:
 
     def _parts_of(self, path: str) -> list[str]:
         """Return the parts of a head that give its outputs: each of several branches, else its last named part."""
+        parts = []
+        for name in self._last_parts(path):
+            parts += self._parts_of(f"{path}.{name}")
+        return parts or [path]
+
+    def _last_parts(self, path: str) -> list[str]:
+        """Return the names of the children of a head that give its outputs."""
         module = self.network.modules[path]
         inside = [name for name, _ in module.named_children() if f"{path}.{name}" in self.network.branches]
         if isinstance(module, nn.ModuleList | nn.ModuleDict):
-            chosen = inside
-        else:
-            chosen = [name for name in inside if names_match("LAST_OF_HEAD", name) or _is_head(name)][-1:]
-        if (
-            not chosen
-            and inside
-            and isinstance(
-                self.network.modules[f"{path}.{inside[-1]}"],
-                nn.ModuleDict,
-            )
-        ):
-            chosen = inside[-1:]
-        parts = []
-        for name in chosen:
-            parts += self._parts_of(f"{path}.{name}")
-        return parts or [path]
+            return inside
+        named = [name for name in inside if _ends_a_head(name)]
+        if named or not inside:
+            return named[-1:]
+        last = self.network.modules[f"{path}.{inside[-1]}"]
+        return inside[-1:] if isinstance(last, nn.ModuleDict) else []
 
     def _starts(
         self,
@@ -194,13 +188,13 @@ class Heads:
         if not place.holders or not names_match("POOL_OUTPUTS", place.layer):
             return None
         _, pool = place.holders[0]
-        for name in entries("POOL_INPUTS"):
+        for name in table_entries("POOL_INPUTS"):
             if not isinstance(
                 getattr(pool, name, None),
                 nn.Module,
             ):
                 return None
-        for name in entries("POOL_POSITIONS"):
+        for name in table_entries("POOL_POSITIONS"):
             if hasattr(pool, name):
                 return _SHARED
         return None
@@ -275,20 +269,15 @@ class Heads:
     ) -> bool:
         """Tell whether the network that the place belongs to has an output layer already."""
         models = [prefix for prefix, module in place.ancestors() if "PreTrainedModel" in class_names(module)]
-        scope = path or (models[0] if models else place.path.split(".")[0])
+        scope = path or place.path.split(".")[0]
+        if models and not path:
+            scope = models[0]
+        alone = not path and not models
         for head in self._known:
             if self.network.in_frozen_network(head):
                 continue
             inside = not scope or f"{head}.".startswith(f"{scope}.")
-            beside = (
-                not path
-                and not models
-                and names_match(
-                    "HEADS",
-                    head.split(".")[0],
-                )
-            )
-            if inside or beside:
+            if inside or (alone and names_match("HEADS", head.split(".")[0])):
                 return True
         return False
 
@@ -312,12 +301,26 @@ def _is_member(
     module = place.chain[index][1]
     parent = place.chain[index - 1][1]
     alike = sum(type(other) is type(module) for other in parent.children())
-    return isinstance(parent, entries("STACK_CLASSES")) and alike > 1
+    return isinstance(parent, table_entries("STACK_CLASSES")) and alike > 1
+
+
+def _ends_a_head(name: str) -> bool:
+    """Tell whether a part of a head is named as the one that gives its outputs."""
+    return names_match("LAST_OF_HEAD", name) or _is_head(name)
 
 
 def _is_head(name: str) -> bool:
     """Tell whether a module of this name gives outputs."""
     return names_match("HEADS", name) and not names_match("NOT_HEADS", name)
+
+
+def _called_head(name: str, above: nn.Module) -> str | None:
+    """Return the reason of a module that is named as an output, or None."""
+    if names_match("SHARED_SPACES", name) and _contrasts(above):
+        return _SHARED
+    if _is_head(name) or names_match("SIDE_OUTPUTS", name):
+        return f"output layer: {name}"
+    return None
 
 
 def _contrasts(module: nn.Module) -> bool:
@@ -335,7 +338,7 @@ def _is_backbone(place: Place) -> bool:
             return True
         if "PreTrainedModel" in class_names(module):
             return not re.search("For[A-Z]", type(module).__name__)
-        if isinstance(module, entries("BACKBONE_CLASSES")):
+        if isinstance(module, table_entries("BACKBONE_CLASSES")):
             return True
     return False
 
@@ -352,6 +355,6 @@ def _ends_sequences(place: Place) -> bool:
         members = list(parent.children())
         position = [member is child for member in members].index(True)
         after = members[position + 1 :]
-        if not all(isinstance(module, entries("OUTPUT_ACTIVATIONS")) for module in after):
+        if not all(isinstance(module, table_entries("OUTPUT_ACTIVATIONS")) for module in after):
             return False
     return True

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lightning_gluon.partition.evidence import IMAGE, RAW_CHANNELS, Evidence
+from lightning_gluon.partition.evidence import IMAGE, RAW_CHANNELS, LayerOrder
 from lightning_gluon.partition.knowledge import names_match, pattern
 from lightning_gluon.partition.layers import Conv, ConvTranspose
 from lightning_gluon.partition.place import Place, is_adapter
@@ -26,7 +26,7 @@ __all__ = ["input_reason"]
 
 def input_reason(
     place: Place,
-    evidence: Evidence,
+    evidence: LayerOrder,
 ) -> str | None:
     """Return why the owner of a place reads the raw input, or None.
 
@@ -37,22 +37,24 @@ def input_reason(
     Returns:
         The reason, or None.
     """
-    if is_adapter(place.path) or isinstance(place.owner, ConvTranspose):
+    if is_adapter(place.path):
         return None
     timm = evidence.named_by_timm(place, "first_conv")
     if timm is not None:
         return f"input layer of {timm} (first_conv)"
-    if not isinstance(place.owner, Conv | nn.Linear):
+    if not isinstance(place.owner, Conv | nn.Linear) or isinstance(place.owner, ConvTranspose):
         return None
     execution = evidence.execution
-    if execution.ran(place.path):
-        return _executed(place, evidence) if execution.reads_input(place.path) else None
-    return _registered(place, evidence)
+    if not execution.ran(place.path):
+        return _first_registered(place, evidence)
+    if execution.reads_input(place.path):
+        return _executed(place, evidence)
+    return None
 
 
 def _executed(
     place: Place,
-    evidence: Evidence,
+    evidence: LayerOrder,
 ) -> str | None:
     """Return the reason of a layer that read no other layer's output."""
     called = _called_input(place, evidence)
@@ -64,38 +66,55 @@ def _executed(
     return None if said is None else f"input layer: reads the inputs of forward, called {said}"
 
 
-def _registered(
-    place: Place,
-    evidence: Evidence,
-) -> str | None:
+def _first_registered(place: Place, evidence: LayerOrder) -> str | None:
     """Return the reason of a layer that comes first by the order of registration."""
-    owner = place.owner
     network = evidence.network
     leads = network.leads(place)
     if leads is None or isinstance(network.modules[leads], nn.ModuleList):  # the list is no part by itself
         return _elsewhere(place, evidence)
-    raw = evidence.reads_raw(place)
     called = _called_input(place, evidence)
-    if called is not None and (raw or leads == "" or isinstance(owner, nn.Linear)):
+    if called is not None and _may_read(place, leads, evidence):
         return None if evidence.reads_code(place) else f"input layer: first layer of {called}"
-    said = _called_first(place)
-    if leads == "" and said is not None:
-        return f"input layer: first of the network, called {said}"
-    if not isinstance(owner, Conv):
-        return None
     if leads == "":
-        shown = evidence.any_execution
-        if shown.ran(place.path):
-            return _executed(place, evidence) if shown.reads_input(place.path) else None
+        return _first_of_network(place, evidence)
+    return _first_of_part(place, leads, evidence)
+
+
+def _may_read(place: Place, leads: str, evidence: LayerOrder) -> bool:
+    """Tell whether a layer that is called an input layer is one where it lies."""
+    if leads == "" or isinstance(place.owner, nn.Linear):
+        return True
+    return evidence.reads_raw(place)
+
+
+def _first_of_network(place: Place, evidence: LayerOrder) -> str | None:
+    """Return the reason of the network's first layer, if its name says so or it is a convolution."""
+    said = _called_first(place)
+    if said is not None:
+        return f"input layer: first of the network, called {said}"
+    if not isinstance(place.owner, Conv):
+        return None
+    shown = evidence.any_execution
+    if not shown.ran(place.path):
         return f"input layer: the network's first convolution{evidence.inferred()}"
-    if raw and network.count(leads) > 1 and not evidence.in_stack(place):
-        return f"input layer: reads {owner.in_channels} raw channels first in {leads}"
+    if shown.reads_input(place.path):
+        return _executed(place, evidence)
     return None
+
+
+def _first_of_part(place: Place, leads: str, evidence: LayerOrder) -> str | None:
+    """Return the reason of a convolution that reads raw channels first in a part of the network."""
+    owner = place.owner
+    if not isinstance(owner, Conv) or evidence.network.count(leads) < 2:
+        return None
+    if evidence.in_stack(place) or not evidence.reads_raw(place):
+        return None
+    return f"input layer: reads {owner.in_channels} raw channels first in {leads}"
 
 
 def _elsewhere(
     place: Place,
-    evidence: Evidence,
+    evidence: LayerOrder,
 ) -> str | None:
     """An input layer that comes not first: called so (CrossViT), or a convolution of a grey or colour image."""
     owner = place.owner
@@ -111,7 +130,7 @@ def _elsewhere(
 
 def _called_input(
     place: Place,
-    evidence: Evidence,
+    evidence: LayerOrder,
 ) -> str | None:
     """Return the module around the place that is called an input layer and starts with it."""
     for path, module in reversed(place.chain):

@@ -9,14 +9,14 @@ from typing import Any
 
 from lightning_gluon.partition.known import peft, timm, torch, transformers
 
-__all__ = ["entries", "names_match", "pattern"]
+__all__ = ["names_match", "pattern", "table_entries"]
 
 # Rows of one library come before those of torch, which every model shares.
 _LIBRARIES = (peft, timm, transformers, torch)
 
 
 @cache
-def entries(table: str) -> tuple[Any, ...]:
+def table_entries(table: str) -> tuple[Any, ...]:
     """Return the entries of a table over all libraries, in the order in which they are tried."""
     return tuple(entry for library in _LIBRARIES for entry in getattr(library, table, ()))
 
@@ -24,7 +24,7 @@ def entries(table: str) -> tuple[Any, ...]:
 @cache
 def pattern(table: str) -> re.Pattern[str]:
     """Return one pattern for all patterns of a table; upper and lower case are alike where the table says so."""
-    return re.compile("|".join(f"(?:{entry})" for entry in entries(table)))
+    return re.compile("|".join(f"(?:{entry})" for entry in table_entries(table)))
 
 
 def names_match(

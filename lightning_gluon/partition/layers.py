@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lightning_gluon.partition.knowledge import entries
+from lightning_gluon.partition.knowledge import table_entries
 from lightning_gluon.partition.place import class_names, look_up
 
 __all__ = [
@@ -34,19 +34,27 @@ class Widths:
     reads: int | None
     gives: int | None
 
+    @property
+    def known(self) -> bool:
+        """True when both are known."""
+        return self.reads is not None and self.gives is not None
+
 
 def is_weight_layer(module: nn.Module) -> bool:
     """Tell whether a module maps inputs by a weight of its own: a linear map, a convolution or a lookup table."""
-    if isinstance(module, entries("LAYER_CLASSES")):
+    if isinstance(module, table_entries("LAYER_CLASSES")):
         return True
     weight = own_weight(module)
-    if weight is None or weight.ndim < 2:
-        return False
+    return weight is not None and weight.ndim > 1 and _applies(module, weight)
+
+
+def _applies(module: nn.Module, weight: Tensor) -> bool:
+    """Tell whether a module is a linear map by its class, or says the widths of its weight."""
     if isinstance(module, nn.Linear) or stores_transposed(module):
         return True
     if type(module).__name__.endswith("Linear"):  # not all are subclasses of torch's
         return True
-    return _matches(weight, declared_widths(module))
+    return _fits_widths(weight, declared_widths(module))
 
 
 def is_map(module: nn.Module) -> bool:
@@ -75,21 +83,21 @@ def _declared(
     module: nn.Module,
     table: str,
 ) -> int | None:
-    for name in entries(table):
+    for name in table_entries(table):
         value = module.__dict__.get(name)
         if isinstance(value, int) and not isinstance(value, bool):
             return value
     return None
 
 
-def _matches(
+def _fits_widths(
     weight: Tensor,
     said: Widths,
 ) -> bool:
     """Tell whether the last two dimensions of a weight are the widths that its module says."""
-    if said.reads is None or said.gives is None:
+    if not said.known:
         return False
-    return sorted(weight.shape[-2:]) == sorted((said.reads, said.gives))
+    return tuple(weight.shape[-2:]) in ((said.reads, said.gives), (said.gives, said.reads))
 
 
 def widths(module: nn.Module) -> Widths:
@@ -102,9 +110,7 @@ def widths(module: nn.Module) -> Widths:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return Widths(None, module.embedding_dim)
     said = declared_widths(module)
-    if said.reads is not None and said.gives is not None:
-        return said
-    return _stored_widths(module)
+    return said if said.known else _stored_widths(module)
 
 
 def _stored_widths(module: nn.Module) -> Widths:
@@ -123,5 +129,5 @@ def _stored_widths(module: nn.Module) -> Widths:
 
 def stores_transposed(module: nn.Module) -> bool:
     """Tell whether the class of a linear map stores it `(in, out)`."""
-    known = entries("TRANSPOSED_CLASSES")
+    known = table_entries("TRANSPOSED_CLASSES")
     return any(name in known for name in class_names(module))

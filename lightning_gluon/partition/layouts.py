@@ -8,11 +8,11 @@ import re
 from torch import nn
 
 from lightning_gluon.norms.views import MatrixView
-from lightning_gluon.partition.knowledge import entries
-from lightning_gluon.partition.known.rows import Layout, RawMap
+from lightning_gluon.partition.knowledge import table_entries
+from lightning_gluon.partition.known.rows import MapLayout, RawMap
 from lightning_gluon.partition.known.torch import GATES
 from lightning_gluon.partition.layers import Conv, ConvTranspose, declared_widths, stores_transposed
-from lightning_gluon.partition.place import Place, class_names
+from lightning_gluon.partition.place import Place, Shape, class_names
 from lightning_gluon.partition.splits import Split, find_split, named_split
 
 __all__ = [
@@ -26,7 +26,6 @@ __all__ = [
     "split_views",
 ]
 
-Shape = tuple[int, ...]
 Read = tuple[tuple[MatrixView, ...], str]  # the views and what to say about them
 TRANSPOSED = ", stored transposed"
 
@@ -100,7 +99,7 @@ def is_transposed(place: Place) -> bool:
         return False
     if said.reads != said.gives:
         return True
-    row = _raw_map(place)
+    row = _raw_layout(place)
     return row is not None and row.layout.transposed
 
 
@@ -128,7 +127,7 @@ def find_raw_map(place: Place) -> tuple[RawMap, Read] | None:
     Returns:
         The family and how the array is read, or None when it belongs to no known family.
     """
-    row = _raw_map(place)
+    row = _raw_layout(place)
     if row is None or len(place.shape) < 2:
         return None
     rows, columns = place.shape[-2:]
@@ -140,8 +139,8 @@ def find_raw_map(place: Place) -> tuple[RawMap, Read] | None:
     return row, (views, note)
 
 
-def _raw_map(place: Place) -> RawMap | None:
-    for row in entries("RAW_MAPS"):
+def _raw_layout(place: Place) -> RawMap | None:
+    for row in table_entries("RAW_MAPS"):
         if not re.fullmatch(row.local, place.local):
             continue
         if any(re.fullmatch(row.owner, name) for name in class_names(place.owner)):
@@ -150,17 +149,17 @@ def _raw_map(place: Place) -> RawMap | None:
 
 
 def raw_views(
-    layout: Layout,
+    layout: MapLayout,
     shape: Shape,
 ) -> tuple[MatrixView, ...]:
     """Read a bare array as one map or as a stack of maps."""
-    if layout is Layout.IN_FIRST:
+    if layout is MapLayout.IN_FIRST:
         order = (*range(1, len(shape)), 0)
         matrix = (1, math.prod(shape[1:]), shape[0])
         return (MatrixView(0, 0, shape[0], shape, order, matrix),)
-    if layout in (Layout.BATCH, Layout.BATCH_IN_OUT):
+    if layout in (MapLayout.BATCH, MapLayout.BATCH_IN_OUT):
         return (MatrixView.whole(shape, transposed=layout.transposed),)
-    out = math.prod(shape[:-1]) if layout is Layout.OUT_IN else shape[0]
+    out = math.prod(shape[:-1]) if layout is MapLayout.OUT_IN else shape[0]
     matrix = (1, out, math.prod(shape) // out)
     return (
         MatrixView(

@@ -6,36 +6,37 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lightning_gluon.norms.views import MatrixView
+from lightning_gluon.partition.evidence import RAW_CHANNELS
 from lightning_gluon.partition.knowledge import matching, names_match
+from lightning_gluon.partition.layouts import Read
+from lightning_gluon.partition.place import Shape
 from lightning_gluon.partition.route import Route, default_norm
 
 __all__ = ["route_by_name"]
 
-Shape = tuple[int, ...]
-Answer = tuple[str, str, tuple[MatrixView, ...]]
-Read = tuple[tuple[MatrixView, ...], str]
-_RAW_CHANNELS = 4
+Guess = tuple[str, str, tuple[MatrixView, ...]]
 _GATE_COUNTS = (3, 4)
-_NO_MAPS = (
+_OTHER_LAYERS = (
     "TOKENS",
     "POSITIONS",
     "RELATIVE_POSITIONS",
     "SCALES",
     "RATES",
 )
+_VECTORS = ("BIASES", "GAINS")
 # Layers whose rows are queries, keys and values one after the other.
-_FUSED = {
+_FUSED_NAMES = {
     "qkv",
     "Wqkv",
     "to_qkv",
     "in_proj_weight",
 }
 _FUSED_TRANSPOSED = ("c_attn",)
-_QKV = ", q + k + v fused"
+_QKV_TEXT = ", q + k + v fused"
 
 
 @dataclass(frozen=True)
-class _Named:
+class _NamedParameter:
     """A parameter of which only the name and the shape are known."""
 
     name: str
@@ -103,7 +104,7 @@ def route_by_name(named_shapes: Mapping[str, Sequence[int]] | Iterable[tuple[str
     first = True
     for name, shape in shapes.items():
         array = len(shape) > 1
-        named = _Named(
+        named = _NamedParameter(
             name=name,
             shape=shape,
             first=first and array,
@@ -132,82 +133,98 @@ def _hidden_shape(name: str, shapes: Mapping[str, Shape]) -> Shape | None:
     return shapes.get(hidden)
 
 
-def _decide(named: _Named) -> Answer:
+def _decide(named: _NamedParameter) -> Guess:
     """Return role, reason and matrices."""
     fixed = _fixed(named)
     if fixed is not None:
         role, reason = fixed
         return role, reason, ()
-    views, note = _read(named)
+    views, note = _read_matrices(named)
     role, reason = _matrix_role(named)
     return role, reason + note, views
 
 
-def _fixed(named: _Named) -> tuple[str, str] | None:
+def _fixed(named: _NamedParameter) -> tuple[str, str] | None:
     """Return role and reason of a parameter that is no map."""
-    for table in _NO_MAPS:
-        if names_match(table, named.own):
-            return "elementwise", f"array that is no map, by its name {named.own!r}"
+    kernel = len(named.shape) > 2
+    if any(names_match(table, named.own) for table in _OTHER_LAYERS):
+        return "elementwise", f"array that is no map, by its name {named.own!r}"
     if named.is_vector:
         return "bias", "vector, by its shape"
-    for table in ("BIASES", "GAINS"):
-        if names_match(table, named.local):
-            return "bias", f"bias or gain, by its name {named.local!r}"
+    if any(names_match(table, named.local) for table in _VECTORS):
+        return "bias", f"bias or gain, by its name {named.local!r}"
     if names_match("NORM_NAMES", named.layer):
         return "bias", f"gain of a norm, by its name {named.layer!r}"
-    kernel = len(named.shape) > 2
-    if not kernel and names_match("RELATIVE_POSITIONS", named.layer):
-        return "elementwise", f"table over relative positions, by its name {named.layer!r}"
-    if kernel and named.shape[1] == 1 and not named.first:
+    return _filter_role(named) if kernel else _position_role(named)
+
+
+def _filter_role(named: _NamedParameter) -> tuple[str, str] | None:
+    """Return role and reason of kernels that read one channel each."""
+    if named.shape[1] == 1 and not named.first:
         return "elementwise", "depthwise filters, by their shape"
     return None
 
 
-def _matrix_role(named: _Named) -> tuple[str, str]:
+def _position_role(named: _NamedParameter) -> tuple[str, str] | None:
+    """Return role and reason of a table over relative positions."""
+    if names_match("RELATIVE_POSITIONS", named.layer):
+        return "elementwise", f"table over relative positions, by its name {named.layer!r}"
+    return None
+
+
+def _matrix_role(named: _NamedParameter) -> tuple[str, str]:
     """Return role and reason of a parameter that holds matrices."""
     layer = named.layer or named.local
-    kernel = len(named.shape) > 2
-    raw = kernel and named.shape[1] <= _RAW_CHANNELS
-    if not kernel and _is_table(named, layer):
+    if len(named.shape) == 2 and _is_table(named, layer):
         return "embedding", f"lookup table, by its name {layer!r}"
-    reading = matching("INPUT_PARTS", named.parts)
-    if reading and (raw or named.first or not kernel):
-        return "input", f"input layer, by its name {reading[-1]!r}"
-    if raw and named.first:
-        return "input", f"input layer: the first kernel, of {named.shape[1]} channels"
+    reason = _input_by_name(named)
+    if reason is not None:
+        return "input", reason
     if names_match("HEADS", layer) and not names_match("NOT_HEADS", layer):
         return "head", f"output layer, by its name {layer!r}"
-    what = "kernel" if kernel else "matrix"
+    what = "kernel" if len(named.shape) > 2 else "matrix"
     return "hidden", f"{what}, by its shape alone"
 
 
-def _is_table(named: _Named, layer: str) -> bool:
+def _input_by_name(named: _NamedParameter) -> str | None:
+    """Return why a parameter belongs to an input layer, or None."""
+    kernel = len(named.shape) > 2
+    raw = kernel and named.shape[1] <= RAW_CHANNELS
+    reading = matching("INPUT_PARTS", named.parts)
+    if reading and (raw or named.first or not kernel):
+        return f"input layer, by its name {reading[-1]!r}"
+    if raw and named.first:
+        return f"input layer: the first kernel, of {named.shape[1]} channels"
+    return None
+
+
+def _is_table(named: _NamedParameter, layer: str) -> bool:
     """Tell whether a matrix has the name of a lookup table."""
     return names_match("TABLE_NAMES", layer) or names_match("TABLES", named.local)
 
 
-def _read(named: _Named) -> Read:
+def _read_matrices(named: _NamedParameter) -> Read:
     """Read the matrices, and those of a fused weight where its name says how they lie."""
     if len(named.shape) > 2:
         return _read_kernel(named)
     rows, columns = named.shape
-    if _FUSED.intersection((named.layer, named.local)) and rows == 3 * columns:
-        return MatrixView.blocks(named.shape, sizes=(columns,) * 3), _QKV
+    if _FUSED_NAMES.intersection((named.layer, named.local)) and rows == 3 * columns:
+        return MatrixView.blocks(named.shape, sizes=(columns,) * 3), _QKV_TEXT
     if named.layer in _FUSED_TRANSPOSED and columns == 3 * rows:
         views = MatrixView.blocks(
             named.shape,
             sizes=(rows,) * 3,
             transposed=True,
         )
-        return views, f"{_QKV}, stored transposed"
-    gates = _gates(named)
+        return views, f"{_QKV_TEXT}, stored transposed"
+    gates = _gate_count(named)
     if gates in _GATE_COUNTS:
         sizes = (rows // gates,) * gates
         return MatrixView.blocks(named.shape, sizes=sizes), f", {gates} gates fused"
     return (MatrixView.whole(named.shape),), ""
 
 
-def _read_kernel(named: _Named) -> Read:
+def _read_kernel(named: _NamedParameter) -> Read:
     """Read a convolution's kernel, or stacked experts."""
     stacked = any("expert" in part for part in named.parts)
     if stacked and len(named.shape) == 3:
@@ -215,7 +232,7 @@ def _read_kernel(named: _Named) -> Read:
     return (MatrixView.conv(named.shape),), ""
 
 
-def _gates(named: _Named) -> int:
+def _gate_count(named: _NamedParameter) -> int:
     """Return how many gates a recurrent weight holds; 0 where it is none."""
     hidden = named.hidden
     if hidden is None or len(hidden) != 2:

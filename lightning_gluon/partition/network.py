@@ -10,6 +10,8 @@ from lightning_gluon.partition.place import Place, is_adapter, strip_wrappers
 
 __all__ = ["Network"]
 
+_PARTS_OF_NORM = ("g", "v")  # magnitudes and directions, as weight norm calls them
+
 
 class Network:
     """A module tree with its weight layers.
@@ -171,15 +173,17 @@ def _own_name(
     local: str,
 ) -> tuple[str, bool]:
     """Undo `weight_norm`, `spectral_norm` and pruning: return the parameter's own name and whether it is a gain."""
-    stored = owner._parameters
-    for suffix in ("_g", "_v"):
-        base = local.removesuffix(suffix)
-        if base != local and f"{base}_g" in stored and f"{base}_v" in stored:
-            return base, suffix == "_g"
-    base = local.removesuffix("_orig")
-    if base != local and hasattr(owner, base):
+    base, _, suffix = local.rpartition("_")
+    if suffix in _PARTS_OF_NORM and _stores_both(owner, base):
+        return base, suffix == _PARTS_OF_NORM[0]
+    if suffix == "orig" and hasattr(owner, base):
         return base, False
     return local, False
+
+
+def _stores_both(owner: nn.Module, base: str) -> bool:
+    """Tell whether weight norm keeps the magnitudes and the directions of a weight."""
+    return all(f"{base}_{suffix}" in owner._parameters for suffix in _PARTS_OF_NORM)
 
 
 def _prefixes(path: str) -> list[str]:

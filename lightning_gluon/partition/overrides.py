@@ -12,17 +12,16 @@ from torch import nn
 
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.norms.views import MatrixView, covers
-from lightning_gluon.partition.place import Place
+from lightning_gluon.partition.place import Place, Shape
 from lightning_gluon.roles import MATRIX_ROLES, ROLES
 
 __all__ = ["Decision", "Override", "Overrides", "Rules"]
 
 Key = str | type[nn.Module]
-Value = str | Mapping[str, Any] | Callable[[str, nn.Parameter, nn.Module], Any]
-Rules = Mapping[Key, Value] | Sequence[tuple[Key, Value]]
-Shape = tuple[int, ...]
+RuleValue = str | Mapping[str, Any] | Callable[[str, nn.Parameter, nn.Module], Any]
+Rules = Mapping[Key, RuleValue] | Sequence[tuple[Key, RuleValue]]
 
-_FIELDS = ("role", "norm", "views", "reason")
+_RULE_FIELDS = ("role", "norm", "views", "reason")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Override:
     def __init__(
         self,
         key: Key,
-        value: Value,
+        value: RuleValue,
         origin: str = "of the user",
     ) -> None:
         if not isinstance(key, str) and not (isinstance(key, type) and issubclass(key, nn.Module)):
@@ -70,6 +69,20 @@ class Override:
     def label(self) -> str:
         """Its key, as messages show it."""
         return repr(self.key) if isinstance(self.key, str) else self.key.__name__
+
+    @property
+    def what(self) -> str:
+        """What its key is."""
+        return "a name glob" if isinstance(self.key, str) else "a module type"
+
+    def near(self, names: Sequence[str]) -> list[str]:
+        """Return what a key that matches no name could have been: the inside of a module, or a similar name."""
+        if not isinstance(self.key, str):
+            return []
+        inside = f"{self.key}."
+        if any(name.startswith(inside) for name in names):
+            return [f"{inside}*"]
+        return difflib.get_close_matches(self.key, names, n=1)
 
     @property
     def is_exact(self) -> bool:
@@ -110,16 +123,21 @@ class Override:
                 return None
         fields = _checked(value, self.label)
         role = fields["role"]
-        if role in MATRIX_ROLES and parameter.ndim < 2:
-            if not self.is_exact:
-                return None  # a glob over a block means its matrices; the vectors in it keep their own rule
-            raise ValueError(
-                f"Expected a parameter with at least 2 dimensions for role {role!r}, but got {place.name!r} "
-                f"with shape {tuple(parameter.shape)}. Give it the role 'bias' or 'elementwise'."
-            )
-        views = _views(fields["views"], place.name, tuple(parameter.shape)) if "views" in fields else ()
+        shape = tuple(parameter.shape)
+        if role in MATRIX_ROLES and len(shape) < 2:
+            self._refuse_vector(role, place.name, shape)
+            return None
+        views = _views(fields["views"], place.name, shape) if "views" in fields else ()
         reason = fields.get("reason", f"rule {self.label} {self.origin}")
         return Decision(role, reason, fields.get("norm"), views)
+
+    def _refuse_vector(self, role: str, name: str, shape: Shape) -> None:
+        """Raise where a vector is named as a matrix; a glob over a block means its matrices only."""
+        if self.is_exact:
+            raise ValueError(
+                f"Expected a parameter with at least 2 dimensions for role {role!r}, but got {name!r} "
+                f"with shape {shape}. Give it the role 'bias' or 'elementwise'."
+            )
 
 
 class Overrides:
@@ -176,13 +194,10 @@ class Overrides:
         idle = [rule for rule in self._rules if not rule.used]
         if not idle:
             return
-        what = "a name glob" if isinstance(idle[0].key, str) else "a module type"
-        if len(idle) > 1:
-            what = "these"
         near: list[str] = []
         for rule in idle:
-            if isinstance(rule.key, str):
-                near += _near(rule.key, names)
+            near += rule.near(names)
+        what = "these" if len(idle) > 1 else idle[0].what
         hint = f" Did you mean {', '.join(map(repr, near))}?" if near else ""
         raise ValueError(
             f"Expected every rule to match a parameter, but {what} matched none: "
@@ -206,18 +221,8 @@ def _pairs(rules: Any) -> list[tuple[Any, Any]]:
     return [(key, value) for key, value in listed]
 
 
-def _near(
-    key: str,
-    names: Sequence[str],
-) -> list[str]:
-    """Return what a key that matches no name could have been: the inside of a module, or a similar name."""
-    if any(name.startswith(f"{key}.") for name in names):
-        return [f"{key}.*"]
-    return difflib.get_close_matches(key, names, n=1)
-
-
 def _checked(
-    value: Any,
+    value: object,
     label: str,
 ) -> dict[str, Any]:
     """Return a rule's value as a dict of known fields with a known role."""
@@ -226,9 +231,9 @@ def _checked(
         raise TypeError(
             f"Expected the rule for {label} to be a role, a dict with 'role', or a callable, but got {value!r}."
         )
-    if "role" not in fields or not set(fields) <= set(_FIELDS):
+    if "role" not in fields or not set(fields) <= set(_RULE_FIELDS):
         raise ValueError(
-            f"Expected the rule for {label} to have the field 'role' and of {list(_FIELDS[1:])} what it needs, "
+            f"Expected the rule for {label} to have the field 'role' and of {list(_RULE_FIELDS[1:])} what it needs, "
             f"but got {list(fields)}."
         )
     given = {key: value for key, value in fields.items() if value is not None}
@@ -237,8 +242,8 @@ def _checked(
 
 
 def _check_fields(
-    given: Mapping[str, Any],
-    role: Any,
+    given: Mapping[str, object],
+    role: object,
     label: str,
 ) -> None:
     """Raise unless every field has a value that it can have."""
@@ -256,7 +261,7 @@ def _check_fields(
 
 
 def _views(
-    views: Any,
+    views: object,
     name: str,
     shape: Shape,
 ) -> tuple[MatrixView, ...]:

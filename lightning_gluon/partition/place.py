@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_gluon.partition.knowledge import entries, names_match
+from lightning_gluon.partition.knowledge import names_match, table_entries
 
 __all__ = ["Place", "class_names", "is_adapter", "look_up", "strip_wrappers"]
 
@@ -30,7 +30,7 @@ def strip_wrappers(path: str) -> tuple[str, ...]:
             skip = False
         elif names_match("NAMED_PARTS", part):
             skip = True
-        elif part not in entries("WRAPPERS"):
+        elif part not in table_entries("WRAPPERS"):
             parts.append(part)
     return tuple(parts)
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
 from torch import nn
 
 from lightning_gluon.partition.route import Route
-from lightning_gluon.partition.table import render, to_text
 from lightning_gluon.roles import ROLES
+
+if TYPE_CHECKING:  # rich is loaded when a table is shown
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
 
 __all__ = ["Partition"]
 
@@ -24,16 +26,32 @@ class Partition:
 
     Iterating gives `(route, parameter)` of the trainable ones; `print` shows the table.
 
+        norm of the model = max_i ||X_i|| / radius_i        one norm per parameter i, by its role
+
+    Shapes: parameters of any shape; a parameter that holds matrices is read as one or more of shape `(out, in)`.
+
     Args:
         routes: One route per unique parameter tensor, in the module's order.
         parameters: The parameters, in the same order.
 
+    References:
+        T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
+
     Example:
         >>> from torch import nn
         >>> from lightning_gluon.partition import partition
-        >>> p = partition(nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(4, 8)), "head": nn.Linear(8, 2)}))
+        >>> model = nn.ModuleDict({"encoder": nn.Sequential(nn.Linear(4, 8)), "head": nn.Linear(8, 2)})
+        >>> p = partition(model)
         >>> p.role("encoder.0.weight"), p.role("head.weight"), p.views("head.weight")
         ('hidden', 'head', [(2, 8)])
+        >>> p.reason("head.bias"), p.route("head.bias").norm
+        ('bias of Linear', 'rms')
+        >>> p.find(model["head"].weight).name, p.parameter("head.weight").shape
+        ('head.weight', torch.Size([2, 8]))
+        >>> [route.name for route, _ in p.parameters()][:2], list(p.by_role())
+        (['encoder.0.weight', 'encoder.0.bias'], ['hidden', 'head', 'bias'])
+        >>> type(p.table(width=80)).__name__
+        'Table'
     """
 
     def __init__(self, routes: list[Route], parameters: list[nn.Parameter]) -> None:
@@ -72,23 +90,58 @@ class Partition:
         return self.routes[self._first[name]]
 
     def role(self, name: str) -> str:
-        """Return the role of a parameter, one of `lightning_gluon.roles.ROLES`."""
+        """Return the role of a parameter, one of `lightning_gluon.roles.ROLES`.
+
+        Args:
+            name: Qualified name, as for `route`.
+
+        Raises:
+            KeyError: If the module has no parameter of that name.
+        """
         return self.route(name).role
 
     def reason(self, name: str) -> str:
-        """Return why a parameter has its role."""
+        """Return the reason for a parameter's role, in words.
+
+        Args:
+            name: Qualified name, as for `route`.
+
+        Raises:
+            KeyError: If the module has no parameter of that name.
+        """
         return self.route(name).reason
 
     def views(self, name: str) -> list[tuple[int, int]]:
-        """Return the shapes `(out, in)` of the matrices a parameter holds; empty for vectors and elementwise arrays."""
+        """Return the shapes `(out, in)` of the matrices a parameter holds; empty for vectors and elementwise arrays.
+
+        Args:
+            name: Qualified name, as for `route`.
+
+        Raises:
+            KeyError: If the module has no parameter of that name.
+        """
         return self.route(name).matrices
 
     def parameter(self, name: str) -> nn.Parameter:
-        """Return the parameter itself, by any of its names."""
+        """Return the parameter itself.
+
+        Args:
+            name: Qualified name, as for `route`.
+
+        Raises:
+            KeyError: If the module has no parameter of that name.
+        """
         return self._parameters[self.route(name).name]
 
     def find(self, parameter: nn.Parameter) -> Route | None:
-        """Return the route of a tensor by identity, or None when it is not of this module."""
+        """Return the route of a tensor by identity.
+
+        Args:
+            parameter: The tensor.
+
+        Returns:
+            The route, or None if the tensor is not the module's.
+        """
         name = self._by_id.get(id(parameter))
         return None if name is None else self.routes[name]
 
@@ -118,7 +171,13 @@ class Partition:
         return name in self._first
 
     def table(self, width: int = WIDTH) -> Table:
-        """Return the table that `print` shows on so many columns."""
+        """Return the table that `print` shows.
+
+        Args:
+            width: Columns of the terminal, in characters; on few the table gets shorter.
+        """
+        from lightning_gluon.partition.table import render
+
         routes = list(self.routes.values())
         return render(routes, narrow=width < WIDTH)
 
@@ -132,6 +191,10 @@ class Partition:
 
     def __str__(self) -> str:
         """Return the table as text, as wide as the terminal (or `COLUMNS`), 120 columns where there is none."""
+        from rich.console import Console
+
+        from lightning_gluon.partition.table import to_text
+
         console = Console()
         known = console.is_terminal or "COLUMNS" in os.environ
         width = console.width if known else WIDTH

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from lightning_gluon.methods import METHODS
 from lightning_gluon.norms.views import MatrixView
 
-__all__ = ["Route", "default_norm"]
+__all__ = ["BLOCK_INDEX", "Route", "default_norm"]
+
+BLOCK_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # the number of a block, as a part of a parameter's name
 
 # Roles whose kernels are maps per tap.
-_SPECTRAL = tuple(role for role, rule in METHODS["gluon"].rules.items() if rule.norm == "spectral")
+_SPECTRAL_ROLES = tuple(role for role, rule in METHODS["gluon"].rules.items() if rule.norm == "spectral")
 
 
 def default_norm(
@@ -21,7 +24,7 @@ def default_norm(
     """Return the norm that method `gluon` gives a role; a kernel with several taps shows as `conv`."""
     norm = METHODS["gluon"].rules[role].norm
     taps = any(view.kernel > 1 for view in views)
-    return "conv" if taps and role in _SPECTRAL else norm
+    return "conv" if taps and role in _SPECTRAL_ROLES else norm
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_gluon.partition.overrides import Key, Override, Overrides, Value
+from lightning_gluon.partition.overrides import Key, Override, Overrides, RuleValue
 from lightning_gluon.registry import load_plugins
 
 __all__ = ["register_routing", "registered"]
@@ -15,7 +15,7 @@ _ADDED: dict[Any, Any] = {}
 
 def register_routing(
     key: Key,
-    value: Value,
+    value: RuleValue,
     *,
     replace: bool = False,
 ) -> None:

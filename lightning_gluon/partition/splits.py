@@ -13,8 +13,8 @@ from functools import cache
 
 from torch import nn
 
-from lightning_gluon.partition.formula import Value, evaluate
-from lightning_gluon.partition.knowledge import entries, names_match
+from lightning_gluon.partition.formula import Value, formula_value
+from lightning_gluon.partition.knowledge import names_match, table_entries
 from lightning_gluon.partition.known.rows import Fused
 from lightning_gluon.partition.known.transformers import ALIASES
 from lightning_gluon.partition.layers import is_weight_layer
@@ -85,7 +85,7 @@ class _Scope:
 
     def output_reads(self) -> int | None:
         """Return how many features the output projection of the holder reads."""
-        return self._reads(*entries("ATTENTION_OUTPUTS"))
+        return self._reads(*table_entries("ATTENTION_OUTPUTS"))
 
     def next_reads(self) -> int | None:
         """Return how many features the layer after this one reads, in the order of the holder."""
@@ -137,12 +137,18 @@ def find_split(
             continue
         around = place.around[place.around.index(holder) :]
         scope = _Scope(name, holder, around, rows, columns)
-        split = _declared(scope) or _known(scope)
-        if split is not None and len(split.sizes) > 1:
+        split = _several(scope)
+        if split is not None:
             return split
         if not names_match("INNER_LAYERS", name):
             return None
     return None
+
+
+def _several(scope: _Scope) -> Split | None:
+    """Return a split into several parts, as the holder declares it or as the tables know it."""
+    split = _listed_sizes(scope) or _known(scope)
+    return None if split is None or len(split.sizes) < 2 else split
 
 
 def named_split(
@@ -154,11 +160,11 @@ def named_split(
     return _known(_Scope(place.local, place.owner, place.around, rows, columns))
 
 
-def _declared(scope: _Scope) -> Split | None:
+def _listed_sizes(scope: _Scope) -> Split | None:
     """A holder that writes its split down as a list of sizes."""
     if not names_match("DECLARED_LAYERS", scope.layer):
         return None
-    for attribute in entries("DECLARED_SIZES"):
+    for attribute in table_entries("DECLARED_SIZES"):
         sizes = getattr(scope.holder, attribute, None)
         if isinstance(sizes, tuple | list) and sum(sizes) == scope.rows:
             return Split(_numbered(len(sizes)), tuple(sizes))
@@ -167,7 +173,7 @@ def _declared(scope: _Scope) -> Split | None:
 
 def _known(scope: _Scope) -> Split | None:
     """A row of the tables that fits."""
-    for row in entries("FUSED"):
+    for row in table_entries("FUSED"):
         if _fits(row, scope):
             split = _divided(row, scope)
             if split is not None:
@@ -191,7 +197,7 @@ def _fits(
         names = class_names(scope.holder)
         if not any(_compiled(row.holder).search(name) for name in names):
             return False
-    return not row.when or bool(evaluate(row.when, scope.condition))
+    return not row.when or bool(formula_value(row.when, scope.condition))
 
 
 def _divided(
@@ -199,11 +205,11 @@ def _divided(
     scope: _Scope,
 ) -> Split | None:
     """Divide the rows as a row of the tables says, when they divide so."""
-    groups = evaluate(row.groups, scope.value)
+    groups = formula_value(row.groups, scope.value)
     if not groups:
         return None
     if row.sizes:
-        sizes = tuple(evaluate(size, scope.value) or 0 for size in row.sizes)
+        sizes = tuple(formula_value(size, scope.value) or 0 for size in row.sizes)
         whole = min(sizes) > 0 and sum(sizes) * groups == scope.rows
         return Split(row.parts, sizes, groups) if whole else None
     parts = row.parts or _counted(row, scope)
@@ -218,7 +224,7 @@ def _counted(
     scope: _Scope,
 ) -> tuple[str, ...]:
     """Name the parts where only their number is known."""
-    count = evaluate(row.count, scope.value) if scope.columns else 0
+    count = formula_value(row.count, scope.value) if scope.columns else 0
     return _numbered(count) if count and 1 < count <= _MOST_PARTS else ()
 
 

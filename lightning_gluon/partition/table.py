@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from rich.console import Console, Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lightning_gluon.partition.route import Route
+from lightning_gluon.partition.route import BLOCK_INDEX, Route
 from lightning_gluon.roles import ROLES
 
-__all__ = ["NUMBER", "render", "to_text"]
+__all__ = ["render", "to_text"]
 
-NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
 _SHOWN_NUMBERS = 4
 _SHOWN_MATRICES = 5
 _SHOWN_ALIASES = 3
@@ -124,10 +123,10 @@ def _wide_columns(table: Table) -> None:
 # ---- lines
 
 
-def _key(route: Route) -> tuple[object, ...]:
+def _line_key(route: Route) -> tuple[object, ...]:
     """Return what two lines must share to become one: the name up to its numbers, and everything else shown."""
     return (
-        NUMBER.sub("#", route.name),
+        BLOCK_INDEX.sub("#", route.name),
         len(route.aliases),
         route.shape,
         route.role,
@@ -141,7 +140,7 @@ def _collapse(routes: list[Route]) -> list[list[Route]]:
     """Group the routes that one line can show, in the order of their first member."""
     groups: dict[tuple[object, ...], list[Route]] = {}
     for route in routes:
-        key = _key(route)
+        key = _line_key(route)
         groups.setdefault(key, []).append(route)
     return list(groups.values())
 
@@ -201,10 +200,10 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 def _merged_name(routes: list[Route]) -> str:
     """Return one name for several: every number that varies becomes a range."""
-    between = NUMBER.split(routes[0].name)
+    between = BLOCK_INDEX.split(routes[0].name)
     columns: list[list[int]] = [[] for _ in between[1:]]
     for route in routes:
-        for column, number in zip(columns, NUMBER.findall(route.name), strict=True):
+        for column, number in zip(columns, BLOCK_INDEX.findall(route.name), strict=True):
             column.append(int(number))
     name = between[0]
     for column, text in zip(columns, between[1:], strict=True):
@@ -214,13 +213,7 @@ def _merged_name(routes: list[Route]) -> str:
 
 def _matrices(route: Route) -> str:
     """Write the matrices short: `3x384x384`."""
-    runs: list[tuple[tuple[int, int], int]] = []
-    for shape in route.matrices:
-        if runs and runs[-1][0] == shape:
-            count = runs[-1][1] + 1
-            runs[-1] = (shape, count)
-        else:
-            runs.append((shape, 1))
+    runs = [(shape, len(list(same))) for shape, same in groupby(route.matrices)]
     texts = []
     for (out, fan_in), count in runs[:_SHOWN_MATRICES]:
         several = f"{count}x" if count > 1 else ""

@@ -9,28 +9,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from lightning_gluon.optimizer import Gluon
-from lightning_gluon.radius.observe import Evidence, Measurement
-from lightning_gluon.radius.radii import Group, peak_lr, stepped_by_adamw
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.options import Group
+from lightning_gluon.radius.observe import Fields, Measurement, StepRecord
+from lightning_gluon.radius.radii import peak_lr, stepped_by_adamw
+from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.roles import ROLES
-from lightning_gluon.smoothness.readings import inner, whole
+from lightning_gluon.smoothness.readings import gather_wide, inner
 from lightning_gluon.valid import number
 
-Gradients: TypeAlias = Mapping[Tensor, Tensor | None]
 Family: TypeAlias = list[tuple[Group, float]]
 
 
 class Agreement(Measurement):
     """Keep the weights before the last step, and measure how far gradients agree with it.
 
+        a = sum_i <g_i, T_i> / sum_i ||g_i|| ||T_i||,        T_i = (1 - lr wd) X_i^{k-1} - X_i^k
+
     It fills `agreement`, `reference_agreement`, `adamw_agreement`, `loss` and `warming_up` of the `Observation`. Only
     matrices count, if there are any: vectors, with few entries per unit of norm, turn negative by noise first.
+
+    Shapes: gradients and weights of any shape, in matching pairs; `agreement` gives two sums, shape (2,).
 
     Args:
         optimizer: The optimizer.
@@ -39,6 +43,23 @@ class Agreement(Measurement):
         before: Copies of the weights before the last step, by parameter; none of those that the method keeps itself.
         lr: `lr` of the first group in the last step.
         decay: Share of the weights that decayed in the last step, by group; empty before the first step.
+
+    References:
+        `docs/primers/radius.md`.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2, bias=False)
+        >>> optimizer = Gluon(layer, lr=0.1)
+        >>> measurement = Agreement(optimizer)
+        >>> layer.weight.grad = torch.eye(2)
+        >>> measurement.remember()
+        >>> optimizer.step()
+        >>> product, bound = measurement.agreement({layer.weight: torch.eye(2)})
+        >>> round(float(product / bound), 2), measurement.warming_up(), len(measurement.families())
+        (1.0, 1.0, 1)
+        >>> round(measurement.observe(StepRecord(torch.tensor(0.5)))["agreement"], 2)
+        1.0
+        >>> measurement.forget()
     """
 
     def __init__(self, optimizer: Gluon) -> None:
@@ -54,13 +75,14 @@ class Agreement(Measurement):
         self.lr = float(groups[0]["lr"])  # a tensor would change with the schedule
         self.decay = []
         for group in groups:
-            share = float(group["lr"]) * group["weight_decay"]
-            self.decay.append(share)
+            lr = float(group["lr"])
+            self.decay.append(lr * group["weight_decay"])
         for parameter in self._copied():
             if parameter in self.before:
                 self.before[parameter].copy_(parameter)
             else:
-                self.before[parameter] = parameter.detach().clone()
+                weights = parameter.detach()
+                self.before[parameter] = weights.clone()
 
     def _copied(self) -> Iterator[Tensor]:
         """Yield the parameters whose previous weights nobody else keeps."""
@@ -70,15 +92,16 @@ class Agreement(Measurement):
                 if not kept or stepped_by_adamw(group):
                     yield from group["params"]
 
-    def observe(self, evidence: Evidence) -> dict[str, Any]:
+    def observe(self, record: StepRecord) -> Fields:
         """Return the agreements and the loss; waits for the device once."""
-        fields: dict[str, Any] = {"warming_up": self.warming_up()}
+        fields: Fields = {}
+        fields["warming_up"] = self.warming_up()
         if not self.decay:  # no step was remembered
             return fields
         sums = self._sums()
         largest = {name: both[1] for name, both in sums.items()}
         largest["reference_agreement"] = largest["agreement"]  # over the same norms
-        loss = torch.as_tensor(evidence.loss)
+        loss = torch.as_tensor(record.loss)
         loss = loss.to(largest["agreement"])
         values = []
         for name, (product, _) in sums.items():
@@ -87,7 +110,8 @@ class Agreement(Measurement):
             share = product / unit
             values.append(share.to(loss.device))
         names = [*sums, "loss"]
-        means = evidence.mean(torch.stack([*values, loss]))
+        values.append(loss)
+        means = record.mean(torch.stack(values))
         fields.update(zip(names, means, strict=True))
         return fields
 
@@ -105,24 +129,25 @@ class Agreement(Measurement):
         return sums
 
     @torch.no_grad()
-    def agreement(self, gradients: Gradients, family: int = 0) -> Tensor:
+    def agreement(self, gradients: Mapping[Tensor, Tensor | None], family: int = 0) -> Tensor:
         """Return `sum_i <g_i, T_i>` and its largest possible value `sum_i ||g_i|| ||T_i||`, the decay left out.
 
         Args:
-            gradients: Gradients by parameter.
+            gradients: Mapping[Tensor, Tensor | None] by parameter.
             family: Which of `families`.
 
         Returns:
             Both sums, shape (2,); nobody has waited for them.
         """
         products, bounds = [], []
-        for parameter, decay in _members(self.families()[family]):
+        members = self.families()[family]
+        for parameter, decay in _members(members):
             gradient = gradients.get(parameter)
             before = self._before(parameter)
             if gradient is None or before is None:
                 continue
-            step = _step(before, parameter, decay)
-            gradient = whole(gradient)
+            step = _last_step(before, parameter, decay)
+            gradient = gather_wide(gradient)
             product = inner(step, gradient)
             bound = step.norm() * gradient.norm()
             products.append(product.float())
@@ -137,7 +162,8 @@ class Agreement(Measurement):
         If there is only one kind of these, it is alone. If there are no matrices, all groups are one family.
         """
         lmo, adamw, vectors = [], [], []
-        for group, decay in zip(self.optimizer.param_groups, self.decay, strict=False):
+        groups = self.optimizer.param_groups
+        for group, decay in zip(groups, self.decay, strict=False):
             if not ROLES[group["role"]].matrices:
                 vectors.append((group, decay))
             elif stepped_by_adamw(group):
@@ -167,7 +193,7 @@ class Agreement(Measurement):
         """Let go of the copies."""
         self.before = {}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedState:
         """Return plain values, and the copies by parameter name."""
         before = {}
         for layer in self.optimizer.layers():
@@ -180,10 +206,11 @@ class Agreement(Measurement):
             "before": before,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.measurements.Agreement")
-        lr = saved.number("lr", number(0, math.inf, signs="<= <="))  # infinite before the first step
+        infinite_too = number(signs="<= <=")  # before the first step
+        lr = saved.number("lr", infinite_too)
         decay = saved.numbers("decay")
         known = {}
         for layer in self.optimizer.layers():
@@ -205,12 +232,12 @@ def _members(family: Family) -> Iterator[tuple[Tensor, float]]:
             yield parameter, decay
 
 
-def _step(before: Tensor, parameter: Tensor, decay: float) -> Tensor:
+def _last_step(before: Tensor, parameter: Tensor, decay: float) -> Tensor:
     """Return the last step of a parameter, the decay left out."""
-    start = whole(before)
+    start = gather_wide(before)
     if decay:
         start = (1 - decay) * start
-    return start - whole(parameter)
+    return start - gather_wide(parameter)
 
 
 def _sum(values: Sequence[Tensor]) -> Tensor:

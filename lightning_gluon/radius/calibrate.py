@@ -22,13 +22,12 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any
 
 from lightning_gluon.radius.agreement import Agreement
 from lightning_gluon.radius.observe import Observation
 from lightning_gluon.radius.radii import Factors
 from lightning_gluon.radius.rule import RadiusRule
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.valid import number, one_of
 
 # Sources of all of these: docs/primers/radius.md, "Constants".
@@ -39,7 +38,7 @@ LOSS_ERRORS = 8.0  # standard errors beyond which a rise of the loss counts
 LOSS_STEPS = 20  # steps after which the average loss is judged; half as many are its beginning
 MIN_GROWTH_TO_STOP = 4.0  # growth before a stop counts: a start far too small gives chance many steps to stop at
 STEP_BACK = 0.48  # factor on radii if the ramp has gone too far
-MEMORY = 10.0  # steps that a momentum of .9 remembers
+SHORTEST_MEMORY = 10.0  # steps that a momentum of .9 remembers
 GROWTH = 1.5  # growth over one memory at full agreement
 PLATEAU_SHARE = 1 / 3  # share of the growth while the agreement says nothing
 MARGIN = 3.0  # steps to the best one along the last direction at which the two-point form stops, at a momentum of .9
@@ -314,7 +313,7 @@ class Calibrate(RadiusRule):
         agreement = observation.agreement
         if ramp.frozen or agreement is None or not math.isfinite(agreement):
             return
-        memory = max(MEMORY, 1 / (1 - observation.momentum))
+        memory = max(SHORTEST_MEMORY, 1 / (1 - observation.momentum))
         two_point = self.two_point and observation.reference_agreement is not None
         evidence = _slack(observation, memory) if two_point else agreement
         sign = ramp.agreement.add(evidence, memory)
@@ -347,14 +346,14 @@ class Calibrate(RadiusRule):
             return HELD if ramp.loss.drop and sign <= 0 else SHARE
         return ""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedState:
         """Return plain values."""
         adamw = None
         if self.adamw is not None:
             adamw = asdict(self.adamw)
         return {"main": asdict(self.main), "adamw": adamw}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.rule")
         main = Ramp.load(saved.table("main"))
@@ -376,5 +375,5 @@ def _slack(observation: Observation, memory: float) -> float:
     """Return how far the best step along the last direction is beyond its margin: `a_old - margin (a_old - a)`."""
     new, old = observation.agreement, observation.reference_agreement
     assert new is not None and old is not None
-    margin = MARGIN * math.sqrt(memory / MEMORY)
+    margin = MARGIN * math.sqrt(memory / SHORTEST_MEMORY)
     return old - margin * (old - new)

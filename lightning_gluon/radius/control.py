@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from lightning_gluon.optimizer import Gluon
-from lightning_gluon.radius.observe import Evidence, Measurement, Observation, WindowLoss, measurements_of
-from lightning_gluon.radius.radii import Group, Limits, Radius, first_radius, set_radii_, stepped_by_adamw
+from lightning_gluon.options import Group
+from lightning_gluon.radius.observe import Fields, Measurement, Observation, StepRecord, WindowLoss, measurements_of
+from lightning_gluon.radius.radii import Limits, Radius, first_radius, set_radii_, stepped_by_adamw
 from lightning_gluon.radius.rule import RadiusRule
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.valid import number, whole
 
 UNCHANGED = Limits()
@@ -52,9 +52,7 @@ class RadiusControl:
     loss: WindowLoss = field(default_factory=WindowLoss, init=False)
     _optimizer: Gluon | None = field(default=None, init=False)
     _total_steps: int | None = field(default=None, init=False)
-    _pending: dict[str, Any] = field(
-        default_factory=dict, init=False
-    )  # measurements' states, until there is an optimizer
+    _pending: SavedState = field(default_factory=dict, init=False)  # measurements' states, until there is an optimizer
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -136,25 +134,25 @@ class RadiusControl:
             end = math.inf if self._total_steps is None else end * self._total_steps
         return self.steps >= end
 
-    def advance(self, evidence: Evidence) -> None:
+    def advance(self, record: StepRecord) -> None:
         """Set the radii of the coming step, unless they are frozen.
 
         Args:
-            evidence: What was measured since the last step.
+            record: What was measured since the last step.
         """
         assert self._optimizer is not None
         self._admit(self._optimizer.param_groups)
         if not self.frozen:
-            self._ask(self._optimizer, evidence)
+            self._ask(self._optimizer, record)
         self.steps += 1
         self.loss.clear()
         if self.frozen:
             for measurement in self.measurements:
                 measurement.forget()
 
-    def _ask(self, optimizer: Gluon, evidence: Evidence) -> None:
+    def _ask(self, optimizer: Gluon, record: StepRecord) -> None:
         groups = optimizer.param_groups
-        answer = self.rule(self._observe(optimizer, evidence))
+        answer = self.rule(self._observe(optimizer, record))
         if answer is not None:
             limits = self.limits
             if self.steps == 0 and self.rule.ramp:  # there is no earlier radius to average with
@@ -167,10 +165,10 @@ class RadiusControl:
             for measurement in self.measurements:
                 measurement.remember()
 
-    def _observe(self, optimizer: Gluon, evidence: Evidence) -> Observation:
-        measured: dict[str, Any] = {}
+    def _observe(self, optimizer: Gluon, record: StepRecord) -> Observation:
+        measured: Fields = {}
         for measurement in self.measurements:
-            measured.update(measurement.observe(evidence))
+            measured.update(measurement.observe(record))
         return Observation(
             step=self.steps,
             total_steps=self._total_steps,
@@ -213,7 +211,7 @@ class RadiusControl:
 
     # ------------------------------------------------------------------ checkpoints
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedState:
         """Return plain values, and the tensors of the measurements while they are needed."""
         return {
             "steps": self.steps,
@@ -224,7 +222,7 @@ class RadiusControl:
             "measurements": self._states(),
         }
 
-    def _states(self) -> dict[str, Any]:
+    def _states(self) -> SavedState:
         if not self.measurements:
             return self._pending
         states = {}
@@ -233,7 +231,7 @@ class RadiusControl:
             states[name] = measurement.state_dict()
         return states
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed.
 
         Args:

@@ -16,17 +16,21 @@ from torch import Tensor
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius.radii import peak_lr, stepped_by_adamw
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.smoothness.readings import Pair, Raw, combine, derive, measure
 from lightning_gluon.step.layers import Layer
 from lightning_gluon.valid import number
 
-Reading: TypeAlias = dict[str, float]
+Fields: TypeAlias = dict[str, Any]  # of an `Observation`, by name
 
 
 @dataclass(frozen=True)
 class Observation:
     """The evidence a rule is shown before a step; each measurement that the rule needs fills some fields.
+
+        radius_i[k] = limits(rule(observation[k]))
+
+    Shapes: plain numbers.
 
     Args:
         step: Steps taken so far.
@@ -42,6 +46,9 @@ class Observation:
         layers: Readings by group or layer name (see `lightning_gluon.smoothness.readings`), with `lr` (the peak of the
             group's schedule) and `radius`; empty on steps without a sample.
 
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+
     Example:
         >>> Observation(step=10, agreement=0.5).loss is None
         True
@@ -56,11 +63,11 @@ class Observation:
     adamw_agreement: float | None = None
     loss: float | None = None
     warming_up: float = 1.0
-    layers: Mapping[str, Reading] = field(default_factory=dict)
+    layers: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass
-class Evidence:
+class StepRecord:
     """The raw material of measurements, between a backward pass and its step.
 
     Args:
@@ -108,7 +115,7 @@ class WindowLoss:
         """Return plain numbers."""
         return {"total": float(self.total), "parts": self.parts}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.loss")
         anything = number(-math.inf, math.inf, signs="<= <=")
@@ -120,8 +127,25 @@ class WindowLoss:
 class Measurement:
     """One kind of evidence that a rule may ask for.
 
+        observation[k] = (step, loss, agreement[k], layers[k], ...)        each measurement fills some fields
+
+    Shapes: it reads tensors of the parameters' shapes, and gives plain numbers.
+
     Args:
         optimizer: The optimizer whose steps are measured.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+
+    Example:
+        >>> class Loss(Measurement):
+        ...     def observe(self, record):
+        ...         return {"loss": float(record.loss)}
+        >>> measurement = Loss(Gluon(torch.nn.Linear(2, 2)))
+        >>> measurement.remember()
+        >>> measurement.observe(StepRecord(torch.tensor(0.5)))
+        {'loss': 0.5}
+        >>> measurement.forget()
     """
 
     second_gradient = False  # whether it needs the gradient of one sample at two iterates, every so many steps
@@ -129,8 +153,15 @@ class Measurement:
     def __init__(self, optimizer: Gluon) -> None:
         self.optimizer = optimizer
 
-    def observe(self, evidence: Evidence) -> dict[str, Any]:
-        """Return fields of the `Observation`."""
+    def observe(self, record: StepRecord) -> Fields:
+        """Return fields of the `Observation`.
+
+        Args:
+            record: The loss, and on some steps the layers at two iterates.
+
+        Raises:
+            NotImplementedError: If a subclass does not say.
+        """
         raise NotImplementedError
 
     def remember(self) -> None:
@@ -139,42 +170,77 @@ class Measurement:
     def forget(self) -> None:
         """Let go of all copies: the radii stay from now on."""
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedState:
         """Return plain values and tensors."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise before anything has changed."""
 
 
 class GroupReadings(Measurement):
-    """Readings of every group, a product of its layers: `Observation.layers` by group name."""
+    """Readings of every group, a product of its layers: `Observation.layers` by group name.
+
+        ||X|| = max_i ||X_i||,        ||G||_* = sum_i ||G_i||_*
+
+    Shapes: layers of any shape; readings are numbers, in the units of `lightning_gluon.smoothness.readings`.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+
+    Example:
+        >>> optimizer = Gluon(torch.nn.Linear(2, 2), lr=0.1)
+        >>> readings = GroupReadings(optimizer)
+        >>> layer = optimizer.layers()[0]
+        >>> with torch.no_grad():
+        ...     pair = Pair(layer, torch.ones(2, 2), layer.parameter + 1.0)
+        >>> observed = readings.observe(StepRecord(torch.zeros(()), [pair]))
+        >>> round(observed["layers"][readings.name(layer)]["grad_dual_norm"], 4)
+        2.0
+    """
 
     second_gradient = True
 
-    def observe(self, evidence: Evidence) -> dict[str, Any]:
+    def observe(self, record: StepRecord) -> Fields:
         """Return the readings by name, on the steps that have a sample."""
         first: dict[str, Layer] = {}
         raws: dict[str, list[Raw]] = {}
-        for pair, raw in zip(evidence.pairs, measure(evidence.pairs), strict=True):
+        for pair, raw in zip(record.pairs, measure(record.pairs), strict=True):
             name = self.name(pair.layer)
             first.setdefault(name, pair.layer)
             raws.setdefault(name, []).append(raw)
         found = {}
         for name, layer in first.items():
-            readings = _agreed_readings(raws[name], evidence.mean)
+            readings = _agreed_readings(raws[name], record.mean)
             readings["lr"] = peak_lr(layer.group)
             readings["radius"] = layer.radius
             found[name] = readings
         return {"layers": found}
 
     def name(self, layer: Layer) -> str:
-        """Return the name under which a layer is counted."""
+        """Return the name under which a layer is counted.
+
+        Args:
+            layer: The layer.
+        """
         return layer.group["name"]
 
 
 class LayerReadings(GroupReadings):
-    """Readings of every layer: `Observation.layers` by parameter name, but by group name if AdamW steps it."""
+    """Readings of every layer: `Observation.layers` by parameter name, but by group name if AdamW steps it.
+
+        L_hat = ||c_new - c_old||_* / ||X^k - X^{k-1}||        and the other readings, in the layer's own norm
+
+    Shapes: layers of any shape; readings are numbers, in the units of `lightning_gluon.smoothness.readings`.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+
+    Example:
+        >>> optimizer = Gluon(torch.nn.Linear(2, 2), lr=0.1)
+        >>> LayerReadings(optimizer).name(optimizer.layers()[0])
+        'weight'
+    """
 
     def name(self, layer: Layer) -> str:
         """Return the name under which a layer is counted; a group of AdamW has one radius."""
@@ -183,7 +249,7 @@ class LayerReadings(GroupReadings):
         return layer.name
 
 
-def _agreed_readings(raws: Iterable[Raw], mean: Callable[[Tensor], list[float]]) -> Reading:
+def _agreed_readings(raws: Iterable[Raw], mean: Callable[[Tensor], list[float]]) -> dict[str, float]:
     """Return the readings of several layers as of one, the same on all ranks."""
     raw = combine(raws)
     own = torch.tensor(list(raw.values()), dtype=torch.float64)

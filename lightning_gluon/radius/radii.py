@@ -8,14 +8,30 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, SupportsFloat, TypeAlias
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
+from lightning_gluon.options import Group
 from lightning_gluon.valid import number, pair_of
 
 Radius: TypeAlias = float | list[float]
-Group: TypeAlias = dict[str, Any]
 
 
 class Factors(NamedTuple):
-    """Factors on the initial radii: of the groups that an LMO steps, and of those that AdamW steps."""
+    """Factors on the initial radii: of the groups that an LMO steps, and of those that AdamW steps.
+
+        radius_i = lmo * base_i  or  adamw * base_i
+
+    Shapes: plain numbers, in units of the initial radius.
+
+    Args:
+        lmo: Factor for the groups that an LMO steps.
+        adamw: Factor for the groups that AdamW steps.
+
+    References:
+        `docs/primers/radius.md`, after Theorem 1 of "Gluon", arXiv 2505.13416.
+
+    Example:
+        >>> Factors(lmo=0.5, adamw=2.0).adamw
+        2.0
+    """
 
     lmo: float
     adamw: float
@@ -113,26 +129,27 @@ def set_radii_(
     """
     groups = list(groups)
     if isinstance(proposal, Mapping):
-        _check_names(proposal, groups)
+        _check_targets(proposal, groups)
     written = []
     for group in groups:
         name = group["name"]
-        start = _listed(base[name], group)
-        now = _listed(group["radius"], group)
+        start = _one_each(base[name], group)
+        now = _one_each(group["radius"], group)
         wanted = _wanted(proposal, group, start, now)
         radii = []
         for one, current, first in zip(wanted, now, start, strict=True):
             limited = limits(one, current=current, base=first)
             radii.append(limited)
-        written.append(_joined(radii, group))
+        written.append(_one_or_several(radii, group))
     for group, radius in zip(groups, written, strict=True):
         group["radius"] = radius
 
 
-def _check_names(proposal: Mapping[str, Any], groups: list[Group]) -> None:
+def _check_targets(proposal: Mapping[str, object], groups: list[Group]) -> None:
     known: set[str] = set()
     for group in groups:
-        known.update([group["name"], *group["param_names"]])
+        known.add(group["name"])
+        known.update(group["param_names"])
     names = [group["name"] for group in groups]
     for name in proposal:
         if name not in known:
@@ -142,29 +159,38 @@ def _check_names(proposal: Mapping[str, Any], groups: list[Group]) -> None:
             )
 
 
-def _wanted(proposal: Proposal, group: Group, start: list[float], current: list[float]) -> list[float]:
+def _wanted(
+    proposal: Proposal,
+    group: Group,
+    start: list[float],
+    current: list[float],
+) -> list[float]:
     """Return the radii that a proposal asks for, one per parameter of a group."""
     if isinstance(proposal, Mapping):
-        return _by_name(proposal, group, current)
+        return _radii_by_name(proposal, group, current)
     if isinstance(proposal, Factors):
         kernel = stepped_by_adamw(group)
         proposal = proposal.adamw if kernel else proposal.lmo
-    factor = _number(proposal)
+    factor = _plain_radius(proposal)
     return [factor * radius for radius in start]
 
 
-def _by_name(proposal: Mapping[str, Any], group: Group, current: list[float]) -> list[float]:
+def _radii_by_name(
+    proposal: Mapping[str, SupportsFloat],
+    group: Group,
+    current: list[float],
+) -> list[float]:
     radii = list(current)
     whole = proposal.get(group["name"])
     if whole is not None:
-        radii = [_number(whole)] * len(current)
+        radii = [_plain_radius(whole)] * len(current)
     for index, name in enumerate(group["param_names"]):
         if name in proposal:
-            radii[index] = _number(proposal[name])
+            radii[index] = _plain_radius(proposal[name])
     return radii
 
 
-def _number(value: Any) -> float:
+def _plain_radius(value: Any) -> float:
     """Return a rule's answer as a plain float, for checkpoints and logs; it may be a tensor."""
     try:
         if not isinstance(value, str):
@@ -174,7 +200,7 @@ def _number(value: Any) -> float:
     raise TypeError(f"Expected the rule to return a factor, radii by group or layer name, or None, but got {value!r}.")
 
 
-def _joined(radii: list[float], group: Group) -> Radius:
+def _one_or_several(radii: list[float], group: Group) -> Radius:
     if len(set(radii)) == 1:
         return radii[0]
     if stepped_by_adamw(group):
@@ -185,13 +211,13 @@ def _joined(radii: list[float], group: Group) -> Radius:
     return radii
 
 
-def _listed(radius: Radius, group: Group) -> list[float]:
+def _one_each(radius: Radius, group: Group) -> list[float]:
     if isinstance(radius, list):
         return list(radius)
     return [radius] * len(group["params"])
 
 
-def stepped_by_adamw(group: Mapping[str, Any]) -> bool:
+def stepped_by_adamw(group: Group) -> bool:
     """Return whether a kernel such as AdamW steps a group: it has one radius, and no LMO."""
     return ESTIMATORS[group["estimator"]].step_ is not None
 
@@ -201,7 +227,7 @@ def first_radius(radius: Radius) -> float:
     return radius[0] if isinstance(radius, list) else radius
 
 
-def peak_lr(group: Mapping[str, Any]) -> float:
+def peak_lr(group: Group) -> float:
     """Return the largest `lr` of the group's schedule, as far as it says."""
     largest = group.get("max_lr") or 0.0
     start = group.get("initial_lr") or 0.0
@@ -212,7 +238,8 @@ def logged_radii(groups: Iterable[Group]) -> dict[str, float]:
     """Return the radii under the keys they are logged by: `radius/<group>`, or `radius/<layer>` if they differ."""
     values: dict[str, float] = {}
     for group in groups:
-        names, radii = group["param_names"], group["radius"]
+        names = group["param_names"]
+        radii = group["radius"]
         if not isinstance(radii, list):
             names = [group["name"]]
             radii = [radii]

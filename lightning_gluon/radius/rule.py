@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
 
 from lightning_gluon.radius.observe import Measurement, Observation, measurements_of
 from lightning_gluon.radius.radii import Proposal
-
-Answer: TypeAlias = Proposal | None
+from lightning_gluon.radius.saved import SavedState
 
 
 class RadiusRule:
@@ -28,6 +26,9 @@ class RadiusRule:
         done: Whether the radii stay from now on; nothing is measured any more.
         ramp: Whether it starts from a radius of its own, which is not averaged with the initial one.
         doubt: A sentence if the radii it ended with may be wrong, for a warning; else empty.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
 
     Example:
         >>> class Halve(RadiusRule):
@@ -50,15 +51,15 @@ class RadiusRule:
         """A reason to doubt the radii that were found; empty if there is none."""
         return ""
 
-    def __call__(self, observation: Observation) -> Answer:
+    def __call__(self, observation: Observation) -> Proposal | None:
         """Return the radii of the coming step."""
         raise NotImplementedError
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedState:
         """Return plain values, for a checkpoint."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise before anything has changed."""
 
 
@@ -69,7 +70,7 @@ class Adapter(RadiusRule):
         function: The function of an `Observation`.
     """
 
-    def __init__(self, function: Callable[[Observation], Answer]) -> None:
+    def __init__(self, function: Callable[[Observation], Proposal | None]) -> None:
         self.function = function
         self.needs = measurements_of(function)
         self.ramp = bool(getattr(function, "ramp", False))
@@ -79,16 +80,16 @@ class Adapter(RadiusRule):
         """The function's own word."""
         return bool(getattr(self.function, "done", False))
 
-    def __call__(self, observation: Observation) -> Answer:
+    def __call__(self, observation: Observation) -> Proposal | None:
         """Call the function."""
         return self.function(observation)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedState:
         """Return the function's own state, if it has one."""
         own = getattr(self.function, "state_dict", dict)
         return own()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore it."""
         if hasattr(self.function, "load_state_dict"):
             self.function.load_state_dict(state)

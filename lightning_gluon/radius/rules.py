@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lightning_gluon.radius.calibrate import Calibrate
-from lightning_gluon.radius.observe import GroupReadings, LayerReadings, Observation, Reading
-from lightning_gluon.radius.rule import Adapter, Answer, RadiusRule
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.observe import GroupReadings, LayerReadings, Observation
+from lightning_gluon.radius.radii import Proposal
+from lightning_gluon.radius.rule import Adapter, RadiusRule
+from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.smoothness.fit import RunningFit
 from lightning_gluon.valid import number, one_of, plain, whole
 
-READINGS = {"role": GroupReadings, "layer": LayerReadings}
+SCOPES = {"role": GroupReadings, "layer": LayerReadings}
 
 
 class Smoothness(RadiusRule):
@@ -31,6 +32,8 @@ class Smoothness(RadiusRule):
 
     This rule has a fixed point that it approaches from both sides, but its `kappa` does not transfer. The best one was
     0.6 on a small GPT and 0.33 on a small ViT, and it depends on the batch size.
+
+    Shapes: plain numbers; radii in units of the layer's norm.
 
     Args:
         kappa: Factor on the step length of the theorem.
@@ -51,10 +54,17 @@ class Smoothness(RadiusRule):
         {'hidden': 0.01}
     """
 
-    def __init__(self, *, kappa: float = 0.5, per: str = "role", window: int = 10, samples: int = 3) -> None:
+    def __init__(
+        self,
+        *,
+        kappa: float = 0.5,
+        per: str = "role",
+        window: int = 10,
+        samples: int = 3,
+    ) -> None:
         positive = number(signs="< <")
         positive("kappa", kappa)
-        known = one_of(*READINGS)
+        known = one_of(*SCOPES)
         known("per", per)
         RunningFit(window)  # checks it
         at_least_one = whole(1)
@@ -63,7 +73,7 @@ class Smoothness(RadiusRule):
             raise ValueError(
                 f"Expected `samples` to satisfy 1 <= samples <= window, but got {samples!r} with window={window}."
             )
-        self.needs = (READINGS[per],)
+        self.needs = (SCOPES[per],)
         self.kappa = kappa
         self.window = window
         self.samples = samples
@@ -81,24 +91,28 @@ class Smoothness(RadiusRule):
                 radii[name] = length / lr
         return radii
 
-    def _length(self, name: str, reading: Reading) -> float:
+    def _length(self, name: str, reading: dict[str, float]) -> float:
         """Add a sample to the fit and return the step length it asks for; NaN if it asks for none."""
-        running = self.fits.setdefault(name, RunningFit(self.window))
+        if name not in self.fits:
+            self.fits[name] = RunningFit(self.window)
+        running = self.fits[name]
         gradient = reading["grad_dual_norm"]
         running.add(reading["L_hat"], gradient)
         fit = running.fit()
-        if fit is None or fit.samples < self.samples or gradient == 0:
+        if fit is None or gradient == 0:
+            return math.nan
+        if fit.samples < self.samples:
             return math.nan
         return fit.radius(gradient, self.kappa)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedState:
         """Return the samples."""
         states = {}
         for name, running in self.fits.items():
             states[name] = running.state_dict()
         return states
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore them, or raise a `ValueError` before anything has changed."""
         saved = Saved(state, "RadiusScheduler.rule")
         fits = {}
@@ -109,11 +123,18 @@ class Smoothness(RadiusRule):
         self.fits = fits
 
 
-RADIUS_RULES: dict[str, Callable[..., Any]] = {"smoothness": Smoothness, "calibrate": Calibrate}
+RADIUS_RULES: dict[str, Callable[..., Any]] = {
+    "smoothness": Smoothness,
+    "calibrate": Calibrate,
+}
 
 
 def register_radius_rule(name: str, rule: Callable[..., Any]) -> None:
     """Give a rule a name, which `RadiusScheduler` and configuration files then take.
+
+        radius_i[k] = limits(rule(observation[k]))
+
+    Shapes: plain numbers, in units of the initial radii.
 
     Args:
         name: The name, not taken yet.
@@ -122,6 +143,9 @@ def register_radius_rule(name: str, rule: Callable[..., Any]) -> None:
     Raises:
         ValueError: If the name is taken or no text.
         TypeError: If the rule cannot be called.
+
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
 
     Example:
         >>> class Constant(RadiusRule):
@@ -144,7 +168,10 @@ def register_radius_rule(name: str, rule: Callable[..., Any]) -> None:
     RADIUS_RULES[name] = rule
 
 
-def make_rule(rule: str | Callable[[Observation], Answer], options: Mapping[str, Any] | None = None) -> RadiusRule:
+def make_rule(
+    rule: str | Callable[[Observation], Proposal | None],
+    options: Mapping[str, object] | None = None,
+) -> RadiusRule:
     """Return a rule by its name, or the rule given.
 
     Args:
@@ -163,7 +190,8 @@ def make_rule(rule: str | Callable[[Observation], Answer], options: Mapping[str,
         0.25
     """
     if isinstance(rule, str):
-        rule = _named(rule, plain(options or {}))
+        arguments = plain(options or {})
+        rule = _rule_named(rule, arguments)
     elif options:
         raise ValueError("`options` are for rules given by name: give a rule or a function its own arguments instead.")
     if isinstance(rule, RadiusRule):
@@ -174,7 +202,7 @@ def make_rule(rule: str | Callable[[Observation], Answer], options: Mapping[str,
     return Adapter(rule)
 
 
-def _named(name: str, options: dict[str, Any]) -> Callable[[Observation], Answer]:
+def _rule_named(name: str, options: dict[str, object]) -> Callable[[Observation], Proposal | None]:
     if name not in RADIUS_RULES:
         names = ", ".join(RADIUS_RULES)
         raise ValueError(f"Expected `rule` to be one of {names}, or a function, but got {name!r}.")
@@ -182,11 +210,11 @@ def _named(name: str, options: dict[str, Any]) -> Callable[[Observation], Answer
     parameters = inspect.signature(rule).parameters
     kinds = [parameter.kind for parameter in parameters.values()]
     if inspect.Parameter.VAR_KEYWORD not in kinds:
-        _check_options(name, options, list(parameters))
+        _check_arguments(name, options, list(parameters))
     return rule(**options)
 
 
-def _check_options(name: str, options: Iterable[str], known: list[str]) -> None:
+def _check_arguments(name: str, options: Iterable[str], known: list[str]) -> None:
     for option in options:
         if option not in known:
             names = ", ".join(known)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
 from torch import Tensor
 
 from lightning_gluon.radius.radii import Radius
 from lightning_gluon.valid import Check, number, whole
+
+SavedState: TypeAlias = dict[str, Any]  # plain values and tensors, for a checkpoint
 
 
 class Saved:
@@ -27,7 +29,7 @@ class Saved:
         3
     """
 
-    def __init__(self, state: Any, owner: str) -> None:
+    def __init__(self, state: object, owner: str) -> None:
         self.owner = owner
         if not isinstance(state, Mapping):
             kind = type(state).__name__
@@ -38,6 +40,9 @@ class Saved:
     def where(self) -> str:
         """The place, in the words of an error sentence."""
         return f"the saved state of `{self.owner}`"
+
+    def _refuse(self, key: str, expected: str, found: str) -> NoReturn:
+        raise ValueError(f"Expected `{key}` in {self.where} to be {expected}, but got {found}.")
 
     def value(self, key: str) -> Any:
         """Return a value, which must be there."""
@@ -62,7 +67,7 @@ class Saved:
         value = self.value(key)
         return self._checked(key, value, check)
 
-    def _checked(self, key: str, value: Any, check: Check | None) -> float:
+    def _checked(self, key: str, value: object, check: Check | None) -> float:
         if check is None:
             check = number()
         place = f" in {self.where}"
@@ -73,7 +78,8 @@ class Saved:
         value = self.value(key)
         if value is None:
             return None
-        return self._checked(key, value, number(-math.inf))
+        any_sign = number(-math.inf)
+        return self._checked(key, value, any_sign)
 
     def whole(self, key: str) -> int:
         """Return a whole number, at least 0."""
@@ -85,22 +91,27 @@ class Saved:
         """Return true or false."""
         found = self.value(key)
         if not isinstance(found, bool):
-            raise ValueError(f"Expected `{key}` in {self.where} to be true or false, but got {found!r}.")
+            self._refuse(key, "true or false", repr(found))
         return found
 
-    def numbers(self, key: str, check: Check | None = None, *, count: int | None = None) -> list[float]:
+    def numbers(
+        self,
+        key: str,
+        check: Check | None = None,
+        *,
+        count: int | None = None,
+    ) -> list[float]:
         """Return a list of numbers, of a known length if there is one."""
         found = self.value(key)
-        place = f"`{key}` in {self.where}"
         if not isinstance(found, (list, tuple)):
-            raise ValueError(f"Expected {place} to be a list of numbers, but got {found!r}.")
-        if count is None:
-            count = len(found)
-        if len(found) != count:
-            raise ValueError(f"Expected {place} to be {count} numbers, but got {len(found)}.")
+            self._refuse(key, "a list of numbers", repr(found))
+        size = len(found)
+        if count is not None and size != count:
+            self._refuse(key, f"{count} numbers", str(size))
         values = []
         for item in found:
-            values.append(self._checked(key, item, check))
+            value = self._checked(key, item, check)
+            values.append(value)
         return values
 
     def radii(self, key: str) -> dict[str, Radius]:
@@ -114,7 +125,11 @@ class Saved:
                 found[name] = table.number(name)
         return found
 
-    def tensors(self, key: str, known: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
+    def tensors(
+        self,
+        key: str,
+        known: Mapping[str, Tensor],
+    ) -> dict[Tensor, Tensor]:
         """Return copies of saved tensors by the parameter they belong to, on its device.
 
         Args:
@@ -129,22 +144,23 @@ class Saved:
         """
         table = self.table(key)
         found = {}
-        for name in table.state.keys() & known.keys():
-            parameter = known[name]
+        for name, parameter in known.items():
+            if name not in table.state:
+                continue
             value = table.tensor(name, parameter)
-            found[parameter] = value.to(parameter.device, copy=True)
+            device = parameter.device
+            found[parameter] = value.to(device, copy=True)
         return found
 
     def tensor(self, key: str, parameter: Tensor) -> Tensor:
         """Return a tensor of the shape of a parameter."""
         value = self.value(key)
         shape = tuple(parameter.shape)
-        found: Any = type(value).__name__
+        found: object = type(value).__name__
         if isinstance(value, Tensor):
             found = tuple(value.shape)
         if found != shape:
-            place = f"{key!r} in {self.where}"
-            raise ValueError(f"Expected {place} to be a tensor of shape {shape}, but got {found}.")
+            self._refuse(key, f"a tensor of shape {shape}", str(found))
         return value
 
     def only(self, keys: Collection[str]) -> None:

@@ -17,21 +17,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.radius.radii import stepped_by_adamw
-from lightning_gluon.radius.saved import Saved
+from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.valid import number, one_of, pair_of, whole
 
 Count = Callable[["Schedule", int], int]
 
 
 @dataclass(frozen=True)
-class Shape:
+class ScheduleShape:
     """One kind of schedule.
 
     Args:
@@ -74,6 +73,8 @@ class Schedule:
         [1.0, 0.75, 0.5, 0.25]
         >>> Schedule("theory", rates=(0.75, 0.5)).momentum(3)
         0.5
+        >>> Schedule("linear", total_steps=4).rest(1, start=0)
+        0.75
     """
 
     name: str = "constant"
@@ -105,14 +106,23 @@ class Schedule:
             )
 
     def factor(self, step: int) -> float:
-        """Return the factor on `lr` at a step counted from 0."""
+        """Return the factor on `lr`.
+
+        Args:
+            step: Steps taken before (`k`).
+        """
         ramp = 1.0
         if self.warmup:
             ramp = min(1.0, (step + 1) / self.warmup)
-        return ramp * SCHEDULES[self.name].factor(self, step)
+        shape = SCHEDULES[self.name]
+        return ramp * shape.factor(self, step)
 
     def momentum(self, step: int) -> float | None:
-        """Return the theory's weight on the old momentum at a step, `None` if the schedule has no say in it."""
+        """Return the theory's weight on the old momentum, `None` if the schedule has no say in it.
+
+        Args:
+            step: Steps taken before (`k`).
+        """
         count = SCHEDULES[self.name].count
         if count is None or self.rates is None:
             return None
@@ -120,20 +130,25 @@ class Schedule:
         return 1 - count(self, step) ** exponent
 
     def rest(self, step: int, start: float) -> float:
-        """Return the share of the steps from `start` to the end that are still to come, in [0, 1]."""
+        """Return the share of the steps from `start` to the end that are still to come, in [0, 1].
+
+        Args:
+            step: Steps taken before (`k`).
+            start: Step at which the share is 1.
+        """
         assert self.total_steps is not None
         span = max(1, self.total_steps - start)
         share = (self.total_steps - step) / span
         return min(1.0, max(0.0, share))
 
 
-def _is_length(steps: Any) -> bool:
+def _is_length(steps: object) -> bool:
     if not isinstance(steps, (int, float)):
         return False
     return math.isfinite(steps) and steps >= 1
 
 
-def _constant(schedule: Schedule, step: int) -> float:
+def _level(schedule: Schedule, step: int) -> float:
     return 1.0
 
 
@@ -171,13 +186,13 @@ def _theory(count: Count) -> Callable[[Schedule, int], float]:
     return factor
 
 
-SCHEDULES: dict[str, Shape] = {
-    "constant": Shape(_constant, length=False),
-    "cosine": Shape(_cosine),
-    "linear": Shape(_linear),
-    "wsd": Shape(_wsd),
-    "theory": Shape(_theory(_steps_so_far), length=False, count=_steps_so_far),
-    "theory_constant": Shape(_theory(_all_steps), count=_all_steps),
+SCHEDULES: dict[str, ScheduleShape] = {
+    "constant": ScheduleShape(_level, length=False),
+    "cosine": ScheduleShape(_cosine),
+    "linear": ScheduleShape(_linear),
+    "wsd": ScheduleShape(_wsd),
+    "theory": ScheduleShape(_theory(_steps_so_far), length=False, count=_steps_so_far),
+    "theory_constant": ScheduleShape(_theory(_all_steps), count=_all_steps),
 }
 
 
@@ -229,7 +244,8 @@ class RadiusSchedule(LRScheduler):
 
         A callback that added a group may go on to raise its `lr`, as `BackboneFinetuning` does.
         """
-        past = self.schedule.factor(max(0, self.last_epoch - 1))
+        last = max(0, self.last_epoch - 1)
+        past = self.schedule.factor(last)
         for index, group in enumerate(self.optimizer.param_groups):
             if index < self.first_groups:
                 continue
@@ -238,15 +254,16 @@ class RadiusSchedule(LRScheduler):
             group["initial_lr"] = group["lr"]
             if past:
                 group["initial_lr"] = group["lr"] / past
-            self.base_lrs[index : index + 1] = [group["initial_lr"]]
+            start = group["initial_lr"]
+            self.base_lrs[index : index + 1] = [start]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> SavedState:
         """Return plain values only, so that a checkpoint loads with `weights_only`."""
         state = super().state_dict()
         state["schedule"] = asdict(self.schedule)
         return state
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: SavedState) -> None:
         """Restore the position; the schedule itself is the one given at construction.
 
         Args:

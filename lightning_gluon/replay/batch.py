@@ -6,13 +6,15 @@ import copy
 from collections.abc import MutableMapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 from torch.nn import Module
 
+Memo: TypeAlias = dict[int, Any]
 
-def copy_batch(batch: Any, memo: dict[int, Any] | None = None) -> Any:
+
+def copy_batch(batch: object, memo: Memo | None = None) -> Any:
     """Return a copy of a batch down to its tensors: tuples, lists, mappings and dataclasses are followed.
 
     Args:
@@ -30,41 +32,54 @@ def copy_batch(batch: Any, memo: dict[int, Any] | None = None) -> Any:
         >>> other
         {'x': tensor([0.]), 'name': 'a'}
     """
-    memo = {} if memo is None else memo
-    if id(batch) not in memo:
-        memo[id(batch)] = _copy(batch, memo)
-        memo.setdefault(id(memo), []).append(batch)  # as `deepcopy` does: an object let go of would lend out its id
-    return memo[id(batch)]
+    if memo is None:
+        memo = {}
+    key = id(batch)
+    if key not in memo:
+        memo[key] = _copy(batch, memo)
+        kept = memo.setdefault(id(memo), [])  # as `deepcopy` does: an object let go of would lend out its id
+        kept.append(batch)
+    return memo[key]
 
 
-def _copy(batch: Any, memo: dict[int, Any]) -> Any:
+def _copy(batch: object, memo: Memo) -> Any:
     if isinstance(batch, Tensor):
-        return batch.detach().clone().requires_grad_(batch.requires_grad)
+        twin = batch.detach().clone()
+        return twin.requires_grad_(batch.requires_grad)
     if isinstance(batch, tuple):
         return _copy_tuple(batch, memo)
     if isinstance(batch, list):
-        items = copy.copy(batch)
-        items[:] = [copy_batch(item, memo) for item in batch]
-        return items
-    if isinstance(batch, MutableMapping):
         other = copy.copy(batch)
-        for key, value in batch.items():
-            other[key] = copy_batch(value, memo)
+        other[:] = [copy_batch(item, memo) for item in batch]
         return other
-    if is_dataclass(batch) and not isinstance(batch, type):
+    if isinstance(batch, MutableMapping):
+        return _copy_mapping(batch, memo)
+    if isinstance(batch, (type, Module)):
+        return batch
+    if is_dataclass(batch):
         return _copy_dataclass(batch, memo)
     return _copy_whole(batch, memo)
 
 
-def _copy_tuple(batch: tuple, memo: dict[int, Any]) -> tuple:
+def _copy_tuple(batch: tuple, memo: Memo) -> tuple:
     items = [copy_batch(item, memo) for item in batch]
-    if all(one is other for one, other in zip(items, batch, strict=True)):
+    pairs = zip(items, batch, strict=True)
+    if all(one is other for one, other in pairs):
         return batch
-    named = hasattr(batch, "_fields")
-    return type(batch)(*items) if named else type(batch)(items)
+    kind: Any = type(batch)
+    if hasattr(batch, "_fields"):  # a named tuple
+        return kind(*items)
+    return kind(items)
 
 
-def _copy_dataclass(batch: Any, memo: dict[int, Any]) -> Any:
+def _copy_mapping(batch: MutableMapping, memo: Memo) -> MutableMapping:
+    other = copy.copy(batch)
+    for key, value in batch.items():
+        other[key] = copy_batch(value, memo)
+    return other
+
+
+def _copy_dataclass(batch: Any, memo: Memo) -> Any:
     twin = copy.copy(batch)
     for field in fields(batch):
         value = copy_batch(getattr(batch, field.name), memo)
@@ -72,10 +87,9 @@ def _copy_dataclass(batch: Any, memo: dict[int, Any]) -> Any:
     return twin
 
 
-def _copy_whole(batch: Any, memo: dict[int, Any]) -> Any:
+def _copy_whole(batch: object, memo: Memo) -> Any:
     """Copy what has tensors that nobody sees from outside, such as a graph."""
-    moves = callable(getattr(batch, "to", None))
-    if moves and not isinstance(batch, (type, Module)):
+    if callable(getattr(batch, "to", None)):
         with suppress(TypeError, RuntimeError):  # what cannot be copied stays the same object
             return copy.deepcopy(batch, memo)
     return batch

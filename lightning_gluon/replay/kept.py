@@ -13,7 +13,7 @@ from lightning_gluon.optimizer import Gluon
 from lightning_gluon.replay.window import by_name, by_parameter
 
 Gradients: TypeAlias = dict[Tensor, Tensor]
-SAVED = ("wanted", "again", "weights", "gradients")
+SAVED_KEYS = {"wanted", "again", "weights", "gradients"}
 
 
 @dataclass
@@ -43,27 +43,36 @@ class Kept:
         """Copy what has not been copied yet."""
         for parameter in wanted:
             self.wanted[parameter] = None
-            if parameter.grad is not None and parameter not in self.gradients:
-                self.gradients[parameter] = parameter.grad.detach().clone()
+            gradient = parameter.grad
+            if gradient is not None and parameter not in self.gradients:
+                self.gradients[parameter] = gradient.detach().clone()
         for parameter in copied:
             if parameter not in self.weights:
                 self.weights[parameter] = parameter.detach().clone()
 
     def begin(self) -> None:
         """Begin the window of the next step."""
-        self.old, self.new, self.whole = {}, {}, True
+        self.old = {}
+        self.new = {}
+        self.whole = True
 
     def complete(self, scale: float) -> None:
         """End the window: take the loss scale out of the sums, or drop them if its beginning was not seen."""
         if not self.whole:
-            self.old, self.new = {}, {}
-        unscale_([*self.old.values(), *self.new.values()], scale)
+            self.old = {}
+            self.new = {}
+        unscale_(list(self.old.values()), scale)
+        unscale_(list(self.new.values()), scale)
 
     def saved(self, optimizer: Gluon) -> dict[str, Any]:
         """Return what a checkpoint holds: names and copies of tensors, by parameter name."""
-        wanted = [layer.name for layer in optimizer.layers() if layer.parameter in self.wanted]
-        weights, gradients = _copies(optimizer, self.weights), _copies(optimizer, self.gradients)
-        return dict(zip(SAVED, (wanted, self.again, weights, gradients), strict=True))
+        layers = optimizer.layers()
+        return {
+            "wanted": [layer.name for layer in layers if layer.parameter in self.wanted],
+            "again": self.again,
+            "weights": _copies(optimizer, self.weights),
+            "gradients": _copies(optimizer, self.gradients),
+        }
 
     @classmethod
     def load(cls, optimizer: Gluon, saved: Any) -> Kept:
@@ -79,19 +88,24 @@ class Kept:
         Raises:
             ValueError: If something is missing, or has not the shape of its parameter.
         """
-        if not isinstance(saved, Mapping) or any(key not in saved for key in SAVED):
+        whole = isinstance(saved, Mapping) and saved.keys() >= SAVED_KEYS
+        if not whole:
             raise ValueError(
-                f"Expected `kept` in the saved state of the optimizer to hold {', '.join(SAVED)}, but something is "
-                "missing: the checkpoint is damaged."
+                f"Expected `kept` in the saved state of the optimizer to hold {', '.join(sorted(SAVED_KEYS))}, but "
+                "something is missing: the checkpoint is damaged."
             )
-        names = set(saved["wanted"])
-        wanted = dict.fromkeys(layer.parameter for layer in optimizer.layers() if layer.name in names)
-        weights = by_parameter(optimizer, saved["weights"])
-        return cls(wanted, weights, by_parameter(optimizer, saved["gradients"]), again=bool(saved["again"]))
+        kept = cls(again=bool(saved["again"]))
+        kept.weights = by_parameter(optimizer, saved["weights"])
+        kept.gradients = by_parameter(optimizer, saved["gradients"])
+        for layer in optimizer.layers():
+            if layer.name in saved["wanted"]:
+                kept.wanted[layer.parameter] = None
+        return kept
 
 
 def _copies(optimizer: Gluon, tensors: Mapping[Tensor, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in by_name(optimizer, tensors).items()}
+    named = by_name(optimizer, tensors)
+    return {name: tensor.clone() for name, tensor in named.items()}
 
 
 def unscale_(gradients: list[Tensor], scale: float) -> None:
@@ -102,5 +116,9 @@ def unscale_(gradients: list[Tensor], scale: float) -> None:
 
 def show_overflow_(references: Mapping[Tensor, Tensor]) -> None:
     """Add 0 times the second gradient to the main one, so that the loss scaler sees an overflow in either."""
-    pairs = [(parameter.grad, reference) for parameter, reference in references.items() if parameter.grad is not None]
-    torch._foreach_add_([gradient for gradient, _ in pairs], [reference for _, reference in pairs], alpha=0.0)
+    gradients, others = [], []
+    for parameter, reference in references.items():
+        if parameter.grad is not None:
+            gradients.append(parameter.grad)
+            others.append(reference)
+    torch._foreach_add_(gradients, others, alpha=0.0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_gluon.optimizer import Gluon
 
 
-def unwrapped(optimizer: Any) -> Any:
+def unwrapped(optimizer: object) -> Any:
     """Return the optimizer inside a `LightningOptimizer`."""
     return getattr(optimizer, "optimizer", optimizer)
 

@@ -56,12 +56,16 @@ def averaged(trainer: Trainer, params: Sequence[Tensor], gradients: Mapping[Tens
         The means, the same on all ranks.
     """
     found = {}
-    present = anywhere(trainer, [parameter in gradients for parameter in params])
-    for parameter, somewhere in zip(params, present, strict=True):
-        if somewhere:
-            own = gradients.get(parameter)
-            own = torch.zeros_like(parameter) if own is None else own.detach().clone()
-            found[parameter] = _mean(trainer, own)
+    present = [parameter in gradients for parameter in params]
+    somewhere = anywhere(trainer, present)
+    for parameter, averages in zip(params, somewhere, strict=True):
+        if not averages:
+            continue
+        if parameter in gradients:
+            own = gradients[parameter].detach().clone()
+        else:
+            own = torch.zeros_like(parameter)
+        found[parameter] = _mean(trainer, own)
     return found
 
 

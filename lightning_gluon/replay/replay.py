@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.replay.batch import copy_batch
+from lightning_gluon.replay.kept import Gradients
 from lightning_gluon.replay.lightning import scaler_of
 from lightning_gluon.replay.ranks import anywhere, averaged
 from lightning_gluon.replay.snapshot import Moment, untouched
@@ -18,8 +19,6 @@ from lightning_gluon.two_point.exchange import exchanged_gradients
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-
-Gradients = dict[Tensor, Tensor]
 
 
 class Replay:
@@ -34,7 +33,7 @@ class Replay:
     """
 
     def __init__(
-        self, trainer: Trainer, training_step: Callable, args: tuple, kwargs: Mapping[str, Any], moving: set[Tensor]
+        self, trainer: Trainer, training_step: Callable, args: tuple, kwargs: Mapping[str, object], moving: set[Tensor]
     ) -> None:
         self.trainer = trainer
         self.training_step = training_step

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lightning_gluon.optimizer import Gluon
-from lightning_gluon.replay.kept import Kept, show_overflow_, unscale_
+from lightning_gluon.replay.kept import Gradients, Kept, show_overflow_, unscale_
 from lightning_gluon.replay.lightning import (
     callbacks_of,
     inside_window,
@@ -65,8 +65,9 @@ class Session(Callback):
             The one in the Trainer's callbacks, or a new one.
         """
         present = callbacks_of(trainer)
-        found = [callback for callback in present if isinstance(callback, Session)]
-        session = found[0] if found else Session()
+        session = next((callback for callback in present if isinstance(callback, Session)), None)
+        if session is None:
+            session = Session()
         others = [callback for callback in present if callback is not session]
         set_callbacks(trainer, [session, *others])  # so that all others see every gradient
         if not session._running:
@@ -92,9 +93,8 @@ class Session(Callback):
         wanted = [layer.parameter for layer in layers]
         again = again and not self._free
         copied = list(parameters_of(optimizer)) if again else wanted  # the whole model moves together
-        if optimizer.keeps_previous:  # from its first step on
-            copied = [parameter for parameter in copied if "previous" not in optimizer.state.get(parameter, {})]
-        self._kept.keep(wanted, copied)
+        kept = self._previous()  # from a parameter's first step on
+        self._kept.keep(wanted, [parameter for parameter in copied if parameter not in kept])
         self._kept.again |= again
 
     def pairs(self, layers: Sequence[Layer]) -> list[Pair]:
@@ -107,15 +107,18 @@ class Session(Callback):
             One per layer that has a gradient and was wanted in the step before.
         """
         last = self._last
+        weights = {**self._previous(), **last.weights}
         old = self._own().reference_gradients if self._free else last.old
         found = []
         for layer in layers:
             parameter = layer.parameter
-            before = self._before(parameter, last)
-            if parameter.grad is None or before is None or parameter not in last.wanted:
+            gradient, before = parameter.grad, weights.get(parameter)
+            if gradient is None or before is None or parameter not in last.wanted:
                 continue
-            kept, new = last.gradients.get(parameter), last.new.get(parameter)
-            found.append(Pair(layer, parameter.grad, before, kept, new, old.get(parameter)))
+            pair = Pair(layer, gradient, before, last.gradients.get(parameter))
+            pair.new = last.new.get(parameter)
+            pair.old = old.get(parameter)
+            found.append(pair)
         return found
 
     # ------------------------------------------------------------------ begin and end
@@ -123,15 +126,17 @@ class Session(Callback):
     def _begin(self, trainer: Trainer) -> None:
         optimizer = next(own_optimizers(trainer), None)
         if optimizer is not self.optimizer:
-            self._kept, self._last = Kept(), Kept()
-        self.optimizer, self.supplied, self._window = optimizer, None, None
+            self._kept = Kept()
+            self._last = Kept()
+        self.optimizer = optimizer
+        self.supplied = self._window = None
         self._running = True
         if optimizer is None:
             return
         self.patch(trainer.strategy, "training_step", self._wrap(trainer, trainer.strategy.training_step))
         self.undo.callback(optimizer.register_load_state_dict_pre_hook(self._load).remove)
 
-    def patch(self, owner: Any, name: str, replacement: Callable) -> None:
+    def patch(self, owner: object, name: str, replacement: Callable) -> None:
         """Set an attribute of one instance until the fit ends."""
         if name in vars(owner):
             self.undo.callback(setattr, owner, name, vars(owner)[name])
@@ -165,7 +170,7 @@ class Session(Callback):
     def _wrap(self, trainer: Trainer, original: Callable) -> Callable:
         """Wrap the strategy's `training_step`: remember what it is given, or run it at the transported point."""
 
-        def training_step(*args: Any, **kwargs: Any) -> Any:
+        def training_step(*args: object, **kwargs: object) -> Any:
             self._shift.close()
             self._replay = self._look = None
             if self in callbacks_of(trainer) and not skips_backward(trainer):
@@ -177,7 +182,7 @@ class Session(Callback):
 
         return training_step
 
-    def _enter(self, trainer: Trainer, original: Callable, args: tuple, kwargs: Mapping[str, Any]) -> None:
+    def _enter(self, trainer: Trainer, original: Callable, args: tuple, kwargs: Mapping[str, object]) -> None:
         optimizer, supplies = self._own(), self._supplies(trainer)
         second = supplies and optimizer.needs_reference
         if self._kept.again or (second and self._free):
@@ -192,7 +197,8 @@ class Session(Callback):
         self._shift.close()
         if self._look is not None:
             self._look.notice()  # so that the first second pass knows which frozen parameters the step writes to
-        replay, self._replay, self._look = self._replay, None, None
+        replay = self._replay
+        self._replay = self._look = None
         if replay is None:
             return
         if self._free and self._supplies(trainer):
@@ -218,33 +224,31 @@ class Session(Callback):
 
     def _at_kept(self) -> AbstractContextManager[None]:
         """Return a context in which all weights are those of the iterate that was kept."""
-        moves = []
-        for parameter in parameters_of(self._own()):
-            before = self._before(parameter, self._kept)
-            if before is not None:
-                moves.append(Swap(parameter, before))
-        return exchanged(moves)
+        weights = {**self._previous(), **self._kept.weights}
+        return exchanged([Swap(parameter, before) for parameter, before in weights.items()])
 
-    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
         """Begin a window."""
         self._kept.begin()
         if self.supplied is not None and self.optimizer is not None:
-            self.optimizer.reference_gradients, self.optimizer.folded = {}, False
+            self.optimizer.reference_gradients = {}
+            self.optimizer.folded = False
 
     # ------------------------------------------------------------------ one step
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
         """End the window: what was kept is shown, and the present iterate can be kept."""
         if self.optimizer is None or unwrapped(optimizer) is not self.optimizer:
             return
         scale = loss_scale(trainer)
         if self._supplies(trainer):
             unscale_(list(self.optimizer.reference_gradients.values()), scale)
-        self._last, self._kept = self._kept, Kept()
+        self._last = self._kept
         self._last.complete(scale)
+        self._kept = Kept()
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         """Let go of what was shown."""
         self._last = Kept()
@@ -256,14 +260,15 @@ class Session(Callback):
         saved = checkpoint.get("optimizer_states")
         if self.optimizer is None or not saved:
             return
-        index = [unwrapped(optimizer) for optimizer in trainer.optimizers].index(self.optimizer)
+        optimizers = [unwrapped(optimizer) for optimizer in trainer.optimizers]
+        index = optimizers.index(self.optimizer)
         needed = self.supplied is not None and self.optimizer.reference_point is not None
         if needed and inside_window(trainer):
             saved[index]["window"] = save_window(trainer, self.optimizer)
         if self._kept.wanted:
             saved[index]["kept"] = self._kept.saved(self.optimizer)
 
-    def _load(self, optimizer: Any, state_dict: dict[str, Any]) -> None:
+    def _load(self, optimizer: object, state_dict: dict[str, Any]) -> None:
         """Hold a loaded window until training starts, and take the iterate that was kept."""
         self._window = state_dict.get("window")
         if "kept" in state_dict:
@@ -284,9 +289,13 @@ class Session(Callback):
     def _supplies(self, trainer: Trainer) -> bool:
         return self.supplied is not None and self.supplied in callbacks_of(trainer)
 
-    def _before(self, parameter: Tensor, kept: Kept) -> Tensor | None:
-        """Return the weights of the iterate before this one: the copy, or the optimizer's own."""
-        if parameter in kept.weights:
-            return kept.weights[parameter]
+    def _previous(self) -> Gradients:
+        """Return the weights before the last step, as far as the optimizer keeps them."""
         optimizer = self._own()
-        return optimizer.state.get(parameter, {}).get("previous") if optimizer.keeps_previous else None
+        found = {}
+        if optimizer.keeps_previous:
+            for parameter in parameters_of(optimizer):
+                state = optimizer.state.get(parameter, {})
+                if "previous" in state:
+                    found[parameter] = state["previous"]
+        return found

@@ -13,7 +13,9 @@ from lightning_gluon.replay.ranks import averaged
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-Window: TypeAlias = dict[str, dict[str, Tensor]]
+Named: TypeAlias = Mapping[str, Tensor]
+Tensors: TypeAlias = Mapping[Tensor, Tensor]
+Window: TypeAlias = Mapping[str, Named]
 
 
 def save_window(trainer: Trainer, optimizer: Gluon) -> Window:
@@ -30,32 +32,43 @@ def save_window(trainer: Trainer, optimizer: Gluon) -> Window:
         `gradients` and `references`, each a dict from parameter name to tensor.
     """
     params = [layer.parameter for layer in optimizer.layers()]
-    present = {parameter: parameter.grad for parameter in params if parameter.grad is not None}
+    present = {}
+    for parameter in params:
+        if parameter.grad is not None:
+            present[parameter] = parameter.grad
+    gradients = averaged(trainer, params, present)
+    references = averaged(trainer, params, optimizer.reference_gradients)
     return {
-        "gradients": by_name(optimizer, averaged(trainer, params, present)),
-        "references": by_name(optimizer, averaged(trainer, params, optimizer.reference_gradients)),
+        "gradients": by_name(optimizer, gradients),
+        "references": by_name(optimizer, references),
     }
 
 
-def load_window_(optimizer: Gluon, window: Mapping[str, Mapping[str, Tensor]]) -> None:
+def load_window_(optimizer: Gluon, window: Window) -> None:
     """Put the gradients of an unfinished window back into `.grad` and `optimizer.reference_gradients`.
 
     Args:
         optimizer: The optimizer.
         window: What `save_window` returned.
     """
-    for parameter, gradient in by_parameter(optimizer, window["gradients"]).items():
+    gradients = by_parameter(optimizer, window["gradients"])
+    references = by_parameter(optimizer, window["references"])
+    for parameter, gradient in gradients.items():
         parameter.grad = gradient
-    optimizer.reference_gradients = by_parameter(optimizer, window["references"])
+    optimizer.reference_gradients = references
 
 
-def by_name(optimizer: Gluon, tensors: Mapping[Tensor, Tensor]) -> dict[str, Tensor]:
+def by_name(optimizer: Gluon, tensors: Tensors) -> dict[str, Tensor]:
     """Return tensors of parameters under the parameters' names, in the optimizer's order."""
-    named = {layer.name: layer.parameter for layer in optimizer.layers()}
-    return {name: tensors[parameter] for name, parameter in named.items() if parameter in tensors}
+    found = {}
+    for layer in optimizer.layers():
+        parameter = layer.parameter
+        if parameter in tensors:
+            found[layer.name] = tensors[parameter]
+    return found
 
 
-def by_parameter(optimizer: Gluon, tensors: Mapping[str, Tensor]) -> dict[Tensor, Tensor]:
+def by_parameter(optimizer: Gluon, tensors: Named) -> dict[Tensor, Tensor]:
     """Return copies of named tensors by parameter, on the parameters' devices; unknown names are left out.
 
     Args:
@@ -70,14 +83,21 @@ def by_parameter(optimizer: Gluon, tensors: Mapping[str, Tensor]) -> dict[Tensor
     """
     found = {}
     for layer in optimizer.layers():
-        parameter, tensor = layer.parameter, tensors.get(layer.name)
-        if tensor is None:
-            continue
-        if not isinstance(tensor, Tensor) or tensor.shape != parameter.shape:
-            got = tuple(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise ValueError(
-                f"Expected what the checkpoint holds of {layer.name!r} to be a tensor of shape "
-                f"{tuple(parameter.shape)}, but got {got}: it is another model's, or damaged."
-            )
-        found[parameter] = tensor.to(parameter.device, copy=True)
+        parameter = layer.parameter
+        if layer.name in tensors:
+            tensor = tensors[layer.name]
+            _check_shape(layer.name, tensor, parameter)
+            found[parameter] = tensor.to(parameter.device, copy=True)
     return found
+
+
+def _check_shape(name: str, tensor: object, parameter: Tensor) -> None:
+    expected = tuple(parameter.shape)
+    got: object = type(tensor).__name__
+    if isinstance(tensor, Tensor):
+        got = tuple(tensor.shape)
+    if got != expected:
+        raise ValueError(
+            f"Expected what the checkpoint holds of {name!r} to be a tensor of shape {expected}, but got {got}: it is "
+            "another model's, or damaged."
+        )

@@ -7,12 +7,14 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from lightning_gluon.extras import require
+from lightning_gluon.roles import ROLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.ticker import Formatter
 
+GREY = "#666666"
 GRID = "#dddddd"
 BESIDE_AXES = {"loc": "upper left", "bbox_to_anchor": (1.0, 1.0)}
 
@@ -49,12 +51,12 @@ def new_figure(title: str, columns: int = 1, width: float = 6.4, height: float =
 
 def log_scale(axis: Axes, values: Iterable[float]) -> None:
     """Make the y axis logarithmic, with numbers written out, if there is anything above zero to show."""
-    finite = [value for value in values if math.isfinite(value) and value > 0]
-    if not finite:
+    if not any(math.isfinite(value) and value > 0 for value in values):
         return
+    few = (2, 0.4)  # decades below which minor ticks have labels too
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(_plain_numbers())
-    axis.yaxis.set_minor_formatter(_plain_numbers(minor_thresholds=(2, 0.4)))
+    axis.yaxis.set_minor_formatter(_plain_numbers(minor_thresholds=few))
 
 
 def _plain_numbers(**options: Any) -> Formatter:
@@ -66,6 +68,12 @@ def _plain_numbers(**options: Any) -> Formatter:
             return f"{x:g}" if super().__call__(x, pos) else ""
 
     return Plain(**options)
+
+
+def colour_of(role: str) -> str:
+    """Return the colour of a role, the same in all pictures; grey for one that is not known."""
+    known = ROLES.get(role)
+    return GREY if known is None else known.colour
 
 
 def shades(count: int) -> list[Any]:

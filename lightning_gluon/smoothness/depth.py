@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from lightning_gluon.roles import ROLES
-from lightning_gluon.smoothness.canvas import BESIDE_AXES, log_scale, new_figure, shades
+from lightning_gluon.smoothness.canvas import BESIDE_AXES, colour_of, log_scale, new_figure, shades
 from lightning_gluon.smoothness.samples import Sample, Samples
 
 if TYPE_CHECKING:
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 Style: TypeAlias = dict[str, Any]  # of a curve, in the words of matplotlib
 
+NAME_IN_BLOCK = re.compile(r"(?:(.+?)\.)?(\d+)\.(.+)")  # place, depth and the rest of a layer's name
 MARKERS = "os^Dv<>PX*"
+NO_BLOCK = -1
 FEWEST = 2  # constants that make a picture
 MOST_NUMBERS = 24  # block numbers along the axis
 ASIDE = 0.1  # of a block: zeros of different kinds stand beside one another
@@ -35,18 +37,18 @@ class Spot:
         role: Its role.
         L1: The constant.
         place: Name of the list of blocks; empty outside blocks, or if the model is one list.
-        depth: Position in that list; `None` outside blocks.
+        depth: Position in that list; `NO_BLOCK` outside blocks.
     """
 
     name: str
     role: str
     L1: float
     place: str = ""
-    depth: int | None = None
+    depth: int = NO_BLOCK
 
 
 @dataclass
-class Layout:
+class DepthLayout:
     """The spots of a picture, in the order of its axis.
 
     Args:
@@ -60,14 +62,19 @@ class Layout:
     @property
     def deepest(self) -> int:
         """The largest depth; -1 without blocks."""
-        depths = [spot.depth for spots in self.blocks.values() for spot in spots if spot.depth is not None]
-        return max(depths, default=-1)
+        deepest = -1
+        for spots in self.blocks.values():
+            for spot in spots:
+                deepest = max(deepest, spot.depth)
+        return deepest
 
     @property
     def spots(self) -> list[Spot]:
         """All spots."""
-        inside = [spot for spots in self.blocks.values() for spot in spots]
-        return [*inside, *self.outside]
+        found = list(self.outside)
+        for spots in self.blocks.values():
+            found.extend(spots)
+        return found
 
 
 def depth_figure(samples: Samples) -> Figure | None:
@@ -83,14 +90,18 @@ def depth_figure(samples: Samples) -> Figure | None:
         The figure.
     """
     layout = arrange(latest(samples))
-    spots = layout.spots
-    if len(spots) < FEWEST:
+    constants = [spot.L1 for spot in layout.spots]
+    count = len(constants)
+    if count < FEWEST:
         return None
-    zeros = sum(spot.L1 <= 0 for spot in spots)
-    note = f"; {zeros} of {len(spots)} matrices are at 0" if zeros else ""
-    figure, (axis,) = new_figure(f"Smoothness constant by depth (latest fit{note})", 1, 8.0, 4.4)
-    log_scale(axis, [spot.L1 for spot in spots])
-    if zeros == len(spots):
+    zeros = sum(constant <= 0 for constant in constants)
+    note = "latest fit"
+    if zeros:
+        note = f"latest fit; {zeros} of {count} matrices are at 0"
+    title = f"Smoothness constant by depth ({note})"
+    figure, (axis,) = new_figure(title, 1, 8.0, 4.4)
+    log_scale(axis, constants)
+    if zeros == count:
         axis.set_yticks([])
     _draw_blocks(axis, layout)
     _draw_outside(axis, layout)
@@ -106,13 +117,16 @@ def latest(samples: Samples) -> dict[str, Sample]:
     found = {}
     for sample in samples:
         role = ROLES.get(sample["role"])
-        matrix = role is None or role.matrices
-        if matrix and sample["layer"] is not None and sample.get("L1") is not None:
-            found[sample["layer"]] = sample
+        vectors = role is not None and not role.matrices
+        name = sample["layer"]
+        if name is None or vectors:
+            continue
+        if sample.get("L1") is not None:
+            found[name] = sample
     return found
 
 
-def arrange(constants: Mapping[str, Sample]) -> Layout:
+def arrange(constants: Mapping[str, Sample]) -> DepthLayout:
     """Split names such as `blocks.3.mlp.fc1.weight` into a depth and a kind, by place if there are several.
 
     Args:
@@ -121,15 +135,18 @@ def arrange(constants: Mapping[str, Sample]) -> Layout:
     Returns:
         The spots by kind.
     """
-    spots = [_spot(name, sample) for name, sample in constants.items()]
-    places = {spot.place for spot in spots if spot.depth is not None}
-    layout = Layout()
-    for spot in spots:
-        if spot.depth is None:
+    layout = DepthLayout()
+    inside = []
+    for name, sample in constants.items():
+        spot = _spot(name, sample)
+        if spot.depth == NO_BLOCK:
             layout.outside.append(spot)
-            continue
+        else:
+            inside.append(spot)
+    several = len({spot.place for spot in inside}) > 1
+    for spot in inside:
         kind = spot.name
-        if len(places) > 1 or not kind:
+        if several or not kind:
             kind = f"{spot.place}.{kind}".strip(".")
         layout.blocks.setdefault(kind, []).append(spot)
     return layout
@@ -137,66 +154,92 @@ def arrange(constants: Mapping[str, Sample]) -> Layout:
 
 def _spot(name: str, sample: Sample) -> Spot:
     role, constant = sample["role"], sample["L1"]
-    parts = re.fullmatch(r"(?:(.+?)\.)?(\d+)\.(.+)", name)
+    parts = NAME_IN_BLOCK.fullmatch(name)
     if parts is None:
-        end = name.removesuffix(".weight").split(".")[-2:]
-        return Spot(".".join(end), role, constant)
-    kind = re.sub(r"(^|\.)weight$", "", parts[3])
-    return Spot(kind, role, constant, parts[1] or "", int(parts[2]))
+        words = name.removesuffix(".weight").split(".")
+        end = ".".join(words[-2:])
+        return Spot(end, role, constant)
+    place, depth, rest = parts.groups(default="")
+    kind = re.sub(r"(^|\.)weight$", "", rest)
+    return Spot(kind, role, constant, place, int(depth))
 
 
-def _draw_blocks(axis: Axes, layout: Layout) -> None:
+def _draw_blocks(axis: Axes, layout: DepthLayout) -> None:
     colours = shades(len(layout.blocks))
-    for index, (kind, spots) in enumerate(sorted(layout.blocks.items())):
-        style: Style = {"marker": MARKERS[index % len(MARKERS)], "color": colours[index]}
-        heights = {spot.depth: spot.L1 for spot in spots if spot.depth is not None}
-        drawn = [depth for depth, height in heights.items() if height > 0]
-        if drawn:
-            line = range(min(drawn), max(drawn) + 1)
-            axis.plot(line, _with_gaps(heights, line), ms=5, lw=1.2, label=kind, **style)
-        aside = ASIDE * (index - (len(colours) - 1) / 2)
-        zeros = [depth + aside for depth, height in heights.items() if height <= 0]
-        _draw_zeros(axis, zeros, style, None if drawn else f"{kind} (0)")
+    middle = (len(colours) - 1) / 2
+    for index, kind in enumerate(sorted(layout.blocks)):
+        marker = MARKERS[index % len(MARKERS)]
+        style: Style = {"marker": marker, "color": colours[index]}
+        spots = layout.blocks[kind]
+        zeros = [spot for spot in spots if spot.L1 <= 0]
+        label: str | None = f"{kind} (0)"
+        if len(zeros) < len(spots):
+            _draw_line(axis, spots, kind, style)
+            label = None
+        aside = ASIDE * (index - middle)
+        places = [spot.depth + aside for spot in zeros]
+        _draw_zeros(axis, places, style, label)
 
 
-def _with_gaps(heights: Mapping[int, float], line: range) -> list[float]:
-    """Return the heights along a line of blocks; NaN, which breaks the line, if a block has none above zero."""
-    values = []
-    for depth in line:
-        height = heights.get(depth, 0.0)
-        values.append(height if height > 0 else math.nan)
-    return values
+def _draw_line(axis: Axes, spots: Sequence[Spot], label: str, style: Style) -> None:
+    """Draw a line along the blocks; NaN breaks it at a block that has no constant above zero."""
+    heights = {spot.depth: spot.L1 for spot in spots if spot.L1 > 0}
+    line = range(min(heights), max(heights) + 1)
+    values = [heights.get(depth, math.nan) for depth in line]
+    axis.plot(line, values, ms=5, lw=1.2, label=label, **style)
 
 
 def _draw_zeros(axis: Axes, places: Sequence[float], style: Style, label: str | None) -> None:
-    if places:
-        edge = axis.get_xaxis_transform()
-        hollow: Style = {"mfc": "white", "lw": 0, "ms": 6, "clip_on": False, "zorder": 3}
-        axis.plot(places, [0.0] * len(places), transform=edge, label=label, **hollow, **style)
+    if not places:
+        return
+    axis.plot(
+        places,
+        [0.0] * len(places),
+        transform=axis.get_xaxis_transform(),
+        label=label,
+        lw=0,
+        ms=6,
+        mfc="white",
+        clip_on=False,
+        zorder=3,
+        **style,
+    )
 
 
-def _places_outside(layout: Layout) -> list[int]:
+def _places_outside(layout: DepthLayout) -> list[int]:
     """Return the positions of layers outside blocks: names are wider than numbers."""
-    deepest = layout.deepest
-    width = 1 + max(0, deepest) // NAME_WIDTH
-    return [deepest + width * (1 + index) for index in range(len(layout.outside))]
+    place = layout.deepest
+    width = 1 + max(0, place) // NAME_WIDTH
+    places = []
+    for _ in layout.outside:
+        place += width
+        places.append(place)
+    return places
 
 
-def _draw_outside(axis: Axes, layout: Layout) -> None:
+def _draw_outside(axis: Axes, layout: DepthLayout) -> None:
     for place, spot in zip(_places_outside(layout), layout.outside, strict=True):
-        role = ROLES.get(spot.role)
-        style: Style = {"marker": "o", "color": role.colour if role else "#666666"}
+        style: Style = {"marker": "o", "color": colour_of(spot.role)}
         if spot.L1 > 0:
             axis.plot([place], [spot.L1], ms=6, **style)
         else:
             _draw_zeros(axis, [place], style, None)
 
 
-def _label_depths(axis: Axes, layout: Layout) -> None:
-    deepest = layout.deepest
-    numbers = range(0, deepest + 1, 1 + max(0, deepest) // MOST_NUMBERS)
+def _label_depths(axis: Axes, layout: DepthLayout) -> None:
+    blocks = layout.deepest + 1
+    stride = 1 + max(0, blocks - 1) // MOST_NUMBERS
+    numbers = range(0, blocks, stride)
     names = [spot.name for spot in layout.outside]
-    axis.set_xticks([*numbers, *_places_outside(layout)], [*map(str, numbers), *names])
+    places = [*numbers, *_places_outside(layout)]
+    labels = [*map(str, numbers), *names]
+    axis.set_xticks(places, labels)
     rotation = 20 if len(names) < FEW_NAMES else 60
-    for text in axis.get_xticklabels()[len(numbers) :]:
-        text.set(rotation=rotation, ha="right", rotation_mode="anchor", fontsize=8)
+    texts = axis.get_xticklabels()
+    for text in texts[len(numbers) :]:
+        text.set(
+            rotation=rotation,
+            ha="right",
+            rotation_mode="anchor",
+            fontsize=8,
+        )

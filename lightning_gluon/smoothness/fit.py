@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,10 +23,11 @@ from lightning_gluon.valid import number, whole
 PENALTY = 5.0  # weight of samples above the fit, the paper's lambda
 MAX_ROUNDS = 100  # the fit ends after finitely many rounds, in practice 3 to 6
 SINGULAR = 1e-14  # determinant, relative to its largest value, below which all gradient norms count as equal
-EXACT = 1e-18  # residual, relative to the samples squared, below which a fit of equal values counts as exact
+EXACT_FIT = 1e-18  # residual, relative to the samples squared, below which a fit of equal values counts as exact
 ABOVE = 1e-9  # residual, relative to the largest sample, from which a sample counts as above the fit
 
 Values: TypeAlias = Sequence[float] | Tensor
+FitSample: TypeAlias = tuple[float, float]  # an estimate and the gradient's dual norm
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,23 @@ class SmoothnessFit:
         return self.L0 + self.L1 * grad_dual_norm
 
     def radius(self, grad_dual_norm: float, kappa: float = 1.0) -> float:
-        """Return the radius of the paper's Theorem 1, `kappa ||g||_* / (L0 + L1 ||g||_*)`; infinite at no curvature."""
+        """Return the radius of the paper's Theorem 1, `kappa ||g||_* / (L0 + L1 ||g||_*)`; infinite at no curvature.
+
+        Args:
+            grad_dual_norm: `||g||_*`, in units of the loss over the norm.
+            kappa: Factor on the step length.
+        """
         smoothness = self(grad_dual_norm)
         if smoothness <= 0:
             return math.inf
         return kappa * grad_dual_norm / smoothness
 
 
-def fit(L_hat: Values, grad_dual_norm: Values, penalty: float = PENALTY) -> SmoothnessFit:
+def fit(
+    L_hat: Values,
+    grad_dual_norm: Values,
+    penalty: float = PENALTY,
+) -> SmoothnessFit:
     """Fit `L_hat ~ L0 + L1 ||g||_*` with underestimates penalised, exactly.
 
         min_{L0, L1 >= 0}  sum_k r_k^2 + penalty * max(0, r_k)^2,       r_k = L_hat[k] - L0 - L1 ||g^k||_*
@@ -98,27 +108,31 @@ def fit(L_hat: Values, grad_dual_norm: Values, penalty: float = PENALTY) -> Smoo
         >>> round(found.L0, 6), round(found.L1, 6)
         (1.0, 2.0)
     """
-    y = _vector(L_hat)
-    x = _vector(grad_dual_norm)
-    if len(x) != len(y):
-        raise ValueError(f"Expected one `grad_dual_norm` per `L_hat`, but got {len(x)} and {len(y)}.")
+    y = _float_vector(L_hat)
+    x = _float_vector(grad_dual_norm)
+    count = len(y)
+    if len(x) != count:
+        raise ValueError(f"Expected one `grad_dual_norm` per `L_hat`, but got {len(x)} and {count}.")
     finite_positive = number()
     finite_positive("penalty", penalty)
     good = x.isfinite() & y.isfinite()
     if not good.any():
-        raise ValueError(f"Expected at least one finite sample in `L_hat`, but got 0 of {len(y)}.")
+        raise ValueError(f"Expected at least one finite sample in `L_hat`, but got 0 of {count}.")
     x, y = x[good], y[good]
     unit_x = _unit(x)
     unit_y = _unit(y)
     ones = torch.ones_like(x)
     basis = torch.stack([ones, x / unit_x], 1)
     intercept, slope = _minimise(basis, y / unit_y, penalty)
-    L0 = intercept * unit_y
-    L1 = slope * unit_y / unit_x
-    return _describe(x, y, L0, L1)
+    return _with_quality(
+        x,
+        y,
+        L0=intercept * unit_y,
+        L1=slope * unit_y / unit_x,
+    )
 
 
-def _vector(values: Values) -> Tensor:
+def _float_vector(values: Values) -> Tensor:
     vector = torch.as_tensor(values, dtype=torch.float64)
     return vector.flatten().cpu()
 
@@ -127,42 +141,54 @@ def _unit(values: Tensor) -> float:
     return float(values.abs().max()) or 1.0
 
 
-def _describe(x: Tensor, y: Tensor, L0: float, L1: float) -> SmoothnessFit:
+def _with_quality(x: Tensor, y: Tensor, L0: float, L1: float) -> SmoothnessFit:
     residual = y - L0 - L1 * x
-    spread = _squares(y - y.mean())
-    error = _squares(residual)
+    spread = _sum_of_squares(y - y.mean())
+    error = _sum_of_squares(residual)
     if spread > 0:
         goodness = 1 - error / spread
     else:
-        exact = error <= EXACT * _squares(y)
+        exact = error <= EXACT_FIT * _sum_of_squares(y)
         goodness = float(exact)
     threshold = ABOVE * y.abs().max()
     high = residual > threshold
     above = high.double().mean()
-    return SmoothnessFit(L0, L1, goodness, float(above), len(y))
+    return SmoothnessFit(
+        L0=L0,
+        L1=L1,
+        goodness=goodness,
+        above=float(above),
+        samples=len(y),
+    )
 
 
-def _squares(values: Tensor) -> float:
+def _sum_of_squares(values: Tensor) -> float:
     return float(values.square().sum())
 
 
-def _minimise(basis: Tensor, y: Tensor, penalty: float) -> tuple[float, float]:
+def _minimise(
+    basis: Tensor,
+    y: Tensor,
+    penalty: float,
+) -> tuple[float, float]:
     """Minimise the piecewise quadratic over the quadrant; `basis` is (samples, 2), `y` (samples,)."""
     point = _best_on_piece(basis, y, torch.ones_like(y))
     for _ in range(MAX_ROUNDS):
         residual = y - basis @ point
         above = residual > 0
-        target = _best_on_piece(basis, y, 1 + penalty * above)
+        weight = 1 + penalty * above
+        target = _best_on_piece(basis, y, weight)
         change = target - point
         share = _lowest_on_segment(residual, basis @ change, penalty)
         new = point + share * change
         still = torch.equal(new, point)
         above_new = y - basis @ new > 0
-        same_piece = share == 1 and torch.equal(above_new, above)
+        same = torch.equal(above_new, above)
         point = new
-        if still or same_piece:
+        if still or (same and share == 1):
             break
-    return float(point[0]), float(point[1])
+    intercept, slope = point.tolist()
+    return intercept, slope
 
 
 def _best_on_piece(basis: Tensor, y: Tensor, weight: Tensor) -> Tensor:
@@ -172,18 +198,17 @@ def _best_on_piece(basis: Tensor, y: Tensor, weight: Tensor) -> Tensor:
     moment = basis.T @ (weight * y)
     # Equal gradient norms leave the split between L0 and L1 open. The edges below then decide for L1, as the papers
     # find.
-    (a, b), (_, d) = gram.tolist()
-    largest = a * d
-    determinant = largest - b * b
+    largest = gram[0, 0] * gram[1, 1]
+    determinant = largest - gram[0, 1] ** 2
     if determinant > SINGULAR * largest:
         inside = torch.linalg.solve(gram, moment)
         if bool((inside >= 0).all()):
             return inside
     line = _on_edge(gram, moment, 1)
     constant = _on_edge(gram, moment, 0)
-    if _objective(gram, moment, constant) < _objective(gram, moment, line):
-        return constant
-    return line
+    if _objective(gram, moment, line) <= _objective(gram, moment, constant):
+        return line
+    return constant
 
 
 def _on_edge(gram: Tensor, moment: Tensor, edge: int) -> Tensor:
@@ -214,19 +239,22 @@ def _lowest_on_segment(residual: Tensor, change: Tensor, penalty: float) -> floa
     if slope(1.0) <= 0:
         return 1.0
     knots = _knots(residual, change)
-    low, high = 0, len(knots) - 1
+    low = 0
+    high = len(knots) - 1
     while high - low > 1:
         middle = (low + high) // 2
         if slope(knots[middle]) <= 0:
             low = middle
         else:
             high = middle
-    left, right = knots[low], knots[high]
+    left = knots[low]
+    right = knots[high]
     start = slope(left)
     end = slope(right)
     if start >= 0:
         return left
-    return left - start * (right - left) / (end - start)
+    rise = end - start
+    return left - start * (right - left) / rise
 
 
 def _knots(residual: Tensor, change: Tensor) -> list[float]:
@@ -251,6 +279,10 @@ def noise_only(grad_dual_norm: float, step_norm: float) -> float:
     Returns:
         The estimate, in units of the dual norm over the norm; NaN if nothing moved.
 
+    References:
+        A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
+        `docs/primers/smoothness.md` on the noise.
+
     Example:
         >>> round(noise_only(3.0, 0.1), 2)
         42.43
@@ -264,6 +296,8 @@ class RunningFit:
     """The fit over the last samples, as training goes on.
 
         L_hat[k] ~ L0 + L1 ||g^k||_*        for the last `window` samples k, by `fit`
+
+    Shapes: plain numbers, in the units of `SmoothnessFit`.
 
     Args:
         window: Number of samples kept; older ones are forgotten.
@@ -290,11 +324,16 @@ class RunningFit:
         finite_positive("penalty", penalty)
         self.window = window
         self.penalty = penalty
-        self.samples: list[tuple[float, float]] = []
+        self.samples: list[FitSample] = []
         self._fit: SmoothnessFit | None = None
 
     def add(self, L_hat: float, grad_dual_norm: float) -> None:
-        """Add a sample; one that is not finite is passed over."""
+        """Add a sample; one that is not finite is passed over.
+
+        Args:
+            L_hat: Smoothness estimate, in units of the dual norm over the norm.
+            grad_dual_norm: Dual norm of the gradient that it was taken at.
+        """
         if math.isfinite(L_hat) and math.isfinite(grad_dual_norm):
             sample = float(L_hat), float(grad_dual_norm)
             self.samples.append(sample)
@@ -315,7 +354,7 @@ class RunningFit:
             "grad_dual_norm": [norm for _, norm in self.samples],
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
         """Restore the samples.
 
         Args:
@@ -326,28 +365,28 @@ class RunningFit:
         """
         values = _saved_column(state, "L_hat")
         norms = _saved_column(state, "grad_dual_norm")
-        if len(values) != len(norms):
-            raise ValueError(
-                f"Expected as many `L_hat` as `grad_dual_norm`{PLACE}, but got {len(values)} and {len(norms)}."
-            )
+        count = len(norms)
+        if len(values) != count:
+            found = f"{len(values)} and {count}"
+            raise ValueError(f"Expected as many `L_hat` as `grad_dual_norm`{IN_SAVED_FIT}, but got {found}.")
         samples = list(zip(values, norms, strict=True))
         self.samples = samples[-self.window :]
         self._fit = None
 
 
-PLACE = " in the saved samples of a smoothness fit"
+IN_SAVED_FIT = " in the saved samples of a smoothness fit"
 
 
-def _saved_column(state: Any, name: str) -> list[float]:
+def _saved_column(state: object, name: str) -> list[float]:
     if not isinstance(state, Mapping):
         kind = type(state).__name__
         raise ValueError(f"Expected the saved samples of a smoothness fit to be a mapping, but got {kind}.")
     column = state.get(name)
     if not isinstance(column, (list, tuple)):
-        raise ValueError(f"Expected `{name}`{PLACE} to be a list, but got {column!r}.")
+        raise ValueError(f"Expected `{name}`{IN_SAVED_FIT} to be a list, but got {column!r}.")
     finite_positive = number()
     values = []
     for value in column:
-        finite_positive(name, value, PLACE)
+        finite_positive(name, value, IN_SAVED_FIT)
         values.append(float(value))
     return values

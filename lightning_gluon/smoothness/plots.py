@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_gluon.roles import ROLES
-from lightning_gluon.smoothness.canvas import BESIDE_AXES, log_scale, new_figure, require_matplotlib
+from lightning_gluon.smoothness.canvas import BESIDE_AXES, GREY, colour_of, log_scale, new_figure, require_matplotlib
 from lightning_gluon.smoothness.depth import depth_figure
 from lightning_gluon.smoothness.fit import SmoothnessFit, fit
-from lightning_gluon.smoothness.samples import Samples, column, of_role, read_samples, samples_in
+from lightning_gluon.smoothness.samples import Samples, read_samples, role_samples, samples_in, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,10 +26,36 @@ if TYPE_CHECKING:
 __all__ = ["main", "read_samples", "require_matplotlib", "samples_in", "save", "smoothness_figures", "to_tensorboard"]
 
 # One colour per thing, the same in all figures; told apart in grey and by the colour-blind (Okabe and Ito).
-SAME, PAPER, NOISE, FIT, GREY = "#0072B2", "#E69F00", "#d5d5d5", "#000000", "#666666"
+SAME, PAPER, NOISE, FIT = "#0072B2", "#E69F00", "#d5d5d5", "#000000"
 ENOUGH = 3  # samples: two values of the gradient lie on a line whatever they are
 WIDTH, RING = 1.6, 2.6  # width of a line, and how far one that another would hide shows on both sides of it
 SAME_PLACE = 0.02  # relative distance at which curves hide each other
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One estimate along training: its reading, and its style in the words of matplotlib."""
+
+    key: str
+    style: dict[str, Any]
+
+
+# In this order the band lies under the trajectory, which it often coincides with, and the dashes over what they fit.
+CURVES = (
+    Curve(
+        "noise_only",
+        {"color": NOISE, "lw": 6.0, "label": r"only noise: $\sqrt{2}\,\|g\|_*/t$"},
+    ),
+    Curve(
+        "L_trajectory",
+        {"color": PAPER, "lw": 1.2, "marker": ".", "ms": 4, "label": "trajectory, two minibatches (paper)"},
+    ),
+    Curve(
+        "L_hat",
+        {"color": SAME, "lw": 1.2, "marker": ".", "ms": 4, "label": r"same sample $\hat L$"},
+    ),
+)
+FIT_LINE: dict[str, Any] = {"color": FIT, "lw": 1.4, "ls": (0, (4, 2)), "label": r"fit $L_0+L_1\|g\|_*$"}
 
 
 def smoothness_figures(samples: Samples) -> dict[str, Figure]:
@@ -47,7 +73,9 @@ def smoothness_figures(samples: Samples) -> dict[str, Figure]:
     """
     require_matplotlib()
     roles = list(dict.fromkeys(sample["role"] for sample in samples))
-    figures = {f"smoothness_{role}": _role_figure(samples, role) for role in roles}
+    figures = {}
+    for role in roles:
+        figures[f"smoothness_{role}"] = _role_figure(samples, role)
     depth = depth_figure(samples)
     if depth is not None:
         figures["smoothness_depth"] = depth
@@ -69,7 +97,8 @@ def save(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
 def to_tensorboard(figures: Mapping[str, Figure], writer: Any, step: int) -> None:
     """Add figures to a TensorBoard writer under their names."""
     for name, figure in figures.items():
-        writer.add_figure(name.replace("_", "/", 1), figure, step, close=False)
+        tag = name.replace("_", "/", 1)
+        writer.add_figure(tag, figure, step, close=False)
 
 
 # ---------------------------------------------------------------- one role
@@ -77,64 +106,74 @@ def to_tensorboard(figures: Mapping[str, Figure], writer: Any, step: int) -> Non
 
 def _role_figure(samples: Samples, role: str) -> Figure:
     """Left: along training. Right: against the gradient's dual norm, where the fit is a straight line."""
-    rows = of_role(samples, role)
-    gradients, same = column(rows, "grad_dual_norm"), column(rows, "L_hat")
-    found = _fit(same, gradients)
-    figure, (along, against) = new_figure(f"{role}: smoothness along training", 2, 10.5, 4.2)
+    rows = role_samples(samples, role)
+    gradients = series(rows, "grad_dual_norm")
+    same = series(rows, "L_hat")
+    found = _fit_of_role(same, gradients)
+    title = f"{role}: smoothness along training"
+    figure, (along, against) = new_figure(title, 2, 10.5, 4.2)
     _draw_along(along, rows, found)
     _draw_against(against, gradients, same, found)
     return figure
 
 
 def _draw_along(axis: Axes, rows: Samples, found: SmoothnessFit | None) -> None:
-    steps = column(rows, "step")
-    paper, noise, same = (column(rows, key) for key in ("L_trajectory", "noise_only", "L_hat"))
-    dots = {"marker": ".", "ms": 4, "lw": 1.2}
-    # The band lies under the trajectory, which it often coincides with, and the dashes over what they fit.
-    _curve(axis, steps, noise, color=NOISE, lw=6.0, label=r"only noise: $\sqrt{2}\,\|g\|_*/t$")
-    _curve(axis, steps, paper, color=PAPER, label="trajectory, two minibatches (paper)", **dots)
-    _curve(axis, steps, same, color=SAME, label=r"same sample $\hat L$", **dots)
+    steps = series(rows, "step")
+    values: list[float] = []
+    for curve in CURVES:
+        heights = series(rows, curve.key)
+        values += heights
+        if any(math.isfinite(height) for height in heights):  # else it has no place in the legend either
+            axis.plot(steps, heights, **curve.style)
     if found is not None:
-        line = [found(gradient) for gradient in column(rows, "grad_dual_norm")]
-        _curve(axis, steps, line, color=FIT, lw=1.4, ls=(0, (4, 2)), label=r"fit $L_0+L_1\|g\|_*$")
-    log_scale(axis, [*paper, *noise, *same])
+        gradients = series(rows, "grad_dual_norm")
+        line = [found(gradient) for gradient in gradients]
+        axis.plot(steps, line, **FIT_LINE)
+    log_scale(axis, values)
     axis.set(xlabel="step", ylabel=r"smoothness  [loss / norm$^2$]")
     axis.legend(frameon=False, fontsize=9)
-
-
-def _curve(axis: Axes, steps: list[float], values: list[float], **style: Any) -> None:
-    """Draw a curve with its entry in the legend, but neither if there is nothing to draw."""
-    if any(math.isfinite(value) for value in values):
-        axis.plot(steps, values, **style)
 
 
 def _draw_against(axis: Axes, gradients: list[float], same: list[float], found: SmoothnessFit | None) -> None:
     axis.set(xlabel=r"$\|g\|_*$  [loss / norm]", ylabel=r"$\hat L$  [loss / norm$^2$]")
     if found is None:
-        axis.text(0.5, 0.5, "no same-sample estimate in this run", transform=axis.transAxes, ha="center", color=GREY)
+        whole = axis.transAxes
+        axis.text(0.5, 0.5, "no same-sample estimate in this run", transform=whole, ha="center", color=GREY)
         axis.set(xticks=[], yticks=[])
         return
-    axis.scatter(gradients, same, s=14, color=SAME, alpha=0.7, linewidths=0, label=r"same sample $\hat L$")
+    axis.scatter(
+        gradients,
+        same,
+        s=14,
+        color=SAME,
+        alpha=0.7,
+        linewidths=0,
+        label=r"same sample $\hat L$",
+    )
     finite = [gradient for gradient in gradients if math.isfinite(gradient)]
     ends = [min(finite), max(finite)]
-    axis.plot(ends, [found(end) for end in ends], color=FIT, lw=1.4, label=_describe(found))
+    heights = [found(end) for end in ends]
+    axis.plot(ends, heights, color=FIT, lw=1.4, label=_fit_label(found))
     axis.set_ylim(bottom=0.0)
     axis.legend(frameon=False, fontsize=9)
 
 
-def _fit(values: Sequence[float], gradients: Sequence[float]) -> SmoothnessFit | None:
+def _fit_of_role(values: Sequence[float], gradients: Sequence[float]) -> SmoothnessFit | None:
     pairs = zip(values, gradients, strict=True)
-    if not any(math.isfinite(value) and math.isfinite(gradient) for value, gradient in pairs):
-        return None
-    return fit(values, gradients)
+    for value, gradient in pairs:
+        if math.isfinite(value) and math.isfinite(gradient):
+            return fit(values, gradients)
+    return None
 
 
-def _describe(found: SmoothnessFit) -> str:
+def _fit_label(found: SmoothnessFit) -> str:
     """Return the label of a fit: its constants, the share of the variance it explains, and its samples."""
+    samples = found.samples
+    quality = f"$R^2$ = {found.goodness:.2f}, {samples} samples"
+    if samples < ENOUGH:
+        quality = f"too few samples for $R^2$: {samples}"
     constants = f"fit: $L_0$ = {found.L0:.3g}, $L_1$ = {found.L1:.3g}"
-    if found.samples < ENOUGH:
-        return f"{constants}\ntoo few samples for $R^2$: {found.samples}"
-    return f"{constants}\n$R^2$ = {found.goodness:.2f}, {found.samples} samples"
+    return f"{constants}\n{quality}"
 
 
 # ---------------------------------------------------------------- radii
@@ -143,30 +182,59 @@ def _describe(found: SmoothnessFit) -> str:
 def _radii_figure(samples: Samples, roles: Sequence[str]) -> Figure:
     """Draw the nominal step length by role, and the one that was measured."""
     figure, (axis,) = new_figure("Radii: nominal (lines) and measured (circles)", 1, 7.2, 4.2)
-    rows = {role: of_role(samples, role) for role in roles}
-    curves = {role: column(rows[role], "radius") for role in roles}
+    nominal: list[list[float]] = []  # of the roles drawn so far, the last first: they lie above
     values: list[float] = []
-    for index, role in enumerate(roles):
-        steps, lengths = column(rows[role], "step"), column(rows[role], "update_norm")
-        covers = sum(_coincide(curves[role], curves[other]) for other in roles[index + 1 :])
-        known = ROLES.get(role)
-        colour = known.colour if known else GREY
-        alone = "_" if len(steps) == 1 else None
-        axis.plot(steps, curves[role], color=colour, lw=WIDTH + RING * covers, marker=alone, label=role, zorder=2)
-        last = [step - 1 for step in steps]  # the length that was measured is that of the step before
-        axis.plot(last, lengths, color=colour, lw=0, marker="o", ms=3.5, mfc="white", mew=0.9, zorder=3)
-        values += [*curves[role], *lengths]
+    for role in reversed(roles):
+        rows = role_samples(samples, role)
+        radii = series(rows, "radius")
+        lengths = series(rows, "update_norm")
+        covers = sum(_coincide(radii, other) for other in nominal)
+        _draw_radii(axis, role, series(rows, "step"), radii, covers)
+        _draw_lengths(axis, role, series(rows, "step"), lengths)
+        nominal.append(radii)
+        values += radii
+        values += lengths
     log_scale(axis, values)
     axis.set(xlabel="step", ylabel="step length  [norm]")
-    axis.legend(frameon=False, fontsize=9, **BESIDE_AXES)
+    handles, labels = axis.get_legend_handles_labels()
+    axis.legend(handles[::-1], labels[::-1], frameon=False, fontsize=9, **BESIDE_AXES)
     return figure
 
 
+def _draw_radii(axis: Axes, role: str, steps: list[float], radii: list[float], covers: int) -> None:
+    """Draw a line, wider by one ring for every curve that would hide it."""
+    axis.plot(
+        steps,
+        radii,
+        color=colour_of(role),
+        lw=WIDTH + RING * covers,
+        marker="_" if len(steps) == 1 else None,
+        label=role,
+        zorder=3 - covers / 10,
+    )
+
+
+def _draw_lengths(axis: Axes, role: str, steps: list[float], lengths: list[float]) -> None:
+    before = [step - 1 for step in steps]  # the length that was measured is that of the step before
+    axis.plot(
+        before,
+        lengths,
+        color=colour_of(role),
+        lw=0,
+        marker="o",
+        ms=3.5,
+        mfc="white",
+        mew=0.9,
+        zorder=4,
+    )
+
+
 def _coincide(one: Sequence[float], other: Sequence[float]) -> bool:
-    """Return whether one curve would be hidden by another that is drawn later."""
+    """Return whether two curves hide each other."""
     if len(one) != len(other):
         return False
-    return all(math.isclose(a, b, rel_tol=SAME_PLACE) for a, b in zip(one, other, strict=True))
+    pairs = zip(one, other, strict=True)
+    return all(math.isclose(a, b, rel_tol=SAME_PLACE) for a, b in pairs)
 
 
 # ---------------------------------------------------------------- command line
@@ -179,14 +247,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Command line; default: the program's own.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m lightning_gluon.smoothness.plots", description=__doc__.splitlines()[0]
+        prog="python -m lightning_gluon.smoothness.plots",
+        description=__doc__.splitlines()[0],
     )
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("smoothness", help="estimate against fit, L1 by depth, radii")
-    command.add_argument("run", type=Path, help="folder of a run, or its smoothness.jsonl")
-    command.add_argument("--out", type=Path, default=None, help="folder for the PNG files; default: the run's")
     command.add_argument(
-        "--tensorboard", action="store_true", help="add the figures to TensorBoard, in the same folder"
+        "run",
+        type=Path,
+        help="folder of a run, or its smoothness.jsonl",
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the PNG files; default: the run's",
+    )
+    command.add_argument(
+        "--tensorboard",
+        action="store_true",
+        help="add the figures to TensorBoard, in the same folder",
     )
     given = parser.parse_args(arguments)
     try:
@@ -194,7 +273,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (FileNotFoundError, ValueError) as error:
         command.error(str(error))
     figures = smoothness_figures(samples)
-    folder = given.out or (given.run if given.run.is_dir() else given.run.parent)
+    run = given.run if given.run.is_dir() else given.run.parent
+    folder = given.out or run
     for path in save(figures, folder):
         print(path)
     if given.tensorboard:

@@ -36,7 +36,7 @@ from torch import Tensor
 from lightning_gluon.smoothness.fit import noise_only
 from lightning_gluon.step.layers import Layer
 
-__all__ = ["FIT_KEYS", "READINGS", "Pair", "combine", "derive", "inner", "measure", "whole"]
+__all__ = ["FIT_KEYS", "READINGS", "Pair", "combine", "derive", "gather_wide", "inner", "measure"]
 
 READINGS = (
     "grad_dual_norm",
@@ -53,7 +53,7 @@ READINGS = (
     "curvature",
 )
 FIT_KEYS = ("L0", "L1", "goodness")
-LARGEST = ("weight", "step")  # of the raw sums these combine by their maximum, all others add
+COMBINED_BY_MAXIMUM = ("weight", "step")  # of the raw sums these combine by their maximum, all others add
 Raw = dict[str, float]
 
 
@@ -91,18 +91,27 @@ def measure(pairs: Iterable[Pair], *, exact: bool | None = None) -> list[Raw]:
         One dict of floats per layer, for `derive` and `combine`; what could not be measured is left out.
     """
     tensors = [_raw(pair, exact) for pair in pairs]
-    if not tensors:
+    flat: list[Tensor] = []
+    for raw in tensors:
+        flat.extend(raw.values())
+    if not flat:
         return []
-    flat = [value.float() for raw in tensors for value in raw.values()]
-    values = iter(torch.stack([value.to(flat[0].device) for value in flat]).tolist())
-    return [{key: next(values) for key in raw} for raw in tensors]
+    device = flat[0].device
+    together = [value.float().to(device) for value in flat]
+    values = iter(torch.stack(together).tolist())
+    return [dict(zip(raw, values, strict=False)) for raw in tensors]
 
 
 def _raw(pair: Pair, exact: bool | None) -> dict[str, Tensor]:
-    layer, grad, weight = pair.layer, whole(pair.grad), whole(pair.layer.parameter)
-    exact = weight.device.type == "cpu" if exact is None else exact
-    step = whole(pair.weight_before) - weight
-    new = grad if pair.new is None else whole(pair.new)
+    layer = pair.layer
+    grad = gather_wide(pair.grad)
+    weight = gather_wide(layer.parameter)
+    if exact is None:
+        exact = weight.device.type == "cpu"
+    step = gather_wide(pair.weight_before) - weight
+    new = grad
+    if pair.new is not None:
+        new = gather_wide(pair.new)
     raw = {
         "grad": layer.dual_norm(new, exact=exact),
         "weight": layer.norm(weight, exact=exact),
@@ -114,15 +123,16 @@ def _raw(pair: Pair, exact: bool | None) -> dict[str, Tensor]:
     if pair.new is not None:
         raw["sample"] = layer.dual_norm(grad, exact=exact)
     if pair.grad_before is not None:
-        raw["different"] = layer.dual_norm(grad - whole(pair.grad_before), exact=exact)
+        different = grad - gather_wide(pair.grad_before)
+        raw["different"] = layer.dual_norm(different, exact=exact)
     if pair.old is not None:
-        old = whole(pair.old)
+        old = gather_wide(pair.old)
         raw["same"] = layer.dual_norm(new - old, exact=exact)
         raw["old_step"] = inner(old, step)
     return raw
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gather_wide(tensor: Tensor) -> Tensor:
     """Return a tensor in fp32 or wider, gathered from its shards where there are any (a collective, on every rank)."""
     tensor = tensor.detach()
     if hasattr(tensor, "full_tensor"):
@@ -149,8 +159,12 @@ def combine(raws: Iterable[Raw]) -> Raw:
         {'grad': 3.0, 'step': 0.2}
     """
     raws = list(raws)
-    keys = [key for key in raws[0] if all(key in raw for raw in raws)]
-    return {key: (max if key in LARGEST else math.fsum)([raw[key] for raw in raws]) for key in keys}
+    together = {}
+    for key in raws[0]:
+        values = [raw[key] for raw in raws if key in raw]
+        if len(values) == len(raws):
+            together[key] = max(values) if key in COMBINED_BY_MAXIMUM else math.fsum(values)
+    return together
 
 
 def derive(raw: Mapping[str, float]) -> dict[str, float]:
@@ -162,24 +176,31 @@ def derive(raw: Mapping[str, float]) -> dict[str, float]:
     Returns:
         One value per entry of `READINGS`.
     """
-    get = {key: raw.get(key, math.nan) for key in ("different", "same", "old_step")}
-    step, grad = raw["step"], raw["grad"]
+    step = raw["step"]
+    grad = raw["grad"]
+    new_slope = raw["grad_step"]
+    old_slope = raw.get("old_step", math.nan)
+    same = raw.get("same", math.nan)
+    different = raw.get("different", math.nan)
     sample = raw.get("sample", grad)
+    mean_square = raw["square"] / raw["count"]
     return {
         "grad_dual_norm": grad,
         "weight_norm": raw["weight"],
         "update_norm": step,
-        "update_rms": math.sqrt(raw["square"] / raw["count"]),
-        "L_trajectory": _over(get["different"], step),
-        "L_hat": _over(get["same"], step),
+        "update_rms": math.sqrt(mean_square),
+        "L_trajectory": _over(different, step),
+        "L_hat": _over(same, step),
         "noise_only": noise_only(sample, step),
-        "noise_ratio": _over(get["different"], sample),
-        "same_to_different": _over(get["same"], get["different"]),
-        "agreement": _over(raw["grad_step"], step),
-        "alignment": _over(get["old_step"], step),
-        "curvature": _over(get["old_step"] - raw["grad_step"], step**2),
+        "noise_ratio": _over(different, sample),
+        "same_to_different": _over(same, different),
+        "agreement": _over(new_slope, step),
+        "alignment": _over(old_slope, step),
+        "curvature": _over(old_slope - new_slope, step**2),
     }
 
 
 def _over(value: float, unit: float) -> float:
-    return value / unit if unit > 0 else math.nan
+    if unit > 0:
+        return value / unit
+    return math.nan

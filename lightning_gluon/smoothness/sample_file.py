@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from lightning_gluon.smoothness.plots import samples_in
 
-Row: TypeAlias = Mapping[str, Any]
+SampleRow: TypeAlias = Mapping[str, Any]
 FIRST = "smoothness.jsonl"
 
 
@@ -54,7 +54,7 @@ class SampleFile:
         file._try(lambda: file._begin(steps, taken))
         return file
 
-    def append(self, rows: Iterable[Row]) -> None:
+    def append(self, rows: Iterable[SampleRow]) -> None:
         """Write samples at the end.
 
         Args:

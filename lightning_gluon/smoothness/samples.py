@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 Sample: TypeAlias = dict[str, Any]  # step, role and layer, and the readings: a number or None
 Samples: TypeAlias = list[Sample]
 
-KEYS = {"step", "role", "layer"}  # of every sample
+SAMPLE_KEYS = {"step", "role", "layer"}  # of every sample
 
 
 def read_samples(path: str | Path) -> Samples:
@@ -39,14 +39,14 @@ def read_samples(path: str | Path) -> Samples:
     samples = samples_in(files[-1])
     if not samples:
         raise ValueError(f"{str(files[-1])!r} has no samples yet.")
-    return sorted(samples, key=_step)
+    return sorted(samples, key=_step_of)
 
 
 def _age(file: Path) -> float:
     return file.stat().st_mtime
 
 
-def _step(sample: Sample) -> int:
+def _step_of(sample: Sample) -> int:
     return sample["step"]
 
 
@@ -56,12 +56,12 @@ def samples_in(file: Path) -> Samples:
     for line in file.read_text(errors="replace").splitlines():
         with suppress(ValueError):
             sample = json.loads(line)
-            if isinstance(sample, dict) and sample.keys() >= KEYS:
+            if isinstance(sample, dict) and sample.keys() >= SAMPLE_KEYS:
                 samples.append(sample)
     return samples
 
 
-def of_role(samples: Iterable[Sample], role: str) -> Samples:
+def role_samples(samples: Iterable[Sample], role: str) -> Samples:
     """Return the samples of a whole role, without those of its layers."""
     found = []
     for sample in samples:
@@ -70,7 +70,7 @@ def of_role(samples: Iterable[Sample], role: str) -> Samples:
     return found
 
 
-def column(samples: Iterable[Mapping[str, Any]], key: str) -> list[float]:
+def series(samples: Iterable[Sample], key: str) -> list[float]:
     """Return one reading of all samples; NaN for those that have none."""
     values = []
     for sample in samples:

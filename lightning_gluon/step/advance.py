@@ -24,9 +24,9 @@ from lightning_gluon.step.decay import DECAYS, Decay
 from lightning_gluon.step.plan import Chunk, Stack, stack_views
 from lightning_gluon.step.retraction import RETRACTIONS, Retraction
 
-State = MutableMapping[Tensor, Any]
+MutableState = MutableMapping[Tensor, Any]
 Signal = list[Tensor | None]
-Kept = dict[str, list[Tensor]]  # a statistic of a stack: one tensor per slot
+SlotTensors = dict[str, list[Tensor]]  # a statistic of a stack: one tensor per slot
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Job:
     new: list[Tensor]
     old: list[Tensor]
     buffers: dict[str, list[Tensor]]
-    kept: list[Kept]
+    kept: list[SlotTensors]
     partners: list[Tensor]
     lengths: Sequence[float] | Tensor = ()
     keep: float | Tensor = 1.0
@@ -103,7 +103,7 @@ def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Tensor]:
 
 
 def prepare(
-    state: State,
+    state: MutableState,
     chunk: Chunk,
     new: list[Tensor],
     old: list[Tensor] | None,
@@ -140,7 +140,7 @@ def prepare(
         new=new,
         old=old,
         buffers={name: _loaded(carries, name, new) for name in estimator.buffers},
-        kept=_statistics(state, chunk, params),
+        kept=_read_statistics(state, chunk, params),
         partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
         lengths=[group["lr"] * radius for radius in chunk.radii],
         keep=1 - group["lr"] * group["weight_decay"],
@@ -149,7 +149,7 @@ def prepare(
     )
 
 
-def _carries(state: State, chunk: Chunk) -> list[Carry]:
+def _carries(state: MutableState, chunk: Chunk) -> list[Carry]:
     pairs = zip(chunk.params, chunk.factored, strict=True)
     return [Carry(state[parameter], parameter, views, chunk.group) for parameter, views in pairs]
 
@@ -158,7 +158,7 @@ def _loaded(carries: list[Carry], name: str, gradients: list[Tensor]) -> list[Te
     return [carry.load(name, gradient) for carry, gradient in zip(carries, gradients, strict=True)]
 
 
-def _statistics(state: State, chunk: Chunk, params: list[Tensor]) -> list[Kept]:
+def _read_statistics(state: MutableState, chunk: Chunk, params: list[Tensor]) -> list[SlotTensors]:
     """Return the statistics of every stack, and begin those that are not there yet."""
     found = []
     for stack in chunk.stacks:
@@ -168,7 +168,7 @@ def _statistics(state: State, chunk: Chunk, params: list[Tensor]) -> list[Kept]:
     return found
 
 
-def _of_slots(state: State, stack: Stack, params: list[Tensor], statistic: Statistic) -> list[Tensor]:
+def _of_slots(state: MutableState, stack: Stack, params: list[Tensor], statistic: Statistic) -> list[Tensor]:
     """Return one statistic of every slot of a stack."""
     found = []
     for slot in stack.slots:
@@ -182,15 +182,15 @@ def _of_slots(state: State, stack: Stack, params: list[Tensor], statistic: Stati
 
 
 def _parts(chunk: Chunk, stack: Stack) -> list[Needs]:
-    parts = [stack.norm, _retraction(chunk)]
+    parts = [stack.norm, _retraction_of(chunk)]
     return [part for part in parts if part is not None]
 
 
-def _decay(chunk: Chunk) -> Decay:
+def _decay_of(chunk: Chunk) -> Decay:
     return DECAYS[chunk.group.get("decay", "plain")]
 
 
-def _retraction(chunk: Chunk) -> Retraction | None:
+def _retraction_of(chunk: Chunk) -> Retraction | None:
     name = chunk.group.get("retract")
     return None if name is None else RETRACTIONS[name]
 
@@ -207,7 +207,7 @@ def advance_(
     new: list[Tensor],
     old: list[Tensor],
     buffers: dict[str, list[Tensor]],
-    kept: list[Kept],
+    kept: list[SlotTensors],
     partners: list[Tensor],
     lengths: Sequence[float] | Tensor,
     keep: float | Tensor,
@@ -233,7 +233,7 @@ def advance_(
     direction = ESTIMATORS[chunk.group["estimator"]].update(buffers, new, old, chunk.group)
     if signal is not None:
         direction = _heard(direction, signal)
-    decay = _decay(chunk)
+    decay = _decay_of(chunk)
     decays = isinstance(keep, Tensor) or keep != 1
     if decays and not decay.reads_units:
         decay.shrink_(params, keep, [])
@@ -293,7 +293,7 @@ def _lmo(
     stack: Stack,
     params: list[Tensor],
     direction: list[Tensor],
-    statistics: Kept,
+    statistics: SlotTensors,
     partners: list[Tensor],
     workspace: Workspace,
 ) -> Tensor:
@@ -305,7 +305,7 @@ def _lmo(
         context.weights = _gather(stack, params, params[0].dtype, workspace, "weights")
     if norm.reads_partner:
         context.partners = [partners[slot.member] for slot in stack.slots]
-    context.statistics = _joined(norm, statistics)
+    context.statistics = _stack_statistics(norm, statistics)
     batch = _gather(stack, direction, norm.staging_dtype(direction[0]), workspace, "gather", copy=norm.overwrites)
     units = norm.lmo_(batch, context)
     _part_(stack, context.statistics, statistics)
@@ -326,27 +326,27 @@ def _gather(
     return batch
 
 
-def _joined(part: Needs, statistics: Kept) -> dict[str, Tensor]:
+def _stack_statistics(part: Needs, statistics: SlotTensors) -> dict[str, Tensor]:
     """Return a part's statistics for the whole stack."""
     return {own.name: torch.cat(statistics[own.name]) for own in part.statistics}
 
 
-def _part_(stack: Stack, joined: Mapping[str, Tensor], statistics: Kept) -> None:
+def _part_(stack: Stack, joined: Mapping[str, Tensor], statistics: SlotTensors) -> None:
     """Write statistics of a whole stack back to every slot."""
     for name, whole in joined.items():
         for slot, own in zip(stack.slots, statistics[name], strict=True):
             own.copy_(whole[slot.start : slot.stop])
 
 
-def _retract_(chunk: Chunk, stack: Stack, params: list[Tensor], statistics: Kept, workspace: Workspace) -> None:
+def _retract_(chunk: Chunk, stack: Stack, params: list[Tensor], statistics: SlotTensors, workspace: Workspace) -> None:
     """Bring the matrices of a stack back to where the group's retraction wants them."""
-    retraction = _retraction(chunk)
+    retraction = _retraction_of(chunk)
     if retraction is None:
         return
     wide = torch.promote_types(params[0].dtype, torch.float32)
     weights = workspace.take("weights", (stack.count, *stack.shape), params[0], dtype=wide)
     stack_views(stack, params, weights)
-    context = Context(workspace, statistics=_joined(retraction, statistics))
+    context = Context(workspace, statistics=_stack_statistics(retraction, statistics))
     retraction.retract_(weights, context)
     _part_(stack, context.statistics, statistics)
     for slot in stack.slots:

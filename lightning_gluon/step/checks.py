@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,7 +94,7 @@ def check_values(group: Group) -> None:
         ValueError: If one is out of range.
     """
     where = _where(group)
-    _check_lr(group, where)
+    _check_lr_given(group, where)
     for key in filter(group.__contains__, CHECKS):
         group[key] = CHECKS[key](key, group[key], where)
     for key in ("lr", "momentum", "weight_decay"):
@@ -103,9 +103,9 @@ def check_values(group: Group) -> None:
     norm_of(group)  # which checks how its options go together
 
 
-def values_of(group: Mapping[str, Any]) -> list[Any]:
+def values_of(group: Group) -> list[object]:
     """Return what `check_values` looks at, as it is now; lists are copied, since schedules write into them."""
-    found = []
+    found: list[object] = []
     for key in (*SETTINGS, *CHECKS):
         if key in group:
             value = group[key]
@@ -113,7 +113,7 @@ def values_of(group: Mapping[str, Any]) -> list[Any]:
     return found
 
 
-def _check_radius(group: Mapping[str, Any], where: str) -> None:
+def _check_radius(group: Group, where: str) -> None:
     radius = group["radius"]
     if not isinstance(radius, (list, tuple)):
         SETTINGS["radius"]("radius", radius, where)
@@ -126,11 +126,11 @@ def _check_radius(group: Mapping[str, Any], where: str) -> None:
         SETTINGS["radius"]("radius", value, where)
 
 
-def _where(group: Mapping[str, Any]) -> str:
+def _where(group: Group) -> str:
     return f" of group {group['name']!r}"
 
 
-def _check_lr(group: Group, where: str) -> None:
+def _check_lr_given(group: Group, where: str) -> None:
     if group["lr"] is None:
         raise ValueError(f"`lr`{where} is missing: it is the hidden radius, such as lr=0.02.")
     if isinstance(group["lr"], str) and group["lr"] == "auto":

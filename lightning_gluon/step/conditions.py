@@ -1,4 +1,4 @@
-"""What the theory of Muon-MVR asks of weight decay and radius, checked before the first step."""
+"""Conditions of Muon-MVR's theory on weight decay and radius, checked before the first step."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from collections.abc import Iterable
 
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.step.layers import Layer
-
-__all__ = ["check_decay", "check_star_convex"]
 
 
 def check_star_convex(layers: Iterable[Layer]) -> None:
@@ -36,7 +34,8 @@ def check_star_convex(layers: Iterable[Layer]) -> None:
     small = []
     for layer in layers:
         group = layer.group
-        if not NORMS[group["norm"]].stacks or not group["weight_decay"] or not layer.parameter.numel():
+        moves = NORMS[group["norm"]].stacks and layer.parameter.numel()
+        if not moves or not group["weight_decay"]:
             continue
         check_decay(layer)
         if not layer.parameter.is_meta:
@@ -44,10 +43,12 @@ def check_star_convex(layers: Iterable[Layer]) -> None:
             if layer.radius < needed:
                 small.append(f"{layer.name!r} (radius {layer.radius:.3g}, needed {needed:.3g})")
     if small:
-        more = f" and {len(small) - 3} more" if len(small) > 3 else ""
+        listed = ", ".join(small[:3])
+        if len(small) > 3:
+            listed += f" and {len(small) - 3} more"
         warnings.warn(
             "Muon-MVR's theory asks for radius >= weight_decay * ||X_0||, which does not hold for "
-            f"{', '.join(small[:3])}{more}. Those weights first shrink into the ball. Lower `weight_decay` or raise "
+            f"{listed}. Those weights first shrink into the ball. Lower `weight_decay` or raise "
             "the radius of their role.",
             stacklevel=3,
         )

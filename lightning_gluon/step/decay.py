@@ -28,7 +28,7 @@ class Decay(ABC):
         """
 
 
-class Plain(Decay):
+class UniformDecay(Decay):
     """All entries alike."""
 
     def shrink_(self, weights: list[Tensor], keep: float | Tensor, units: list[Tensor]) -> None:
@@ -36,4 +36,4 @@ class Plain(Decay):
         torch._foreach_mul_(weights, keep)
 
 
-DECAYS: dict[str, Decay] = {"plain": Plain()}
+DECAYS: dict[str, Decay] = {"plain": UniformDecay()}

@@ -2,29 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from lightning_gluon.estimators.carry import dense_dtype
+from lightning_gluon.estimators.recursions import ESTIMATORS
+from lightning_gluon.options import Group
 from lightning_gluon.step.plan import Chunk
 
 RAISE, IGNORE = "raise", "ignore"  # of `on_nonfinite`; a third one skips the step
+HIGHEST = torch.finfo(torch.float32).max  # of a norm, which is computed in fp32
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A parameter whose gradient is watched.
+
+    Args:
+        name: Its name.
+        shape: Its shape.
+        group: Its group, which says what happens.
+        largest: The largest entry that its momentum can hold.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    group: Group
+    largest: float
+
+    def __str__(self) -> str:
+        """Return name and shape."""
+        return f"{self.name!r} {self.shape}"
+
+    @property
+    def policy(self) -> str:
+        """The action on a gradient that does not fit."""
+        return self.group["on_nonfinite"]
+
+    def holds(self, gradient: Tensor) -> bool:
+        """Return whether all entries fit; those that are not numbers do not."""
+        return bool((gradient.abs() <= self.largest).all())
 
 
 class GradientCheck:
-    """What is known of a plan's gradients before a step: computed once per plan, so that a step only reads norms.
+    """The gradients of a plan, watched: what can be known before is found once, so that a step only reads norms.
 
     Args:
         chunks: The plan.
     """
 
     def __init__(self, chunks: list[Chunk]) -> None:
-        self.groups = [chunk.group for chunk in chunks for _ in chunk.indices]
-        self.names = [name for chunk in chunks for name in chunk.names]
+        self.watched = [one for chunk in chunks for one in _watched(chunk)]
         self.device = chunks[0].params[0].device
-        self.largest = [limit for chunk in chunks for limit in _limits(chunk)]
-        highest = torch.finfo(torch.float32).max  # of a norm that is computed in fp32
-        self.limits = torch.tensor([min(limit, highest) for limit in self.largest], device=self.device)
+        limits = [min(one.largest, HIGHEST) for one in self.watched]
+        self.limits = torch.tensor(limits, device=self.device)
 
     def norms(self, gradients: list[Tensor], references: list[Tensor]) -> Tensor | None:
         """Return the 2-norm of every gradient, after checking that all are dense, finite and within range.
@@ -41,10 +75,11 @@ class GradientCheck:
             FloatingPointError: If a gradient is not finite, or too large for the dtype that its momentum is stored in,
                 and its group's `on_nonfinite` is `raise`.
         """
-        self._check_dense(gradients)
+        for one, gradient in zip(self.watched, gradients, strict=True):
+            if gradient.layout != torch.strided:
+                raise RuntimeError(f"The gradient of {one.name!r} is sparse. Build its embedding with `sparse=False`.")
         norms = self._norms(gradients)
-        policies = [group["on_nonfinite"] for group in self.groups]
-        if set(policies) == {IGNORE}:  # else the host waits for the device
+        if all(one.policy == IGNORE for one in self.watched):  # else the host waits for the device
             return norms
         within = norms <= self.limits
         if references:
@@ -52,26 +87,33 @@ class GradientCheck:
         if bool(within.all()):
             return norms
         points = [gradients, references] if references else [gradients]
-        bad = self._bad(points, policies)
-        if not bad:  # a norm may be out of range where the entries are not
+        unfit = list(self._unfit(points))
+        if not unfit:  # a norm may be out of range where the entries are not
             return norms
-        refused = [index for index in bad if policies[index] == RAISE]
+        refused = [index for index in unfit if self.watched[index].policy == RAISE]
         if refused:
             raise self._error(points, refused)
         return None
 
-    def _check_dense(self, gradients: list[Tensor]) -> None:
-        for name, gradient in zip(self.names, gradients, strict=True):
-            if gradient.layout != torch.strided:
-                raise RuntimeError(f"The gradient of {name!r} is sparse. Build its embedding with `sparse=False`.")
+    def _unfit(self, points: list[list[Tensor]]) -> Iterator[int]:
+        """Find the gradients that do not fit, at one of their two points."""
+        for index, one in enumerate(self.watched):
+            if one.policy == IGNORE:
+                continue
+            if not all(one.holds(point[index]) for point in points):
+                yield index
 
     def _error(self, points: list[list[Tensor]], refused: list[int]) -> FloatingPointError:
         """Return the error that names the first of the refused gradients."""
-        some = [f"{self.names[index]!r} {tuple(points[0][index].shape)}" for index in refused[:3]]
-        listed = ", ".join(some)
-        if len(refused) > len(some):
-            listed += f" and {len(refused) - len(some)} more"
-        if all(bool(point[index].isfinite().all()) for point in points for index in refused):
+        first = refused[:3]
+        listed = ", ".join(str(self.watched[index]) for index in first)
+        if len(refused) > len(first):
+            listed += f" and {len(refused) - len(first)} more"
+        finite = True
+        for index in refused:
+            for point in points:
+                finite &= bool(point[index].isfinite().all())
+        if finite:
             return FloatingPointError(
                 f"Gradient too large for its `momentum_dtype` in {listed}. No weight and no state was changed. Take "
                 "'bfloat16', which has the range of fp32, or set `on_nonfinite='skip'` to drop such steps."
@@ -81,27 +123,18 @@ class GradientCheck:
             "the loss, or set `on_nonfinite='skip'` to drop such steps."
         )
 
-    def _bad(self, points: list[list[Tensor]], policies: list[str]) -> list[int]:
-        """Return the positions of gradients that are not finite, or out of range, at one of their two points."""
-        bad = []
-        for index, policy in enumerate(policies):
-            if policy != IGNORE and not all(self._fits(point[index], index) for point in points):
-                bad.append(index)
-        return bad
-
-    def _fits(self, gradient: Tensor, index: int) -> bool:
-        return bool((gradient.abs() <= self.largest[index]).all())  # false for what is not a number
-
     def _norms(self, tensors: list[Tensor]) -> Tensor:
         # The 2-norm is vectorised on a CPU, the maximum is not: 40 times slower.
-        return torch.stack([norm.float().to(self.device) for norm in torch._foreach_norm(tensors)])
+        norms = torch._foreach_norm(tensors)
+        return torch.stack([norm.float().to(self.device) for norm in norms])
 
 
-def _limits(chunk: Chunk) -> list[float]:
-    """Return the largest entry that the momentum of each parameter can hold."""
-    limits = []
-    for parameter, factored in zip(chunk.params, chunk.factored, strict=True):
-        work = torch.promote_types(parameter.dtype, torch.float32)
-        kept = work if factored else dense_dtype(parameter, chunk.group)
-        limits.append(min(torch.finfo(kept).max, torch.finfo(parameter.dtype).max))
-    return limits
+def _watched(chunk: Chunk) -> Iterator[Watched]:
+    """Find out what the momentum of each parameter of a chunk can hold."""
+    kernel = ESTIMATORS[chunk.group["estimator"]].layout is not None  # its moments are in the parameter's dtype
+    for name, parameter, factored in zip(chunk.names, chunk.params, chunk.factored, strict=True):
+        own = torch.finfo(parameter.dtype).max
+        kept = own
+        if not kernel and not factored:
+            kept = torch.finfo(dense_dtype(parameter, chunk.group)).max
+        yield Watched(name, tuple(parameter.shape), chunk.group, min(kept, own))

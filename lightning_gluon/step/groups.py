@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.methods import Method, Rule
@@ -26,7 +25,7 @@ def build_groups(
     weight_decay: PER_ROLE,
     radius: Mapping[str, float] | None,
     momentum: float | None,
-    options: Mapping[str, Any],
+    options: Mapping[str, object],
 ) -> list[Group]:
     """Return groups completed from their method.
 
@@ -53,14 +52,14 @@ def build_groups(
     for group in partial:
         role = group["role"]
         check_names(group)
-        given = {**shared, "weight_decay": _of_role(weight_decay, role, row.weight_decay)}
-        given["radius"] = _of_role(radius, role, row.rules[role].radius)
+        given = {**shared, "weight_decay": _for_role(weight_decay, role, row.weight_decay)}
+        given["radius"] = _for_role(radius, role, row.rules[role].radius)
         for key, value in given.items():
             group.setdefault(key, value)
     return [complete_group(group, row) for group in partial]
 
 
-def _of_role(given: PER_ROLE, role: str, default: float) -> float:
+def _for_role(given: PER_ROLE, role: str, default: float) -> float:
     """Return what is given for a role."""
     value = given.get(role) if isinstance(given, Mapping) else given
     return default if value is None else value
@@ -104,7 +103,7 @@ def complete_group(group: Group, row: Method) -> Group:
     group.setdefault("norm", rule.norm)
     group.setdefault("estimator", rule.estimator)
     check_names(group)
-    defaults = _defaults(group, row, rule)
+    defaults = _default_options(group, row, rule)
     for key in foreign_options() - set(defaults):
         group.pop(key, None)
     if group.get("scaling") is None:
@@ -117,7 +116,7 @@ def complete_group(group: Group, row: Method) -> Group:
     return group
 
 
-def _defaults(group: Group, row: Method, rule: Rule) -> dict[str, Any]:
+def _default_options(group: Group, row: Method, rule: Rule) -> Group:
     """Return the options that a group has, with what they are if nobody says."""
     defaults = {
         **COMMON,

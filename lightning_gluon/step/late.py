@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from lightning_gluon.step.sources import free_name, read_group
 
 
 @dataclass(frozen=True)
-class Settings:
+class Construction:
     """What an optimizer was built with."""
 
     method: str
@@ -27,7 +26,7 @@ class Settings:
     weight_decay: PER_ROLE
     momentum: float | None
     radius: Mapping[str, float] | None
-    options: Mapping[str, Any]
+    options: Mapping[str, object]
 
     def build(self, partial: list[Group]) -> list[Group]:
         """Complete groups by these settings."""
@@ -41,7 +40,7 @@ class Settings:
         return replace(self, radius=own).build(partial)
 
 
-def late_groups(group: Group, settings: Settings, known: Partition | None, present: Sequence[Group]) -> list[Group]:
+def late_groups(group: Group, settings: Construction, known: Partition | None, present: Sequence[Group]) -> list[Group]:
     """Return the complete groups of a given one.
 
     Args:

@@ -88,19 +88,19 @@ class Layer:
             return g.new_zeros((), dtype=torch.promote_types(g.dtype, torch.float32))
         return torch.stack([block.dual_norm(exact) for block in self._blocks(g)]).sum()
 
-    def _blocks(self, tensor: Tensor) -> list[_Block]:
+    def _blocks(self, tensor: Tensor) -> list[_MatrixBlock]:
         """Return what every view reads of a parameter-shaped tensor."""
         tensor = torch.atleast_1d(tensor)  # a scalar, such as a temperature
         norm = norm_of(self.group)
         blocks = []
         for view in views_of(self.group, self.index):
             _, rows, columns = view.matrix
-            blocks.append(_Block(norm, norm.scale(rows, columns, view.kernel), view.gather(tensor)))
+            blocks.append(_MatrixBlock(norm, norm.scale(rows, columns, view.kernel), view.gather(tensor)))
         return blocks
 
 
 @dataclass(frozen=True)
-class _Block:
+class _MatrixBlock:
     """Matrices of one view; only a spectral norm has a scale, which the view decides."""
 
     norm_of_group: Norm

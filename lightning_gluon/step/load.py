@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,22 +14,20 @@ from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import CHECKS, SETTINGS, Group
 from lightning_gluon.step.checks import check_group
 from lightning_gluon.step.finite import IGNORE
-from lightning_gluon.step.state import state_layout
+from lightning_gluon.step.state import ParameterState, State, StateLayout, state_layout
 from lightning_gluon.two_point.reference import REFERENCES
 from lightning_gluon.valid import whole
 
+WRAPPING = re.compile(r"(^|\.)((_orig_mod|_forward_module)\.)+")
 COUNTS = ("steps", "gradient_evaluations")
 
 
-def match_saved_state(
-    groups: Sequence[Group], state_dict: Mapping[str, Any], *, reference: bool
-) -> tuple[list[Group], dict[Tensor, dict[str, Any]]]:
+def match_saved_state(groups: Sequence[Group], state_dict: ParameterState) -> tuple[list[Group], State]:
     """Reorder a saved state to the present groups, by the names of groups and parameters.
 
     Args:
         groups: The optimizer's groups.
         state_dict: The saved state.
-        reference: Whether the previous iterate is kept.
 
     Returns:
         The saved groups in the present order, and the state of every parameter on its device, dtypes kept but for the
@@ -40,40 +38,101 @@ def match_saved_state(
             or estimator, a value is out of range, or a buffer is missing, not finite or of another shape.
     """
     _check_form(state_dict)
-    saved = _by_name(groups, deepcopy(list(state_dict["param_groups"])))
+    saved = _align(groups, deepcopy(list(state_dict["param_groups"])))
     _check_sizes(groups, saved)
-    state: dict[Tensor, dict[str, Any]] = {}
-    for group, old in zip(groups, saved, strict=True):
-        _check_same_method(group, old)
-        position = _positions(group, old)
-        _check_values(group, old)
-        _reorder(group, old, position)
-        state.update(_buffers(group, old, state_dict["state"], reference))
+    pairs = [_Match(group, old) for group, old in zip(groups, saved, strict=True)]
+    for pair in pairs:
+        pair.check()
+    reference = any(ESTIMATORS[old["estimator"]].point(old) for old in saved)  # by the saved options
+    kinds = [old["reference"] for old in saved if "reference" in old]  # one for all groups
+    kind = (kinds or REFERENCES)[0] if reference else None
+    state: State = {}
+    for pair in pairs:
+        state.update(pair.buffers(state_dict["state"], kind))
     return saved, state
 
 
-def _reorder(group: Group, saved: Group, position: Sequence[int]) -> None:
-    """Bring what a saved group lists into the order of the present one."""
-    saved["params"] = [saved["params"][place] for place in position]
-    if isinstance(saved["radius"], list):
-        saved["radius"] = [saved["radius"][place] for place in position]
-    saved["param_names"] = group["param_names"]
-    saved["views"] = group["views"]
+@dataclass(frozen=True)
+class _Match:
+    """A present group and its saved self, which is brought into the present order.
+
+    Args:
+        here: The present group.
+        saved: A copy of the saved one.
+    """
+
+    here: Group
+    saved: Group
+
+    def check(self) -> None:
+        """Raise unless the saved group is of the same method, parameters and options; reorder it."""
+        for key in ("norm", "estimator"):
+            if self.saved.get(key) != self.here[key]:
+                raise ValueError(
+                    f"The saved state of group {self.here['name']!r} is of {key} {self.saved.get(key)!r}, but this "
+                    f"optimizer has {self.here[key]!r} there. Resume with the method that the state was saved with."
+                )
+        position = self._position()
+        self._check_values()
+        for key in ("params", "radius"):
+            listed = self.saved[key]
+            if isinstance(listed, list):
+                self.saved[key] = [listed[place] for place in position]
+        for key in ("param_names", "views"):
+            self.saved[key] = self.here[key]
+
+    def _position(self) -> list[int]:
+        """Return where each present parameter stood in the saved group."""
+        names, here = self.saved.get("param_names"), self.here["param_names"]
+        if names is None:
+            return list(range(len(here)))
+        if len(set(names)) < len(names) or len(names) != len(here):
+            raise ValueError(
+                f"Expected the saved group {self.here['name']!r} to have one name per parameter, but got {names}."
+            )
+        found = _places(here, names) or _places(_bare_names(here), _bare_names(names))
+        if found is None:
+            raise ValueError(
+                f"The saved state of group {self.here['name']!r} lacks {_first_of(here, but=names)} and has "
+                f"{_first_of(names, but=here)} instead. Load it into the model it was saved from."
+            )
+        return found
+
+    def _check_values(self) -> None:
+        """Raise unless the saved group has the values that this optimizer reads, in range."""
+        name = self.here["name"]
+        read = [key for key in (*SETTINGS, *CHECKS, *COUNTS) if key in self.here]
+        merged = dict(self.here)
+        for key in read:
+            if key not in self.saved:
+                raise ValueError(f"The saved group {name!r} lacks `{key}`. Load a state that was saved whole.")
+            merged[key] = self.saved[key]
+        try:
+            check_group(merged)
+            for key in COUNTS:
+                whole(0)(key, merged[key], f" of group {name!r}")
+        except ValueError as error:
+            raise ValueError(f"The saved state cannot be loaded. {error}") from None
+        for key in read:
+            self.saved[key] = merged[key]
+
+    def buffers(self, saved: Mapping[object, ParameterState], kind: str | None) -> State:
+        """Return the checked buffers of every parameter that has some.
+
+        Args:
+            saved: All saved buffers.
+            kind: How the previous iterate is kept.
+        """
+        group = {**self.saved, "params": self.here["params"]}
+        found = {}
+        for index, key in enumerate(self.saved["params"]):
+            if saved.get(key):
+                layout = state_layout(group, index, kind)
+                found[group["params"][index]] = _take(group, index, saved[key], layout)
+        return found
 
 
-def _buffers(
-    group: Group, saved: Group, buffers: Mapping[Any, Mapping[str, Any]], reference: bool
-) -> dict[Tensor, dict[str, Any]]:
-    """Return the checked buffers of every parameter that has some."""
-    present = {**saved, "params": group["params"]}
-    found = {}
-    for index, key in enumerate(saved["params"]):
-        if buffers.get(key):
-            found[group["params"][index]] = _take(present, index, buffers[key], reference)
-    return found
-
-
-def _check_form(state_dict: Any) -> None:
+def _check_form(state_dict: object) -> None:
     if not isinstance(state_dict, Mapping):
         raise _no_state(type(state_dict).__name__)
     if not {"state", "param_groups"} <= set(state_dict):
@@ -92,30 +151,39 @@ def _no_state(found: str) -> ValueError:
     )
 
 
-def _all_mappings(state: Any) -> bool:
+def _all_mappings(state: object) -> bool:
     return isinstance(state, Mapping) and all(isinstance(entry, Mapping) for entry in state.values())
 
 
-def _by_name(groups: Sequence[Group], saved: list[Group]) -> list[Group]:
+def _align(groups: Sequence[Group], saved: list[Group]) -> list[Group]:
     """Return saved groups in the order of the present ones, as far as names tell."""
     by_name = {group.get("name"): group for group in saved}
-    if len(by_name) < len(saved) or set(by_name) != {group["name"] for group in groups}:
+    names = [group["name"] for group in groups]
+    if len(by_name) < len(saved) or set(by_name) != set(names):
         return saved
-    return [by_name[group["name"]] for group in groups]
+    return [by_name[name] for name in names]
 
 
 def _check_sizes(groups: Sequence[Group], saved: Sequence[Group]) -> None:
-    if [len(group["params"]) for group in saved] == [len(group["params"]) for group in groups]:
+    if _counts(saved) == _counts(groups):
         return
     raise ValueError(
-        f"The saved optimizer state has groups {_sizes(saved)}, but this optimizer has {_sizes(groups)}"
+        f"The saved optimizer state has groups {_summary(saved)}, but this optimizer has {_summary(groups)}"
         f"{_difference(groups, saved)}. Load it into the model it was saved from, with the same parameters frozen, or "
         "load only the model's weights and let the optimizer start anew."
     )
 
 
-def _sizes(groups: Iterable[Group]) -> str:
-    return ", ".join(f"{group.get('name', '?')} ({len(group['params'])})" for group in groups)
+def _counts(groups: Iterable[Group]) -> list[int]:
+    return [len(group["params"]) for group in groups]
+
+
+def _summary(groups: Iterable[Group]) -> str:
+    parts = []
+    for group in groups:
+        name = group.get("name", "?")
+        parts.append(f"{name} ({len(group['params'])})")
+    return ", ".join(parts)
 
 
 def _difference(groups: Iterable[Group], saved: Iterable[Group]) -> str:
@@ -140,34 +208,12 @@ def _all_names(groups: Iterable[Group]) -> dict[str, None]:
     return names
 
 
-def _check_same_method(group: Group, saved: Group) -> None:
-    """Raise if loading would put another method, the saved one, in the place of the one that was asked for."""
-    for key in ("norm", "estimator"):
-        if saved.get(key) != group[key]:
-            raise ValueError(
-                f"The saved state of group {group['name']!r} is of {key} {saved.get(key)!r}, but this optimizer has "
-                f"{group[key]!r} there. Resume with the method that the state was saved with."
-            )
-
-
-def _positions(group: Group, saved: Group) -> list[int]:
-    """Return where each present parameter stood in the saved group."""
-    names, present = saved.get("param_names"), group["param_names"]
-    if names is None:
-        return list(range(len(present)))
-    if len(set(names)) < len(names) or len(names) != len(present):
-        raise ValueError(f"Expected the saved group {group['name']!r} to have one name per parameter, but got {names}.")
+def _places(here: Sequence[str], names: Sequence[str]) -> list[int] | None:
+    """Return where each present name stands among the saved ones; `None` if one is missing or two are alike."""
     where = {name: index for index, name in enumerate(names)}
-    if all(name in where for name in present):
-        return [where[name] for name in present]
-    bare = {_unwrapped(name): index for name, index in where.items()}
-    bare_present = [_unwrapped(name) for name in present]
-    if len(bare) == len(names) and all(name in bare for name in bare_present):
-        return [bare[name] for name in bare_present]
-    raise ValueError(
-        f"The saved state of group {group['name']!r} lacks {_first_of(present, but=where)} and has "
-        f"{_first_of(names, but=present)} instead. Load it into the model it was saved from."
-    )
+    if len(where) < len(names) or not where.keys() >= set(here):
+        return None
+    return [where[name] for name in here]
 
 
 def _first_of(names: Iterable[str], *, but: Iterable[str]) -> str:
@@ -177,42 +223,29 @@ def _first_of(names: Iterable[str], *, but: Iterable[str]) -> str:
     return ", ".join(rest[:3])
 
 
-def _unwrapped(name: str) -> str:
-    """Return a name as it is without `torch.compile`, Fabric or data parallelism around the module."""
-    return re.sub(r"(^|\.)((_orig_mod|_forward_module)\.)+", r"\1", name).removeprefix("module.")
+def _bare_names(names: Sequence[str]) -> list[str]:
+    """Return names as they are without `torch.compile`, Fabric or data parallelism around the module."""
+    bare = []
+    for name in names:
+        inner = WRAPPING.sub(r"\1", name)
+        bare.append(inner.removeprefix("module."))
+    return bare
 
 
-def _check_values(group: Group, saved: Group) -> None:
-    """Raise unless a saved group has the values that this optimizer reads, in range."""
-    read = [key for key in (*SETTINGS, *CHECKS, *COUNTS) if key in group]
-    lacking = [key for key in read if key not in saved]
-    if lacking:
-        raise ValueError(f"The saved group {group['name']!r} lacks `{lacking[0]}`. Load a state that was saved whole.")
-    merged = {**group, **{key: saved[key] for key in read}}
-    try:
-        check_group(merged)
-        for key in COUNTS:
-            whole(0)(key, merged[key], f" of group {group['name']!r}")
-    except ValueError as error:
-        raise ValueError(f"The saved state cannot be loaded. {error}") from None
-    saved.update({key: merged[key] for key in read})
-
-
-def _take(group: Group, index: int, saved: Mapping[str, Any], reference: bool) -> dict[str, Any]:
+def _take(group: Group, index: int, saved: ParameterState, layout: StateLayout) -> ParameterState:
     """Return the buffers of one parameter, checked."""
-    kind = group.get("reference", REFERENCES[0]) if reference else None
-    layout = state_layout(group, index, kind)
     parameter, name = group["params"][index], group["param_names"][index]
     for key, entry in layout.entries.items():
         _check_buffer(f"`{key}` of {name!r}", saved.get(key), entry, group)
+    kernel = ESTIMATORS[group["estimator"]].layout is not None
     taken = {}
     for key, value in saved.items():
-        moment = key in layout.momentum and ESTIMATORS[group["estimator"]].layout is not None
-        taken[key] = _place(parameter, value, alike=moment)
+        moment = kernel and key in layout.momentum
+        taken[key] = _copy_to(parameter, value, alike=moment)
     return taken
 
 
-def _check_buffer(what: str, value: Any, entry: Tensor, group: Group) -> None:
+def _check_buffer(what: str, value: object, entry: Tensor, group: Group) -> None:
     if value is None:
         raise ValueError(f"The saved state lacks {what}. Load a state that was saved whole.")
     if not isinstance(value, Tensor):
@@ -228,7 +261,7 @@ def _check_buffer(what: str, value: Any, entry: Tensor, group: Group) -> None:
         raise ValueError(f"The saved {what} is not finite. Load an earlier state.")
 
 
-def _place(parameter: Tensor, value: Any, *, alike: bool) -> Any:
+def _copy_to(parameter: Tensor, value: object, *, alike: bool) -> object:
     """Return a copy on the parameter's device; `alike`: in its dtype and layout, as torch's kernel wants moments."""
     if not isinstance(value, Tensor):
         return value

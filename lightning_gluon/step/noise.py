@@ -164,7 +164,7 @@ class NoiseGuard:
     """
 
     def __init__(self, chunks: list[Chunk]) -> None:
-        members = _in_order(chunks)
+        members = _number_members(chunks)
         self.count = len(members)
         self.device = members[0].parameter.device
         self.affine = _affine(members)
@@ -232,7 +232,7 @@ class NoiseGuard:
         return torch.cat([norms, torch.stack(found)])
 
 
-def _in_order(chunks: list[Chunk]) -> list[Member]:
+def _number_members(chunks: list[Chunk]) -> list[Member]:
     """Number the parameters of a plan."""
     members: list[Member] = []
     for chunk in chunks:

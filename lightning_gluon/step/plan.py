@@ -145,7 +145,7 @@ def build_plan(groups: list[Group], *, chunk_numel: int | None = None) -> list[C
     chunks: list[Chunk] = []
     for group in groups:
         members = [
-            _Member.of(group, index)
+            _Slot.of(group, index)
             for index, parameter in enumerate(group["params"])
             if parameter.grad is not None and parameter.numel()
         ]
@@ -160,7 +160,7 @@ def chunk_limit(device: str) -> int:
 
 
 @dataclass(frozen=True)
-class _Member:
+class _Slot:
     """A parameter of a group, as it is sorted into chunks."""
 
     index: int
@@ -169,14 +169,14 @@ class _Member:
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
-    def of(cls, group: Group, index: int) -> _Member:
+    def of(cls, group: Group, index: int) -> _Slot:
         parameter = group["params"][index]
         place = (str(parameter.device), str(parameter.dtype))
         sides = [sorted(view.matrix[1:]) for view in views_of(group, index)]
         return cls(index, parameter, place, tuple(map(tuple, sides)))
 
 
-def _cut(group: Group, members: list[_Member], chunk_numel: int | None) -> list[Chunk]:
+def _cut(group: Group, members: list[_Slot], chunk_numel: int | None) -> list[Chunk]:
     """Cut sorted members into chunks of one device and dtype and bounded size."""
     chunks: list[Chunk] = []
     place = None

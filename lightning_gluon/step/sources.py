@@ -37,14 +37,14 @@ UNSEEN = (
 
 
 @dataclass(frozen=True, eq=False)
-class Given:
+class GivenParameter:
     """A parameter as it was given, with its name if that came with it."""
 
     parameter: Tensor
     name: str | None = None
 
     @classmethod
-    def read(cls, item: Any) -> Given:
+    def read(cls, item: Any) -> GivenParameter:
         """Read a parameter, or a pair of a name and a parameter."""
         if isinstance(item, tuple):
             name, parameter = item
@@ -52,7 +52,7 @@ class Given:
         return cls(item)
 
 
-def read_source(source: Any) -> tuple[list[Group], Partition | None]:
+def read_source(source: object) -> tuple[list[Group], Partition | None]:
     """Return the groups of a source, and the partition that late parameters are looked up in.
 
     Args:
@@ -117,7 +117,7 @@ def module_behind(source: object) -> nn.Module | None:
     return module_behind(given[".0"]) if ".0" in given else None
 
 
-def as_list(params: Any) -> list[Any]:
+def as_list(params: Iterable[object]) -> list:
     """Return the parameters of a group, of which there may be one, in an order that a saved state can rely on."""
     if isinstance(params, (set, frozenset)):
         raise TypeError("Expected parameters in an order that is the same in every run, such as a list, but got a set.")
@@ -152,7 +152,7 @@ def _empty_group(role: str, norm: str = "") -> Group:
     return group
 
 
-def routes_of(given: Sequence[Given], known: Partition | None) -> list[tuple[Route, Tensor]]:
+def routes_of(given: Sequence[GivenParameter], known: Partition | None) -> list[tuple[Route, Tensor]]:
     """Return parameters with their routes; nothing if the partition does not know them all.
 
     Args:
@@ -172,7 +172,7 @@ def routes_of(given: Sequence[Given], known: Partition | None) -> list[tuple[Rou
     return pairs
 
 
-def infer_routes(given: Sequence[Given], base: str) -> list[tuple[Route, Tensor]]:
+def infer_routes(given: Sequence[GivenParameter], base: str) -> list[tuple[Route, Tensor]]:
     """Return routes of parameters that came without their module, by their names if they have some, else by shape.
 
     Args:
@@ -197,7 +197,7 @@ def infer_routes(given: Sequence[Given], base: str) -> list[tuple[Route, Tensor]
 def _warn_of_matrices(params: Iterable[Tensor], evidence: str) -> None:
     count = sum(parameter.ndim >= 2 for parameter in params)
     if count:
-        warnings.warn(UNSEEN.format(count=count, evidence=evidence), stacklevel=_outside())
+        warnings.warn(UNSEEN.format(count=count, evidence=evidence), stacklevel=_caller_level())
 
 
 def free_name(name: str, taken: set[str]) -> str:
@@ -217,7 +217,7 @@ def _route_by_shape(name: str, shape: tuple[int, ...]) -> Route:
     return Route(name, (), shape, role, norm, "by its shape alone")
 
 
-def _outside() -> int:
+def _caller_level() -> int:
     """Return the `stacklevel` at which a warning of the caller shows the first line outside this package."""
     frame, level = inspect.currentframe(), 0
     while frame is not None:
@@ -229,14 +229,14 @@ def _outside() -> int:
     return level
 
 
-def _read_parameters(items: Sequence[Any], known: Partition | None) -> list[Group]:
+def _read_parameters(items: Sequence[object], known: Partition | None) -> list[Group]:
     """Return groups of parameters, by the partition if it knows them, else by what they show."""
     for index, item in enumerate(items):
         name, parameter = item if isinstance(item, tuple) else (f"param_{index}", item)
         if not isinstance(parameter, Tensor):
             kind = type(parameter).__name__
             raise TypeError(f"Expected parameters to be tensors, but {name!r} is {kind}.")
-    given = [Given.read(item) for item in items]
+    given = [GivenParameter.read(item) for item in items]
     pairs = routes_of(given, known) or infer_routes(given, "param")
     return groups_of_routes(pairs)
 
@@ -261,11 +261,11 @@ def read_group(group: Group, known: Partition | None = None) -> list[Group]:
             "`use_muon` is not an option here. Pass the model itself, or give each group a `role`: role='hidden' for "
             "True, and for False 'embedding', 'head' or 'bias', with radius=1.0 if `lr` is to be AdamW's own."
         )
-    given = [Given.read(item) for item in as_list(group["params"])]
+    given = [GivenParameter.read(item) for item in as_list(group["params"])]
     group["params"] = [one.parameter for one in given]
     if "param_names" in group:
         named = zip(group["params"], group["param_names"], strict=False)  # their number is checked with the others
-        given = [Given(parameter, name) for parameter, name in named]
+        given = [GivenParameter(parameter, name) for parameter, name in named]
     base = str(group.get("name", group.get("role", "param")))
     if "role" not in group:
         pairs = routes_of(given, known) or infer_routes(given, base)
@@ -291,7 +291,7 @@ def split_group(group: Group, pairs: Sequence[tuple[Route, Tensor]]) -> list[Gro
     parts = groups_of_routes(pairs) or [_empty_group("hidden")]
     for part in parts:
         indices = [place[parameter] for parameter in part["params"]]
-        part.update(_share(group, indices, len(pairs)))
+        part.update(_listed_part(group, indices, len(pairs)))
         if "name" in group:
             part["name"] = f"{group['name']}-{part['name']}"
         for key, value in group.items():
@@ -299,7 +299,7 @@ def split_group(group: Group, pairs: Sequence[tuple[Route, Tensor]]) -> list[Gro
     return parts
 
 
-def _share(group: Group, indices: Sequence[int], count: int) -> Group:
+def _listed_part(group: Group, indices: Sequence[int], count: int) -> Group:
     """Return what a group lists per parameter, for some of its parameters."""
     share: Group = {}
     for key in LISTED:

@@ -19,32 +19,33 @@ from lightning_gluon.step.plan import chunk_limit, factored_of, views_of
 from lightning_gluon.step.retraction import RETRACTIONS
 from lightning_gluon.two_point.reference import reference_layout
 
-Entries: TypeAlias = dict[str, Tensor]  # shapes and dtypes: tensors on the meta device
-State: TypeAlias = Mapping[Tensor, Mapping[str, Any]]
+MetaTensors: TypeAlias = dict[str, Tensor]  # shapes and dtypes: tensors on the meta device
+ParameterState: TypeAlias = dict[str, Any]  # of one parameter
+State: TypeAlias = dict[Tensor, ParameterState]
 
 # Working copies of a chunk at the worst moment: momentum, a direction, and with a tracked reference the weights before.
 TRANSIENT_COPIES = 3
 
 
 @dataclass(frozen=True)
-class Layout:
+class StateLayout:
     """Everything that is kept for one parameter from step to step.
 
     Args:
-        momentum: Buffers of the estimator, and statistics of norm and retraction.
+        momentum: ParameterState of the estimator, and statistics of norm and retraction.
         reference: The previous iterate, if a method needs it.
     """
 
-    momentum: Entries
-    reference: Entries
+    momentum: MetaTensors
+    reference: MetaTensors
 
     @property
-    def entries(self) -> Entries:
+    def entries(self) -> MetaTensors:
         """Both together."""
         return {**self.momentum, **self.reference}
 
 
-def state_layout(group: Group, index: int, reference: str | None) -> Layout:
+def state_layout(group: Group, index: int, reference: str | None) -> StateLayout:
     """Return the layout of one parameter's state.
 
     Args:
@@ -66,11 +67,11 @@ def state_layout(group: Group, index: int, reference: str | None) -> Layout:
         momentum = estimator.layout(parameter)
     else:
         momentum = carry_layout(estimator.buffers, parameter, factored_of(group, index), group)
-    momentum.update(_statistics(group, index))
-    return Layout(momentum, reference_layout(reference, parameter) if reference is not None else {})
+    momentum.update(_statistics_layout(group, index))
+    return StateLayout(momentum, reference_layout(reference, parameter) if reference is not None else {})
 
 
-def _statistics(group: Group, index: int) -> Entries:
+def _statistics_layout(group: Group, index: int) -> MetaTensors:
     parts: list[Needs] = [norm_of(group)]
     if group.get("retract") is not None:
         parts.append(RETRACTIONS[group["retract"]])
@@ -89,7 +90,9 @@ def _statistics(group: Group, index: int) -> Entries:
     return found
 
 
-def memory(groups: Sequence[Group], state: State, *, reference: str | None, workspace_bytes: int = 0) -> dict[str, Any]:
+def memory(
+    groups: Sequence[Group], state: Mapping[Tensor, ParameterState], *, reference: str | None, workspace_bytes: int = 0
+) -> ParameterState:
     """Return the persistent bytes of an optimizer's state: counted after a step, before that computed from shapes.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeAlias, TypeGuard
+from typing import TypeAlias, TypeGuard
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from lightning_gluon.two_point.exchange import exchanged_gradients
 from lightning_gluon.two_point.reference import ReferencePoint
 from lightning_gluon.two_point.streams import rng_state, set_rng_state
 
-Closure: TypeAlias = Callable[[], Any]
+Closure: TypeAlias = Callable[[], object]
 
 # Who takes the second gradient: `step(closure)` itself, a callback, a loop of the user's own, or nobody.
 CLOSURE, CALLBACK, LOOP, NOBODY = "closure", "callback", "loop", "none"
@@ -45,7 +45,7 @@ MISSING = (
 )
 
 
-def evaluate(closure: Closure | None, reference: ReferencePoint, source: str) -> tuple[Any, dict[Tensor, Tensor]]:
+def evaluate(closure: Closure | None, reference: ReferencePoint, source: str) -> tuple[object, dict[Tensor, Tensor]]:
     """Run the closure, a second time at the previous iterate if nobody else does.
 
     Args:
@@ -62,35 +62,35 @@ def evaluate(closure: Closure | None, reference: ReferencePoint, source: str) ->
     """
     own = source == CLOSURE and reference.point is not None
     if own:
-        _check(closure, reference)  # before the first step, which could still be taken
+        _check_closure(closure, reference)  # before the first step, which could still be taken
     if closure is None:
         moved, reference.visit.used = reference.visit.used, False
         if source == LOOP and reference.transported and reference.needed and not moved:
             raise RuntimeError(MISSED)
         return None, {}
     if not own or not reference.needed:
-        return _evaluate(closure), {}
+        return _loss_of(closure), {}
     if reference.transported:
         with reference.exchanged():
-            return _evaluate(closure), {}
-    return _evaluate_twice(closure, reference)
+            return _loss_of(closure), {}
+    return _run_twice(closure, reference)
 
 
-def _evaluate(closure: Closure) -> Any:
+def _loss_of(closure: Closure) -> object:
     with torch.enable_grad():
         return closure()
 
 
-def _evaluate_twice(closure: Closure, reference: ReferencePoint) -> tuple[Any, dict[Tensor, Tensor]]:
+def _run_twice(closure: Closure, reference: ReferencePoint) -> tuple[object, dict[Tensor, Tensor]]:
     """Run the closure here and at the previous iterate, on the same random numbers; `.grad` is that of the first."""
     before = rng_state()
-    loss = _evaluate(closure)
+    loss = _loss_of(closure)
     after = rng_state()
     params = [parameter for group in reference.groups for parameter in group["params"]]
     try:
         set_rng_state(before)
         with exchanged_gradients(params, {}) as taken, reference.exchanged():
-            _evaluate(_bare(closure))
+            _loss_of(_bare(closure))
     finally:
         set_rng_state(after)
     return loss, taken.gradients
@@ -126,7 +126,7 @@ def _old(parameter: Tensor, gradient: Tensor, reference: ReferencePoint, taken: 
     return gradient.new_zeros(()).expand_as(gradient) if old is None else old
 
 
-def _check(closure: Closure | None, reference: ReferencePoint) -> None:
+def _check_closure(closure: Closure | None, reference: ReferencePoint) -> None:
     """Raise if a closure cannot give the second gradient."""
     if closure is None:
         if not _prepares(reference):
@@ -151,6 +151,6 @@ def _bare(closure: Closure) -> Closure:
     return closure.args[2] if _is_lightning(closure) else closure
 
 
-def _is_lightning(closure: Closure) -> TypeGuard[partial[Any]]:
+def _is_lightning(closure: Closure) -> TypeGuard[partial[object]]:
     """Return whether Lightning built this closure: a partial of `Precision._wrap_closure`."""
     return isinstance(closure, partial) and getattr(closure.func, "__name__", "") == "_wrap_closure"

@@ -45,7 +45,7 @@ def record_(kind: str, state: dict[str, Tensor], parameter: Tensor, before: Tens
         scale = _row_scale(step)
         _store(state, "displacement", step.div_(scale).round_().to(torch.int8))
         _store(state, "displacement_scale", scale.to(torch.float32))
-    step = _step(kind, state, parameter)
+    step = _stored_step(kind, state, parameter)
     # One snap is enough: none of 6e8 random pairs, powers of two included, needed another.
     parameter.sub_(step).add_(step)
 
@@ -54,12 +54,12 @@ def way_back(kind: str, state: Mapping[str, Tensor], parameter: Tensor) -> Move:
     """Return the move that takes the weights to the previous iterate and back, bit for bit."""
     if kind == "copy":
         return Swap(parameter, state["previous"])
-    return Shift(parameter, partial(_step, kind, state, parameter))
+    return Shift(parameter, partial(_stored_step, kind, state, parameter))
 
 
-def way_ahead(momentum: float, state: Mapping[str, Tensor], parameter: Tensor) -> Move:
-    """Return the move to the transported point `X + b / (1 - b) (X - X_prev)` and back."""
-    ahead = momentum / (1 - momentum)
+def way_ahead(group: Group, state: Mapping[str, Tensor], parameter: Tensor) -> Move:
+    """Return the move to the transported point `X + lookahead b / (1 - b) (X - X_prev)` and back."""
+    ahead = group.get("lookahead", 1.0) * (group["momentum"] / (1 - group["momentum"]))
     return Detour(parameter, lambda here: parameter.add_(here - state["previous"], alpha=ahead))
 
 
@@ -103,7 +103,7 @@ def _row_scale(step: Tensor) -> Tensor:
     return torch.where(top > 0, top / 127, torch.ones_like(top))
 
 
-def _step(kind: str, state: Mapping[str, Tensor], parameter: Tensor) -> Tensor:
+def _stored_step(kind: str, state: Mapping[str, Tensor], parameter: Tensor) -> Tensor:
     """Return the stored step, dequantised."""
     if kind == "step":
         return state["displacement"]
@@ -202,7 +202,7 @@ class ReferencePoint:
                 if kept and not self.transported:
                     moves.append(way_back(self.kind, state, parameter))
                 elif kept and point is not None:
-                    moves.append(way_ahead(group["momentum"], state, parameter))
+                    moves.append(way_ahead(group, state, parameter))
         return moves
 
     @contextmanager
@@ -228,9 +228,13 @@ class ReferencePoint:
 
     @contextmanager
     def folding(self) -> Iterator[None]:
-        """Let gradients that are accumulated inside enter `.grad` as `-b c_old`, which saves their buffer.
+        """Let gradients that are accumulated inside enter `.grad` as `-f c_old`, which saves their buffer.
 
-        Afterwards `.grad` holds `c_new - b c_old`, all that STORM's recursion `M <- c_new - b c_old + b M` needs. With
+            M <- b (M + gamma (c_new - c_old)) + (1 - b) c_new = b M + w (c_new - f c_old)
+            w = 1 - b (1 - gamma),    f = b gamma / w
+
+        Afterwards `.grad` holds `c_new - f c_old`, all that the recursion needs: it takes it for `c_new` and zero for
+        `c_old`. STORM itself has gamma = 1, hence w = 1 and f = b. With
         `fold="bfloat16"` the first gradient waits in bf16 while the second one's activations take their room.
 
         Yields:
@@ -254,7 +258,10 @@ class ReferencePoint:
 
     def _share(self, group: Group, parameter: Tensor) -> float:
         """Return the factor of `c_old`; on a parameter's first step, where c_old is c_new, it is zero."""
-        return -group["momentum"] if group.get("fold") and parameter in self.state else 0.0
+        if not group.get("fold") or parameter not in self.state:
+            return 0.0
+        kept, gamma = group["momentum"], group.get("gamma", 1.0)
+        return -kept * gamma / (1 - kept * (1 - gamma))
 
 
 def _learns(parameter: Tensor) -> bool:

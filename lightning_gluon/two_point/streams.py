@@ -6,16 +6,16 @@ import random
 import sys
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-__all__ = ["own_stream", "rng_state", "set_rng_state"]
+Streams: TypeAlias = dict[str, Any]  # the state of each stream, as its own library gives it
 
 
-def rng_state() -> dict[str, Any]:
+def rng_state() -> Streams:
     """Return the state of every stream."""
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    state: Streams = {"torch": torch.get_rng_state(), "python": random.getstate()}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         state["cuda"] = torch.cuda.get_rng_state_all()  # a model may be spread over devices
     if torch.backends.mps.is_available():
@@ -27,7 +27,7 @@ def rng_state() -> dict[str, Any]:
     return {**state, "numpy": numpy.random.get_state()}
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
+def set_rng_state(state: Streams) -> None:
     """Restore what `rng_state` returned."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
@@ -41,7 +41,7 @@ def set_rng_state(state: dict[str, Any]) -> None:
         numpy.random.set_state(state["numpy"])
 
 
-def own_stream(value: Any) -> Callable[[], Any] | None:
+def own_stream(value: object) -> Callable[[], object] | None:
     """Return a function that winds a stream of its own back to where it is now; `None` for anything else.
 
     Args:

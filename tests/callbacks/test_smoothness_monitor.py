@@ -394,9 +394,12 @@ def test_a_file_that_cannot_be_written_does_not_end_the_training(tmp_path, monke
     if kind == "no folder":
         folder.write_text("a file is in the way")
     else:
+        real = Path.open
 
-        def full(*_, **options):
-            raise OSError(28, "No space left on device")
+        def full(path, *given, **options):
+            if path.suffix == ".jsonl":
+                raise OSError(28, "No space left on device")
+            return real(path, *given, **options)
 
         monkeypatch.setattr(SampleFile, "_begin", lambda *_: None)
         monkeypatch.setattr(Path, "open", full)

@@ -42,6 +42,7 @@ def test_partition_of_a_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: 
     monkeypatch.setattr(sys, "argv", ["lightning-gluon", "partition"])
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Lightning's remarks on a Trainer that is not needed here
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what Lightning calls in jsonargparse
         main(["partition", "-c", "recipes/qwen2_5/base.yaml"])
     printed = capsys.readouterr()
     assert "494,032,768" in printed.out

@@ -21,7 +21,7 @@ NEW, OLD = (1.0, 3.0), (None, 2.0)  # c_new at steps 0 and 1, c_old at step 1 (u
 HAND = {
     "ema": ({}, 0.75 * 1 + 0.25 * 3),
     "nesterov": ({}, 0.75 * 1.5 + 0.25 * 3),
-    "mvr1": ({}, 3 + 0.75 * (1 - 2)),
+    "mvr1": ({"gamma": 0.5}, 0.75 * (1 + 0.5 * (3 - 2)) + 0.25 * 3),
     "mvr2": ({"q": 0.5}, 0.75 * 1 + 0.25 * (3 + 0.5 * (1 - 2))),
     "mvr3": ({"q": 0.5}, 0.75 * 1 + 0.25 * (3 + 0.5 * (1 - 2)) + 0.75 * (3 - 2)),
     "limuon": ({}, 3 + 0.75 * (1 - 2)),
@@ -82,12 +82,32 @@ IDENTITIES = [
     ("limuon", {}, "mvr1", {}),
     ("dual_ema", {"momentum_carry": 0.9}, "ema", {}),
     ("igt", {}, "ema", {}),
+    ("mvr1", {"gamma": 0.0}, "ema", {}),
+    ("limuon", {"gamma": 0.0}, "ema", {}),
+    ("mvr3", {"gamma": 0.0}, "mvr2", {"gamma": 0.0}),
+    ("mvr3", {"q": 1.0, "gamma": 0.4}, "mvr1", {"gamma": 0.4}),
+    ("mars", {"gamma": 0.4, "clip": None}, "mvr1", {"gamma": 0.4}),
 ]
 
 
 @pytest.mark.parametrize(("one", "options", "other", "others"), IDENTITIES)
 def test_identities(one: str, options: dict, other: str, others: dict) -> None:
     assert gap(run(one, pairs(), **options), run(other, pairs(), **others)) <= EXACT
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.025, 0.25, 0.5, 1.0])
+def test_the_damped_estimate_lies_between_ema_and_mvr1(gamma: float) -> None:
+    """mvr1(gamma) = (1 - gamma) ema + gamma mvr1, on the same gradients from the same start."""
+    ends = zip(run("ema", pairs()), run("mvr1", pairs()), strict=True)
+    between = [(1 - gamma) * ema + gamma * mvr1 for ema, mvr1 in ends]
+    assert gap(run("mvr1", pairs(), gamma=gamma), between) <= EXACT
+
+
+@pytest.mark.parametrize("name", ["mvr2", "mvr3"])
+def test_the_nested_recursions_without_correction_are_an_ema_of_an_ema(name: str) -> None:
+    q = 0.3
+    inner = run("ema", pairs(), momentum=1 - q)
+    assert gap(run(name, pairs(), gamma=0.0, q=q), run("ema", [(g, g) for g in [pairs()[0][0], *inner[1:]]])) <= EXACT
 
 
 @pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "adamw"])

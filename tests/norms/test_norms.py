@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
-from torch import Tensor
 
 from lightning_gluon.norms.entries import Max, Sign
 from lightning_gluon.norms.slices import ColumnNorm, Euclidean, RMSVector, RowNorm
 from lightning_gluon.norms.spectral import SCALINGS, Spectral, SpectralConv
-from lightning_gluon.norms.table import NORMS, make_norm
+from lightning_gluon.norms.table import make_norm
+from tests.norms._draw import EXACT, inner, normal
 
-EXACT = {"orthogonalizer": "svd"}
 # One line per norm: the norm, and the shape of one point.
 CASES = {
     **{f"spectral-{scaling}": (Spectral(scaling, **EXACT), (6, 10)) for scaling in SCALINGS},
@@ -34,14 +31,6 @@ CASES = {
     "spectral-vector": (Spectral(**EXACT), (7,)),
 }
 every_norm = pytest.mark.parametrize(("norm", "shape"), CASES.values(), ids=CASES)
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def inner(a: Tensor, b: Tensor) -> float:
-    return (a * b).sum().item()
 
 
 @every_norm
@@ -124,90 +113,10 @@ def test_non_contiguous_input(norm, shape):
 # Hand numbers ---------------------------------------------------------------------------------------------------------
 
 
-def test_spectral_scalings_by_hand():
-    assert Spectral("rms").scale(8, 2) == 2.0
-    assert Spectral("rms").scale(2, 8) == 0.5
-    assert Spectral("muon").scale(8, 2) == 2.0
-    assert Spectral("muon").scale(2, 8) == 1.0
-    assert Spectral("moonlight").scale(25, 4) == pytest.approx(1.0)
-    assert Spectral("none").scale(8, 2) == 1.0
-    # 3 x 3 convolution, 4 -> 16 channels: (1 / 9) sqrt(16 / 4)
-    assert Spectral("rms").scale(16, 36, 9) == pytest.approx(2 / 9)
-
-
-def test_spectral_rms_bounds_the_rms_of_every_output():
-    """The definition: `||D x||_rms <= ||D||_{rms -> rms} ||x||_rms`, with equality for the top singular vector."""
-    x = normal(6, 10)
-    direction = torch.linalg.svd(x).Vh[0]
-    gain = (x @ direction).square().mean().sqrt() / direction.square().mean().sqrt()
-    assert Spectral().norm(x).item() == pytest.approx(gain.item(), rel=1e-12)
-
-
-def test_conv_formula():
-    x = normal(8, 3, 3, 3)
-    expected = 9 * math.sqrt(3 / 8) * torch.linalg.matrix_norm(x.reshape(8, 27), 2)
-    assert SpectralConv().norm(x).item() == pytest.approx(expected.item(), rel=1e-12)
-    line = normal(6, 4, 5)
-    expected = 5 * math.sqrt(4 / 6) * torch.linalg.matrix_norm(line.reshape(6, 20), 2)
-    assert SpectralConv(kernel_dims=1).norm(line).item() == pytest.approx(expected.item(), rel=1e-12)
-    point = normal(6, 4, 1, 1)
-    assert SpectralConv().norm(point).item() == pytest.approx(Spectral().norm(point[..., 0, 0]).item(), rel=1e-12)
-
-
-def test_vector_norms_by_hand():
-    g = torch.tensor([[3.0, 4.0], [0.0, -1.0]])
-    assert (Sign().norm(g).item(), Sign().dual_norm(g).item()) == (8.0, 4.0)
-    assert (Max().norm(g).item(), Max().dual_norm(g).item()) == (4.0, 8.0)
-    assert RowNorm().norm(g).item() == pytest.approx(5 / 2**0.5)
-    assert RowNorm().dual_norm(g).item() == pytest.approx(6 * 2**0.5)
-    assert ColumnNorm().dual_norm(g).item() == pytest.approx((3 + 17**0.5) * 2**0.5)
-    assert Euclidean().norm(g).item() == pytest.approx(26**0.5)
-    assert RMSVector().norm(g).tolist() == pytest.approx([12.5**0.5, 0.5**0.5])
-    torch.testing.assert_close(RowNorm().lmo(g), torch.tensor([[0.6, 0.8], [0.0, -1.0]]) * 2**0.5)
-    torch.testing.assert_close(RMSVector().lmo(g), torch.tensor([[0.6, 0.8], [0.0, -1.0]]) * 2**0.5)
-
-
-def test_column_norm_is_the_row_norm_of_the_transpose():
-    g = normal(6, 10)
-    assert torch.equal(ColumnNorm().lmo(g), RowNorm().lmo(g.T).T)
-
-
-def test_zero_rows_stay_zero():
-    """Tokens that a batch does not contain must not move."""
-    g = normal(5, 4)
-    g[2] = 0
-    d = RowNorm().lmo(g)
-    assert torch.equal(d[2], torch.zeros(4, dtype=torch.float64))
-    assert d[3].norm().item() == pytest.approx(2.0)
-
-
 # The default, inexact orthogonaliser ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("scaling", SCALINGS)
-def test_default_lmo_is_accurate(scaling, dtype):
-    norm = Spectral(scaling, dtype=dtype)
-    g = normal(96, 160).float()
-    d = norm.lmo(g)
-    assert norm.norm(d).item() <= 1.01  # seen: 1.004
-    assert inner(g, d) >= 0.985 * norm.dual_norm(g).item()  # seen: 0.995
-
-
-def test_lmo_options_reach_the_orthogonaliser():
-    g = normal(16, 16)
-    few, many = Spectral(steps=2, dtype=torch.float64).lmo(g), Spectral(steps=12, dtype=torch.float64).lmo(g)
-    exact = Spectral(orthogonalizer="svd").lmo(g)
-    assert (many - exact).norm() < 1e-6 < (few - exact).norm()
-
-
 # Registry and errors --------------------------------------------------------------------------------------------------
-
-
-def test_registry_builds_every_norm():
-    for name, kind in NORMS.items():
-        assert type(make_norm(name)) is kind
-    assert make_norm("spectral", scaling="muon", steps=5) == Spectral("muon", steps=5)
 
 
 def test_empty_batch():

@@ -93,14 +93,14 @@ def test_a_schedule_is_solved_for_its_number_of_steps(steps, dtype):
 @pytest.mark.parametrize("steps", FEWER_STEPS)
 def test_fewer_steps_solve_the_minimax_problem(steps):
     solved, _ = minimax_schedule(BEGINNINGS[steps], steps)
-    listed = torch.tensor(ortho.schedule("polar_express", steps), dtype=torch.float64)
+    listed = torch.tensor(ortho.step_coefficients("polar_express", steps), dtype=torch.float64)
     torch.testing.assert_close(listed, torch.tensor(solved, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
 def test_six_steps_and_more_are_the_authors():
-    assert ortho.schedule("polar_express") == ortho.schedule(steps=6) == POLAR_EXPRESS[:6]
-    assert ortho.schedule(steps=8) == (*POLAR_EXPRESS, POLAR_EXPRESS[-1])
-    assert ortho.schedule("you", 3) == YOU[:3]
+    assert ortho.step_coefficients("polar_express") == ortho.step_coefficients(steps=6) == POLAR_EXPRESS[:6]
+    assert ortho.step_coefficients(steps=8) == (*POLAR_EXPRESS, POLAR_EXPRESS[-1])
+    assert ortho.step_coefficients("you", 3) == YOU[:3]
 
 
 @pytest.mark.parametrize("shape", [(512, 1100), (640, 640)], ids=str)
@@ -299,7 +299,7 @@ def test_jordan_agrees_with_torch_muon_in_bf16():
 def test_polar_express_steps_are_minimax():
     """Each step equioscillates about 1 on the image of the interval of the one before: p(l), p(u) and both extrema."""
     low, high = 1e-3, 1.0
-    for a, b, c in ortho.schedule("polar_express", 6):
+    for a, b, c in ortho.step_coefficients("polar_express", 6):
         x = torch.linspace(low, high, 2_000_001, dtype=torch.float64)
         y = a * x + b * x**3 + c * x**5
         error = max(1 - y.min().item(), y.max().item() - 1)
@@ -310,7 +310,7 @@ def test_polar_express_steps_are_minimax():
 
 
 def test_last_polar_express_step_is_the_cubic_fixed_point():
-    a, b, c = ortho.schedule("polar_express", 9)[-1]
+    a, b, c = ortho.step_coefficients("polar_express", 9)[-1]
     assert a + b + c == 1.0  # p(1) = 1
     assert a + 3 * b + 5 * c == 0.0  # p'(1) = 0
     assert 6 * b + 20 * c == 0.0  # p''(1) = 0

@@ -48,8 +48,25 @@ def mlp(reads: int = 8, width: int = 16, gives: int = 4) -> nn.Sequential:
     return nn.Sequential(nn.Linear(reads, width), nn.ReLU(), nn.Linear(width, gives))
 
 
+def deep() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
 def frozen(module: nn.Module) -> nn.Module:
     return module.requires_grad_(False)
+
+
+def no_biases_(module: nn.Module) -> nn.Module:
+    """Zero every bias and make every matrix generic, so that scales pass through."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in module.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(parameter)
+        elif parameter.ndim > 1:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.3
+        else:
+            nn.init.ones_(parameter)
+    return module.eval()
 
 
 class GraphLinear(nn.Module):

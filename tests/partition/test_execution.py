@@ -150,3 +150,19 @@ def test_models_of_timm_run_and_keep_their_roles(name: str) -> None:
     assert {name: route.role for name, route in partition(net).routes.items()} == {
         name: route.role for name, route in partition(net, batch=batch).routes.items()
     }
+
+
+def test_a_compiled_module_runs_as_it_is_written() -> None:
+    net = torch.compile(backwards())
+    assert names_of("head", net, batch=torch.zeros(2, 4)) == ["_orig_mod.a"]
+
+
+def test_an_attribute_that_cannot_be_copied_stops_nothing() -> None:
+    class Stubborn(dict):
+        def __copy__(self) -> None:
+            raise RuntimeError("not to be copied")
+
+    net = backwards()
+    net.settings = Stubborn(a=1)
+    reason = partition(net, batch=torch.zeros(2, 4)).reason("b.weight")
+    assert "not to be copied" in reason and net.settings == {"a": 1} and net.training

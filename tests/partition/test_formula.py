@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_gluon.partition.formula import evaluate
-from lightning_gluon.partition.knowledge import entries
+from lightning_gluon.partition.formula import formula_value
+from lightning_gluon.partition.knowledge import table_entries
 
 VALUES = {"heads": 4, "size": 8, "gated": True, "plain": False, "zero": 0}
 
@@ -31,17 +31,17 @@ VALUES = {"heads": 4, "size": 8, "gated": True, "plain": False, "zero": 0}
     ],
 )
 def test_values(formula: str, expected: object) -> None:
-    assert evaluate(formula, VALUES.get) == expected
+    assert formula_value(formula, VALUES.get) == expected
 
 
 @pytest.mark.parametrize("formula", ["open('x')", "heads.size", "heads ** 2", "'text'", "heads > 2", "[1]"])
 def test_nothing_else_is_understood(formula: str) -> None:
     with pytest.raises(ValueError, match=r"Expected .* but got"):
-        evaluate(formula, VALUES.get)
+        formula_value(formula, VALUES.get)
 
 
 def test_every_formula_of_the_tables_is_understood() -> None:
-    for row in entries("FUSED"):
+    for row in table_entries("FUSED"):
         for formula in (*row.sizes, row.groups, row.when, row.count):
             if formula:
-                evaluate(formula, VALUES.get)
+                formula_value(formula, VALUES.get)

@@ -88,3 +88,14 @@ def test_a_layer_under_weight_norm_is_a_layer() -> None:
     assert is_weight_layer(nn.utils.parametrizations.weight_norm(GraphConvolution(3, 4)))
     with pytest.warns(FutureWarning):
         assert is_weight_layer(nn.utils.weight_norm(GraphConvolution(3, 4)))
+
+
+def test_a_linear_class_of_its_own() -> None:
+    class FlexibleLinear(nn.Module):
+        def __init__(self, *shape: int) -> None:
+            super().__init__()
+            self.weight = parameter(*shape)
+
+    p = partition(Attributes(proj=FlexibleLinear(3, 4, 8), body=nn.Linear(4, 4), lm_heads=FlexibleLinear(3, 9, 4)))
+    assert p.role("proj.weight") == "hidden" and p.views("proj.weight") == [(4, 8)] * 3
+    assert p.role("lm_heads.weight") == "head" and p.views("lm_heads.weight") == [(9, 4)] * 3

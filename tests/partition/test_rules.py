@@ -29,11 +29,6 @@ def test_relative_positions_in_a_network_of_layers_are_no_table() -> None:
     assert roles(Attributes(rel_emb=nn.Embedding(9, 4), body=mlp(4, 4, 4)))["rel_emb.weight"] == "elementwise"
 
 
-def test_entities_and_relations_as_bare_arrays() -> None:
-    net = Attributes(entity_embedding=parameter(9, 4), relation_embedding=parameter(3, 4))
-    assert set(roles(net).values()) == {"embedding"}
-
-
 def test_rows_that_replace_those_of_a_table() -> None:
     peft = pytest.importorskip("peft")
     net = Attributes(emb=nn.Embedding(9, 4), out=nn.Linear(4, 2))
@@ -121,3 +116,20 @@ def test_both_towers_of_clip_end_alike() -> None:
     visual = Attributes(conv1=nn.Conv2d(3, 16, 3), attnpool=AttentionPool2d())
     net = Attributes(visual=visual, text_projection=parameter(8, 8), positional_embedding=parameter(7, 8))
     assert names_of("head", net) == ["text_projection", "visual.attnpool.c_proj"]
+
+
+def test_norm_gains_are_biases_whatever_their_shape() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.LayerNorm([4, 5, 5]), nn.GroupNorm(2, 4), nn.PReLU(4))
+    assert [role for name, role in roles(net).items() if not name.startswith("0.")] == ["bias"] * 5
+
+
+def test_parametrizations_keep_the_role_of_their_weight() -> None:
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 6))
+    spectral = nn.utils.parametrizations.spectral_norm(nn.Linear(6, 6))
+    with pytest.warns(FutureWarning):
+        old = nn.utils.weight_norm(nn.Linear(6, 6))
+    p = partition(nn.Sequential(normed, spectral, old, nn.Linear(6, 2)))
+    gain, direction = "0.parametrizations.weight.original0", "0.parametrizations.weight.original1"
+    assert (p.role(gain), p.role(direction), p.views(direction)) == ("bias", "hidden", [(6, 4)])
+    assert p.role("1.parametrizations.weight.original") == "hidden"
+    assert (p.role("2.weight_g"), p.role("2.weight_v")) == ("bias", "hidden")

@@ -12,11 +12,11 @@ from torch import nn
 from lightning_gluon import Gluon
 from lightning_gluon.callbacks import RadiusScheduler
 from lightning_gluon.radius.control import RadiusControl
-from lightning_gluon.radius.observe import Evidence
+from lightning_gluon.radius.observe import StepRecord
 from lightning_gluon.radius.radii import Limits
 from lightning_gluon.radius.rules import make_rule
 
-EVIDENCE = Evidence(torch.ones(()))
+EVIDENCE = StepRecord(torch.ones(()))
 
 
 def started(rule, method: str = "gluon", *, total: int | None = None, freeze: float | None = None, **limits):
@@ -175,8 +175,8 @@ def test_an_undamaged_one_is_taken(rule):
 BEGIN = [
     ("radii/hidden", [1.0, 2.0, 3.0], "holds 3 radii for group 'hidden', which has 2 parameters"),
     ("base/hidden", [], "holds 0 radii for group 'hidden'"),
-    ("measurements/Agreement/before/1.weight", torch.ones(2, 2), r"'1.weight' .* shape \(4, 4\), but got \(2, 2\)"),
-    ("measurements/Agreement/before/1.weight", "heavy", r"'1.weight' .* a tensor of shape \(4, 4\), but got str"),
+    ("measurements/Agreement/before/1.weight", torch.ones(2, 2), r"`1.weight` .* shape \(4, 4\), but got \(2, 2\)"),
+    ("measurements/Agreement/before/1.weight", "heavy", r"`1.weight` .* a tensor of shape \(4, 4\), but got str"),
     ("measurements/Agreement/lr", -1.0, "`lr` .* but got -1.0"),
     ("measurements/Agreement/decay", REMOVED, "to hold `decay`, but it is missing"),
     ("measurements/Agreement", 3, "to be a mapping, but got int"),

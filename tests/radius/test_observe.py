@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from lightning_gluon import Gluon
-from lightning_gluon.radius.observe import Evidence, GroupReadings, LayerReadings, Measurement, WindowLoss
+from lightning_gluon.radius.observe import GroupReadings, LayerReadings, Measurement, StepRecord, WindowLoss
 from lightning_gluon.smoothness.readings import Pair, combine, derive, measure
 
 
@@ -24,7 +24,7 @@ def pairs_of(method: str) -> tuple[Gluon, list[Pair]]:
 
 def test_readings_by_group_are_those_of_a_product_space():
     optimizer, pairs = pairs_of("gluon")
-    found = GroupReadings(optimizer).observe(Evidence(torch.zeros(()), pairs))["layers"]
+    found = GroupReadings(optimizer).observe(StepRecord(torch.zeros(()), pairs))["layers"]
     assert set(found) == {"hidden", "head", "bias"}
     raws = [raw for pair, raw in zip(pairs, measure(pairs), strict=True) if pair.layer.role == "bias"]
     assert len(raws) == 3
@@ -34,18 +34,18 @@ def test_readings_by_group_are_those_of_a_product_space():
 
 def test_readings_by_layer_leave_adamw_its_groups():
     optimizer, pairs = pairs_of("muon")
-    found = LayerReadings(optimizer).observe(Evidence(torch.zeros(()), pairs))["layers"]
+    found = LayerReadings(optimizer).observe(StepRecord(torch.zeros(()), pairs))["layers"]
     assert set(found) == {"0.weight", "1.weight", "head", "bias"}
 
 
 def test_steps_without_a_sample_have_no_readings():
     optimizer, _ = pairs_of("gluon")
-    assert GroupReadings(optimizer).observe(Evidence(torch.zeros(()))) == {"layers": {}}
+    assert GroupReadings(optimizer).observe(StepRecord(torch.zeros(()))) == {"layers": {}}
 
 
 def test_a_measurement_has_to_measure():
     with pytest.raises(NotImplementedError):
-        Measurement(pairs_of("gluon")[0]).observe(Evidence(torch.zeros(())))
+        Measurement(pairs_of("gluon")[0]).observe(StepRecord(torch.zeros(())))
 
 
 def test_loss_of_a_window():

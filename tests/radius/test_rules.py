@@ -127,11 +127,13 @@ def test_a_registered_rule_trains_by_its_name(halving):
 
 def test_a_registered_rule_is_named_in_a_configuration_file(halving, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    callback = {"class_path": "lightning_gluon.callbacks.RadiusScheduler", "init_args": {"rule": "halving"}}
+    chosen = {"rule": "halving", "options": {"end": 7}, "bounds": [0.1, 2.0]}
+    callback = {"class_path": "lightning_gluon.callbacks.RadiusScheduler", "init_args": chosen}
     arguments = {"trainer": {"callbacks": [callback], "logger": False}}
     cli = LightningCLI(Slope, run=False, args=arguments, save_config_callback=None)
     scheduler = next(one for one in cli.trainer.callbacks if isinstance(one, RadiusScheduler))
     assert isinstance(scheduler.rule, Halving)
+    assert (scheduler.rule.end, scheduler.control.limits.bounds) == (7, (0.1, 2.0))
 
 
 def test_the_rule_of_the_primer_works():

@@ -15,7 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_gluon import Gluon
 from lightning_gluon.callbacks import VarianceReduction
-from lightning_gluon.callbacks.variance_reduction import REFUSED, refuse
+from lightning_gluon.callbacks.variance_reduction import UNSUPPORTED, refuse
 from lightning_gluon.replay.session import Session
 from tests._two_point import (
     QUIET,
@@ -263,7 +263,7 @@ def test_refuses_a_step_that_draws_its_batch() -> None:
         fit(Draws(method="gluon-mvr1"))
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", UNSUPPORTED)
 def test_refuses_strategies(name: str) -> None:
     strategy = type("Own", (type(name, (), {}),), {})()  # a subclass of the user's is refused as well
     with pytest.raises(ValueError, match=f"cannot run under `{name}` yet.*Use `strategy='ddp'`"):
@@ -272,5 +272,5 @@ def test_refuses_strategies(name: str) -> None:
 
 def test_refused_names_exist() -> None:
     homes = [pl.strategies, pl.strategies.xla, pl.strategies.single_xla]
-    for name in REFUSED:
+    for name in UNSUPPORTED:
         assert any(hasattr(home, name) for home in homes) or name == "XLAFSDPStrategy"  # of older versions

@@ -214,7 +214,7 @@ def test_a_resumed_session_shows_the_same(method: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda saved: saved.pop("weights"), "`kept` in the saved state of the optimizer to hold wanted, again"),
+        (lambda saved: saved.pop("weights"), "`kept` in the saved state of the optimizer to hold again, gradients"),
         (lambda saved: saved["weights"].update({"last.weight": torch.zeros(2)}), r"'last.weight' .* shape \(3, 8\)"),
         (lambda saved: saved["gradients"].update({"last.weight": "text"}), "'last.weight' .*, but got str"),
     ],

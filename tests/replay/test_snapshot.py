@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
-from lightning_gluon.replay.snapshot import Buffers, Moment, untouched
+from lightning_gluon.replay import snapshot
+from lightning_gluon.replay.snapshot import ModuleBuffers, Moment, untouched
 from lightning_gluon.two_point.streams import rng_state, set_rng_state
 from tests._two_point import (
     Inner,
@@ -24,7 +27,7 @@ from tests._two_point import (
 def test_buffers_written_to_and_replaced_come_back() -> None:
     norm = nn.BatchNorm1d(2)
     norm.register_buffer("wide", torch.zeros(1).expand(5))  # cannot be written to, and must not be
-    mean, before = norm.running_mean, Buffers(norm)
+    mean, before = norm.running_mean, ModuleBuffers(norm)
     norm(torch.randn(4, 2))
     norm.running_var = torch.full((2,), 9.0)
     before.restore_()
@@ -137,3 +140,27 @@ def test_streams_of_all_devices_come_back(monkeypatch: pytest.MonkeyPatch) -> No
     drawn = [torch.rand(3, generator=stream).tolist() for stream in streams]
     set_rng_state(before)
     assert [torch.rand(3, generator=stream).tolist() for stream in streams] == drawn
+
+
+def test_ctrl_c_while_all_is_put_back_waits_for_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Inner()
+    model.register_buffer("queue", torch.zeros(2))
+    model.teacher, model.count = nn.Linear(2, 2).requires_grad_(False), 0
+    before, moving = model.teacher.weight.clone(), {model.teacher.weight}
+    real = snapshot.set_rng_state
+
+    def interrupted(state: Any) -> None:
+        real(state)
+        if model.count:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(snapshot, "set_rng_state", interrupted)
+    runner = trainer(logger=Memory())
+    loggers = runner.loggers
+    with pytest.raises(KeyboardInterrupt), untouched(runner, model, Moment(model, moving)):
+        model.count = 1
+        model.queue += 1
+        model.teacher.weight.data.mul_(2)
+    assert (model.count, model.queue.tolist()) == (0, [0.0, 0.0])
+    assert torch.equal(model.teacher.weight, before)
+    assert runner.loggers is loggers

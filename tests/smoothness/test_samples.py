@@ -8,7 +8,7 @@ import os
 
 import pytest
 
-from lightning_gluon.smoothness.samples import column, of_role, read_samples, samples_in
+from lightning_gluon.smoothness.samples import read_samples, role_samples, samples_in, series
 
 ROWS = [{"step": step, "role": "hidden", "layer": layer, "L_hat": 2.0} for step in (4, 0) for layer in (None, "a")]
 
@@ -49,8 +49,8 @@ def test_what_is_missing_is_named(tmp_path):
 
 
 def test_columns_of_a_role():
-    assert [sample["layer"] for sample in of_role(ROWS, "hidden")] == [None, None]
-    assert of_role(ROWS, "head") == []
-    values = column([{"a": 1.0}, {"a": None}, {}], "a")
+    assert [sample["layer"] for sample in role_samples(ROWS, "hidden")] == [None, None]
+    assert role_samples(ROWS, "head") == []
+    values = series([{"a": 1.0}, {"a": None}, {}], "a")
     assert values[0] == 1.0
     assert all(math.isnan(value) for value in values[1:])

@@ -241,5 +241,5 @@ def test_compile_from_yaml() -> None:
 
 
 def test_bad_mode() -> None:
-    with pytest.raises(ValueError, match=r"`compile` to be a bool or a mode of torch.compile, but got 3"):
+    with pytest.raises(ValueError, match=r"`compile` to be one of True, False, None, default, .* but got 3"):
         lightning_gluon.Gluon(model(), compile=3)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_gluon import Gluon
+from tests import _models as models
 
 
 def network() -> nn.Sequential:
@@ -23,7 +24,7 @@ def backward(net: nn.Module, step: int) -> None:
 
 
 BAD_OPTIONS = [
-    (dict(method="glouon"), r"`method` to be one of gluon, scion, .* got 'glouon'"),
+    (dict(method="glouon"), r"`method` to be one of gluon, .*scion, .* got 'glouon'"),
     (dict(lr=-0.1), r"`lr` of group 'hidden' to satisfy 0 <= lr"),
     (dict(lr=math.nan), r"`lr` of group"),
     (dict(lr=None), r"`lr` of group 'hidden' is missing"),
@@ -209,3 +210,25 @@ def test_every_group_says_what_a_gradient_that_is_not_finite_does(policies: str,
     ):
         optimizer.step()
     assert torch.equal(first, torch.eye(3)) != bool(moves)
+
+
+def test_mixed_groups_with_their_own_options() -> None:
+    net = models.network()
+    optimizer = Gluon(
+        [
+            {"params": [net[0].weight, net[2].weight], "role": "hidden", "momentum": 0.5, "scaling": "muon"},
+            {"params": [net[5].weight], "role": "head", "norm": "row", "radius": 3.0},
+            {
+                "params": [p for p in net.parameters() if p.ndim == 1],
+                "role": "bias",
+                "estimator": "adamw",
+                "norm": "identity",
+            },
+        ],
+        lr=0.02,
+    )
+    for k in range(3):
+        models.backward(net, k)
+        optimizer.step()
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.5, 0.9, 0.9]
+    assert "exp_avg" in optimizer.state[net[0].bias] and "momentum" in optimizer.state[net[5].weight]

@@ -12,8 +12,10 @@ from torch import nn
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
 from torch.utils.data import DataLoader, TensorDataset
 
+import lightning_gluon
 from lightning_gluon import Gluon, configure_optimizers
 from lightning_gluon.step.late import follow_family
+from tests import _models as models
 
 
 class Tuned(L.LightningModule):
@@ -132,3 +134,20 @@ def test_a_refused_late_group_leaves_nothing_behind() -> None:
     with pytest.raises(ValueError, match=r"'1.weight' is given twice"):
         optimizer.add_param_group({"params": [net[0].bias, net[1].weight]})
     assert optimizer.param_groups == groups
+
+
+def test_late_groups_are_completed_routed_and_renamed() -> None:
+    net = models.network()
+    for p in net[2].parameters():
+        p.requires_grad = False
+    optimizer = Gluon(lightning_gluon.partition(net), lr=0.02, weight_decay=0.1)
+    for p in net[2].parameters():
+        p.requires_grad = True
+    optimizer.add_param_group({"params": list(net[2].parameters()), "lr": 0.005})  # as BackboneFinetuning does
+    added = [group for group in optimizer.param_groups if group["lr"] == 0.005]
+    assert {group["name"] for group in added} == {"hidden_2", "bias_2"}
+    assert all(group["weight_decay"] == 0.1 for group in added)
+    assert {name for group in added for name in group["param_names"]} == {"2.weight", "2.bias"}
+    models.backward(net, 0)
+    optimizer.step()
+    assert len(optimizer.state) == len(list(net.parameters()))

@@ -13,6 +13,7 @@ from torch import nn
 
 from lightning_gluon import METHODS, Gluon
 from lightning_gluon.step.state import state_layout
+from tests import _models as models
 
 State = dict[str, Any]
 
@@ -93,6 +94,18 @@ def test_damaged_states_are_refused_in_one_sentence(
         assert all(torch.equal(after["state"][key][name], value) for name, value in buffers.items())
 
 
+@pytest.mark.parametrize("reference", ["step", "step8"])
+def test_groups_without_an_own_reference_are_held_to_that_of_the_others(reference: str) -> None:
+    net = network()
+    optimizer = Gluon(net, lr=0.02, method="muon-mvr", reference=reference)
+    train(net, optimizer)
+    optimizer.load_state_dict(optimizer.state_dict())
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"][group_of(state, "bias")["params"][0]].pop("displacement")
+    with pytest.raises(ValueError, match=r"lacks `displacement` of '0.bias'"):
+        optimizer.load_state_dict(state)
+
+
 def test_a_run_that_ignores_what_is_not_finite_may_hold_it() -> None:
     net = network()
     optimizer = Gluon(net, lr=0.02, on_nonfinite="ignore")
@@ -117,46 +130,51 @@ def test_the_layout_is_what_a_step_leaves_and_a_state_restores(method: str) -> N
         optimizer.load_state_dict(optimizer.state_dict())
 
 
-# ---------------------------------------------------------------- what a momentum can hold
-
-
-@pytest.mark.parametrize("policy", ["raise", "skip", "ignore"])
-def test_a_gradient_beyond_the_range_of_its_momentum(policy: str) -> None:
-    net = network()
-    optimizer = Gluon(net, lr=0.02, momentum_dtype="float16", on_nonfinite=policy)
-    train(net, optimizer)
-    before = [p.detach().clone() for p in net.parameters()]
-    net[0].weight.grad[0, 0] = 1e6
-    if policy == "raise":
-        with pytest.raises(FloatingPointError, match=r"too large for its `momentum_dtype` in '0.weight' \(8, 6\)"):
-            optimizer.step()
-    else:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_state_keeps_its_dtype_on_resume(dtype: torch.dtype) -> None:
+    for momentum_dtype in (None, "bfloat16"):
+        net = models.network(dtype)
+        optimizer = Gluon(net, lr=0.02, momentum_dtype=momentum_dtype)
+        models.backward(net, 0)
         optimizer.step()
-    moved = [not torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True)]
-    assert any(moved) == (policy == "ignore")
-    train(net, optimizer)
-    assert all(p.isfinite().all() for p in net.parameters())
-    assert all(state["momentum"].isfinite().all() for state in optimizer.state.values())
+        expected = torch.bfloat16 if momentum_dtype else torch.promote_types(dtype, torch.float32)
+        resumed = Gluon(models.network(dtype), lr=0.02, momentum_dtype=momentum_dtype)
+        resumed.load_state_dict(optimizer.state_dict())
+        for some in (optimizer, resumed):
+            assert {state["momentum"].dtype for state in some.state.values()} == {expected}
+        assert all(p.dtype == dtype for p in net.parameters())
 
 
-def test_a_sum_of_gradients_beyond_the_range_stays_in_it() -> None:
-    """STORM's recursion adds three numbers that fit; what is kept is the largest number that does."""
-    weight = nn.Parameter(torch.eye(3))
-    optimizer = Gluon([{"params": [weight], "role": "hidden"}], lr=0.02, method="gluon-mvr1", momentum_dtype="float16")
-    for scale in (6e4, -6e4, 6e4):
-
-        def closure(scale: float = scale) -> None:
-            here = 1 if optimizer.state and torch.equal(weight, optimizer.state[weight]["previous"]) else -1
-            weight.grad = torch.full((3, 3), scale * here)
-
-        optimizer.step(closure)
-    assert optimizer.state[weight]["momentum"].isfinite().all() and weight.isfinite().all()
-
-
-def test_bfloat16_has_the_range_of_the_gradients() -> None:
-    net = network()
-    optimizer = Gluon(net, lr=0.02, momentum_dtype="bfloat16")
-    train(net, optimizer)
-    net[0].weight.grad[0, 0] = 1e30
+def test_load_matches_by_name_not_by_position() -> None:
+    net = models.network()
+    named = list(net.named_parameters())
+    optimizer = Gluon(named, lr=0.02)
+    models.backward(net, 0)
     optimizer.step()
-    assert all(p.isfinite().all() for p in net.parameters())
+    shuffled = Gluon(named[::-1], lr=0.02)
+    shuffled.load_state_dict(optimizer.state_dict())
+    for p in net.parameters():
+        assert torch.equal(shuffled.state[p]["momentum"], optimizer.state[p]["momentum"])
+
+
+def test_load_into_another_model_changes_nothing() -> None:
+    net = models.network()
+    optimizer = Gluon(net, lr=0.02)
+    models.backward(net, 0)
+    optimizer.step()
+    saved = optimizer.state_dict()
+    other = Gluon([(f"x{name}", p) for name, p in models.network().named_parameters()], lr=0.03)
+    with pytest.raises(ValueError, match=r"groups hidden .* but this optimizer has|lacks '.*0\.weight'"):
+        other.load_state_dict(saved)
+    assert not other.state and other.param_groups[0]["lr"] == 0.03
+
+
+def test_state_is_matched_without_the_names_of_wrappers() -> None:
+    net = models.network()
+    optimizer, wrapped = Gluon(net, lr=0.1), Gluon(torch.compile(net, backend="eager"), lr=0.2)
+    assert wrapped.param_groups[0]["param_names"][0] == "_orig_mod.0.weight"
+    models.backward(net, 0)
+    optimizer.step()
+    wrapped.load_state_dict(optimizer.state_dict())
+    assert wrapped.param_groups[0]["lr"] == 0.1
+    assert torch.equal(wrapped.state[net[0].weight]["momentum"], optimizer.state[net[0].weight]["momentum"])

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from lightning_gluon import Gluon
 from lightning_gluon.step.sources import module_behind
+from tests import _models as models
 
 
 class Language(nn.Module):
@@ -142,3 +143,19 @@ def test_two_parameters_of_one_name_keep_their_own_state() -> None:
     for one in (p, q):
         assert all(torch.equal(optimizer.state[one][key], value) for key, value in before[one].items())
     assert [layer.name for layer in optimizer.layers()] == ["w", "w_2"]
+
+
+def test_groups_without_a_role_are_routed_by_shape_and_named_apart() -> None:
+    net = models.network()
+    groups = [{"params": net[0].parameters(), "lr": 0.1, "name": "stem"}, {"params": net[2].parameters()}]
+    optimizer = Gluon([*groups, {"params": net[5].parameters()}], lr=0.02)
+    assert [(g["name"], g["role"], g["norm"], g["lr"]) for g in optimizer.param_groups] == [
+        ("stem-hidden", "hidden", "spectral", 0.1),
+        ("stem-bias", "bias", "rms", 0.1),
+        ("hidden", "hidden", "spectral", 0.02),
+        ("bias", "bias", "rms", 0.02),
+        ("hidden_2", "hidden", "spectral", 0.02),
+        ("bias_2", "bias", "rms", 0.02),
+    ]
+    names = [layer.name for layer in optimizer.layers()]
+    assert len(set(names)) == len(names)

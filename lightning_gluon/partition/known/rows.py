@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Fused", "Layout", "RawMap"]
+__all__ = ["Fused", "MapLayout", "RawMap"]
 
 
-class Layout(Enum):
+class MapLayout(Enum):
     """How a map is stored.
 
     `OUT_IN` is `y = W x` with all dimensions but the last as out. `OUT_FIRST` has all but the first as in.
@@ -25,7 +25,7 @@ class Layout(Enum):
     @property
     def transposed(self) -> bool:
         """True when the in dimension is stored before the out dimension."""
-        return self in (Layout.IN_FIRST, Layout.BATCH_IN_OUT)
+        return self in (MapLayout.IN_FIRST, MapLayout.BATCH_IN_OUT)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class RawMap:
 
     owner: str
     local: str
-    layout: Layout
+    layout: MapLayout
     role: str = "hidden"
     what: str = "linear map between features"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lightning_gluon.partition.known.rows import Fused, Layout, RawMap
+from lightning_gluon.partition.known.rows import Fused, MapLayout, RawMap
 
 # ---- classes
 
@@ -173,8 +173,8 @@ MESSAGE_CLASSES = (
 )
 
 RAW_MAPS = (
-    RawMap("HeteroLinear", "weight", Layout.BATCH_IN_OUT),
-    RawMap("AMSoftmaxLoss", "weight", Layout.IN_FIRST, "head", "output layer"),
+    RawMap("HeteroLinear", "weight", MapLayout.BATCH_IN_OUT),
+    RawMap("AMSoftmaxLoss", "weight", MapLayout.IN_FIRST, "head", "output layer"),
 )
 
 # ---- fused weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_gluon.partition.known.rows import Fused, Layout, RawMap
+from lightning_gluon.partition.known.rows import Fused, MapLayout, RawMap
 
 QKV = ("q", "k", "v")
 
@@ -42,22 +42,22 @@ RATES = ("time_(decay|first|faaaa)",)
 # ---- maps kept as bare arrays
 
 RAW_MAPS = (
-    RawMap("XLNetRelativeAttention", "[qkvr]", Layout.IN_FIRST),
-    RawMap("XLNetRelativeAttention", "o", Layout.OUT_FIRST),
-    RawMap("FunnelRelMultiheadAttention", "r_kernel", Layout.IN_FIRST),
-    RawMap("ZambaMambaMixer", "(x|dt)_proj_weight", Layout.BATCH),
-    RawMap("RecurrentGemmaRglru", "(input|recurrent)_gate_weight", Layout.BATCH_IN_OUT),
-    RawMap(".*HyperConnection|.*HyperHead", "(hc_)?fn", Layout.OUT_IN),
-    RawMap(".*Indexer", "index_kpool_compress_gate", Layout.OUT_IN),
-    RawMap(".*CodebooksHead", "weight", Layout.BATCH_IN_OUT, "head", "output layer"),
-    RawMap("EsmFold2ConfidenceHead", "(plddt|resolved)_weight", Layout.BATCH_IN_OUT, "head", "output layer"),
-    RawMap("EsmFold2Parcae", "input_matrix_continuous", Layout.OUT_IN),
-    RawMap(".*MultiModalProjector", "mm_input_projection_weight", Layout.IN_FIRST),
-    RawMap("XCLIPModel", "prompts_visual_projection", Layout.IN_FIRST),
-    RawMap("OmDetTurboLanguageBackbone", "text_projection", Layout.IN_FIRST),
-    RawMap("MultiQueryAttention.*", "query_proj", Layout.OUT_IN),
-    RawMap("MultiQueryAttention.*", "(key|value)_proj", Layout.IN_FIRST),
-    RawMap("MultiQueryAttention.*", "out_proj", Layout.OUT_FIRST),
+    RawMap("XLNetRelativeAttention", "[qkvr]", MapLayout.IN_FIRST),
+    RawMap("XLNetRelativeAttention", "o", MapLayout.OUT_FIRST),
+    RawMap("FunnelRelMultiheadAttention", "r_kernel", MapLayout.IN_FIRST),
+    RawMap("ZambaMambaMixer", "(x|dt)_proj_weight", MapLayout.BATCH),
+    RawMap("RecurrentGemmaRglru", "(input|recurrent)_gate_weight", MapLayout.BATCH_IN_OUT),
+    RawMap(".*HyperConnection|.*HyperHead", "(hc_)?fn", MapLayout.OUT_IN),
+    RawMap(".*Indexer", "index_kpool_compress_gate", MapLayout.OUT_IN),
+    RawMap(".*CodebooksHead", "weight", MapLayout.BATCH_IN_OUT, "head", "output layer"),
+    RawMap("EsmFold2ConfidenceHead", "(plddt|resolved)_weight", MapLayout.BATCH_IN_OUT, "head", "output layer"),
+    RawMap("EsmFold2Parcae", "input_matrix_continuous", MapLayout.OUT_IN),
+    RawMap(".*MultiModalProjector", "mm_input_projection_weight", MapLayout.IN_FIRST),
+    RawMap("XCLIPModel", "prompts_visual_projection", MapLayout.IN_FIRST),
+    RawMap("OmDetTurboLanguageBackbone", "text_projection", MapLayout.IN_FIRST),
+    RawMap("MultiQueryAttention.*", "query_proj", MapLayout.OUT_IN),
+    RawMap("MultiQueryAttention.*", "(key|value)_proj", MapLayout.IN_FIRST),
+    RawMap("MultiQueryAttention.*", "out_proj", MapLayout.OUT_FIRST),
 )
 
 # Experts stacked in one parameter.
