@@ -116,8 +116,8 @@ def _as_float(value: Any) -> float:
         return math.nan
 
 
-def whole(least: int = 0, *, none: str = "", unit: str = "") -> Check:
-    """Allow whole numbers from `least` on, and `None` if it means something.
+def whole(least: int = 0, *, most: float = math.inf, none: str = "", unit: str = "") -> Check:
+    """Allow whole numbers from `least` to `most`, and `None` if it means something.
 
     Returns:
         The check.
@@ -128,13 +128,15 @@ def whole(least: int = 0, *, none: str = "", unit: str = "") -> Check:
     wanted = f"be a whole number{unit}"
     if least > -(2**63):
         wanted += f" >= {least}"
+    if most < math.inf:
+        wanted += f" and <= {most}"
     if none:
         wanted += f", or None for {none}"
 
     def check(name: str, value: object, where: str = "") -> object:
         if none and value is None:
             return value
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             raise refusal(name, where, wanted, value)
         return value
 

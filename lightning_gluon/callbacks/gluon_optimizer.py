@@ -130,7 +130,7 @@ class GluonOptimizer(Callback):
 
     @property
     def active(self) -> bool:
-        """Whether there is anything to configure: an `lr` was given."""
+        """True if there is anything to configure: an `lr` was given."""
         return "lr" in self.settings
 
     def _check(self) -> None:

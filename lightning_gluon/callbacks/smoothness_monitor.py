@@ -84,7 +84,7 @@ class SmoothnessMonitor(Callback):
     Args:
         every_n_steps: Optimizer steps between two samples (`k` above is every such step).
         layers: Layers to measure: names, shell patterns or roles; default: all.
-        per_layer: Log every layer, beside the roles.
+        per_layer: Log every layer, next to the roles.
         same_sample: Take the probe pass; without it only the trajectory estimate is available to one-gradient methods.
         exact: Take singular values for spectral and nuclear norms; default: on the CPU
             (`lightning_gluon.smoothness.readings`).
@@ -92,7 +92,7 @@ class SmoothnessMonitor(Callback):
         penalty: Weight of samples above the fit.
         log: Whether to log; default: if the Trainer has a logger.
         save: Whether to write `smoothness.jsonl`.
-        figures: Draw the pictures at the end of training: PNG files beside the samples, figures in TensorBoard.
+        figures: Draw the pictures at the end of training: PNG files next to the samples, figures in TensorBoard.
 
     Raises:
         ValueError: If an argument is out of range, or `figures` are asked for without `save`; at the start of training

@@ -18,7 +18,7 @@ __all__ = ["CommandCLI", "GluonCLI", "ModelCLI"]
 class GluonCLI(LightningCLI):
     """`LightningCLI` with an `optimizer` section that holds the arguments of `lightning_gluon.configure_optimizers`.
 
-    The stock CLI hands bare parameters to an optimizer class; this one asks the module, late, so that names and module
+    The stock CLI hands bare parameters to an optimizer class; this one asks the module, late. So names and module
     types are known, weights may be sharded, and schedules run per step. A module that has its own
     `configure_optimizers` keeps it unless `optimizer.lr` is given.
 

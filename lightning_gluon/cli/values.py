@@ -89,7 +89,7 @@ def _reason(text: str) -> str:
 
 
 def _told(text: str) -> str:
-    """Return what a text says beside the types that it expected."""
+    """Return what a text says besides the types that it expected."""
     told = []
     errors = text.partition("Errors:")[2]
     for line in errors.splitlines():

@@ -1,6 +1,8 @@
 """AdamW as a row that steps by itself: torch's own kernel advances the moments and moves the weights.
 
-m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   X <- (1 - lr wd) X - lr radius m_hat / (sqrt(v_hat) + eps)
+    m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   X <- (1 - lr wd) X - lr radius m_hat / (sqrt(v_hat) + eps)
+
+`m_hat` and `v_hat` are the moments without the bias of their start.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # where torch has a fused kernel
 def adamw_(
     state: MutableMapping[Tensor, Any], group: Mapping[str, Any], params: list[Tensor], gradients: list[Tensor]
 ) -> None:
-    """Step parameters by AdamW, with a fused kernel where the layouts are what it takes them for.
+    """Step parameters by AdamW, with a fused kernel if the layouts are what it takes them for.
 
     Args:
         state: The optimizer's state, by parameter.

@@ -1,4 +1,4 @@
-"""How the spectral LMO is computed: `G = U S V^T -> U V^T`, by exact SVD or by matrix products only.
+"""Computation of the spectral LMO: `G = U S V^T -> U V^T`, by exact SVD or by matrix products only.
 
 The axes of variation are the coefficients (`ITERATIONS`), the number of steps, the compute dtype and the form of
 the iteration. With `A = X X^T` on the smaller side, one step of the plain form is
@@ -85,7 +85,7 @@ def orthogonalize(
 
     The result does not depend on the scale of each matrix, and zero gives zero.
 
-    Shapes: `matrices` (..., m, n) -> (..., m, n); every leading index is a matrix of its own.
+    Shapes: `matrices` (..., m, n) -> (..., m, n); every leading index is its own matrix.
 
     Args:
         matrices: Real floating-point matrices.
@@ -193,7 +193,7 @@ def _polynomial(stack: Tensor, method: str, steps: int | None, workspace: Worksp
 
 def _rational(stack: Tensor, method: str, workspace: Workspace) -> Tensor:
     """Return the result of rational steps, and of polynomial ones where a decomposition failed."""
-    result, failed = rational.polar_factors(stack, workspace)
+    result, failed = rational.rational_factor(stack, workspace)
     if failed.any():  # matrices that are not finite, above all
         result[failed] = _polynomial(stack[failed], method, None, Workspace())
     return result

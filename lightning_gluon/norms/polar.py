@@ -19,7 +19,7 @@ from lightning_gluon.norms.products import symmetric_product
 
 @dataclass(frozen=True)
 class Precision:
-    """What the iteration allows for in a compute dtype.
+    """Allowance of the iteration for a compute dtype.
 
     Args:
         safety: Factor `s` of a step `p(x / s)` that covers rounding, for Polar Express.

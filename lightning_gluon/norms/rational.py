@@ -95,7 +95,7 @@ def pays(stack: Tensor) -> bool:
     return rows >= least
 
 
-def polar_factors(x: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
+def rational_factor(x: Tensor, workspace: Workspace) -> tuple[Tensor, Tensor]:
     """Return the polar factors of a stack, and which of them failed.
 
     With `A = X X^T / ||X X^T||_F`, a step `Q = k + w (A + s)^-1` needs no product for `Q A`:

@@ -46,7 +46,7 @@ def partition(
     matrices they hold (`views`). Lookup tables are listed as stored, one row per entry. Frozen parameters get a route
     too, and are counted, but not given to the optimizer, and a frozen network does not decide which layer is the last.
 
-    Names and declarations tell most input and output layers. Where the order of the layers decides, it is taken from a
+    Names and declarations tell most input and output layers. If the order of the layers decides, it is taken from a
     forward pass on fake tensors, if there are inputs: `batch`, else the module's `example_input_array`, else a Hugging
     Face model's `dummy_inputs`. Without them, or when that pass fails, the order of registration stands in, and the
     reason says that it was inferred.

@@ -1,6 +1,6 @@
 """Questions that the evidence for input layers and for output layers shares, and where the evidence comes from.
 
-Names and declarations come first. Where the order of layers decides, it is taken from a forward pass when there are
+Names and declarations come first. If the order of layers decides, it is taken from a forward pass when there are
 inputs for one, and otherwise from the order in which the layers are registered.
 """
 

@@ -28,12 +28,12 @@ _NOTHING: Marks = frozenset()
 
 @dataclass(frozen=True)
 class Execution:
-    """What a forward pass showed.
+    """Result of a forward pass.
 
     Args:
         reads: Path of every layer that ran, and the layers whose outputs it reads.
         returned: For every tensor that the network returned, the layers that gave it.
-        failure: Why there was no forward pass; empty where there was one.
+        failure: Why there was no forward pass; empty if there was one.
     """
 
     reads: Mapping[str, Marks]

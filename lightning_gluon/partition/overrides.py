@@ -26,7 +26,7 @@ _RULE_FIELDS = ("role", "norm", "views", "reason")
 
 @dataclass(frozen=True)
 class Decision:
-    """What a rule says of one parameter; None and empty where it leaves a field to the built-in rules."""
+    """Decision of a rule about one parameter; None and empty if it leaves a field to the built-in rules."""
 
     role: str
     reason: str
@@ -72,7 +72,7 @@ class Override:
 
     @property
     def what(self) -> str:
-        """What its key is."""
+        """Kind of its key."""
         return "a name glob" if isinstance(self.key, str) else "a module type"
 
     def near(self, names: Sequence[str]) -> list[str]:
@@ -132,7 +132,7 @@ class Override:
         return Decision(role, reason, fields.get("norm"), views)
 
     def _refuse_vector(self, role: str, name: str, shape: Shape) -> None:
-        """Raise where a vector is named as a matrix; a glob over a block means its matrices only."""
+        """Raise if a vector is named as a matrix; a glob over a block means its matrices only."""
         if self.is_exact:
             raise ValueError(
                 f"Expected a parameter with at least 2 dimensions for role {role!r}, but got {name!r} "

@@ -190,7 +190,7 @@ class Partition:
         yield self.table(options.max_width)
 
     def __str__(self) -> str:
-        """Return the table as text, as wide as the terminal (or `COLUMNS`), 120 columns where there is none."""
+        """Return the table as text, as wide as the terminal (or `COLUMNS`), 120 columns if there is none."""
         from rich.console import Console
 
         from lightning_gluon.partition.table import to_text

@@ -63,7 +63,7 @@ class Route:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names of the tensor, the first one first."""
+        """Names of the tensor, the first one first."""
         return (self.name, *self.aliases)
 
     @property

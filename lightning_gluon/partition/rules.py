@@ -125,7 +125,7 @@ def lookup_table(
 
 
 def _of_relations(place: Place) -> bool:
-    """Tell whether a table lies beside a table of entities, or in a network of nothing but tables."""
+    """Tell whether a table lies next to a table of entities, or in a network of nothing but tables."""
     if not place.holders:
         return False
     _, holder = place.holders[0]

@@ -80,7 +80,7 @@ class Kept:
 
         Args:
             optimizer: The optimizer.
-            saved: What `saved` returned.
+            saved: Result of `saved`.
 
         Returns:
             The iterate.

@@ -95,7 +95,7 @@ class Frozen:
 
 
 class Moment:
-    """All that a pass through a module may change, as it is now, to come back to: with it a pass can be repeated.
+    """State that a pass through a module may change, as it is now, to come back to: with it a pass can be repeated.
 
     That is buffers, attributes, what containers among them hold, tensors among them or in their dicts, metric states,
     frozen parameters, and random streams, global ones and the module's own.

@@ -358,7 +358,7 @@ class RunningFit:
         """Restore the samples.
 
         Args:
-            state: What `state_dict` returned.
+            state: Result of `state_dict`.
 
         Raises:
             ValueError: If it is none, before anything has changed.

@@ -26,6 +26,7 @@ def build_groups(
     radius: Mapping[str, float] | None,
     momentum: float | None,
     options: Mapping[str, object],
+    total_steps: int | None = None,
 ) -> list[Group]:
     """Return groups completed from their method.
 
@@ -37,6 +38,7 @@ def build_groups(
         radius: Radii per role that replace the method's.
         momentum: Weight on the old momentum; `None`: the method's.
         options: Further options of the method.
+        total_steps: Steps of the whole training, for estimators that need to know.
 
     Returns:
         Groups of plain values, ready for `torch.optim.Optimizer.add_param_group`.
@@ -56,6 +58,8 @@ def build_groups(
         given["radius"] = _for_role(radius, role, row.rules[role].radius)
         for key, value in given.items():
             group.setdefault(key, value)
+        if ESTIMATORS[group.get("estimator", row.rules[role].estimator)].length:
+            group.setdefault("total_steps", total_steps)
     return [complete_group(group, row) for group in partial]
 
 

@@ -19,7 +19,7 @@ from lightning_gluon.step.sources import free_name, read_group
 
 @dataclass(frozen=True)
 class Construction:
-    """What an optimizer was built with."""
+    """Arguments that an optimizer was built with."""
 
     method: str
     lr: float | None
@@ -27,6 +27,7 @@ class Construction:
     momentum: float | None
     radius: Mapping[str, float] | None
     options: Mapping[str, object]
+    total_steps: int | None = None
 
     def build(self, partial: list[Group]) -> list[Group]:
         """Complete groups by these settings."""

@@ -5,7 +5,7 @@ norm, at a key under softmax) it is given the rounding error of a sum. The bias 
 
     grad b_j = sum_t d_tj          grad W_jk = sum_t d_tj x_tk          silent <=> rms(grad b) < floor rms(grad W)
 
-Both sums run over the same signals `d`. The weight's says how large they are, and only where they cancel is the bias's
+Both sums run over the same signals `d`. The weight's says how large they are, and only if they cancel is the bias's
 smaller by orders of magnitude. Error rates: `docs/primers/noise.md`.
 """
 
@@ -52,7 +52,7 @@ class Member:
 
     @property
     def maps(self) -> int:
-        """Number of maps that a matrix holds, as the partition reads it; 0 where it says nothing."""
+        """Number of maps that a matrix holds, as the partition reads it; 0 if it says nothing."""
         return sum(view.matrix[0] for view in self.views)
 
     @property
@@ -70,7 +70,7 @@ class Affine:
 
     @cached_property
     def fused(self) -> bool:
-        """True where a matrix holds several maps, each with its own part of the bias."""
+        """True if a matrix holds several maps, each with its own part of the bias."""
         if self.weight.parameter.ndim != 2 or self.weight.maps < 2:
             return False
         return self.weight.rows == self.bias.parameter.numel()
@@ -95,7 +95,7 @@ class Affine:
 
     @cached_property
     def blocks(self) -> list[int]:
-        """Rows of every part where parts are blocks of rows, one after the other; empty where they are not."""
+        """Rows of every part if parts are blocks of rows, one after the other; empty if they are not."""
         sizes: list[int] = []
         for view in self.weight.views:
             if not view.is_plain or view.dim != 0 or view.start != sum(sizes):
@@ -138,7 +138,7 @@ class Judgement:
 
 
 class NoiseGuard:
-    """Which biases of a plan are judged, and by which weight: found once per plan, so that a step only reads norms.
+    """Judge of the biases of a plan, each by one weight: found once per plan, so that a step only reads norms.
 
     Only biases are judged, and each by the weight of its own layer alone. Without a gradient of that weight a bias is
     not judged. Every map of a fused weight (`qkv`) judges its own part of the bias.
@@ -189,7 +189,7 @@ class NoiseGuard:
             norms: Their 2-norms.
 
         Returns:
-            One tensor per judged bias, laid out like it, and `None` for every other parameter; `None` where nothing is
+            One tensor per judged bias, laid out like it, and `None` for every other parameter; `None` if nothing is
             judged.
         """
         floors = [group["noise_floor"] for group in self.groups]

@@ -23,7 +23,7 @@ class Move(Protocol):
 
     @property
     def away(self) -> bool:
-        """True where it is not, or may not be, in its place."""
+        """True if it is not, or may not be, in its place."""
 
     def go_(self) -> None:
         """Put it elsewhere."""
@@ -108,7 +108,7 @@ class Shift:
 
     @property
     def away(self) -> bool:
-        """True where the tensor is at `X - s`."""
+        """True if the tensor is at `X - s`."""
         was, version = self._place
         written = version is not None and self.tensor._version != version
         return was != written
@@ -219,7 +219,7 @@ def exchanged_gradients(
 
     Args:
         params: The parameters.
-        gradients: Their `.grad` inside; `None` where there is none.
+        gradients: Their `.grad` inside; `None` if there is none.
         clone: Copy gradients on both ways, where they live in memory that is written to by others.
 
     Yields:

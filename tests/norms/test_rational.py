@@ -110,13 +110,13 @@ def test_shape_decides(shape, chosen):
 def test_other_dtypes_keep_the_polynomial(monkeypatch, dtype):
     g = normal(0, 192, 192)
     expected = orthogonalize(g, steps=6, dtype=dtype)
-    monkeypatch.setattr(rational, "polar_factors", None)  # a call raises
+    monkeypatch.setattr(rational, "rational_factor", None)  # a call raises
     assert torch.equal(orthogonalize(g, dtype=dtype), expected)
 
 
 @pytest.mark.parametrize("method", ["svd", "jordan", "you"])
 def test_other_methods_and_a_number_of_steps_keep_the_polynomial(monkeypatch, method):
-    monkeypatch.setattr(rational, "polar_factors", None)
+    monkeypatch.setattr(rational, "rational_factor", None)
     g = normal(0, 192, 192)
     orthogonalize(g, method, dtype=torch.float32)
     orthogonalize(g, steps=6, dtype=torch.float32)
@@ -226,8 +226,8 @@ def test_a_workspace_is_used_again():
 def test_an_optimizer_steps_along_it(monkeypatch):
     """A default step in fp32 on a CPU goes through the rational steps, and has the length of its radius."""
     calls = []
-    steps = rational.polar_factors
-    monkeypatch.setattr(rational, "polar_factors", lambda x, workspace: calls.append(x.shape) or steps(x, workspace))
+    iterate = rational.rational_factor
+    monkeypatch.setattr(rational, "rational_factor", lambda x, space: calls.append(x.shape) or iterate(x, space))
     weight = torch.nn.Parameter(torch.zeros(192, 384))
     optimizer = lightning_gluon.Gluon([{"params": [weight], "role": "hidden"}], lr=0.1, orthogonalizer_dtype="float32")
     weight.grad = normal(0, 192, 384)
