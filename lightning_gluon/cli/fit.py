@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pickle import UnpicklingError
 from typing import Any
 
 from lightning.pytorch import Callback
@@ -57,8 +58,14 @@ class GluonCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Let Lightning take the model's arguments from a checkpoint, but not another model."""
-        wanted, _ = self._model_and_checkpoint()
-        super()._parse_ckpt_path()
+        wanted, given = self._model_and_checkpoint()
+        try:
+            super()._parse_ckpt_path()
+        except (EOFError, RuntimeError, UnpicklingError) as error:
+            raise ValueError(
+                f"Expected `ckpt_path` to be a whole checkpoint, but '{given}' cannot be read. It is cut off or no "
+                "checkpoint: take another one."
+            ) from error
         found, checkpoint = self._model_and_checkpoint()
         if found != wanted:
             raise ValueError(

@@ -100,3 +100,12 @@ def test_an_incompatible_checkpoint_is_refused(tmp_path: Path) -> None:
     torch.save(checkpoint, tmp_path / "other.ckpt")
     with pytest.raises((RuntimeError, KeyError), match=r"size mismatch for layer.weight"):
         boring(tmp_path, "validate", f"--ckpt_path={tmp_path / 'other.ckpt'}")
+
+
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None], ids=["empty", "text", "cut off"])
+def test_a_checkpoint_that_cannot_be_read_is_named(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {"weight": torch.zeros(1000)}}, file)
+    file.write_bytes(file.read_bytes()[:2000] if content is None else content)
+    with pytest.raises(ValueError, match=r"a whole checkpoint, but '.*last\.ckpt' cannot be read"):
+        boring(tmp_path, "validate", f"--ckpt_path={file}")
