@@ -57,6 +57,9 @@ class Options(TypedDict, total=False):
         momentum_carry: Weight on the old momentum in what `lionmuon` carries.
         every: Period of the spectral steps of `lionmuon`.
         sign_radius: Radius of its sign steps, relative to the spectral one.
+        equilibrate: What is scaled to equal lengths before a spectral LMO: `rows`, `columns`, `both` or `aurora`.
+        balance: What gets equal lengths after a spectral LMO, by running means: `rows`, `columns` or the `longer` side.
+        balance_momentum: Weight on the old mean of `balance`.
         betas: Both betas of `adamw`.
         eps: The epsilon of `adamw`.
 
@@ -88,6 +91,9 @@ class Options(TypedDict, total=False):
     momentum_carry: Annotated[MaybeNumber, FRACTION]
     every: Annotated[MaybeWhole, whole(1, unit=" of steps")]
     sign_radius: Annotated[MaybeNumber, POSITIVE]
+    equilibrate: Annotated[MaybeText, one_of(None, "rows", "columns", "both", "aurora")]
+    balance: Annotated[MaybeText, one_of(None, "rows", "columns", "longer")]
+    balance_momentum: Annotated[MaybeNumber, FRACTION]
     betas: Annotated[tuple[float, float] | None, pair_of(FRACTION)]
     eps: Annotated[MaybeNumber, POSITIVE]
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.methods import METHODS, Method
 from lightning_gluon.norms.spectral import Spectral
-from lightning_gluon.norms.table import NORMS, norm_of
+from lightning_gluon.norms.table import NORMS, REFINEMENTS, norm_of
 from lightning_gluon.options import CHECKS, SETTINGS, Group
 from lightning_gluon.registry import load_plugins
 from lightning_gluon.roles import ROLES
@@ -46,6 +46,9 @@ def options_of(row: Method) -> set[str]:
         names.update(ESTIMATORS[estimator].options)
     for norm in row.norms:
         names.update(NORMS[norm].options)
+        if NORMS[norm] is Spectral:
+            for refinement in REFINEMENTS.values():
+                names.update(NORMS[refinement].options)
     return names
 
 

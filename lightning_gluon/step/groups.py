@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.methods import Method, Rule
-from lightning_gluon.norms.table import NORMS
+from lightning_gluon.norms.table import NORMS, refined
 from lightning_gluon.options import Group
 from lightning_gluon.roles import ROLES
 from lightning_gluon.step.checks import COMMON, check_group, check_names, check_options, find_method
@@ -103,6 +103,7 @@ def complete_group(group: Group, row: Method) -> Group:
     group.setdefault("norm", rule.norm)
     group.setdefault("estimator", rule.estimator)
     check_names(group)
+    group["norm"] = refined(group)
     defaults = _default_options(group, row, rule)
     for key in foreign_options() - set(defaults):
         group.pop(key, None)
