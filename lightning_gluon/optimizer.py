@@ -52,6 +52,8 @@ class Gluon(Optimizer):
         weight_decay: Decoupled decay in units of 1 / lr, one value or one per role; default: the method's.
         radius: Radii relative to the hidden one, by role, instead of the method's.
         momentum: Weight on the OLD momentum, in [0, 1); default: the method's.
+        decay: How weights decay, outside of AdamW's groups: `plain`; `cautious`, only where the step makes an entry
+            smaller; or `follows_lr`, times `lr / initial_lr` of a schedule. Default: `plain`.
         **options: Options of the method, see `lightning_gluon.options.Options`. `compile` lets `torch.compile` make one
             graph of the step: the first one takes up to a minute. Learning rates and radii may change afterwards,
             momenta may not.
@@ -88,12 +90,14 @@ class Gluon(Optimizer):
         weight_decay: float | Mapping[str, float] | None = None,
         radius: Mapping[str, float] | None = None,
         momentum: float | None = None,
+        decay: str | None = None,
         **options: Unpack[Options],
     ) -> None:
         self.compile: bool | str = CHECKS["compile"]("compile", options.pop("compile", None)) or False
         check_options(method, options)
+        given = dict(options) if decay is None else {**options, "decay": decay}
         partial_groups, self._partition = read_source(params)
-        self._settings = Construction(method, lr, weight_decay, momentum, radius, dict(options))
+        self._settings = Construction(method, lr, weight_decay, momentum, radius, given)
         groups = self._settings.build(partial_groups)
         check_ranks_fit(groups)
         name_apart(groups)  # before any is added

@@ -17,6 +17,7 @@ from lightning_gluon.norms.table import NORMS, REFINEMENTS, norm_of
 from lightning_gluon.options import CHECKS, SETTINGS, Group
 from lightning_gluon.registry import load_plugins
 from lightning_gluon.roles import ROLES
+from lightning_gluon.step.decay import DECAYS
 from lightning_gluon.step.plan import factored_of, views_of
 from lightning_gluon.valid import did_you_mean, one_of
 
@@ -26,7 +27,8 @@ COMMON: dict[str, Any] = {
     "on_nonfinite": "raise",
     "noise_floor": None,  # None: that of the precision, see `step.noise`
 }
-ANY_METHOD = ("start", *Spectral.options)  # any method may be given a spectral norm
+USUAL_DECAY = "plain"
+ANY_METHOD = ("start", "decay", *Spectral.options)  # any method may be given a spectral norm
 LAYERS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 
 
@@ -103,17 +105,37 @@ def check_values(group: Group) -> None:
     for key in ("lr", "momentum", "weight_decay"):
         SETTINGS[key](key, group[key], where)
     _check_radius(group, where)
+    _check_kind_of_decay(group, where)
     norm_of(group)  # which checks how its options go together
 
 
 def values_of(group: Group) -> list[object]:
     """Return what `check_values` looks at, as it is now; lists are copied, since schedules write into them."""
     found: list[object] = []
-    for key in (*SETTINGS, *CHECKS):
+    for key in (*SETTINGS, *CHECKS, "decay"):
         if key in group:
             value = group[key]
             found.append(list(value) if isinstance(value, list) else value)
     return found
+
+
+def _check_kind_of_decay(group: Group, where: str) -> None:
+    """Raise unless a group can decay as it says.
+
+    Args:
+        group: A group with an estimator.
+        where: Whose it is, for the message.
+
+    Raises:
+        ValueError: If the decay is unknown, or the estimator decays by itself.
+    """
+    decay = group["decay"]
+    one_of(*DECAYS)("decay", decay, where)
+    if decay != USUAL_DECAY and ESTIMATORS[group["estimator"]].step_ is not None:
+        raise ValueError(
+            f"Expected `decay`{where} to be {USUAL_DECAY!r}, but got {decay!r}: AdamW decays all of its weights alike. "
+            "Leave `decay` out."
+        )
 
 
 def _check_radius(group: Group, where: str) -> None:

@@ -10,7 +10,7 @@ from lightning_gluon.methods import Method, Rule
 from lightning_gluon.norms.table import NORMS, refined
 from lightning_gluon.options import Group
 from lightning_gluon.roles import ROLES
-from lightning_gluon.step.checks import COMMON, check_group, check_names, check_options, find_method
+from lightning_gluon.step.checks import COMMON, USUAL_DECAY, check_group, check_names, check_options, find_method
 from lightning_gluon.valid import plain
 
 PER_ROLE = float | Mapping[str, float] | None
@@ -55,8 +55,16 @@ def build_groups(
         given = {**shared, "weight_decay": _for_role(weight_decay, role, row.weight_decay)}
         given["radius"] = _for_role(radius, role, row.rules[role].radius)
         for key, value in given.items():
-            group.setdefault(key, value)
+            if key != "decay" or _takes_decay(group, row):
+                group.setdefault(key, value)
     return [complete_group(group, row) for group in partial]
+
+
+def _takes_decay(group: Group, row: Method) -> bool:
+    """Return whether a decay that is given for a whole method is for this group, not only for its neighbours."""
+    alone = all(ESTIMATORS[name].step_ is not None for name in row.estimators)
+    own = ESTIMATORS[group.get("estimator", row.rules[group["role"]].estimator)]
+    return alone or own.step_ is None
 
 
 def _for_role(given: PER_ROLE, role: str, default: float) -> float:
@@ -124,6 +132,7 @@ def _default_options(group: Group, row: Method, rule: Rule) -> Group:
         **NORMS[group["norm"]].defaults(),
         **ESTIMATORS[group["estimator"]].options,
         "start": row.start,
+        "decay": USUAL_DECAY,
     }
     of_rule = dict(rule.options)
     if rule.scaling is not None:
