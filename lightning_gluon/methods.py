@@ -203,6 +203,14 @@ METHODS: dict[str, Method] = {
         momentum=0.95,
         start="zero",
     ),
+    # Momentum and companion are those of our `muon`; lr .018 in the record runs. No decay: the sphere keeps the size.
+    "hyperball": Method(
+        "Muon on spheres: steps relative to a matrix' Frobenius norm, which stays",
+        "Hyperball, arXiv 2606.16899",
+        _with_adamw("nesterov", scaling="none", norm="relative", retract="sphere"),
+        momentum=0.95,
+        start="zero",
+    ),
     "signsgd": Method("sign of the gradient", "SignSGD, arXiv 2605.06615", _uniform("max"), momentum=0.0),
     "normalized-sgd": Method(
         "gradient over its Euclidean norm, per layer", "folklore", _uniform("euclidean"), momentum=0.0

@@ -19,6 +19,7 @@ from lightning_gluon.registry import load_plugins
 from lightning_gluon.roles import ROLES
 from lightning_gluon.step.decay import DECAYS
 from lightning_gluon.step.plan import factored_of, views_of
+from lightning_gluon.step.retraction import RETRACTIONS
 from lightning_gluon.valid import did_you_mean, one_of
 
 # Options of every group, whatever its norm and estimator, with their defaults.
@@ -26,6 +27,7 @@ COMMON: dict[str, Any] = {
     "momentum_dtype": None,  # a torch dtype by name; None: fp32, or fp64 for fp64 parameters
     "on_nonfinite": "raise",
     "noise_floor": None,  # None: that of the precision, see `step.noise`
+    "retract": None,
 }
 USUAL_DECAY = "plain"
 ANY_METHOD = ("start", "decay", *Spectral.options)  # any method may be given a spectral norm
@@ -106,6 +108,7 @@ def check_values(group: Group) -> None:
         SETTINGS[key](key, group[key], where)
     _check_radius(group, where)
     _check_kind_of_decay(group, where)
+    _check_retraction(group, where)
     norm_of(group)  # which checks how its options go together
 
 
@@ -135,6 +138,16 @@ def _check_kind_of_decay(group: Group, where: str) -> None:
         raise ValueError(
             f"Expected `decay`{where} to be {USUAL_DECAY!r}, but got {decay!r}: AdamW decays all of its weights alike. "
             "Leave `decay` out."
+        )
+
+
+def _check_retraction(group: Group, where: str) -> None:
+    retract = group["retract"]
+    one_of(None, *RETRACTIONS)("retract", retract, where)
+    if retract is not None and not NORMS[group["norm"]].stacks:
+        raise ValueError(
+            f"Expected `retract`{where} to be None, but got {retract!r}: norm {group['norm']!r} reads no matrices. "
+            "Leave `retract` out."
         )
 
 

@@ -55,7 +55,7 @@ def build_groups(
         given = {**shared, "weight_decay": _for_role(weight_decay, role, row.weight_decay)}
         given["radius"] = _for_role(radius, role, row.rules[role].radius)
         for key, value in given.items():
-            if key != "decay" or _takes_decay(group, row):
+            if key not in _FOR_SOME or _FOR_SOME[key](group, row):
                 group.setdefault(key, value)
     return [complete_group(group, row) for group in partial]
 
@@ -65,6 +65,17 @@ def _takes_decay(group: Group, row: Method) -> bool:
     alone = all(ESTIMATORS[name].step_ is not None for name in row.estimators)
     own = ESTIMATORS[group.get("estimator", row.rules[group["role"]].estimator)]
     return alone or own.step_ is None
+
+
+def _takes_retraction(group: Group, row: Method) -> bool:
+    """Return whether a retraction that is given for a whole method is for this group: it is for matrices."""
+    every = not any(NORMS[name].matrices for name in row.norms)
+    own = NORMS[group.get("norm", row.rules[group["role"]].norm)]
+    return every or own.matrices
+
+
+# Options of a method that not all of its groups take.
+_FOR_SOME = {"decay": _takes_decay, "retract": _takes_retraction}
 
 
 def _for_role(given: PER_ROLE, role: str, default: float) -> float:
