@@ -140,10 +140,11 @@ def settings(name: str) -> dict[str, Any]:
     return yaml.safe_load((METHOD_FILES / f"{name}.yaml").read_text())["optimizer"]
 
 
-def gradients(name: str) -> int:
-    """Return the gradients that a step of a method costs."""
-    module = torch.nn.Linear(2, 2)
-    optimizer = lightning_gluon.configure_optimizers(module, settings(name)["method"], lr=0.1)
+def gradients(given: dict[str, Any]) -> int:
+    """Return the gradients that a step costs under arguments of `configure_optimizers`."""
+    options = {**given, "lr": 0.1, "total_steps": 1}
+    options.pop("schedule", None)
+    optimizer = lightning_gluon.configure_optimizers(torch.nn.Linear(128, 128), **options)
     return 2 if optimizer.reference_point == "previous" else 1
 
 
@@ -157,14 +158,31 @@ def companion_rate(name: str) -> float | None:
 def train(
     task: str, path: str | None, name: str, lr: float, companion: float | None, seed: int, evaluations: int
 ) -> dict[str, Any]:
-    """Train once and return the result; a run that diverges returns infinite losses."""
-    seed_everything(seed, verbose=False)
-    module, batches = build(task, path, seed)
-    steps = evaluations // gradients(name)
-    given = {"schedule": "cosine", "warmup": 0.05, **settings(name), "lr": lr, "total_steps": steps}
+    """Train a method of the recipes once and return the result."""
+    given = {**settings(name), "lr": lr}
     if companion is not None:
         rules = lightning_gluon.METHODS[given["method"]].rules
         given["radius"] = {role: companion / lr for role in rules if role != "hidden"}
+    return {"method": name, "lr": lr, "companion": companion, **fit(task, path, given, seed, evaluations)}
+
+
+def fit(task: str, path: str | None, given: dict[str, Any], seed: int, evaluations: int) -> dict[str, Any]:
+    """Train once; a run that diverges has infinite losses.
+
+    Args:
+        task: Name of the task.
+        path: Its data.
+        given: Arguments of `configure_optimizers`.
+        seed: Seed of weights, order and augmentation.
+        evaluations: Gradient evaluations.
+
+    Returns:
+        Metrics, the validation curve, and what the run cost.
+    """
+    seed_everything(seed, verbose=False)
+    module, batches = build(task, path, seed)
+    steps = evaluations // gradients(given)
+    given = {"schedule": "cosine", "warmup": 0.05, **given, "total_steps": steps}
 
     def configure(self: LightningModule) -> Any:
         return lightning_gluon.configure_optimizers(self, **given)
@@ -193,12 +211,10 @@ def train(
         failure = str(error)[:120]
     optimizer: Any = trainer.optimizers[0]
     return {
-        "method": name,
-        "lr": lr,
-        "companion": companion,
         "seed": seed,
         "steps": steps,
         "evaluations": optimizer.gradient_evaluations,
+        "bytes_per_parameter": round(optimizer.memory()["bytes_per_parameter"], 3),
         "seconds": round(time.perf_counter() - start, 1),
         "metrics": metrics,
         "curve": curve.points,
@@ -269,7 +285,7 @@ class Comparison:
         values = [run["metrics"].get(metric, math.nan) for run in runs]
         found = {
             "method": name,
-            "gradients per step": gradients(name),
+            "gradients per step": gradients(settings(name)),
             "steps": runs[0]["steps"],
             "evaluations": runs[0]["evaluations"],
             "sweep": rates,

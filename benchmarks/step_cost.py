@@ -50,7 +50,7 @@ class Row:
         self.model = copy.deepcopy(model)
         self.batch = batch
         self.params = list(self.model.parameters())
-        self.optimizer = lightning_gluon.Gluon(self.model, lr=1e-3, **options) if options else None
+        self.optimizer = lightning_gluon.Gluon(self.model, lr=1e-3, total_steps=1000, **options) if options else None
 
     def gradients(self) -> Tensor:
         """One forward and backward pass."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -29,14 +29,14 @@ HELP = """usage: lightning-gluon COMMAND [options]
 A class path such as my_project.Net is searched among installed packages first and then in the working directory, and
 its module is run. No other command or option looks into the working directory."""
 
-# The module of a command, and its function of the same name: imported when the command is given.
+# The module of a command and its function, imported when the command is given.
 COMMANDS = {
-    "fit": "train",
-    "validate": "train",
-    "test": "train",
-    "predict": "train",
-    "partition": "partition",
-    "methods": "methods",
+    "fit": "train:train",
+    "validate": "train:train",
+    "test": "train:train",
+    "predict": "train:train",
+    "partition": "partition:print_partition",
+    "methods": "methods:print_methods",
 }
 
 
@@ -79,8 +79,7 @@ def _command(name: str) -> Callable[[Sequence[str]], None]:
         hint = f" Did you mean `{near[0]}`?" if near else ""
         listed = ", ".join(COMMANDS)
         raise SystemExit(f"lightning-gluon: error: Expected a command out of {listed}; got {name!r}.{hint}")
-    place = COMMANDS[name]
-    return getattr(importlib.import_module(f"lightning_gluon.cli.{place}"), place)
+    return pkgutil.resolve_name(f"lightning_gluon.cli.{COMMANDS[name]}")
 
 
 if __name__ == "__main__":

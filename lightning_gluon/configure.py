@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
+from lightning_gluon.methods import Method
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.options import Options
 from lightning_gluon.partition.build import partition as route
@@ -102,7 +103,7 @@ def configure_optimizers(
     """
     row = find_method(method)
     trainer = trainer_of(module)
-    length = _training_length(trainer, schedule, warmup) if total_steps is None else total_steps
+    length = _training_length(trainer, row, schedule, warmup) if total_steps is None else total_steps
     share, kind = read_decay(decay)
     plan = Schedule(schedule, length, warmup_steps(warmup, length), share, row.theory)
     check_options(method, [option for option in options if option != "compile"])
@@ -120,6 +121,7 @@ def configure_optimizers(
         radius=radius,
         momentum=momentum,
         decay=kind,
+        total_steps=length,
         **options,
     )
     if trainer is not None and getattr(module, "automatic_optimization", True):
@@ -130,9 +132,9 @@ def configure_optimizers(
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step", "name": "gluon"}}
 
 
-def _training_length(trainer: Trainer | None, schedule: str, warmup: int | float) -> int | None:
-    """Return the Trainer's optimizer steps, if schedule or warmup are measured in them."""
-    if trainer is None or (schedule in ENDLESS and not _is_share(warmup)):
+def _training_length(trainer: Trainer | None, row: Method, schedule: str, warmup: int | float) -> int | None:
+    """Return the Trainer's optimizer steps, if method, schedule or warmup are measured in them."""
+    if trainer is None or (schedule in ENDLESS and not _is_share(warmup) and not row.needs_length):
         return None
     return stepping_batches(trainer)
 

@@ -5,8 +5,8 @@ Radii are relative to the hidden radius, which `lr` itself is. Where the default
 * Gluon's family: tables at 25x and vectors at 0.1x hidden, the best of a sweep on two small tasks (a byte-level GPT and
   a ViT): against vectors at 1x and tables at 10x it lowered the validation loss from 1.641 to 1.560 and from 1.260 to
   1.164.
-* Scion: hidden 50, tied table 3000 in the authors' NanoGPT setting (2502.07529), hence a ratio of 60 and, since the
-  ball of the constrained form is `radius / weight_decay`, a weight decay of 1/50 for a hidden radius of 1.
+* Scion: hidden 50, tied table 3000 in the authors' NanoGPT setting (2502.07529), hence a ratio of 60. The ball of the
+  constrained form is `radius / weight_decay`, hence a weight decay of 1/50 for a hidden radius of 1.
 * Muon: its companion AdamW runs at 0.015 of Muon's learning rate, 3e-4 to 0.02 in K. Jordan's code.
 """
 
@@ -90,6 +90,11 @@ class Method:
         return tuple(dict.fromkeys(rule.norm for rule in self.rules.values()))
 
     @property
+    def needs_length(self) -> bool:
+        """True if an estimator needs to know how many steps the training has."""
+        return any(ESTIMATORS[name].length for name in self.estimators)
+
+    @property
     def estimators(self) -> tuple[str, ...]:
         """Names of the estimators that the roles use, without repeats."""
         return tuple(dict.fromkeys(rule.estimator for rule in self.rules.values()))
@@ -126,6 +131,8 @@ def _with_adamw(
 
 GLUON_PAPER = "Gluon, arXiv 2505.13416"
 MVR_PAPER = "Gluon-MVR, arXiv 2512.16598"
+KERNELS_PAPER = "momentum kernels, arXiv 2608.22994"
+TRACK = "modded-nanogpt, track 3"
 IGT = "LMO-IGT, arXiv 2605.05577"
 STORM_RATE = (2 / 3, 2 / 3)  # radius and 1 - b of MVR: derived by matching rates, and as LiMuon prints them
 
@@ -141,10 +148,19 @@ METHODS: dict[str, Method] = {
         weight_decay=0.02,
         start="zero",
     ),
+    "gluon-dual": Method("Gluon on a memory that shrinks: two weights, one buffer", KERNELS_PAPER, _layerwise("dual")),
+    "gluon-mix": Method("Gluon on a memory that shrinks: a mixture of averages", KERNELS_PAPER, _layerwise("mix")),
     "muon": Method(
         "orthogonalised Nesterov momentum, AdamW beside it",
         "K. Jordan, 2024",
         _with_adamw("nesterov", scaling="muon"),
+        momentum=0.95,
+        start="zero",
+    ),
+    "muon-dual": Method(
+        "Muon on a memory that shrinks: two weights, one buffer",
+        KERNELS_PAPER,
+        _with_adamw("dual", scaling="muon", kernel_before="nesterov"),
         momentum=0.95,
         start="zero",
     ),
@@ -160,6 +176,11 @@ METHODS: dict[str, Method] = {
         _layerwise("limuon"),
         theory=STORM_RATE,
     ),
+    "gluon-lowrank": Method(
+        "Gluon with its momentum carried at low rank: LiMuon's memory, one gradient",
+        "LiMuon, arXiv 2509.14562",
+        _layerwise("limuon", gamma=0.0, rank=16),
+    ),
     "mars": Method(  # at zero: the first gradient is clipped like all others, and would else outweigh them
         "Gluon on MARS' scaled correction", "MARS, arXiv 2411.10438", _layerwise("mars"), momentum=0.95, start="zero"
     ),
@@ -174,6 +195,8 @@ METHODS: dict[str, Method] = {
     # .3 of the way: validation loss on CIFAR-10 1.368, for the whole way's 1.483 and gluon's 1.387 (640 steps);
     # ahead of gluon on a tiny ViT (fresh seeds) and a tiny GPT too. Of .1 to .6 that were tried; a sweep is to confirm.
     "gluon-lookahead": Method("Gluon on gradients a share of the way there", IGT, _layerwise("igt", lookahead=0.3)),
+    "gluon-ema-nesterov": Method("Gluon ahead along an average of its steps", TRACK, _layerwise("averaged")),
+    "gluon-anchor": Method("Gluon ahead of an average of its weights, late", TRACK, _layerwise("anchored")),
     "lionmuon": Method(
         "spectral every second step, signs between; two momenta",
         "LionMuon, arXiv 2605.19811",

@@ -14,9 +14,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from lightning_gluon.estimators.kernels import Kernel
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import CHECKS, Group, Options
-from lightning_gluon.step.checks import check_options, check_ranks_fit, check_values, values_of
+from lightning_gluon.step.checks import (
+    check_lengths,
+    check_options,
+    check_ranks_fit,
+    check_values,
+    find_method,
+    values_of,
+)
 from lightning_gluon.step.conditions import check_star_convex
 from lightning_gluon.step.late import Construction, follow_family, late_groups, name_apart
 from lightning_gluon.step.layers import Layer
@@ -54,6 +62,7 @@ class Gluon(Optimizer):
         momentum: Weight on the OLD momentum, in [0, 1); default: the method's.
         decay: How weights decay, outside of AdamW's groups: `plain`; `cautious`, only where the step makes an entry
             smaller; or `follows_lr`, times `lr / initial_lr` of a schedule. Default: `plain`.
+        total_steps: Optimizer steps of the whole training, for methods whose memory is a share of it.
         **options: Options of the method, see `lightning_gluon.options.Options`. `compile` lets `torch.compile` make one
             graph of the step: the first one takes up to a minute. Learning rates and radii may change afterwards,
             momenta may not.
@@ -91,15 +100,17 @@ class Gluon(Optimizer):
         radius: Mapping[str, float] | None = None,
         momentum: float | None = None,
         decay: str | None = None,
+        total_steps: int | None = None,
         **options: Unpack[Options],
     ) -> None:
         self.compile: bool | str = CHECKS["compile"]("compile", options.pop("compile", None)) or False
         check_options(method, options)
         given = dict(options) if decay is None else {**options, "decay": decay}
         partial_groups, self._partition = read_source(params)
-        self._settings = Construction(method, lr, weight_decay, momentum, radius, given)
+        self._settings = Construction(method, lr, weight_decay, momentum, radius, given, total_steps)
         groups = self._settings.build(partial_groups)
-        check_ranks_fit(groups)
+        check_lengths(groups, method)
+        check_ranks_fit(groups, find_method(method))
         name_apart(groups)  # before any is added
         self.reference_gradients: dict[Tensor, Tensor] = {}
         self.two_point = CLOSURE  # who takes the second gradient, see `two_point.closures`
@@ -110,7 +121,7 @@ class Gluon(Optimizer):
             check_star_convex(self.layers())
 
     def _transient(self) -> None:
-        """Create what is not saved: plans, buffers to reuse, numbers that were checked."""
+        """Create the parts that are not saved: plans, buffers to reuse, numbers that were checked."""
         self._plans = Plans()
         self._round = Round(self.compile)
         self._visit = Visit()
@@ -125,7 +136,7 @@ class Gluon(Optimizer):
         self._transient()
 
     def __getstate__(self) -> ParameterState:
-        """Return what a pickle holds: no plans, no buffers."""
+        """Return the content of a pickle: no plans, no buffers."""
         kept = {key: getattr(self, key) for key in ("_settings", "two_point", "compile")}
         return {**super().__getstate__(), **kept, "_partition": None}
 
@@ -164,7 +175,7 @@ class Gluon(Optimizer):
 
     @property
     def reference_point(self) -> str | None:
-        """The place of a further gradient: `None`, `"previous"` or `"transported"`."""
+        """The place of a further gradient: `None`, `"previous"`, or one of `lightning_gluon.two_point.transport`."""
         return self._reference.point
 
     @property
@@ -179,7 +190,7 @@ class Gluon(Optimizer):
 
     @property
     def gradient_evaluations(self) -> int:
-        """Gradients evaluated so far: one per step, two where the method takes a second one."""
+        """Gradients evaluated so far: one per step, two if the method takes a second one."""
         return max((group["gradient_evaluations"] for group in self.param_groups), default=0)
 
     def at_reference(self) -> AbstractContextManager[None]:
@@ -205,6 +216,25 @@ class Gluon(Optimizer):
             True
         """
         return self._reference.exchanged()
+
+    def kernel(self) -> dict[str, Kernel]:
+        """Return how the coming step weighs past gradients, by group: the newest one's weight and the mean age.
+
+        Groups whose estimator is not linear in past gradients at the weights are left out: AdamW, clipped ones, and
+        those that are corrected by a second gradient.
+
+        Example:
+            >>> optimizer = Gluon(torch.nn.Linear(3, 5), lr=0.1, momentum=0.75, method="gluon-nesterov")
+            >>> optimizer.kernel()["bias"]
+            Kernel(newest=0.4375, age=2.25)
+        """
+        found = {}
+        for group in self.param_groups:
+            kernel = ESTIMATORS[group["estimator"]].kernel
+            known = kernel(group) if kernel is not None else None
+            if known is not None:
+                found[group["name"]] = known
+        return found
 
     @property
     def folds(self) -> bool:
@@ -296,7 +326,7 @@ class Gluon(Optimizer):
         """Load a state, matching parameters by name and keeping every buffer's dtype, AdamW's moments apart.
 
         Args:
-            state_dict: What `state_dict()` returned.
+            state_dict: Result of `state_dict()`.
 
         Raises:
             ValueError: If names, groups, values or buffers do not match; nothing has changed then.
@@ -321,6 +351,5 @@ class Gluon(Optimizer):
 
     def memory(self) -> ParameterState:
         """Return the bytes the optimizer keeps, by role and by kind; see `lightning_gluon.step.state.memory`."""
-        reference = self._reference
-        kind = reference.kind if reference.point is not None else None
-        return memory(self.param_groups, self.state, reference=kind, workspace_bytes=self._round.workspace.nbytes())
+        kind, workspace = self._reference.kind, self._round.workspace.nbytes()
+        return memory(self.param_groups, self.state, reference=kind, workspace_bytes=workspace)

@@ -1,4 +1,4 @@
-"""Every option of every method, once: its type, what it may be, and what it means.
+"""Every option of every method, once: its type, its check, and its meaning.
 
 An option is one line of `Options` (its type and its check) and one line of that class' docstring, which command lines
 show as help. What it is by default stands with the recursion or norm that reads it. Rows from outside the package add
@@ -18,13 +18,14 @@ __all__ = ["CHECKS", "SETTINGS", "Group", "Options", "register_option"]
 MaybeText: TypeAlias = str | None
 MaybeNumber: TypeAlias = float | None
 MaybeWhole: TypeAlias = int | None
+MaybePair: TypeAlias = tuple[float, float] | None
 
 FRACTION = number(0, 1)
 WHOLE_SHARE = number(0, 1, signs="<= <=")
 POSITIVE = number(0)
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")  # of `torch.compile`
 
-# One parameter group, complete: plain values by name, `params` beside them.
+# One parameter group, complete: plain values by name, `params` next to them.
 Group: TypeAlias = dict[str, Any]
 
 
@@ -34,8 +35,8 @@ class Options(TypedDict, total=False):
     Args:
         compile: Whether `torch.compile` makes one graph of the optimizer's step; a string is its mode.
         orthogonalizer: How the spectral LMO is computed, such as `polar_express` or `svd`.
-        orthogonalizer_steps: Its iterations. Of 6 Polar Express steps 5 cost 0.83 and miss up to 2 % of the decrease,
-            4 cost 0.67 and miss up to 5 %.
+        orthogonalizer_steps: Its iterations. Relative to 6 Polar Express steps 5 cost 0.83 to 0.9 and miss up to 3 % of
+            the decrease; 4 cost 0.67 and miss up to 8 %. In bfloat16 keep 6.
         orthogonalizer_dtype: Its dtype by name.
         momentum_dtype: Dtype of the momentum by name.
         on_nonfinite: `raise`, `skip` or `ignore`.
@@ -47,13 +48,26 @@ class Options(TypedDict, total=False):
         gamma: Share of the correction by the second gradient, in `gluon-mvr1` to `3`, `muon-mvr`, `limuon` and `mars`.
             1 is that of the papers but for `mars`; 0 takes no second gradient.
         clip: Largest norm of the corrected gradient of `mars`.
-        rank: Rank of the momentum that `limuon` carries.
+        rank: Rank of the momentum that `limuon` and `gluon-lowrank` carry.
+        factor_dtype: Dtype, by name, of the factors that carry it.
+        feedback: Bits in which the rest, which they leave out, is kept for the next step: `int8`, `int4` or None.
         oversampling: Extra columns of its sketch.
         power_iterations: Power iterations of its sketch.
         seed: Seed of its sketch.
         reference: How the previous iterate is kept: `copy`, `step` or `step8`.
         fold: Whether the second gradient is accumulated into the first one's buffer; `bfloat16` keeps it in that dtype.
-        lookahead: Share of the way to the transported point of `gluon-igt`, where its gradient is taken; 0 stays.
+        lookahead: Share of the way to the point where the gradient of `gluon-igt`, `gluon-lookahead`,
+            `gluon-ema-nesterov` and `gluon-anchor` is taken; at 0 it is taken at the weights.
+        average_age: Mean age of the average step of `gluon-ema-nesterov`, and of the average weights of `gluon-anchor`,
+            as a share of the training.
+        ramp: Share of the training at its end over which the lookahead of `gluon-anchor` grows from 0.
+        kernel_before: Momentum of `gluon-dual` and `muon-dual` up to the switch: `ema` or `nesterov`.
+        kernel_start: Weight of the newest gradient, and mean age as a share of the training, at the switch.
+        kernel_end: The same at the end.
+        switch: Share of the training after which the memory of `gluon-dual`, `muon-dual` and `gluon-mix` shrinks.
+        mix: Averages of `gluon-mix`.
+        mix_ages: Ages of the youngest and of the oldest one, as shares of the training.
+        mix_weights: Weight of the oldest one at the switch and at the end.
         momentum_carry: Weight on the old momentum in what `lionmuon` carries.
         every: Period of the spectral steps of `lionmuon`.
         sign_radius: Radius of its sign steps, relative to the spectral one.
@@ -83,12 +97,23 @@ class Options(TypedDict, total=False):
     gamma: Annotated[MaybeNumber, POSITIVE]
     clip: Annotated[MaybeNumber, number(none=True)]
     rank: Annotated[MaybeWhole, whole(1, none="the full carry")]
+    factor_dtype: Annotated[MaybeText, dtype_name()]
+    feedback: Annotated[MaybeText, one_of("int8", "int4", None)]
     oversampling: Annotated[MaybeWhole, whole()]
     power_iterations: Annotated[MaybeWhole, whole()]
     seed: Annotated[MaybeWhole, whole(-(2**63))]
     reference: Annotated[MaybeText, one_of("copy", "step", "step8")]
     fold: Annotated[bool | str | None, one_of(False, True, "bfloat16")]
     lookahead: Annotated[MaybeNumber, WHOLE_SHARE]
+    average_age: Annotated[MaybeNumber, WHOLE_SHARE]
+    ramp: Annotated[MaybeNumber, WHOLE_SHARE]
+    kernel_before: Annotated[MaybeText, one_of("ema", "nesterov")]
+    kernel_start: Annotated[MaybePair, pair_of(WHOLE_SHARE)]
+    kernel_end: Annotated[MaybePair, pair_of(WHOLE_SHARE)]
+    switch: Annotated[MaybeNumber, WHOLE_SHARE]
+    mix: Annotated[MaybeWhole, whole(2, most=8)]
+    mix_ages: Annotated[MaybePair, pair_of(number(0, 1, signs="< <="))]
+    mix_weights: Annotated[MaybePair, pair_of(WHOLE_SHARE)]
     momentum_carry: Annotated[MaybeNumber, FRACTION]
     every: Annotated[MaybeWhole, whole(1, unit=" of steps")]
     sign_radius: Annotated[MaybeNumber, POSITIVE]
@@ -96,7 +121,7 @@ class Options(TypedDict, total=False):
     balance: Annotated[MaybeText, one_of(None, "rows", "columns", "longer")]
     balance_momentum: Annotated[MaybeNumber, FRACTION]
     retract: Annotated[MaybeText, text(none=True)]
-    betas: Annotated[tuple[float, float] | None, pair_of(FRACTION)]
+    betas: Annotated[MaybePair, pair_of(FRACTION)]
     eps: Annotated[MaybeNumber, POSITIVE]
 
 

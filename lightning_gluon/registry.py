@@ -1,6 +1,6 @@
-"""How rows of the tables come from outside the package: one check for all tables, and entry points.
+"""Rows of the tables from outside the package: one check for all tables, and entry points.
 
-A package that adds rows names a function of its own under the entry-point group `lightning_gluon`. The function calls
+A package that adds rows names its own function under the entry-point group `lightning_gluon`. The function calls
 `lightning_gluon.register_norm` and its like. It runs once, before a method is first looked up.
 """
 

@@ -1,4 +1,4 @@
-"""The roles of parameters: what each one holds, and how it is drawn in tables and pictures."""
+"""The roles of parameters, and their looks in tables and pictures."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ from lightning_gluon.estimators.recursions import Estimator
 from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.needs import Context
 from lightning_gluon.optimizer import Gluon
+from lightning_gluon.step.checks import find_method
 
 EXACT = 1e-10  # fp64, exact singular values; measured 1e-13 at most
 CLOSE = 1e-5  # fp32; measured 2e-6 at most
@@ -34,7 +35,7 @@ __all__ = ["check_estimator", "check_method", "check_norm"]
 
 
 def check_norm(norm: Norm) -> None:
-    """Check what a step relies on in a norm and its LMO.
+    """Check the promises of a norm and its LMO that a step relies on.
 
         <G, D(G)> = ||G||_*  and  ||D(G)|| = 1        a norm that `attains`
         ||D(G)|| <= 1                                 any other
@@ -148,7 +149,7 @@ def _check_stack(norm: Norm, shape: tuple[int, int]) -> None:
 
 
 def _make_context(norm: Norm, stack: Tensor) -> Context:
-    """Return what a norm declares that it needs beside a stack."""
+    """Return the declared needs of a norm besides a stack."""
     context = Context(statistics={own.name: own.first(stack) for own in norm.statistics})
     if norm.reads_weights:
         context.weights = torch.ones_like(stack)
@@ -159,7 +160,7 @@ def _make_context(norm: Norm, stack: Tensor) -> Context:
 
 
 def check_estimator(estimator: Estimator, options: Mapping[str, Any] | None = None) -> None:
-    """Check what a step relies on in an estimator's recursion.
+    """Check the promises of an estimator's recursion that a step relies on.
 
         update(M, G, G) = G for M = G: gradients that are all G give directions that are all G
         buffers are advanced in place; gradients are only read; every parameter is on its own; the same every time
@@ -168,7 +169,7 @@ def check_estimator(estimator: Estimator, options: Mapping[str, Any] | None = No
 
     Args:
         estimator: The row.
-        options: Options of its group beside its own defaults; default: momentum .9.
+        options: Options of its group besides its own defaults; default: momentum .9.
 
     Raises:
         AssertionError: If a promise is broken.
@@ -182,13 +183,13 @@ def check_estimator(estimator: Estimator, options: Mapping[str, Any] | None = No
     """
     if estimator.step_ is not None:
         return  # it has no direction
-    group = {"momentum": 0.9, **estimator.options, **(options or {})}
+    group = {"momentum": 0.9, "steps": 5, "total_steps": 10, **estimator.options, **(options or {})}
     if "clip" in group:
         group["clip"] = None  # a bound on the gradient would scale it
     gradients = [_draw(4, 3), _draw(5, seed=1)]
-    buffers = {name: [g.clone() for g in gradients] for name in estimator.buffers}
+    buffers = {name: [g.clone() for g in gradients] for name in estimator.names(group)}
     for _ in range(4):
-        direction = estimator.update(buffers, gradients, gradients, group)
+        direction = estimator.update(buffers, gradients, gradients, estimator.at(group))
         for one, other in zip(direction, gradients, strict=True):
             _demand(_near(one, other, EXACT), "constant gradients are their own estimate", estimator)
     _check_recursion(estimator, group)
@@ -210,14 +211,14 @@ def _run(estimator: Estimator, group: Mapping[str, object], members: list[int]) 
     """Return the directions of three steps, and check that the recursion keeps to its own buffers."""
     shapes = [(4, 3), (5,)]
     first = [_draw(*shapes[member], seed=member) for member in members]
-    buffers = {name: [g.clone() for g in first] for name in estimator.buffers}
+    buffers = {name: [g.clone() for g in first] for name in estimator.names(group)}
     before = _addresses(buffers)
     direction = first
     for step in range(3):
         new = [_draw(*shapes[member], seed=10 * step + member) for member in members]
         old = [g * 0.9 for g in new]
         read = [g.clone() for g in (*new, *old)]
-        advanced = estimator.update(buffers, new, old, group)
+        advanced = estimator.update(buffers, new, old, estimator.at(group))
         direction = [one.clone() for one in advanced]
         _demand(_equal([*new, *old], read), "gradients are only read", estimator)
     _demand(_addresses(buffers) == before, "buffers are advanced in place", estimator)
@@ -229,7 +230,7 @@ def _addresses(buffers: Mapping[str, list[Tensor]]) -> list[int]:
 
 
 def check_method(method: str, **options: Any) -> None:
-    """Check a registered method in training: what a Trainer, a checkpoint and a scheduler rely on.
+    """Check a registered method in training, as a Trainer, a checkpoint and a scheduler rely on it.
 
     - `step(closure)` evaluates as many gradients as the method says, and leaves `.grad` as it is.
     - The state is complete after the first step; zero gradients at `lr = 0` move nothing.
@@ -250,6 +251,8 @@ def check_method(method: str, **options: Any) -> None:
     Example:
         >>> check_method("gluon")
     """
+    if find_method(method).needs_length:
+        options = {"total_steps": 8, **options}
     _check_zero(method, options)
     net = _small_network()
     optimizer = Gluon(net, lr=0.02, method=method, **options)

@@ -33,7 +33,7 @@ def refusal(name: str, where: str, wanted: str, value: object) -> ValueError:
 
 
 def one_of(*choices: object) -> Check:
-    """Allow what is listed.
+    """Allow the listed values.
 
     Returns:
         The check.
@@ -107,7 +107,7 @@ def number(low: float = 0, high: float = math.inf, *, signs: str = "<= <", none:
 
 
 def _as_float(value: Any) -> float:
-    """Return a number, or NaN for what is none."""
+    """Return a number, or NaN for anything else."""
     if isinstance(value, str):
         return math.nan
     try:
@@ -116,8 +116,8 @@ def _as_float(value: Any) -> float:
         return math.nan
 
 
-def whole(least: int = 0, *, none: str = "", unit: str = "") -> Check:
-    """Allow whole numbers from `least` on, and `None` if it means something.
+def whole(least: int = 0, *, most: float = math.inf, none: str = "", unit: str = "") -> Check:
+    """Allow whole numbers from `least` to `most`, and `None` if it means something.
 
     Returns:
         The check.
@@ -128,13 +128,15 @@ def whole(least: int = 0, *, none: str = "", unit: str = "") -> Check:
     wanted = f"be a whole number{unit}"
     if least > -(2**63):
         wanted += f" >= {least}"
+    if most < math.inf:
+        wanted += f" and <= {most}"
     if none:
         wanted += f", or None for {none}"
 
     def check(name: str, value: object, where: str = "") -> object:
         if none and value is None:
             return value
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
             raise refusal(name, where, wanted, value)
         return value
 
@@ -161,7 +163,7 @@ def text(*, none: bool = False) -> Check:
 
 
 def pair_of(check_one: Check) -> Check:
-    """Allow two values, in whatever behaves as a sequence.
+    """Allow two values, in anything that behaves as a sequence.
 
     Returns:
         The check.

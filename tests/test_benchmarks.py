@@ -19,6 +19,7 @@ import torch
 import lightning_gluon
 from benchmarks import (
     compare,
+    estimators,
     journal,
     monitor_overhead,
     real_sizes,
@@ -53,6 +54,7 @@ INTERNALS = {  # file: modules it takes internals from. Only what measures a par
 }
 TORCH_INTERNALS = {  # file: what it needs that torch does not export
     "benchmarks/yardsticks.py": {"torch.optim._muon"},
+    "benchmarks/counts.py": {"torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"},
     "benchmarks/memory.py": {"torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"},
 }
 SCRIPTS = sorted([*Path("benchmarks").rglob("*.py"), *Path("recipes").rglob("*.py")])
@@ -349,6 +351,45 @@ def test_compare_at_equal_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         compare.main(["--task", "text", "--output", str(file)])
     with pytest.raises(SystemExit, match=r"`--methods` out of adamw, .* got muom"):
         compare.main(["--methods", "muom", "--output", str(file)])
+
+
+def test_estimators_at_equal_gradients(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    file = tmp_path / "digits.jsonl"
+    command = ["--task", "digits", "--evaluations", "6", "--seeds", "1", "2", "--rates", "0.02", "0.01"]
+    command += ["--momenta", "0.9", "0.8", "--finalists", "1", "--output", str(file)]
+    names = ["ema", "dual", "mvr1 0.25", "lowrank r4 int4", "adamw"]
+    estimators.main([*command, "--rows", *names, "--minutes", "0"])
+    assert "the same command goes on" in capsys.readouterr().out
+    estimators.main([*command, "--rows", *names])
+    runs = Journal(file).of("run")
+    screened = [run for run in runs if run["seed"] == 0 and run["momentum"] in (0.9, None)]
+    assert len(screened) == 2 * len(names)
+    assert {run["row"]: run["steps"] for run in screened} == {name: 3 if "mvr1" in name else 6 for name in names}
+    assert all(run["evaluations"] in (5, 6) for run in runs)  # the first step of two gradients needs only one
+    finalists = {run["row"] for run in runs if run["seed"] != 0}
+    assert len(finalists) == 3 and {"ema", "adamw"} < finalists
+    for name in finalists - {"adamw"}:
+        swept = [run for run in runs if run["row"] == name and run["seed"] == 0]
+        assert {(run["lr"], run["momentum"]) for run in swept} == {(lr, b) for lr in (0.01, 0.02) for b in (0.8, 0.9)}
+        chosen = min(swept, key=lambda run: run["metrics"]["val/loss"])
+        reported = [run for run in runs if run["row"] == name and run["seed"] in (1, 2)]
+        assert {(run["lr"], run["momentum"]) for run in reported} == {(chosen["lr"], chosen["momentum"])}
+    bytes_of = {run["row"]: run["bytes_per_parameter"] for run in screened}
+    assert bytes_of["ema"] == bytes_of["dual"] == 4 and bytes_of["mvr1 0.25"] == 8 and bytes_of["lowrank r4 int4"] < 2.5
+    page = file.with_suffix(".md").read_text()
+    assert all(f"| {name} |" in page for name in names)
+
+    monkeypatch.setattr(compare, "fit", lambda *_: pytest.fail("trained twice"))
+    estimators.main([*command, "--rows", *names])
+    assert Journal(file).of("run") == runs
+    with pytest.raises(SystemExit, match=r"`--rows` out of ema, .* got emma"):
+        estimators.main(["--rows", "emma", "--output", str(file)])
+
+
+def test_every_row_of_the_estimators_can_be_built() -> None:
+    for row in estimators.rows().values():
+        arguments = {"method": row.method, **row.options}
+        assert compare.gradients(arguments) in (1, 2)
 
 
 def test_a_diverged_seed_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

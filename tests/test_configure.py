@@ -27,7 +27,7 @@ def test_a_bare_optimizer_or_lightnings_dict() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_groups_are_named_by_role(method: str) -> None:
-    optimizer = configure_optimizers(network(), method, lr=0.02, radius={"head": 3.0})
+    optimizer = configure_optimizers(network(), method, lr=0.02, radius={"head": 3.0}, total_steps=8)
     names = [group["name"] for group in optimizer.param_groups]
     assert names == [group["role"] for group in optimizer.param_groups] and "hidden" in names
     by_role = {group["role"]: group for group in optimizer.param_groups}

@@ -43,6 +43,17 @@ def test_extending_page_runs() -> None:
     assert "gluon-eq" in lightning_gluon.METHODS
 
 
+def test_momentum_page_prints_what_it_says() -> None:
+    page = README.parent / "docs" / "primers" / "momentum.md"
+    blocks = list(BLOCK.finditer(page.read_text(encoding="utf-8")))
+    assert blocks
+    for block in blocks:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(block[1], str(page), "exec", dont_inherit=True), {"__name__": "momentum"})
+        assert printed.getvalue() == block[2]
+
+
 def test_first_snippet_trains(tmp_path: Path) -> None:
     namespace: dict = {"__name__": "readme"}
     exec(next(BLOCK.finditer(TEXT))[1], namespace)

@@ -1,4 +1,4 @@
-"""Docstrings of every callable that a user can reach: mathematics, arguments, shapes, errors, source, example.
+"""Docstrings of every callable that a user can reach, in all their parts; sentences of the whole package.
 
 A method takes the mathematics, the shapes and the source from its class if its class has them, and counts as shown if
 an example of its class calls it. Arguments and errors are its own.
@@ -14,9 +14,14 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeGuard
 
 import pytest
 
+import lightning_gluon
+
+PACKAGE = Path(lightning_gluon.__file__).parent
 MODULES = ("", ".norms", ".callbacks", ".radius", ".smoothness", ".testing")
 
 # Hooks and state that Lightning or torch calls, never a user: their contract is described there.
@@ -168,9 +173,9 @@ def sentences(text: str) -> list[str]:
     return re.split(r"(?<=[.!?:])\s+|\n\n", prose)
 
 
-def begins_well(given: Reachable) -> bool:
-    first = given.text.partition("\n")[0]
-    return first.endswith(".") and first.split()[0].lower().strip(",.`") not in CLAUSES
+def begins_with_noun_or_verb(text: str) -> bool:
+    first = text.partition("\n")[0]
+    return first.endswith((".", "?", ":")) and first.split()[0].lower().strip(",.`") not in CLAUSES
 
 
 PARTS: dict[str, Callable[[Reachable], bool]] = {
@@ -180,7 +185,6 @@ PARTS: dict[str, Callable[[Reachable], bool]] = {
     "errors": has_errors,
     "source": has_source,
     "example": has_example,
-    "first line": begins_well,
 }
 ALL = list(reachable())
 
@@ -199,7 +203,82 @@ def test_exemptions_are_needed(part: str) -> None:
     assert not idle, "these have the part by now"
 
 
-@pytest.mark.parametrize("given", ALL, ids=lambda given: given.name)
-def test_sentences_are_short(given: Reachable) -> None:
-    long = [sentence for sentence in sentences(given.text) if len(sentence.split()) > LONGEST]
-    assert not long
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def identify(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def docstrings(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            text = ast.get_docstring(node)
+            if text is not None:
+                yield text
+
+
+def bare(x: int) -> None:
+    """Which is of no use."""
+    raise ValueError(x)
+
+
+def full(x: int) -> None:
+    """Return `y = 2 x` of a scalar.
+
+    Args:
+        x: A number.
+
+    Raises:
+        ValueError: Always.
+
+    References:
+        Arithmetic.
+
+    Example:
+        >>> 1 + 1
+        2
+    """
+    raise ValueError(x)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_are_seen(part: str) -> None:
+    assert not PARTS[part](Reachable("bare", bare))
+    assert PARTS[part](Reachable("full", full))
+
+
+def test_openings_are_seen() -> None:
+    assert begins_with_noun_or_verb(full.__doc__ or "")
+    assert not begins_with_noun_or_verb(bare.__doc__ or "")
+
+
+def texts(path: Path) -> Iterator[str]:
+    """Yield the docstrings of a file, its comments, and the sentences of its errors."""
+    yield from docstrings(path)
+    text = path.read_text()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Raise):
+            yield from (part.value for part in ast.walk(node) if is_text(part))
+    for block in re.findall(r"(?:^ *# .*\n)+", text, re.MULTILINE):
+        yield re.sub(r"^ *# ", "", block, flags=re.MULTILINE)
+
+
+def is_text(node: ast.AST) -> TypeGuard[ast.Constant]:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+@pytest.mark.parametrize("path", FILES, ids=identify)
+def test_sentences_are_short(path: Path) -> None:
+    found = [sentence for text in texts(path) for sentence in sentences(text)]
+    assert not [sentence for sentence in found if len(sentence.split()) > LONGEST]
+
+
+@pytest.mark.parametrize("path", FILES, ids=identify)
+def test_docstrings_begin_with_a_noun_or_a_verb(path: Path) -> None:
+    assert not [text for text in docstrings(path) if not begins_with_noun_or_verb(text)]
+
+
+def test_sentences_by_hand() -> None:
+    text = "Return one. And `two three`,\nfour.\n\n    five = six\n\nArgs:\n    seven: Eight."
+    assert [len(sentence.split()) for sentence in sentences(text)] == [2, 3, 0]

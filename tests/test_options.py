@@ -66,7 +66,7 @@ def test_an_option_from_outside_is_checked_and_shown(sharpness: None) -> None:
     parser.add_class_arguments(Gluon, "optimizer", skip={"params"})
     text = parser.format_help()
     assert re.search(r"--optimizer.sharpness SHARPNESS\s+Sharpness of a norm from outside", text)
-    assert re.search(r"--optimizer.rank RANK\s+Rank of the momentum that `limuon`\s+carries", text)
+    assert re.search(r"--optimizer.rank RANK\s+Rank of the momentum that `limuon`\s+and", text)
     group = {"params": [torch.nn.Parameter(torch.ones(2, 2))], "role": "hidden"}
     with pytest.raises(ValueError, match=r"`sharpness` of group 'hidden' to satisfy 0 <= sharpness < 2, but got 3"):
         Gluon([{**group, "sharpness": 3.0}], lr=0.1)

@@ -132,11 +132,11 @@ class GluonOptimizer(Callback):
 
     @property
     def active(self) -> bool:
-        """Whether there is anything to configure: an `lr` was given."""
+        """True if there is anything to configure: an `lr` was given."""
         return "lr" in self.settings
 
     def _check(self) -> None:
-        """Raise for whatever does not fit the method."""
+        """Raise for a setting that does not fit the method."""
         Overrides(self.rules)
         check_lr(self.settings.get("lr"))
         CHECKS["compile"]("compile", self.settings.get("compile"))

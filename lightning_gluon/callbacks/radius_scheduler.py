@@ -151,11 +151,11 @@ class RadiusScheduler(Callback):
         place_before(trainer, self, SmoothnessMonitor)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the session if the rule needs gradients at two points, before it reads what a checkpoint holds."""
+        """Join the session if the rule needs gradients at two points, before it reads a checkpoint."""
         self._session = Session.of(trainer) if self.control.second_gradient else None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the initial radii, or those of the run that is resumed, and find out what can be measured."""
+        """Take the initial radii, or those of the run that is resumed, and find the measurements that are possible."""
         optimizer = own_optimizer(trainer)
         self._logs = check_log(trainer, self.logging, "RadiusScheduler")
         if self.control.second_gradient and not repeatable(pl_module):
@@ -182,7 +182,7 @@ class RadiusScheduler(Callback):
             self.control.loss.add(plain / loss_scale(trainer))
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
-        """Measure what the rule needs, and set the radii of the coming step."""
+        """Take the rule's measurements, and set the radii of the coming step."""
         own, control, session, done = self._optimizer, self.control, self._session, self.rule.done
         if own is None or unwrapped(optimizer) is not own:
             return

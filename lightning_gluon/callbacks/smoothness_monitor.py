@@ -84,7 +84,7 @@ class SmoothnessMonitor(Callback):
     Args:
         every_n_steps: Optimizer steps between two samples (`k` above is every such step).
         layers: Layers to measure: names, shell patterns or roles; default: all.
-        per_layer: Log every layer, beside the roles.
+        per_layer: Log every layer, next to the roles.
         same_sample: Take the probe pass; without it only the trajectory estimate is available to one-gradient methods.
         exact: Take singular values for spectral and nuclear norms; default: on the CPU
             (`lightning_gluon.smoothness.readings`).
@@ -92,7 +92,7 @@ class SmoothnessMonitor(Callback):
         penalty: Weight of samples above the fit.
         log: Whether to log; default: if the Trainer has a logger.
         save: Whether to write `smoothness.jsonl`.
-        figures: Draw the pictures at the end of training: PNG files beside the samples, figures in TensorBoard.
+        figures: Draw the pictures at the end of training: PNG files next to the samples, figures in TensorBoard.
 
     Raises:
         ValueError: If an argument is out of range, or `figures` are asked for without `save`; at the start of training
@@ -165,7 +165,7 @@ class SmoothnessMonitor(Callback):
 
     @property
     def state_key(self) -> str:
-        """Tell instances apart by what they measure."""
+        """Tell instances apart by their measurements."""
         return state_key(self, every_n_steps=self.every_n_steps, layers=str(self.layers))
 
     @property
@@ -178,7 +178,7 @@ class SmoothnessMonitor(Callback):
     # ------------------------------------------------------------------ begin and end
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Join the session, before it reads what a checkpoint holds."""
+        """Join the session, before it reads a checkpoint."""
         self._session = Session.of(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -223,7 +223,7 @@ class SmoothnessMonitor(Callback):
     # ------------------------------------------------------------------ one step
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
-        """Take the sample that is due, and ask for what the next step's sample will need."""
+        """Take the sample that is due, and ask for the needs of the next step's sample."""
         session = self._session
         if session is None or session.optimizer is None or unwrapped(optimizer) is not session.optimizer:
             return
@@ -322,7 +322,7 @@ class SmoothnessMonitor(Callback):
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the fits' samples, and where they are written to, as plain values."""
+        """Return the fits' samples and the place they are written to, as plain values."""
         return {
             "steps": self.steps,
             "fits": {name: running.state_dict() for name, running in self.fits.items()},

@@ -162,7 +162,7 @@ class VarianceReduction(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Log what the run has cost so far."""
+        """Log the cost of the run so far."""
         if self._optimizer is not None and not trainer.barebones:
             count = float(self._optimizer.gradient_evaluations)
             pl_module.log("gluon/gradient_evaluations", count, on_step=True, on_epoch=False)

@@ -12,7 +12,7 @@ __all__ = ["Arguments"]
 
 
 class Arguments(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line and leaves the usage to `--help`."""
+    """A parser that names a mistake in one line and leaves the usage to `--help`."""
 
     def parse_args(self, args: Sequence[str], namespace: Namespace | None = None) -> Namespace:  # type: ignore[override]
         """Say which option is unknown, rather than which one is missing for it.

@@ -1,4 +1,4 @@
-"""YAML files of the command line: looked at before they are parsed, and refused where they would grow without end."""
+"""YAML files of the command line: looked at before they are parsed, and refused if they would grow without end."""
 
 from __future__ import annotations
 

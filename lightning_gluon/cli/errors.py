@@ -17,7 +17,7 @@ OURS = ("lightning_gluon", "recipes")  # packages whose errors are whole sentenc
 
 @contextmanager
 def one_line_errors(begun: Callable[[], bool] = lambda: False) -> Iterator[None]:
-    """Exit with one line where an exception would show its traceback.
+    """Exit with one line instead of an exception's traceback.
 
     Args:
         begun: Whether the run has computed something; an exception then keeps its traceback.

@@ -18,7 +18,7 @@ __all__ = ["CommandCLI", "GluonCLI", "ModelCLI"]
 class GluonCLI(LightningCLI):
     """`LightningCLI` with an `optimizer` section that holds the arguments of `lightning_gluon.configure_optimizers`.
 
-    The stock CLI hands bare parameters to an optimizer class; this one asks the module, late, so that names and module
+    The stock CLI hands bare parameters to an optimizer class; this one asks the module, late. So names and module
     types are known, weights may be sharded, and schedules run per step. A module that has its own
     `configure_optimizers` keeps it unless `optimizer.lr` is given.
 
@@ -136,7 +136,7 @@ class ModelCLI(CommandCLI):
         super().__init__(args, run=False, save_config_callback=None, seed_everything_default=False, parser_kwargs=names)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the `optimizer` section, and what the configuration saved with a run holds beside it.
+        """Add the `optimizer` section, and the other entries of the configuration saved with a run.
 
         Args:
             parser: The parser.

@@ -1,4 +1,4 @@
-"""The keys and class paths that a command line and its files give, to say what a mistake could have been."""
+"""The keys and class paths that a command line and its files give, for suggestions after a mistake."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Given:
 
     @classmethod
     def read(cls, arguments: Sequence[str]) -> Given:
-        """Return what arguments give.
+        """Return the values of arguments.
 
         Args:
             arguments: Arguments of the command line.
@@ -147,7 +147,7 @@ def _leaves(prefix: str, value: object) -> Iterator[tuple[str, object]]:
 
 
 def _find_imported(path: str | None) -> Any:
-    """Return what a class path that was imported before stands for; None if it stands for nothing."""
+    """Return the object of a class path that was imported before; None if there is none."""
     from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
     place, _, name = (path or "").rpartition(".")

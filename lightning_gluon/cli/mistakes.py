@@ -1,4 +1,4 @@
-"""One sentence for a mistake on the command line, out of what jsonargparse says of it."""
+"""One sentence for a mistake on the command line, out of jsonargparse's message."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMS: list[tuple[re.Pattern[str], Writer]] = []
 
 
 def explain(message: str, keys: Keys) -> str:
-    """Return one sentence for what jsonargparse says of a mistake.
+    """Return one sentence for jsonargparse's message about a mistake.
 
     Args:
         message: Its text, of up to 20 lines.

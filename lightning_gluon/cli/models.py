@@ -31,8 +31,8 @@ def build_model(name: str, arguments: ConfigValues) -> nn.Module:
     A class path is imported, which runs the code of its module. Nothing is called before it is known to be a model.
 
     Args:
-        name: `timm/NAME`, `transformers/TYPE` (`qwen2`, `Qwen2Config`), a hub id or folder with a `config.json`, or the
-            dotted path of a subclass of `nn.Module`, or of a function that is annotated to return one.
+        name: `timm/NAME`, `transformers/TYPE` (`qwen2`, `Qwen2Config`), a hub id or a folder with a `config.json`. Or
+            the dotted path of a subclass of `nn.Module`, or of a function that is annotated to return one.
         arguments: Arguments of the model, or entries of its configuration.
 
     Returns:
@@ -182,7 +182,7 @@ def _is_module(found: object) -> bool:
 
 
 def _returned(found: object) -> object:
-    """Return what a function is annotated to return; None where it does not say."""
+    """Return the annotation of a function's result; None if there is none."""
     if not inspect.isfunction(found):
         return None
     try:

@@ -1,4 +1,4 @@
-"""The parser of `lightning-gluon fit` and its kin: a mistake is one line that says what could have been meant."""
+"""The parser of `lightning-gluon fit` and its kin: a mistake is one line with a suggestion."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class GluonParser(LightningArgumentParser):
         self.given = Given()
 
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Read the files first: what is wrong with one is said of that file.
+        """Read the files first, so that a mistake in one is said of that file.
 
         Args:
             args: Arguments; None takes the process's.

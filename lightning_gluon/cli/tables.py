@@ -18,7 +18,7 @@ from lightning_gluon.roles import ROLES
 __all__ = ["detail", "overview"]
 
 WIDE = 160  # columns of a terminal from which every column is shown
-MEDIUM = 80  # columns above which the summary has a column of its own
+MEDIUM = 80  # columns above which the summary has its own column
 
 
 @dataclass(frozen=True)

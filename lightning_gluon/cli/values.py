@@ -1,4 +1,4 @@
-"""One sentence for a value of the wrong type, out of what jsonargparse says of it."""
+"""One sentence for a value of the wrong type, out of jsonargparse's message."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _reason(text: str) -> str:
 
 
 def _told(text: str) -> str:
-    """Return what a text says beside the types that it expected."""
+    """Return the text without the types that it expected."""
     told = []
     errors = text.partition("Errors:")[2]
     for line in errors.splitlines():

@@ -1,1 +1,1 @@
-"""What stands in for the gradient: momentum estimators, and how their buffers are carried between steps."""
+"""Momentum estimators, which stand in for the gradient, and the buffers they carry between steps."""

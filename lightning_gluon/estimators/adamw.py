@@ -1,6 +1,8 @@
 """AdamW as a row that steps by itself: torch's own kernel advances the moments and moves the weights.
 
-m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   X <- (1 - lr wd) X - lr radius m_hat / (sqrt(v_hat) + eps)
+    m <- b1 m + (1 - b1) g,   v <- b2 v + (1 - b2) g^2,   X <- (1 - lr wd) X - lr radius m_hat / (sqrt(v_hat) + eps)
+
+`m_hat` and `v_hat` are the moments without the bias of their start.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # where torch has a fused kernel
 def adamw_(
     state: MutableMapping[Tensor, Any], group: Mapping[str, Any], params: list[Tensor], gradients: list[Tensor]
 ) -> None:
-    """Step parameters by AdamW, with a fused kernel where the layouts are what it takes them for.
+    """Step parameters by AdamW, with a fused kernel if the layouts are what it takes them for.
 
     Args:
         state: The optimizer's state, by parameter.
@@ -56,7 +58,7 @@ def adamw_(
 
 
 def adamw_layout(parameter: Tensor) -> dict[str, Tensor]:
-    """Return what is kept of one parameter: both moments and the number of steps, as tensors on the meta device."""
+    """Return the state of one parameter: both moments and the number of steps, as tensors on the meta device."""
     moment = parameter.detach().to("meta")
     return {"exp_avg": moment, "exp_avg_sq": moment, "step": torch.empty((), dtype=torch.float32, device="meta")}
 
@@ -68,6 +70,6 @@ def _start(state: MutableMapping[str, Any], parameter: Tensor, place: torch.devi
 
 
 def _lie_alike(params: list[Tensor], gradients: list[Tensor], moments: list[Tensor]) -> bool:
-    """Return whether the kernel may walk through memory; moments lie like parameters, except where those have gaps."""
+    """Return whether the kernel may walk through memory; moments lie like parameters, unless those have gaps."""
     triples = zip(params, gradients, moments, strict=True)
     return all(one.stride() == gradient.stride() == moment.stride() for one, gradient, moment in triples)

@@ -1,14 +1,21 @@
-"""How a buffer is carried from one step to the next: dense in some dtype, or as the factors of a low rank."""
+"""Buffers carried from one step to the next: dense in some dtype, or as the factors of a low rank.
+
+    M ~ U S V^T + E        E: what the truncation dropped, in 8 or 4 bits (`feedback`); without it E is forgotten
+
+With the feedback the next step starts at the whole M again, but for the rounding of E: the truncation itself is then
+free of error, whatever the rank.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_gluon.estimators.low_rank import compress, expand, sketch_generator
+from lightning_gluon.estimators.quantize import QUANTIZERS, Quantizer
 from lightning_gluon.norms.views import MatrixView
 
 __all__ = ["Carry"]
@@ -17,29 +24,47 @@ __all__ = ["Carry"]
 def carry_layout(
     buffers: Iterable[str], parameter: Tensor, factored: tuple[MatrixView, ...], group: Mapping[str, Any]
 ) -> dict[str, Tensor]:
-    """Return what is kept of one parameter's buffers, by key.
+    """Return the state of one parameter's buffers, by key.
 
     Args:
         buffers: Names of the estimator's buffers.
         parameter: The parameter.
         factored: The matrices its momentum is compressed as; empty for the dense carry.
-        group: Its group: `momentum_dtype` and `rank`.
+        group: Its group: `momentum_dtype`, `rank`, `factor_dtype` and `feedback`.
 
     Returns:
         Tensors on the meta device: shapes and dtypes.
     """
     if not factored:
-        kept = dense_dtype(parameter, group)
-        return {name: torch.empty(parameter.shape, dtype=kept, device="meta") for name in buffers}
-    work = torch.promote_types(parameter.dtype, torch.float32)
-    shapes = {}
+        dtype = dense_dtype(parameter, group)
+        return {name: _meta(parameter.shape, dtype) for name in buffers}
+    entries = {}
+    dtype, quantizer = factor_dtype(parameter, group), _feedback(group)
     for index, view in enumerate(factored):
         batch, rows, columns = view.matrix
         rank = min(group["rank"], rows, columns)
-        shapes.update(
-            {f"U{index}": (batch, rows, rank), f"S{index}": (batch, rank), f"V{index}": (batch, columns, rank)}
-        )
-    return {key: torch.empty(shape, dtype=work, device="meta") for key, shape in shapes.items()}
+        entries[f"U{index}"] = _meta((batch, rows, rank), dtype)
+        entries[f"S{index}"] = _meta((batch, rank), torch.promote_types(parameter.dtype, torch.float32))
+        entries[f"V{index}"] = _meta((batch, columns, rank), dtype)
+        if quantizer is not None:
+            entries[f"E{index}"], entries[f"E_scale{index}"] = quantizer.layout(view.matrix)
+    return entries
+
+
+def _meta(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def factor_dtype(parameter: Tensor, group: Mapping[str, Any]) -> torch.dtype:
+    """Return the dtype in which `U` and `V` are kept: fp32 or wider, if the group asks for no other."""
+    asked = group.get("factor_dtype")
+    return getattr(torch, asked) if asked else torch.promote_types(parameter.dtype, torch.float32)
+
+
+def _feedback(group: Mapping[str, Any]) -> Quantizer | None:
+    """Return what quantises the part that truncation drops; `None` if it is forgotten."""
+    bits = group.get("feedback")
+    return QUANTIZERS[bits] if bits else None
 
 
 def dense_dtype(parameter: Tensor, group: Mapping[str, Any]) -> torch.dtype:
@@ -55,7 +80,7 @@ class Carry:
         state: The parameter's optimizer state.
         parameter: The parameter.
         factored: The matrices its momentum is compressed as; empty for the dense carry.
-        group: Its group: `start`, `momentum_dtype`, `rank` and the rest of the sketch.
+        group: Its group: `start`, `momentum_dtype`, `rank`, the rest of the sketch, `factor_dtype` and `feedback`.
     """
 
     def __init__(
@@ -84,25 +109,40 @@ class Carry:
 
     def _expand(self, like: Tensor) -> Tensor:
         if len(self.factored) == 1 and self.factored[0].is_plain:
-            return expand(self.state["U0"], self.state["S0"], self.state["V0"]).view(like.shape)
+            return self._matrices(0, like).view(like.shape)
         full = torch.empty_like(like)
         for index, view in enumerate(self.factored):
-            view.scatter_(full, expand(*(self.state[f"{factor}{index}"] for factor in "USV")))
+            view.scatter_(full, self._matrices(index, like))
         return full
 
+    def _matrices(self, index: int, like: Tensor) -> Tensor:
+        """Return the matrices of one view, with what was dropped from them."""
+        factors = [self.state[f"{name}{index}"] for name in "USV"]
+        matrices = expand(*[factor.to(like.dtype) for factor in factors])
+        quantizer = _feedback(self.group)
+        if quantizer is not None:
+            codes, scales = self.state[f"E{index}"], self.state[f"E_scale{index}"]
+            matrices += quantizer.restore(codes, scales, matrices)
+        return matrices
+
     def _compress(self, value: Tensor) -> None:
-        group = self.group
+        group, quantizer = self.group, _feedback(self.group)
+        dtype = factor_dtype(self.parameter, group)
         for index, view in enumerate(self.factored):
-            generator = sketch_generator(group["seed"], group["steps"], view.matrix, value.device)
-            factors = compress(
-                view.gather(value),
+            matrices = view.gather(value)
+            left, values, right = compress(
+                matrices,
                 rank=group["rank"],
                 oversampling=group["oversampling"],
                 power_iterations=group["power_iterations"],
-                generator=generator,
+                generator=sketch_generator(group["seed"], group["steps"], view.matrix, value.device),
             )
-            for name, factor in zip("USV", factors, strict=True):
-                self.state[f"{name}{index}"] = factor
+            self.state[f"U{index}"] = left.to(dtype)
+            self.state[f"S{index}"] = values
+            self.state[f"V{index}"] = right.to(dtype)
+            if quantizer is not None:
+                dropped = matrices - expand(left.to(dtype).to(value.dtype), values, right.to(dtype).to(value.dtype))
+                self.state[f"E{index}"], self.state[f"E_scale{index}"] = quantizer.quantize(dropped)
 
 
 def _saturated(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,7 @@ __all__ = ["compress", "expand", "factored_views", "sketch_generator"]
 
 
 def factored_views(rank: int, shape: tuple[int, ...], views: tuple[MatrixView, ...]) -> tuple[MatrixView, ...]:
-    """Return the matrices that a parameter's momentum is compressed as, or nothing where factors would not be smaller.
+    """Return the matrices that a parameter's momentum is compressed as, or nothing if factors would not be smaller.
 
     A parameter stored with two dimensions is compressed as it is stored, fused or not, as LiMuon does; experts and
     kernels are compressed matrix by matrix.

@@ -1,4 +1,4 @@
-"""What is a unit ball: every norm with its dual norm and its linear minimisation oracle (LMO).
+"""Norms, whose unit balls bound a step: each with its dual norm and its linear minimisation oracle (LMO).
 
 For a norm `||.||` on a layer's weight and its dual `||G||_* = max_{||D|| <= 1} <G, D>`, the LMO returns the `D` that
 attains the maximum. All norms are batched over leading dimensions, give zero for zero, and their `lmo` does not depend

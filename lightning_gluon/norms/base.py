@@ -1,6 +1,6 @@
-"""The norm as an interface: what it says of itself, its dual norm, its linear minimisation oracle.
+"""The norm as an interface: its declarations, its dual norm, its linear minimisation oracle.
 
-A norm declares what the step has to give it. The step reads the declarations and asks for no names:
+A norm declares its needs. The step reads the declarations and asks for no names:
 
 | declaration | what the norm gets |
 |---|---|
@@ -8,7 +8,7 @@ A norm declares what the step has to give it. The step reads the declarations an
 | `matrices` | the matrices that a parameter holds; without it the parameter as one flat vector |
 | `turns` | tall matrices turned, so that rows <= columns |
 | `guarded` | biases without the entries that are rounding noise |
-| `overwrites` | a stack of its own, which it may write to |
+| `overwrites` | its own stack, which it may write to |
 
 and those of `lightning_gluon.norms.needs`.
 """

@@ -71,6 +71,7 @@ class Iteration:
         tight: Start from the Schatten-8 norm, with room for rounding; else from the Frobenius norm, as the authors do.
         runs: Several steps may be taken at a time on the Gram matrix; else one by one.
         fewer: Schedules solved for a smaller number of steps.
+        rational: Where rational steps are as accurate and faster, they are the default.
     """
 
     coefficients: tuple[Step, ...]
@@ -78,10 +79,11 @@ class Iteration:
     tight: bool
     runs: bool
     fewer: Mapping[int, tuple[Step, ...]] = field(default_factory=dict)
+    rational: bool = False
 
 
 ITERATIONS = {
-    "polar_express": Iteration(POLAR_EXPRESS, 6, tight=True, runs=True, fewer=FEWER_STEPS),
+    "polar_express": Iteration(POLAR_EXPRESS, 6, tight=True, runs=True, fewer=FEWER_STEPS, rational=True),
     "you": Iteration(YOU, 5, tight=False, runs=True),
     "jordan": Iteration(JORDAN, 5, tight=False, runs=False),
     "newton_schulz": Iteration(JORDAN, 5, tight=False, runs=False),  # the name Muon's users know

@@ -1,4 +1,4 @@
-"""What a part of the step may ask for beside the momentum: a norm, a decay or a retraction declares it and is given it.
+"""Needs of a part of the step besides the momentum: a norm, a decay or a retraction declares them and is given them.
 
 | declaration | what is given |
 |---|---|
@@ -55,7 +55,7 @@ class Statistic:
 
 @dataclass
 class Context:
-    """What the step gives beside a stack of matrices `(count, rows, columns)`; only what was declared is there.
+    """Companions of a stack of matrices `(count, rows, columns)` in a step; only those that were declared are there.
 
     Args:
         workspace: Buffers to reuse between calls.

@@ -11,7 +11,9 @@ from torch import Tensor
 
 def largest_magnitude(tensor: Tensor, dims: tuple[int, ...]) -> Tensor:
     """Return the largest magnitude over `dims` (kept)."""
-    # torch.linalg.vector_norm(ord=inf) takes 25 times as long on CPUs.
+    if tensor.is_cuda:  # one reading in place of two
+        return torch.linalg.vector_norm(tensor, ord=math.inf, dim=dims, keepdim=True)
+    # On CPUs that takes 25 times as long.
     highest = tensor.amax(dims, keepdim=True)
     lowest = tensor.amin(dims, keepdim=True)
     return torch.maximum(highest, lowest.neg())

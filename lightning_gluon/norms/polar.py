@@ -1,6 +1,6 @@
 """The polar factor by matrix products: plain steps, or two to three on the Gram matrix at a time.
 
-What the constants were measured on stands in `docs/primers/orthogonalization.md`.
+`docs/primers/orthogonalization.md` holds the measurements behind the constants.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from lightning_gluon.norms.products import symmetric_product
 
 @dataclass(frozen=True)
 class Precision:
-    """What the iteration allows for in a compute dtype.
+    """Allowance of the iteration for a compute dtype.
 
     Args:
         safety: Factor `s` of a step `p(x / s)` that covers rounding, for Polar Express.
         roundoff: Unit roundoff.
         run: Steps on the Gram matrix between two touches of X.
+        joined: Keep constants of the polynomial and the scale of X in the small matrix. That saves two passes over X
+            and rounds the constants: too coarse in bf16.
     """
 
     safety: float
     roundoff: float
     run: int
+    joined: bool = False
 
 
 PRECISIONS = {
-    torch.float16: Precision(1.03, 2.0**-11, 2),
+    torch.float16: Precision(1.03, 2.0**-11, 2, joined=True),
     torch.bfloat16: Precision(1.03, 2.0**-8, 2),
     torch.float32: Precision(1.005, 2.0**-24, 3),
     torch.float64: Precision(1.005, 2.0**-53, 3),
@@ -42,6 +45,8 @@ PRECISIONS = {
 HEADROOM = 1.4
 # The Gram form has fewer products above this aspect ratio.
 GRAM_ASPECT = 1.5
+# The scale of X is at most the root of this. Times the constant of a run, at most 35, it is in the range of fp16.
+JOINED_COLUMNS = 2**20
 # The last run rounds the Gram matrix without this multiple of the identity: most eigenvalues are near 1 there.
 GRAM_SHIFT = 0.75
 
@@ -94,6 +99,7 @@ def iterate(
     other = workspace.take("y", x.shape, x)
     aspect = columns / rows if runs else 1.0
     lengths = _runs(len(coefficients), precision.run, aspect)
+    joined = precision.joined and columns <= JOINED_COLUMNS
     safety = precision.safety if tight else 1.0
     steps = _with_safety(coefficients, lengths, safety, precision.roundoff if runs else 0.0)
     first = 0
@@ -102,13 +108,27 @@ def iterate(
         last = length > 1 and 0 < number == len(lengths) - 1
         shift = GRAM_SHIFT if last else 0.0
         _gram(x, squares.gram, shift)
+        scale = None
         if first == 0:
-            x.mul_(_normalize_(squares, own[0], safety if tight else None))
+            scale = _normalize_(squares, own[0], safety if tight else None)
         poly, constant = _compose(squares, own, shift, started=first == 0)
-        torch.baddbmm(x, poly, x, beta=constant, out=other)
+        _touch_(x, poly, constant, scale, other, joined=joined)
         x, other = other, x
         first += length
     return x
+
+
+def _touch_(x: Tensor, poly: Tensor, constant: float, scale: Tensor | None, out: Tensor, *, joined: bool) -> None:
+    """Write `(constant + poly) (scale X)` to `out`."""
+    if joined:
+        poly.diagonal(dim1=-2, dim2=-1).add_(constant)
+        if scale is not None:
+            poly.mul_(scale)
+        torch.bmm(poly, x, out=out)
+        return
+    if scale is not None:
+        x.mul_(scale)
+    torch.baddbmm(x, poly, x, beta=constant, out=out)
 
 
 def _runs(steps: int, longest: int, aspect: float) -> list[int]:
@@ -160,7 +180,7 @@ def _compose(squares: Squares, steps: Sequence[Step], shift: float, *, started: 
         S = s E + z F + F E
         E <- s S + s z F + S F           z <- s^2 z
 
-    The constants stay out of the matrices: bf16 would round them, on the diagonal, by more than what is beside them.
+    The constants stay out of the matrices: bf16 would round them, on the diagonal, by more than their neighbours.
     `started`: `poly` holds the first F.
     """
     gram, poly, work = squares.gram, squares.poly, squares.work

@@ -77,7 +77,7 @@ class ColumnNorm(RowNorm):
 class RMSVector(Norm):
     """Root mean square of a vector: `||x|| = ||x||_2 / sqrt(d)`, `D = sqrt(d) g / ||g||_2`, dual `sqrt(d) ||g||_2`.
 
-    Shapes: (..., d): every vector along the last dimension is a point of its own.
+    Shapes: (..., d): every vector along the last dimension is its own point.
 
     References:
         T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.

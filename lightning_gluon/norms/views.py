@@ -1,4 +1,4 @@
-"""How one stored parameter is read as the matrices `(out, in)` that it really is.
+"""Views of one stored parameter as the matrices `(out, in)` that it really is.
 
 A fused `qkv` weight is three maps, GPT-2's `Conv1D` is stored transposed, a stack of experts is a batch of maps.
 A `MatrixView` says so in plain integers, so that a parameter group that carries it can be saved in any checkpoint.
@@ -220,7 +220,7 @@ class MatrixView:
         return matrices.reshape([self.split[d] for d in self.permute])
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Return the matrices `(batch, out, in)` of a tensor laid out like the parameter (a view where possible)."""
+        """Return the matrices `(batch, out, in)` of a tensor laid out like the parameter (a view if possible)."""
         return self.of(tensor).reshape(self.matrix)
 
     def scatter_(self, tensor: Tensor, matrices: Tensor) -> None:

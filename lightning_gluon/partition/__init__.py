@@ -1,4 +1,4 @@
-"""Which parameter is what: role, norm and matrices of every parameter, by what its module is and does."""
+"""Role, norm and matrices of every parameter, by what its module is and does."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The order of the branches of a module, where registration order stands in for the order of execution.
+"""The order of the branches of a module, if registration order stands in for the order of execution.
 
-* A decoder beside an encoder runs after everything that is no output, wherever it is registered.
+* A decoder next to an encoder runs after everything that is no output, wherever it is registered.
 * Parts called `final`, `out` and the like run last.
 * Branches that cannot follow one another lie side by side: equal heads, two towers.
 
@@ -87,7 +87,7 @@ def in_order(branches: list[Branch]) -> list[Branch]:
 
 
 def _first_decoder(names: list[str]) -> int | None:
-    """Return the position of a decoder that stands beside an encoder."""
+    """Return the position of a decoder that stands next to an encoder."""
     late = matching("LATE_PARTS", names)
     if not late or not matching("ENCODERS", names):
         return None
@@ -118,7 +118,7 @@ def last_layers(
     module: nn.Module,
     inside: list[Branch],
 ) -> Paths:
-    """Return the layers that come last: those of the last trained branch and of the branches beside it."""
+    """Return the layers that come last: those of the last trained branch and of the branches next to it."""
     candidates = _candidates(module, inside)
     ends: Paths = ()
     if not candidates:

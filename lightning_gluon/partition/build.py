@@ -1,4 +1,4 @@
-"""From a module to its partition: find the tied tensors, ask the rules, refuse what no rule fits."""
+"""From a module to its partition: find the tied tensors, ask the rules, refuse parameters that no rule fits."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.overrides import Decision, Overrides, Rules
 from lightning_gluon.partition.place import Place
 from lightning_gluon.partition.result import Partition
-from lightning_gluon.partition.route import Route, default_norm
+from lightning_gluon.partition.route import BLOCK_INDEX, Route, default_norm
 from lightning_gluon.partition.routing import registered
 from lightning_gluon.partition.rules import find
-from lightning_gluon.partition.table import BLOCK_INDEX
 from lightning_gluon.roles import MATRIX_ROLES, ROLES
 
 __all__ = ["partition"]
@@ -47,7 +46,7 @@ def partition(
     matrices they hold (`views`). Lookup tables are listed as stored, one row per entry. Frozen parameters get a route
     too, and are counted, but not given to the optimizer, and a frozen network does not decide which layer is the last.
 
-    Names and declarations tell most input and output layers. Where the order of the layers decides, it is taken from a
+    Names and declarations tell most input and output layers. If the order of the layers decides, it is taken from a
     forward pass on fake tensors, if there are inputs: `batch`, else the module's `example_input_array`, else a Hugging
     Face model's `dummy_inputs`. Without them, or when that pass fails, the order of registration stands in, and the
     reason says that it was inferred.
@@ -180,7 +179,7 @@ class _RouteFinder:
         *,
         frozen: bool,
     ) -> Finding:
-        """Return what stands for a parameter that no rule fits; a trained one is remembered."""
+        """Return the finding for a parameter that no rule fits; a trained one is remembered."""
         kind = f"(parameter of {place.kind})"
         if frozen:
             return Finding("elementwise", f"frozen, and no rule fits {kind}")
@@ -193,7 +192,7 @@ def _overridden(
     finding: Finding | None,
     shape: tuple[int, ...],
 ) -> Finding:
-    """Put a user's fields over what the built-in rules found; matrices stay as they were found."""
+    """Put a user's fields over those of the built-in rules; matrices stay as they were found."""
     if decision.role not in MATRIX_ROLES:
         return Finding(decision.role, decision.reason)
     known = finding.views if finding is not None else ()
@@ -202,7 +201,7 @@ def _overridden(
 
 
 def _without_rule(places: list[Place]) -> str:
-    """Name the parameters that no rule fits, those of repeated blocks once, and say what to do about them."""
+    """Name the parameters that no rule fits, those of repeated blocks once, and the remedy."""
     alike: dict[str, list[Place]] = {}
     for place in places:
         alike.setdefault(BLOCK_INDEX.sub("*", place.name), []).append(place)

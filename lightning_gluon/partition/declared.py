@@ -43,7 +43,7 @@ def _layers_of(
     path: str,
     module: nn.Module,
 ) -> list[str]:
-    """Return the last layer inside a declared module, and itself where it is one (IDEFICS holds another one)."""
+    """Return the last layer inside a declared module, and itself if it is one (IDEFICS holds another one)."""
     layers = []
     last = network.last(path)
     if last is not None:

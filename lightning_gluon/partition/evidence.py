@@ -1,6 +1,6 @@
-"""Questions that the evidence for input layers and for output layers shares, and where the evidence comes from.
+"""Questions that the evidence for input layers and for output layers shares, and the sources of the evidence.
 
-Names and declarations come first. Where the order of layers decides, it is taken from a forward pass when there are
+Names and declarations come first. If the order of layers decides, it is taken from a forward pass when there are
 inputs for one, and otherwise from the order in which the layers are registered.
 """
 
@@ -27,7 +27,7 @@ IMAGE = (1, 3)  # channels of a grey or colour image
 
 
 class LayerOrder:
-    """A network with what is known of the order of its layers.
+    """A network with the order of its layers, as far as it is known.
 
     Args:
         network: The module tree.
@@ -196,7 +196,7 @@ def _texts(value: object) -> tuple[str, ...]:
 
 
 def _dummy_inputs(module: nn.Module) -> Mapping[str, Any] | None:
-    """Return the dummy inputs of a Hugging Face model, where they are of the kind that it reads."""
+    """Return the dummy inputs of a Hugging Face model, if they are of the kind that it reads."""
     try:
         dummy = getattr(module, "dummy_inputs", None)
     except Exception:  # a model's own code

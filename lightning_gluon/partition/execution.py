@@ -28,12 +28,12 @@ _NOTHING: Marks = frozenset()
 
 @dataclass(frozen=True)
 class Execution:
-    """What a forward pass showed.
+    """Result of a forward pass.
 
     Args:
         reads: Path of every layer that ran, and the layers whose outputs it reads.
         returned: For every tensor that the network returned, the layers that gave it.
-        failure: Why there was no forward pass; empty where there was one.
+        failure: Why there was no forward pass; empty if there was one.
     """
 
     reads: Mapping[str, Marks]
@@ -49,11 +49,11 @@ class Execution:
         return not self.reads[path] - {path}
 
     def gives_output(self, path: str) -> bool:
-        """Tell whether what a layer gives is returned, and not added to the features that lead to it."""
+        """Tell whether the output of a layer is returned, and not added to the features that lead to it."""
         return any(path in marks and self._apart(marks) for marks in self.returned)
 
     def only_feeds(self, path: str) -> bool:
-        """Tell whether what a layer gives is read by other layers and never returned by itself."""
+        """Tell whether the output of a layer is read by other layers and never returned by itself."""
         fed = any(path in marks for other, marks in self.reads.items() if other != path)
         return fed and not any(path in marks for marks in self.returned)
 
@@ -121,7 +121,7 @@ def _calls(batch: object) -> Iterator[Call]:
 
 
 class _Passing(TorchDispatchMode):
-    """Pass marks from what an operation reads to what it gives."""
+    """Pass marks from the inputs of an operation to its outputs."""
 
     def __init__(self, trace: _Trace) -> None:
         super().__init__()
@@ -273,7 +273,7 @@ def _fake_input(mode: FakeTensorMode) -> Callable[[Any], Any]:
 
 
 class _Attributes:
-    """The attributes of a module, and what its dicts, lists and sets held."""
+    """The attributes of a module, and the content of its dicts, lists and sets."""
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module

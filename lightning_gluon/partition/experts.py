@@ -1,4 +1,4 @@
-"""How experts that are stacked in one parameter are read as a batch of maps."""
+"""Experts that are stacked in one parameter, read as a batch of maps."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def formula_value(
 
     Example:
         >>> sizes = {"heads": 4, "head_dim": 8}
-        >>> formula_value("(groups or 1) * heads * head_dim", sizes.get), evaluate("heads * width", sizes.get)
+        >>> formula_value("(groups or 1) * heads * head_dim", sizes.get), formula_value("heads * width", sizes.get)
         (32, None)
     """
     return _value(_parse(formula), lookup)

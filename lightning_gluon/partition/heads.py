@@ -1,14 +1,14 @@
-"""Which layers give the output.
+"""Search for the layers that give the output.
 
 A layer is an *output layer* when
 
 1. Hugging Face's `get_output_embeddings` or timm's `get_classifier` returns it, or
-2. it is the last layer of a module named as an output (`classifier`, `lm_head`, `head`, `score`, ...); of several
-   children the last one that is named as an output itself (`classifier`, `proj_out`), or
+2. it is the last layer of a module named as an output (`classifier`, `lm_head`, `head`, `score`, ...). Of several
+   children it is the last one that is named as an output itself (`classifier`, `proj_out`), or
 3. it is a convolution that ends a decoder or vocoder with raw channels, or
-4. nothing else in the network is one, and it is the last layer of the whole network, outside any stack of repeated
-   blocks, with nothing but an output activation after it. A network of one single layer has no such layer, and a
-   backbone without head neither.
+4. nothing else in the network is one, and it is the last layer of the whole network. It lies outside any stack of
+   repeated blocks, and nothing but an output activation follows it. A network of one single layer has no such layer,
+   and a backbone without head neither.
 
 A forward pass decides which layer is the last one, and overrules a name whose layer only feeds others.
 """
@@ -173,7 +173,7 @@ class OutputLayers:
         module: nn.Module,
         name: str,
     ) -> bool:
-        """Tell whether an output layer follows beside a module called head (ModernBERT: `head`, then `decoder`)."""
+        """Tell whether an output layer follows next to a module called head (ModernBERT: `head`, then `decoder`)."""
         names = [child for child, _ in module.named_children()]
         for other in names[names.index(name) + 1 :]:
             last = self.network.last(f"{path}.{other}".lstrip("."))
@@ -184,7 +184,7 @@ class OutputLayers:
         return False
 
     def _pooled(self, place: Place) -> str | None:
-        """The projection of an attention pool with positions of its own: the ResNets of CLIP."""
+        """The projection of an attention pool with its own positions: the ResNets of CLIP."""
         if not place.holders or not names_match("POOL_OUTPUTS", place.layer):
             return None
         _, pool = place.holders[0]

@@ -1,10 +1,10 @@
-"""Which layers read the raw input.
+"""Search for the layers that read the raw input.
 
 A layer is an *input layer* when
 
 1. timm's `pretrained_cfg` names it (`first_conv`), or
-2. it is the first layer of a module called patch embedding, stem or value embedding, and reads raw channels, or
-   the first of the whole network and called `embedding`, `input_proj` or the like, or
+2. it is the first layer of a module called patch embedding, stem or value embedding, and reads raw channels. It may
+   also be the first of the whole network and called `embedding`, `input_proj` or the like, or
 3. it is a convolution that comes first in the whole network, or first in a part of it and reads raw channels: at most
    four (grey, colour, alpha), or as many as the configuration says an input has (mel bins, bands).
 

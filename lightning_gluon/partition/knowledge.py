@@ -23,7 +23,7 @@ def table_entries(table: str) -> tuple[Any, ...]:
 
 @cache
 def pattern(table: str) -> re.Pattern[str]:
-    """Return one pattern for all patterns of a table; upper and lower case are alike where the table says so."""
+    """Return one pattern for all patterns of a table; upper and lower case are alike if the table says so."""
     return re.compile("|".join(f"(?:{entry})" for entry in table_entries(table)))
 
 

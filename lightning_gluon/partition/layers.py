@@ -1,4 +1,4 @@
-"""Which modules are layers with a weight of their own, and how wide these are."""
+"""Layers: modules with their own weight, and their widths."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _STORED = ("weight", "weight_v", "weight_orig")
 
 @dataclass(frozen=True)
 class Widths:
-    """How many features a layer reads and gives; None where it cannot be told."""
+    """Features that a layer reads and gives; None if they cannot be told."""
 
     reads: int | None
     gives: int | None
@@ -41,7 +41,7 @@ class Widths:
 
 
 def is_weight_layer(module: nn.Module) -> bool:
-    """Tell whether a module maps inputs by a weight of its own: a linear map, a convolution or a lookup table."""
+    """Tell whether a module maps inputs by its own weight: a linear map, a convolution or a lookup table."""
     if isinstance(module, table_entries("LAYER_CLASSES")):
         return True
     weight = own_weight(module)
@@ -63,7 +63,7 @@ def is_map(module: nn.Module) -> bool:
 
 
 def own_weight(module: nn.Module) -> Tensor | None:
-    """Return the weight that a module owns, also where a reparametrization stores it; wrappers own none."""
+    """Return the weight that a module owns, also one that a reparametrization stores; wrappers own none."""
     for name in _STORED:
         weight = module._parameters.get(name)
         if weight is not None:

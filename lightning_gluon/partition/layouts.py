@@ -1,4 +1,4 @@
-"""How a stored weight is read as matrices `(out, in)`: one view per map that it holds."""
+"""Reading of a stored weight as matrices `(out, in)`: one view per map that it holds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes where only names and shapes are known: parameters that came without their module."""
+"""Routes by names and shapes alone: parameters that came without their module."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class _NamedParameter:
 
     @property
     def own(self) -> str:
-        """Its own name where it is one that tells."""
+        """Its own name if it is one that tells."""
         return "" if self.local in ("weight", "bias") else self.local
 
     @property
@@ -77,8 +77,8 @@ def route_by_name(named_shapes: Mapping[str, Sequence[int]] | Iterable[tuple[str
     """Give parameters roles by their names and shapes alone.
 
     A name is evidence (`lm_head.weight`, `embed_tokens.weight`, `patch_embed.proj.weight`), but weaker than a module:
-    a last layer without a telling name stays `hidden`, and fused weights are split only where the name says how.
-    Pass the module to `lightning_gluon.partition` where there is one.
+    a last layer without a telling name stays `hidden`, and fused weights are split only if the name says how.
+    Pass the module to `lightning_gluon.partition` if there is one.
 
     Args:
         named_shapes: Name and shape of every parameter, as pairs or as a mapping, in the order of the module.
@@ -204,7 +204,7 @@ def _is_table(named: _NamedParameter, layer: str) -> bool:
 
 
 def _read_matrices(named: _NamedParameter) -> Read:
-    """Read the matrices, and those of a fused weight where its name says how they lie."""
+    """Read the matrices, and those of a fused weight if its name says how they lie."""
     if len(named.shape) > 2:
         return _read_kernel(named)
     rows, columns = named.shape
@@ -233,7 +233,7 @@ def _read_kernel(named: _NamedParameter) -> Read:
 
 
 def _gate_count(named: _NamedParameter) -> int:
-    """Return how many gates a recurrent weight holds; 0 where it is none."""
+    """Return how many gates a recurrent weight holds; 0 if it is none."""
     hidden = named.hidden
     if hidden is None or len(hidden) != 2:
         return 0

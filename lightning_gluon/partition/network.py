@@ -35,7 +35,7 @@ class Network:
         path: str,
         module: nn.Module,
     ) -> Branch | None:
-        """Return the branch of a module, after those inside it; None where it holds no layer."""
+        """Return the branch of a module, after those inside it; None if it holds no layer."""
         inside = []
         for name, child in module._modules.items():
             if child is None:
@@ -160,7 +160,7 @@ class Network:
         return None
 
     def in_frozen_network(self, path: str) -> bool:
-        """Tell whether a module lies in a frozen part of several layers beside trained ones."""
+        """Tell whether a module lies in a frozen part of several layers next to trained ones."""
         for prefix in _prefixes(path)[1:]:
             branch = self.branches.get(prefix)
             if branch is not None and branch.frozen and len(branch.layers) > 1:

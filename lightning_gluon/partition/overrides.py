@@ -1,4 +1,4 @@
-"""The user's own rules: a name glob or a module type, and what it decides."""
+"""The user's own rules: a name glob or a module type, and its decision."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _RULE_FIELDS = ("role", "norm", "views", "reason")
 
 @dataclass(frozen=True)
 class Decision:
-    """What a rule says of one parameter; None and empty where it leaves a field to the built-in rules."""
+    """Decision of a rule about one parameter; None and empty if it leaves a field to the built-in rules."""
 
     role: str
     reason: str
@@ -72,11 +72,11 @@ class Override:
 
     @property
     def what(self) -> str:
-        """What its key is."""
+        """Kind of its key."""
         return "a name glob" if isinstance(self.key, str) else "a module type"
 
     def near(self, names: Sequence[str]) -> list[str]:
-        """Return what a key that matches no name could have been: the inside of a module, or a similar name."""
+        """Return a suggestion for a key that matches no name: the inside of a module, or a similar name."""
         if not isinstance(self.key, str):
             return []
         inside = f"{self.key}."
@@ -104,7 +104,7 @@ class Override:
         place: Place,
         parameter: nn.Parameter,
     ) -> Decision | None:
-        """Return what the rule says of a parameter, or None when it has no opinion.
+        """Return the rule's decision about a parameter, or None when it has no opinion.
 
         Args:
             place: First place of the parameter.
@@ -132,7 +132,7 @@ class Override:
         return Decision(role, reason, fields.get("norm"), views)
 
     def _refuse_vector(self, role: str, name: str, shape: Shape) -> None:
-        """Raise where a vector is named as a matrix; a glob over a block means its matrices only."""
+        """Raise if a vector is named as a matrix; a glob over a block means its matrices only."""
         if self.is_exact:
             raise ValueError(
                 f"Expected a parameter with at least 2 dimensions for role {role!r}, but got {name!r} "
@@ -164,7 +164,7 @@ class Overrides:
         places: Sequence[Place],
         parameter: nn.Parameter,
     ) -> Decision | None:
-        """Return what the first rule that matches a parameter says, or None.
+        """Return the decision of the first rule that matches a parameter, or None.
 
         Args:
             places: All places of the parameter.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
 from torch import nn
 
 from lightning_gluon.partition.route import Route
-from lightning_gluon.partition.table import render, to_text
 from lightning_gluon.roles import ROLES
+
+if TYPE_CHECKING:  # rich is loaded when a table is shown
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.table import Table
 
 __all__ = ["Partition"]
 
@@ -174,6 +176,8 @@ class Partition:
         Args:
             width: Columns of the terminal, in characters; on few the table gets shorter.
         """
+        from lightning_gluon.partition.table import render
+
         routes = list(self.routes.values())
         return render(routes, narrow=width < WIDTH)
 
@@ -186,7 +190,11 @@ class Partition:
         yield self.table(options.max_width)
 
     def __str__(self) -> str:
-        """Return the table as text, as wide as the terminal (or `COLUMNS`), 120 columns where there is none."""
+        """Return the table as text, as wide as the terminal (or `COLUMNS`), 120 columns if there is none."""
+        from rich.console import Console
+
+        from lightning_gluon.partition.table import to_text
+
         console = Console()
         known = console.is_terminal or "COLUMNS" in os.environ
         width = console.width if known else WIDTH

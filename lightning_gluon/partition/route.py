@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from lightning_gluon.methods import METHODS
 from lightning_gluon.norms.views import MatrixView
 
-__all__ = ["Route", "default_norm"]
+__all__ = ["BLOCK_INDEX", "Route", "default_norm"]
+
+BLOCK_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")  # the number of a block, as a part of a parameter's name
 
 # Roles whose kernels are maps per tap.
 _SPECTRAL_ROLES = tuple(role for role, rule in METHODS["gluon"].rules.items() if rule.norm == "spectral")
@@ -60,7 +63,7 @@ class Route:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names of the tensor, the first one first."""
+        """Names of the tensor, the first one first."""
         return (self.name, *self.aliases)
 
     @property

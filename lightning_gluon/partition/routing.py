@@ -1,4 +1,4 @@
-"""Rules that others add: a library that knows its own modules says once what their parameters are."""
+"""Rules that others add: a library that knows its own modules says once the roles of their parameters."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def register_routing(
 ) -> None:
     """Add a routing rule for every module that is partitioned from now on.
 
+        X_i <- (1 - lr * weight_decay) X_i - lr * radius[role_i] * D_i(M_i)        D_i: LMO of the norm of role_i
+
     A rule of the user comes before it, the built-in rules come after it. It need not match anything. Of several that
     match, the one that was added first decides.
 
@@ -33,6 +35,9 @@ def register_routing(
     Raises:
         TypeError: If the key or the value has a wrong type.
         ValueError: If a role, a norm or a field is unknown, or the key has a rule already.
+
+    References:
+        T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
 
     Example:
         >>> import torch

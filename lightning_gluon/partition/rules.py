@@ -46,7 +46,7 @@ def find(
     place: Place,
     heads: OutputLayers,
 ) -> Finding | None:
-    """Return what the first fitting rule says about a parameter, or None when no rule fits.
+    """Return the finding of the first rule that fits a parameter, or None when none does.
 
     Args:
         place: Place of the parameter.
@@ -125,7 +125,7 @@ def lookup_table(
 
 
 def _of_relations(place: Place) -> bool:
-    """Tell whether a table lies beside a table of entities, or in a network of nothing but tables."""
+    """Tell whether a table lies next to a table of entities, or in a network of nothing but tables."""
     if not place.holders:
         return False
     _, holder = place.holders[0]
@@ -183,7 +183,7 @@ def weight_of_layer(
 
 
 def _hidden_reason(place: Place) -> str:
-    """Return what a map between features is called."""
+    """Return the name of a kind of map between features."""
     if place.inside("LORA_PARTS"):
         return "LoRA factor"
     if isinstance(place.owner, nn.Bilinear):
@@ -206,7 +206,7 @@ def attention_projection(
     place: Place,
     heads: OutputLayers,
 ) -> Finding | None:
-    """`torch.nn.MultiheadAttention`: fused or separate projections of its own."""
+    """`torch.nn.MultiheadAttention`: its own fused or separate projections."""
     if len(place.shape) != 2:
         return None
     reason = f"attention projection ({place.kind})"

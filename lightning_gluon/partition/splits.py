@@ -1,4 +1,4 @@
-"""How the out dimension of a fused weight divides into several maps.
+"""Split of the out dimension of a fused weight into several maps.
 
 The tables say which layers are fused and by which formulas; this file reads them against the module that holds the
 layer. The out dimension of a split is laid out `(groups, sum(sizes))`: one group is plain concatenation, one group per
@@ -42,7 +42,7 @@ class Split:
 
     @property
     def note(self) -> str:
-        """What it says of itself in a reason."""
+        """Words for it in a reason."""
         text = f", {' + '.join(self.parts)} fused"
         return f"{text} in {self.groups} groups" if self.groups > 1 else text
 
@@ -223,7 +223,7 @@ def _counted(
     row: Fused,
     scope: _Scope,
 ) -> tuple[str, ...]:
-    """Name the parts where only their number is known."""
+    """Name the parts if only their number is known."""
     count = formula_value(row.count, scope.value) if scope.columns else 0
     return _numbered(count) if count and 1 < count <= _MOST_PARTS else ()
 

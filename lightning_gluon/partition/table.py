@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,12 +12,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lightning_gluon.partition.route import Route
+from lightning_gluon.partition.route import BLOCK_INDEX, Route
 from lightning_gluon.roles import ROLES
 
-__all__ = ["BLOCK_INDEX", "render", "to_text"]
+__all__ = ["render", "to_text"]
 
-BLOCK_INDEX = re.compile(r"(?<![^.])\d+(?![^.])")
 _SHOWN_NUMBERS = 4
 _SHOWN_MATRICES = 5
 _SHOWN_ALIASES = 3
@@ -126,7 +124,7 @@ def _wide_columns(table: Table) -> None:
 
 
 def _line_key(route: Route) -> tuple[object, ...]:
-    """Return what two lines must share to become one: the name up to its numbers, and everything else shown."""
+    """Return the key that two lines must share to become one: the name up to its numbers, and everything else shown."""
     return (
         BLOCK_INDEX.sub("#", route.name),
         len(route.aliases),

@@ -1,4 +1,4 @@
-"""How long a step is: schedules of `lr`, rules that set `radius` during training, and the radii of the groups."""
+"""Length of a step: schedules of `lr`, rules that set `radius` during training, and the radii of the groups."""
 
 from __future__ import annotations
 

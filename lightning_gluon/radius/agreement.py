@@ -157,7 +157,7 @@ class Agreement(Measurement):
         return torch.stack([_sum(products), _sum(bounds)])
 
     def families(self) -> list[Family]:
-        """Return groups with their decay: the matrices that an LMO steps, and those that AdamW steps beside it.
+        """Return groups with their decay: the matrices that an LMO steps, and those that AdamW steps next to it.
 
         If there is only one kind of these, it is alone. If there are no matrices, all groups are one family.
         """

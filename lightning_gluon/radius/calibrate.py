@@ -1,7 +1,7 @@
 """The calibrating warm-up: grow all radii from tiny, the slower the less the last step pays off, and freeze them.
 
-With `s` the common factor on the radii, `b` the weight on the old momentum, `m = max(10, 1 / (1 - b))` the steps it
-remembers, `T_i` the last step of matrix i and `g_i` a fresh gradient,
+`s` is the common factor on the radii, `b` the weight on the old momentum, and `m = max(10, 1 / (1 - b))` the steps it
+remembers. With `T_i` the last step of matrix i and `g_i` a fresh gradient,
 
     a = sum_i <g_i, T_i> / sum_i ||g_i|| ||T_i||             agreement of the gradient with the last step, in [-1, 1]
     P <- (1 - 1 / n) P + a / n,  Q <- (1 - 1 / n) Q + a^2 / n,  e = sqrt(Q / (2 n - 1))      for n = m and n = 2 m
@@ -13,7 +13,7 @@ The sums are over the matrices that the LMO steps; those of AdamW have a ramp of
 loss that rises beyond chance, `largest` and `share` end a ramp as well. Methods with the second gradient freeze when
 the test finds `a_old < M (a_old - a)`, with `M = 3 sqrt(m / 10)`: the best step along `T` is then within `M` steps.
 
-Why each of these is as it is, and where the constants come from: `docs/primers/radius.md`.
+The reasons for each of these, and the sources of the constants: `docs/primers/radius.md`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ SHORTEST_MEMORY = 10.0  # steps that a momentum of .9 remembers
 GROWTH = 1.5  # growth over one memory at full agreement
 PLATEAU_SHARE = 1 / 3  # share of the growth while the agreement says nothing
 MARGIN = 3.0  # steps to the best one along the last direction at which the two-point form stops, at a momentum of .9
-ADAMW_LARGEST = 4.0  # `largest` of the groups that AdamW steps beside an LMO, in units of that of the LMO
+ADAMW_LARGEST = 4.0  # `largest` of the groups that AdamW steps next to an LMO, in units of that of the LMO
 
 ENDS = AGREEMENT, CURVATURE, LOSS, LARGEST, SHARE, HELD = "agreement", "curvature", "loss", "largest", "share", "held"
 
@@ -294,7 +294,7 @@ class Calibrate(RadiusRule):
         )
 
     def __call__(self, observation: Observation) -> float | Factors:
-        """Return the factor on all radii for the coming step, or two if AdamW steps something beside an LMO."""
+        """Return the factor on all radii for the coming step, or two if AdamW steps something next to an LMO."""
         if observation.adamw_agreement is not None and self.adamw is None:
             self.adamw = deepcopy(self.main)
         self._advance(self.main, observation, self.largest)

@@ -1,4 +1,4 @@
-"""A rule at work on the groups of one optimizer: initial radii, late groups, freezing, what a checkpoint holds."""
+"""A rule at work on the groups of one optimizer: initial radii, late groups, freezing, checkpoints."""
 
 from __future__ import annotations
 
@@ -113,18 +113,18 @@ class RadiusControl:
 
     @property
     def second_gradient(self) -> bool:
-        """Whether a measurement needs the gradient of one sample at two iterates."""
+        """True if a measurement needs the gradient of one sample at two iterates."""
         return any(kind.second_gradient for kind in self.kinds)
 
     @property
     def sampled(self) -> bool:
-        """Whether the coming step has a sample of the smoothness, which shows it and the last iterate."""
+        """True if the coming step has a sample of the smoothness, which shows it and the last iterate."""
         due = (self.steps + 1) % self.every_n_steps == 0
         return due and self.second_gradient and not self.frozen
 
     @property
     def frozen(self) -> bool:
-        """Whether the radii stay from now on."""
+        """True if the radii stay from now on."""
         if self.rule.done:
             return True
         if self.freeze_step is None:
@@ -202,7 +202,7 @@ class RadiusControl:
         return factors
 
     def outcome(self) -> str:
-        """Return what the rule has found, as a sentence."""
+        """Return the rule's result, as a sentence."""
         parts = [f"{name} {first_radius(radius):.4g}" for name, radius in self.radii.items()]
         radii = ", ".join(parts)
         if self.rule.doubt:
@@ -235,7 +235,7 @@ class RadiusControl:
         """Restore them, or raise a `ValueError` before anything has changed.
 
         Args:
-            state: What `state_dict` returned.
+            state: Result of `state_dict`.
         """
         saved = Saved(state, "RadiusScheduler")
         steps = saved.whole("steps")

@@ -40,7 +40,7 @@ class Observation:
         agreement: Agreement of this sample's gradient with the last step, in [-1, 1]; `None` before the second step.
         reference_agreement: The same with this sample's gradient before the last step (`c_old`), over the same norms;
             `None` without one.
-        adamw_agreement: Agreement over the groups that AdamW steps beside an LMO; `None` if there are none.
+        adamw_agreement: Agreement over the groups that AdamW steps next to an LMO; `None` if there are none.
         loss: Training loss of this step's sample.
         warming_up: Share of its peak that a rising learning-rate schedule has reached; 1 when it is not rising.
         layers: Readings by group or layer name (see `lightning_gluon.smoothness.readings`), with `lr` (the peak of the

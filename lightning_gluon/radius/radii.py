@@ -228,7 +228,7 @@ def first_radius(radius: Radius) -> float:
 
 
 def peak_lr(group: Group) -> float:
-    """Return the largest `lr` of the group's schedule, as far as it says."""
+    """Return the largest `lr` of the group's schedule, if it says so, else `lr`."""
     largest = group.get("max_lr") or 0.0
     start = group.get("initial_lr") or 0.0
     return max(largest, start) or group["lr"]

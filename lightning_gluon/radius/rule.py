@@ -1,4 +1,4 @@
-"""A radius rule: what it is asked before every step, what it may return, and how a plain function becomes one."""
+"""A radius rule: its question before every step, its possible answers, and a plain function as a rule."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RadiusRule:
     Attributes:
         needs: The measurements it needs, subclasses of `lightning_gluon.radius.Measurement`.
         done: Whether the radii stay from now on; nothing is measured any more.
-        ramp: Whether it starts from a radius of its own, which is not averaged with the initial one.
+        ramp: Whether it starts from its own radius, which is not averaged with the initial one.
         doubt: A sentence if the radii it ended with may be wrong, for a warning; else empty.
 
     References:

@@ -1,4 +1,4 @@
-"""State read back from a checkpoint: one sentence for whatever in it is no value of a run."""
+"""State read back from a checkpoint: one sentence for each thing in it that is no value of a run."""
 
 from __future__ import annotations
 

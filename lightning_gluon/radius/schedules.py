@@ -267,7 +267,7 @@ class RadiusSchedule(LRScheduler):
         """Restore the position; the schedule itself is the one given at construction.
 
         Args:
-            state_dict: What `state_dict` returned.
+            state_dict: Result of `state_dict`.
 
         Raises:
             ValueError: If learning rates or counts are missing, negative or no numbers; nothing is restored then.

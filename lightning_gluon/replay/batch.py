@@ -88,7 +88,7 @@ def _copy_dataclass(batch: Any, memo: Memo) -> Any:
 
 
 def _copy_whole(batch: object, memo: Memo) -> Any:
-    """Copy what has tensors that nobody sees from outside, such as a graph."""
+    """Copy an object with tensors that nobody sees from outside, such as a graph."""
     if callable(getattr(batch, "to", None)):
         with suppress(TypeError, RuntimeError):  # what cannot be copied stays the same object
             return copy.deepcopy(batch, memo)

@@ -40,7 +40,7 @@ class Kept:
 
     @torch.no_grad()
     def keep(self, wanted: Iterable[Tensor], copied: Iterable[Tensor]) -> None:
-        """Copy what has not been copied yet."""
+        """Copy the rest."""
         for parameter in wanted:
             self.wanted[parameter] = None
             gradient = parameter.grad
@@ -65,7 +65,7 @@ class Kept:
         unscale_(list(self.new.values()), scale)
 
     def saved(self, optimizer: Gluon) -> dict[str, Any]:
-        """Return what a checkpoint holds: names and copies of tensors, by parameter name."""
+        """Return the content of a checkpoint: names and copies of tensors, by parameter name."""
         layers = optimizer.layers()
         return {
             "wanted": [layer.name for layer in layers if layer.parameter in self.wanted],
@@ -80,7 +80,7 @@ class Kept:
 
         Args:
             optimizer: The optimizer.
-            saved: What `saved` returned.
+            saved: Result of `saved`.
 
         Returns:
             The iterate.

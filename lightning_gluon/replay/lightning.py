@@ -1,6 +1,6 @@
 """The only file that touches private parts of Lightning; it imports none of it, and works with either package name.
 
-`PRIVATE` lists each of them with what it is used for. A test asks the installed version for every one.
+`PRIVATE` lists each of them with its use. A test asks the installed version for every one.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def agreed(trainer: Trainer, values: Tensor) -> list[float]:
 
 
 def averaged(trainer: Trainer, params: Sequence[Tensor], gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
-    """Return copies of gradients, averaged over the ranks; where only some ranks have one, zero stands for the others.
+    """Return copies of gradients, averaged over the ranks; if only some ranks have one, zero stands for the others.
 
     Args:
         trainer: The Trainer.

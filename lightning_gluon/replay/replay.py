@@ -83,7 +83,7 @@ class Replay:
         return list(found)
 
     def _complete(self, params: list[Tensor], gradients: Gradients, used: set[Tensor]) -> Gradients:
-        """Average what DDP has left as it was, having no memory of the second passes of earlier micro-batches.
+        """Average the gradients that DDP has left alone: it has no memory of earlier second passes of the window.
 
         In the pass that ends a window DDP averages the gradients of the parameters used since it last did so, which was
         in the first pass of the same micro-batch. Those of the others are still those of one rank.

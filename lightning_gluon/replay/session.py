@@ -151,7 +151,7 @@ class Session(Callback):
         self._window = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the Trainer and the module as they were, and keep what a checkpoint of the finished run holds."""
+        """Leave the Trainer and the module as they were, and keep the checkpoint of the finished run."""
         self._release()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -237,7 +237,7 @@ class Session(Callback):
     # ------------------------------------------------------------------ one step
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
-        """End the window: what was kept is shown, and the present iterate can be kept."""
+        """End the window: show the kept iterate; the present one can be kept."""
         if self.optimizer is None or unwrapped(optimizer) is not self.optimizer:
             return
         scale = loss_scale(trainer)
@@ -250,7 +250,7 @@ class Session(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Let go of what was shown."""
+        """Let go of the iterate that was shown."""
         self._last = Kept()
 
     # ------------------------------------------------------------------ checkpoints
@@ -290,7 +290,7 @@ class Session(Callback):
         return self.supplied is not None and self.supplied in callbacks_of(trainer)
 
     def _previous(self) -> Gradients:
-        """Return the weights before the last step, as far as the optimizer keeps them."""
+        """Return those weights before the last step that the optimizer keeps."""
         optimizer = self._own()
         found = {}
         if optimizer.keeps_previous:

@@ -95,7 +95,7 @@ class Frozen:
 
 
 class Moment:
-    """All that a pass through a module may change, as it is now, to come back to: with it a pass can be repeated.
+    """State that a pass through a module may change, as it is now, to come back to: with it a pass can be repeated.
 
     That is buffers, attributes, what containers among them hold, tensors among them or in their dicts, metric states,
     frozen parameters, and random streams, global ones and the module's own.
@@ -228,7 +228,7 @@ def _contents(values: Iterable[object]) -> Iterator[PutBack]:
 
 
 def _put_back(place: _Stop) -> PutBack | None:
-    """Return what puts back a tensor or a random stream; `None` for anything else."""
+    """Return a function that puts back a tensor or a random stream; `None` for anything else."""
     value = place.value
     if type(value) is not Tensor:
         return own_stream(value)
@@ -239,7 +239,7 @@ def _put_back(place: _Stop) -> PutBack | None:
 
 
 def _contained(container: Any) -> Iterator[_Stop]:
-    """Yield what a container holds, numbers and texts apart.
+    """Yield the content of a container, numbers and texts apart.
 
     Tensors in lists are mostly a log that grows: to copy them all at every step would cost more and more.
     """
@@ -291,7 +291,7 @@ def _is_expanded(tensor: Tensor) -> bool:
 
 
 def _refill(container: Any) -> PutBack:
-    """Return what puts the same objects back into a container."""
+    """Return a function that puts the same objects back into a container."""
     if isinstance(container, dict):
         return partial(_refill_dict_, container, dict(container))
     if isinstance(container, set):

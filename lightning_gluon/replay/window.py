@@ -49,7 +49,7 @@ def load_window_(optimizer: Gluon, window: Window) -> None:
 
     Args:
         optimizer: The optimizer.
-        window: What `save_window` returned.
+        window: Result of `save_window`.
     """
     gradients = by_parameter(optimizer, window["gradients"])
     references = by_parameter(optimizer, window["references"])

@@ -23,7 +23,7 @@ MARKERS = "os^Dv<>PX*"
 NO_BLOCK = -1
 FEWEST = 2  # constants that make a picture
 MOST_NUMBERS = 24  # block numbers along the axis
-ASIDE = 0.1  # of a block: zeros of different kinds stand beside one another
+ASIDE = 0.1  # of a block: zeros of different kinds stand next to one another
 NAME_WIDTH = 12  # block numbers that have the width of a layer's name
 FEW_NAMES = 8  # below this names lie nearly flat
 
@@ -70,7 +70,7 @@ class DepthLayout:
 
     @property
     def spots(self) -> list[Spot]:
-        """All spots."""
+        """Spots in the order of the axis."""
         found = list(self.outside)
         for spots in self.blocks.values():
             found.extend(spots)

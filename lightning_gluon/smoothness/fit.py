@@ -5,7 +5,7 @@
     L_hat[k] = ||c_new - c_old||_* / ||X^k - X^{k-1}||           same sample: what this library measures
     L_hat[k] = ||g^k - g^{k-1}||_* / ||X^k - X^{k-1}||           trajectory: the Gluon paper's, on two minibatches
 
-Why the trajectory estimate mostly measures noise, and what a fit is worth: `docs/primers/smoothness.md`.
+The trajectory estimate mostly measures noise; on this and on the worth of a fit: `docs/primers/smoothness.md`.
 """
 
 from __future__ import annotations
@@ -358,7 +358,7 @@ class RunningFit:
         """Restore the samples.
 
         Args:
-            state: What `state_dict` returned.
+            state: Result of `state_dict`.
 
         Raises:
             ValueError: If it is none, before anything has changed.

@@ -62,7 +62,7 @@ def smoothness_figures(samples: Samples) -> dict[str, Figure]:
     """Draw all pictures of a run.
 
     Args:
-        samples: What `read_samples` returned.
+        samples: Result of `read_samples`.
 
     Returns:
         Matplotlib figures: `smoothness_<role>` for every role, `smoothness_radii`, and `smoothness_depth` if at least

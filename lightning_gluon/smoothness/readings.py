@@ -1,4 +1,4 @@
-"""What can be read off one layer between two iterates, in the layer's own norm; sums and maxima make it a role's.
+"""Readings of one layer between two iterates, in the layer's own norm; sums and maxima make them a role's.
 
 With `T = X^{k-1} - X^k` the last step (decay included), `t = ||T||` its length and `D = T / t` its direction,
 
@@ -20,8 +20,8 @@ With `T = X^{k-1} - X^k` the last step (decay included), `t = ||T||` its length 
 
 A role is the product of its layers: its norm is the largest layer norm, its dual norm the sum of theirs.
 
-Where steps use transported gradients (`gluon-igt`) the readings of two minibatches, `L_trajectory`, `noise_only` and
-`noise_ratio`, are those at the transported points; all others are at `X^k` if a probe was taken, as the fit needs it.
+If steps use transported gradients (`gluon-igt`), the readings of two minibatches are those at the transported points:
+`L_trajectory`, `noise_only` and `noise_ratio`. All others are at `X^k` if a probe was taken, as the fit needs it.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def _raw(pair: Pair, exact: bool | None) -> dict[str, Tensor]:
 
 
 def gather_wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in fp32 or wider, gathered from its shards where there are any (a collective, on every rank)."""
+    """Return a tensor in fp32 or wider, gathered from its shards if there are any (a collective, on every rank)."""
     tensor = tensor.detach()
     if hasattr(tensor, "full_tensor"):
         tensor = tensor.full_tensor()
@@ -149,7 +149,7 @@ def combine(raws: Iterable[Raw]) -> Raw:
     """Return the raw values of several layers as of one: norms by their maximum, dual norms and products by their sum.
 
     Args:
-        raws: What `measure` returned for them.
+        raws: Result of `measure` for them.
 
     Returns:
         The same keys, as far as all layers have them.

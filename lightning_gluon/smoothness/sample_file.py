@@ -1,4 +1,4 @@
-"""The file of a run's samples, one JSON object a line: what cannot be written never ends a training."""
+"""The file of a run's samples, one JSON object a line; a failure to write never ends a training."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class SampleFile:
 
 
 def check_file_name(name: object) -> str:
-    """Return a name that a monitor gives its file, or raise: what a checkpoint says is never a path.
+    """Return a name that a monitor gives its file, or raise: the word of a checkpoint is never a path.
 
     Args:
         name: The name.

@@ -2,7 +2,7 @@
 
     M <- estimator(M, c_new, c_old);   X <- (1 - lr * weight_decay) X - lr * radius * D(M);   X <- retraction(X)
 
-The only place that moves parameters, beside the kernels of estimators that step by themselves.
+The only place that moves parameters, besides the kernels of estimators that step by themselves.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from lightning_gluon.step.plan import Chunk, Stack, stack_views
 from lightning_gluon.step.retraction import RETRACTIONS, Retraction
 
 MutableState = MutableMapping[Tensor, Any]
+StepOptions = Mapping[str, Any]
 Signal = list[Tensor | None]
 SlotTensors = dict[str, list[Tensor]]  # a statistic of a stack: one tensor per slot
 
@@ -44,6 +45,7 @@ class Job:
         lengths: Step length of every parameter, `lr * radius`.
         keep: What decay leaves of the weights, such as `1 - lr * weight_decay`.
         signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
+        options: What the estimator reads in this step.
         carries: What keeps the buffers between steps.
     """
 
@@ -57,6 +59,7 @@ class Job:
     lengths: Sequence[float] | Tensor = ()
     keep: float | Tensor = 1.0
     signal: Signal | None = None
+    options: StepOptions = field(default_factory=dict)
     carries: list[Carry] = field(default_factory=list)
 
     def finish(self) -> None:
@@ -68,12 +71,14 @@ class Job:
     def to_tensors(self) -> None:
         """Prepare for a compiled step.
 
-        What schedules change becomes tensors, since every number would make a graph of its own. What the step writes is
+        What schedules change becomes tensors, since every number would make its own graph. What the step writes is
         marked as staying where it is: torch captures a CUDA graph only of what it may write in place.
         """
         dtype, device = self.new[0].dtype, self.params[0].device
         # Non-blocking, or the host would wait for the device.
         self.lengths = torch.tensor(self.lengths, dtype=dtype).to(device, non_blocking=True)
+        if ESTIMATORS[self.chunk.group["estimator"]].schedule is not None:
+            self.options = {name: _as_tensors(value, dtype, device) for name, value in self.options.items()}
         if self.chunk.group["weight_decay"]:
             self.keep = torch.full((), float(self.keep), dtype=dtype, device=device)
         statistics = itertools.chain.from_iterable(kept.values() for kept in self.kept)
@@ -81,15 +86,22 @@ class Job:
             torch._dynamo.mark_static_address(tensor, guard=False)
 
     def arguments(self) -> tuple:
-        """Return what `advance_` takes."""
+        """Return the arguments of `advance_`."""
         tensors = (self.params, self.new, self.old, self.buffers, self.kept, self.partners)
-        return self.chunk, *tensors, self.lengths, self.keep, self.signal
+        return self.chunk, *tensors, self.lengths, self.keep, self.options, self.signal
+
+
+def _as_tensors(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
+    """Return a number as a tensor, or every number of a list."""
+    if isinstance(value, list):
+        return [_as_tensors(one, dtype, device) for one in value]
+    return torch.full((), value, dtype=dtype, device=device)
 
 
 def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Tensor]:
     """Return the partners of all parameters whose norm reads one, as they are before anything moves.
 
-    A group names them in `partners`, one parameter or `None` for each of its own.
+    A group names them in `partners`, one parameter or `None` for each of its parameters.
     """
     partners: dict[Tensor, Tensor] = {}
     for chunk in chunks:
@@ -116,9 +128,9 @@ def prepare(
         state: The optimizer's state, by parameter.
         chunk: Parameters of one group.
         new: Their gradients, which are only read.
-        old: Their gradients at the previous iterate; `None` where there are none yet.
-        signal: 0 where a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
-        partners: What `partners_of` returned.
+        old: Their gradients at the previous iterate; `None` if there are none yet.
+        signal: 0 if a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
+        partners: Result of `partners_of`.
 
     Returns:
         What is left to do.
@@ -139,12 +151,13 @@ def prepare(
         params=params,
         new=new,
         old=old,
-        buffers={name: _loaded(carries, name, new) for name in estimator.buffers},
+        buffers={name: _loaded(carries, name, new) for name in estimator.names(group)},
         kept=_read_statistics(state, chunk, params),
         partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
         lengths=[group["lr"] * radius for radius in chunk.radii],
         keep=1 - _decay_of(chunk).share(group),
         signal=signal,
+        options=estimator.at(group),
         carries=carries,
     )
 
@@ -211,6 +224,7 @@ def advance_(
     partners: list[Tensor],
     lengths: Sequence[float] | Tensor,
     keep: float | Tensor,
+    options: StepOptions,
     signal: Signal | None = None,
     *,
     workspace: Workspace,
@@ -224,13 +238,14 @@ def advance_(
         old: Gradients at the previous iterate.
         buffers: The estimator's buffers, in the dtype of the gradients.
         kept: Statistics of norm and retraction, per stack.
-        partners: For every parameter the other factor of its product; empty where the norm reads none.
+        partners: For every parameter the other factor of its product; empty if the norm reads none.
         lengths: Step length of every parameter, `lr * radius`.
         keep: What decay leaves of the weights, `1 - lr * weight_decay`.
+        options: What the estimator reads in this step.
         signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
         workspace: Buffers to reuse.
     """
-    direction = ESTIMATORS[chunk.group["estimator"]].update(buffers, new, old, chunk.group)
+    direction = ESTIMATORS[chunk.group["estimator"]].update(buffers, new, old, options)
     if signal is not None:
         direction = _heard(direction, signal)
     decay = _decay_of(chunk)

@@ -20,7 +20,7 @@ from lightning_gluon.roles import ROLES
 from lightning_gluon.step.decay import DECAYS
 from lightning_gluon.step.plan import factored_of, views_of
 from lightning_gluon.step.retraction import RETRACTIONS
-from lightning_gluon.valid import did_you_mean, one_of
+from lightning_gluon.valid import did_you_mean, one_of, whole
 
 # Options of every group, whatever its norm and estimator, with their defaults.
 COMMON: dict[str, Any] = {
@@ -77,7 +77,7 @@ def check_names(group: Group) -> None:
 
 
 def check_group(group: Group) -> None:
-    """Check every value of a complete group; what a check returns is kept.
+    """Check every value of a complete group, and keep the result of each check.
 
     Args:
         group: The group.
@@ -92,7 +92,7 @@ def check_group(group: Group) -> None:
 
 
 def check_values(group: Group) -> None:
-    """Check options and numbers of a complete group; what a check returns is kept.
+    """Check options and numbers of a complete group, and keep the result of each check.
 
     Args:
         group: The group.
@@ -113,7 +113,7 @@ def check_values(group: Group) -> None:
 
 
 def values_of(group: Group) -> list[object]:
-    """Return what `check_values` looks at, as it is now; lists are copied, since schedules write into them."""
+    """Return the values that `check_values` checks, as they are now; lists are copies, as schedules write into them."""
     found: list[object] = []
     for key in (*SETTINGS, *CHECKS, "decay"):
         if key in group:
@@ -240,8 +240,37 @@ def check_whole_module(module: nn.Module) -> None:
             raise NotImplementedError(_sharded(f"The weight of {name!r}, a {kind}, has shape {shape}"))
 
 
-def check_ranks_fit(groups: Sequence[Group]) -> None:
-    """Raise if no matrix of the model can take the rank, and say once how many are carried dense instead."""
+def check_lengths(groups: Iterable[Group], method: str) -> None:
+    """Raise unless the length of the training is known where an estimator's memory is a share of it.
+
+    Args:
+        groups: Complete groups.
+        method: Their method.
+
+    Raises:
+        ValueError: If it is not known, or no number of steps.
+    """
+    for group in groups:
+        if not ESTIMATORS[group["estimator"]].length:
+            continue
+        if group["total_steps"] is None:
+            raise ValueError(
+                f"Method {method!r} needs to know how long the training is, since its memory is a share of it, but "
+                "`total_steps` is unknown. Pass `total_steps=`, the optimizer steps in all."
+            )
+        whole(1)("total_steps", group["total_steps"], _where(group))
+
+
+def check_ranks_fit(groups: Sequence[Group], row: Method) -> None:
+    """Raise if no matrix can take a rank that was asked for, and warn once of those that are carried dense.
+
+    Args:
+        groups: Complete groups.
+        row: Their method, whose own rank nobody asked for.
+
+    Raises:
+        ValueError: If the rank is larger than that of any matrix.
+    """
     members = []
     for group in groups:
         if group.get("rank") is not None and NORMS[group["norm"]].matrices:
@@ -250,7 +279,8 @@ def check_ranks_fit(groups: Sequence[Group]) -> None:
         return
     rank = min(member.group["rank"] for member in members)
     largest = max(members, key=_Ranked.limit)
-    if rank > largest.limit():
+    usual = {rule.options.get("rank") for rule in row.rules.values()}
+    if rank > largest.limit() and rank not in usual:
         raise ValueError(
             f"Expected `rank` to satisfy 1 <= rank <= min(out, in), but got rank={rank} and the largest matrix, "
             f"{largest}, allows {largest.limit()}. Lower `rank`, or set rank=None for the full carry."

@@ -1,4 +1,4 @@
-"""How weight decay acts: `X <- (1 - lr wd) X`, on all entries or on some."""
+"""Weight decay, `X <- (1 - lr wd) X`, on all entries or on some."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 class Decay(ABC):
     """A way to shrink weights, once per step and before they move.
 
-    `reads_units` asks for the step's directions beside the weights.
+    `reads_units` asks for the step's directions besides the weights.
     """
 
     reads_units: ClassVar[bool] = False
@@ -38,7 +38,7 @@ class Decay(ABC):
 
 
 class UniformDecay(Decay):
-    """All entries alike."""
+    """Decay of every entry alike."""
 
     def shrink_(self, weights: list[Tensor], keep: float | Tensor, units: list[Tensor]) -> None:
         """Multiply by `keep`."""

@@ -1,4 +1,4 @@
-"""Gradients before anything moves: they are dense, finite, and fit in what their momentum is stored in."""
+"""Gradients before anything moves: they are dense, finite, and fit in the dtype of their momentum."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Watched:
 
 
 class GradientCheck:
-    """The gradients of a plan, watched: what can be known before is found once, so that a step only reads norms.
+    """The gradients of a plan, watched: facts known before are found once, so that a step only reads norms.
 
     Args:
         chunks: The plan.

@@ -26,6 +26,7 @@ def build_groups(
     radius: Mapping[str, float] | None,
     momentum: float | None,
     options: Mapping[str, object],
+    total_steps: int | None = None,
 ) -> list[Group]:
     """Return groups completed from their method.
 
@@ -37,6 +38,7 @@ def build_groups(
         radius: Radii per role that replace the method's.
         momentum: Weight on the old momentum; `None`: the method's.
         options: Further options of the method.
+        total_steps: Steps of the whole training, for estimators that need to know.
 
     Returns:
         Groups of plain values, ready for `torch.optim.Optimizer.add_param_group`.
@@ -57,6 +59,8 @@ def build_groups(
         for key, value in given.items():
             if key not in _FOR_SOME or _FOR_SOME[key](group, row):
                 group.setdefault(key, value)
+        if ESTIMATORS[group.get("estimator", row.rules[role].estimator)].length:
+            group.setdefault("total_steps", total_steps)
     return [complete_group(group, row) for group in partial]
 
 
@@ -79,7 +83,7 @@ _FOR_SOME = {"decay": _takes_decay, "retract": _takes_retraction}
 
 
 def _for_role(given: PER_ROLE, role: str, default: float) -> float:
-    """Return what is given for a role."""
+    """Return the value for a role."""
     value = given.get(role) if isinstance(given, Mapping) else given
     return default if value is None else value
 
@@ -105,7 +109,7 @@ def _check_roles(key: str, by_role: PER_ROLE) -> None:
 
 
 def complete_group(group: Group, row: Method) -> Group:
-    """Fill in what a group does not say from its method's rule, and check every value.
+    """Complete a group from its method's rule, and check every value.
 
     Args:
         group: A group with at least `params`, `role`, `lr`, `weight_decay`, `momentum` and `radius`.
@@ -137,7 +141,7 @@ def complete_group(group: Group, row: Method) -> Group:
 
 
 def _default_options(group: Group, row: Method, rule: Rule) -> Group:
-    """Return the options that a group has, with what they are if nobody says."""
+    """Return the options that a group has, with their defaults."""
     defaults = {
         **COMMON,
         **NORMS[group["norm"]].defaults(),

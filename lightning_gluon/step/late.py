@@ -1,7 +1,7 @@
 """Late groups: parameters that are added while training, as callbacks that unfreeze layers do.
 
 A group that is given without roles becomes several here, but whoever added it knows of one, and moves the last. So
-groups that were added together follow each other: where some of them have a new `lr`, the others get it too.
+groups that were added together follow each other: if some of them have a new `lr`, the others get it too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightning_gluon.step.sources import free_name, read_group
 
 @dataclass(frozen=True)
 class Construction:
-    """What an optimizer was built with."""
+    """Arguments that an optimizer was built with."""
 
     method: str
     lr: float | None
@@ -27,6 +27,7 @@ class Construction:
     momentum: float | None
     radius: Mapping[str, float] | None
     options: Mapping[str, object]
+    total_steps: int | None = None
 
     def build(self, partial: list[Group]) -> list[Group]:
         """Complete groups by these settings."""

@@ -89,7 +89,7 @@ class Layer:
         return torch.stack([block.dual_norm(exact) for block in self._blocks(g)]).sum()
 
     def _blocks(self, tensor: Tensor) -> list[_MatrixBlock]:
-        """Return what every view reads of a parameter-shaped tensor."""
+        """Return the matrices of every view of a parameter-shaped tensor."""
         tensor = torch.atleast_1d(tensor)  # a scalar, such as a temperature
         norm = norm_of(self.group)
         blocks = []

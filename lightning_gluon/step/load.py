@@ -15,7 +15,7 @@ from lightning_gluon.options import CHECKS, SETTINGS, Group
 from lightning_gluon.step.checks import check_group
 from lightning_gluon.step.finite import IGNORE
 from lightning_gluon.step.state import ParameterState, State, StateLayout, state_layout
-from lightning_gluon.two_point.reference import REFERENCES
+from lightning_gluon.two_point.reference import ReferencePoint, Visit
 from lightning_gluon.valid import whole
 
 WRAPPING = re.compile(r"(^|\.)((_orig_mod|_forward_module)\.)+")
@@ -34,8 +34,8 @@ def match_saved_state(groups: Sequence[Group], state_dict: ParameterState) -> tu
         moments of a kernel, which are in the parameter's.
 
     Raises:
-        ValueError: If it is no optimizer's state, a name is missing or unexpected, a group was stepped by another norm
-            or estimator, a value is out of range, or a buffer is missing, not finite or of another shape.
+        ValueError: If it is no optimizer's state, a name is missing or unexpected, or a value is out of range. The same
+            if a group was stepped by another norm or estimator, or a buffer is missing, not finite or of another shape.
     """
     _check_form(state_dict)
     saved = _align(groups, deepcopy(list(state_dict["param_groups"])))
@@ -43,9 +43,8 @@ def match_saved_state(groups: Sequence[Group], state_dict: ParameterState) -> tu
     pairs = [_Match(group, old) for group, old in zip(groups, saved, strict=True)]
     for pair in pairs:
         pair.check()
-    reference = any(ESTIMATORS[old["estimator"]].point(old) for old in saved)  # by the saved options
-    kinds = [old["reference"] for old in saved if "reference" in old]  # one for all groups
-    kind = (kinds or REFERENCES)[0] if reference else None
+    points = [ESTIMATORS[old["estimator"]].point(old) for old in saved]  # by the saved options
+    kind = ReferencePoint(saved, {}, points, Visit()).kind
     state: State = {}
     for pair in pairs:
         state.update(pair.buffers(state_dict["state"], kind))
@@ -82,7 +81,7 @@ class _Match:
             self.saved[key] = self.here[key]
 
     def _position(self) -> list[int]:
-        """Return where each present parameter stood in the saved group."""
+        """Return the index of each present parameter in the saved group."""
         names, here = self.saved.get("param_names"), self.here["param_names"]
         if names is None:
             return list(range(len(here)))
@@ -209,7 +208,7 @@ def _all_names(groups: Iterable[Group]) -> dict[str, None]:
 
 
 def _places(here: Sequence[str], names: Sequence[str]) -> list[int] | None:
-    """Return where each present name stands among the saved ones; `None` if one is missing or two are alike."""
+    """Return the index of each present name among the saved ones; `None` if one is missing or two are alike."""
     where = {name: index for index, name in enumerate(names)}
     if len(where) < len(names) or not where.keys() >= set(here):
         return None

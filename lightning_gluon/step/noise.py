@@ -1,11 +1,11 @@
-"""Rounding noise: sums whose terms cancel, and the biases that take no step along what is left.
+"""Rounding noise: sums whose terms cancel, and the biases that take no step along the rest.
 
-A scale-free LMO makes a full step of whatever it is given. Where the true gradient of a bias is zero (in front of batch
+A scale-free LMO makes a full step of any input. If the true gradient of a bias is zero (in front of batch
 norm, at a key under softmax) it is given the rounding error of a sum. The bias is compared with its layer's own weight:
 
     grad b_j = sum_t d_tj          grad W_jk = sum_t d_tj x_tk          silent <=> rms(grad b) < floor rms(grad W)
 
-Both sums run over the same signals `d`. The weight's says how large they are, and only where they cancel is the bias's
+Both sums run over the same signals `d`. The weight's says how large they are, and only if they cancel is the bias's
 smaller by orders of magnitude. Error rates: `docs/primers/noise.md`.
 """
 
@@ -35,7 +35,7 @@ WEIGHT_NAMES = ("weight", "weight_v", "parametrizations.weight.original1")
 
 @dataclass(frozen=True, eq=False)
 class Member:
-    """A parameter of the plan: where it stands, and what its group says of it."""
+    """A parameter of the plan: its place, and the settings of its group."""
 
     index: int
     name: str
@@ -52,7 +52,7 @@ class Member:
 
     @property
     def maps(self) -> int:
-        """Number of maps that a matrix holds, as the partition reads it; 0 where it says nothing."""
+        """Number of maps that a matrix holds, as the partition reads it; 0 if it says nothing."""
         return sum(view.matrix[0] for view in self.views)
 
     @property
@@ -70,7 +70,7 @@ class Affine:
 
     @cached_property
     def fused(self) -> bool:
-        """True where a matrix holds several maps, each with its own part of the bias."""
+        """True if a matrix holds several maps, each with its own part of the bias."""
         if self.weight.parameter.ndim != 2 or self.weight.maps < 2:
             return False
         return self.weight.rows == self.bias.parameter.numel()
@@ -95,7 +95,7 @@ class Affine:
 
     @cached_property
     def blocks(self) -> list[int]:
-        """Rows of every part where parts are blocks of rows, one after the other; empty where they are not."""
+        """Rows of every part if parts are blocks of rows, one after the other; empty if they are not."""
         sizes: list[int] = []
         for view in self.weight.views:
             if not view.is_plain or view.dim != 0 or view.start != sum(sizes):
@@ -138,7 +138,7 @@ class Judgement:
 
 
 class NoiseGuard:
-    """Which biases of a plan are judged, and by which weight: found once per plan, so that a step only reads norms.
+    """Judge of the biases of a plan, each by one weight: found once per plan, so that a step only reads norms.
 
     Only biases are judged, and each by the weight of its own layer alone. Without a gradient of that weight a bias is
     not judged. Every map of a fused weight (`qkv`) judges its own part of the bias.
@@ -146,7 +146,7 @@ class NoiseGuard:
     A silent entry is left out of the direction that the LMO is given, so it takes no step. The step of the others keeps
     the length of the vector's radius. The estimator of a silent entry runs as ever, and weight decay acts on it.
 
-    Where both gradients are exactly zero (an expert without tokens) nothing is silent. The momentum then goes on, as in
+    If both gradients are exactly zero (an expert without tokens) nothing is silent. The momentum then goes on, as in
     torch's optimizers.
 
     Args:
@@ -189,7 +189,7 @@ class NoiseGuard:
             norms: Their 2-norms.
 
         Returns:
-            One tensor per judged bias, laid out like it, and `None` for every other parameter; `None` where nothing is
+            One tensor per judged bias, laid out like it, and `None` for every other parameter; `None` if nothing is
             judged.
         """
         floors = [group["noise_floor"] for group in self.groups]
@@ -208,7 +208,7 @@ class NoiseGuard:
     def shares(self, gradients: list[Tensor], norms: Tensor) -> Tensor:
         """Return the RMS of every judged gradient relative to that of its weight, in the order of `judgements`.
 
-        Where the weight's is zero or not finite (an fp16 norm overflows) the share is not finite: nothing is silent.
+        If the weight's is zero or not finite (an fp16 norm overflows) the share is not finite: nothing is silent.
 
         Args:
             gradients: Gradients in the order of the plan.

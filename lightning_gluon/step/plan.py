@@ -1,6 +1,6 @@
-"""Which parameters are stepped together: chunks of bounded size, and in each chunk stacks of equal matrices.
+"""Plan of the parameters that are stepped together: chunks of bounded size, each with stacks of equal matrices.
 
-A chunk is what one round of the optimizer holds in memory beside the state; a stack is one batched LMO. Matrices that
+A chunk is what one round of the optimizer holds in memory besides the state; a stack is one batched LMO. Matrices that
 are each other's transposes share a stack: a spectral LMO does not care which side is longer.
 """
 
@@ -28,7 +28,7 @@ LARGE_CHUNK_NUMEL = 2**25
 
 @dataclass
 class Slot:
-    """Where one view of one parameter lies in a stack."""
+    """Place of one view of one parameter in a stack."""
 
     member: int
     view: MatrixView
@@ -137,7 +137,7 @@ def build_plan(groups: list[Group], *, chunk_numel: int | None = None) -> list[C
 
     Args:
         groups: Complete parameter groups.
-        chunk_numel: Entries of one chunk, by default what suits the device; a larger parameter is a chunk of its own.
+        chunk_numel: Entries of one chunk, by default what suits the device; a larger parameter is its own chunk.
 
     Returns:
         Chunks, group by group; in each, parameters with equal matrices stand together.
@@ -198,7 +198,7 @@ def _cut(group: Group, members: list[_Slot], chunk_numel: int | None) -> list[Ch
 
 
 def _stack(chunk: Chunk) -> None:
-    """Lay the matrices of a chunk out in stacks, merging transposes where the norm allows."""
+    """Lay the matrices of a chunk out in stacks, merging transposes if the norm allows."""
     turns = NORMS[chunk.group["norm"]].turns
     stacks: dict[tuple[int, int], Stack] = {}
     for member, index in enumerate(chunk.indices):

@@ -1,4 +1,4 @@
-"""Retractions: where weights are brought back to after the step, such as a sphere."""
+"""Retractions: sets that weights are brought back to after the step, such as a sphere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One step over all chunks: what moves together, in which order, and what is kept between steps to do it."""
+"""One step over all chunks: the order in which they move, and the buffers kept between steps."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from lightning_gluon.step.plan import Chunk, build_plan
 from lightning_gluon.two_point.reference import ReferencePoint
 
 # Plans kept, one for every set of parameters with a gradient, the oldest forgotten first: where experts are idle by
-# chance, every step has a set of its own.
+# chance, every step has its own set.
 PLANS = 16
 
 
 @dataclass
 class Plan:
-    """Chunks of the parameters that have a gradient, and what is known of them before a step."""
+    """Chunks of the parameters that have a gradient, and the facts known of them before a step."""
 
     chunks: list[Chunk]
     check: GradientCheck
@@ -88,7 +88,7 @@ class Round:
             reference: Records where parameters come from.
             gradients: Their gradients, in the plan's order.
             references: Those at the previous iterate; empty on a step that takes none.
-            signal: 0 where a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
+            signal: 0 if a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
         """
         jobs: list[Job] = []
         partners = partners_of(plan.chunks)
@@ -99,7 +99,7 @@ class Round:
                 start = part.stop
                 old = references[part] if references else None
                 heard = signal[part] if signal is not None else None
-                tracked.enter_context(reference.tracking(chunk.params))
+                tracked.enter_context(reference.tracking(chunk.group, chunk.params))
                 job = prepare(state, chunk, gradients[part], old, heard, partners)
                 if self.compile:
                     jobs += [job] if job is not None else []

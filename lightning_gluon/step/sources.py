@@ -300,7 +300,7 @@ def split_group(group: Group, pairs: Sequence[tuple[Route, Tensor]]) -> list[Gro
 
 
 def _listed_part(group: Group, indices: Sequence[int], count: int) -> Group:
-    """Return what a group lists per parameter, for some of its parameters."""
+    """Return the lists of a group, one entry per parameter, for some of its parameters."""
     share: Group = {}
     for key in LISTED:
         values = plain(group.get(key))

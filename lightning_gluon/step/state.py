@@ -66,7 +66,7 @@ def state_layout(group: Group, index: int, reference: str | None) -> StateLayout
     if estimator.layout is not None:
         momentum = estimator.layout(parameter)
     else:
-        momentum = carry_layout(estimator.buffers, parameter, factored_of(group, index), group)
+        momentum = carry_layout(estimator.names(group), parameter, factored_of(group, index), group)
     momentum.update(_statistics_layout(group, index))
     return StateLayout(momentum, reference_layout(reference, parameter) if reference is not None else {})
 
@@ -103,8 +103,8 @@ def memory(
 
     Returns:
         `state_bytes`, `bytes_per_parameter`, `by_role` (role -> bytes), `by_kind` (`momentum`, `reference`),
-        `workspace_bytes` and `transient_bytes` (bound on what one round of a step holds in full-size fp32 copies beside
-        the state).
+        `workspace_bytes` and `transient_bytes` (bound on the full-size fp32 copies that one round of a step holds
+        besides the state).
 
     Example:
         >>> from lightning_gluon import Gluon

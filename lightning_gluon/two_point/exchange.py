@@ -23,7 +23,7 @@ class Move(Protocol):
 
     @property
     def away(self) -> bool:
-        """True where it is not, or may not be, in its place."""
+        """True if it is not, or may not be, in its place."""
 
     def go_(self) -> None:
         """Put it elsewhere."""
@@ -70,7 +70,7 @@ class Swap:
         self.held = None
 
     def back_(self) -> None:
-        """Exchange them again, from whatever stage."""
+        """Exchange them again, from any stage."""
         if self.stage is _Stage.CROSSING:
             self.other.copy_(self.one)
             self.stage = _Stage.LEAVING
@@ -108,7 +108,7 @@ class Shift:
 
     @property
     def away(self) -> bool:
-        """True where the tensor is at `X - s`."""
+        """True if the tensor is at `X - s`."""
         was, version = self._place
         written = version is not None and self.tensor._version != version
         return was != written
@@ -215,11 +215,11 @@ class Taken:
 def exchanged_gradients(
     params: Iterable[Tensor], gradients: Mapping[Tensor, Tensor], *, clone: bool = False
 ) -> Iterator[Taken]:
-    """Give parameters other gradients for a while, and keep what has become of those.
+    """Give parameters other gradients for a while, and keep the result.
 
     Args:
         params: The parameters.
-        gradients: Their `.grad` inside; `None` where there is none.
+        gradients: Their `.grad` inside; `None` if there is none.
         clone: Copy gradients on both ways, where they live in memory that is written to by others.
 
     Yields:

@@ -5,8 +5,8 @@
     step8   s in 8 bits with one scale per row, about 1 byte per entry
 
 Without a copy the exchange has to be undone exactly: `fl(fl(X - s) + s) = X`. Floating-point addition does not promise
-that, so every step ends by snapping the new weights to a point where it holds, `X <- fl(fl(X - s) + s)`, which moves an
-entry by no more than the rounding of its own update. The two exchanges then need no memory at all.
+that. So every step ends by snapping the new weights to a point that does, `X <- fl(fl(X - s) + s)`. This moves an entry
+by no more than the rounding of its own update. The two exchanges then need no memory at all.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from torch import Tensor
 
 from lightning_gluon.options import Group
 from lightning_gluon.two_point.exchange import Detour, Move, Shift, Swap, exchanged
+from lightning_gluon.two_point.transport import TRANSPORTS, Transport
 
 REFERENCES = ("copy", "step", "step8")
-TRANSPORTED = "transported"
+
+
+TRANSPORT_OF = {transport.key: transport for transport in TRANSPORTS.values()}
 
 
 def record_(kind: str, state: dict[str, Tensor], parameter: Tensor, before: Tensor) -> None:
@@ -57,17 +60,17 @@ def way_back(kind: str, state: Mapping[str, Tensor], parameter: Tensor) -> Move:
     return Shift(parameter, partial(_stored_step, kind, state, parameter))
 
 
-def way_ahead(group: Group, state: Mapping[str, Tensor], parameter: Tensor) -> Move:
-    """Return the move to the transported point `X + lookahead b / (1 - b) (X - X_prev)` and back."""
-    ahead = group.get("lookahead", 1.0) * (group["momentum"] / (1 - group["momentum"]))
-    return Detour(parameter, lambda here: parameter.add_(here - state["previous"], alpha=ahead))
+def way_ahead(transport: Transport, group: Group, state: Mapping[str, Tensor], parameter: Tensor) -> Move:
+    """Return the move to a transported point and back."""
+    reach = transport.reach(group)
+    return Detour(parameter, lambda here: parameter.add_(transport.ahead(state, here), alpha=reach))
 
 
 def reference_layout(kind: str, parameter: Tensor) -> dict[str, Tensor]:
-    """Return what is kept of one parameter's reference, by key.
+    """Return the state of one parameter's reference, by key.
 
     Args:
-        kind: `copy`, `step` or `step8`.
+        kind: `copy`, `step` or `step8`, or what a transport keeps.
         parameter: The parameter.
 
     Returns:
@@ -82,6 +85,8 @@ def reference_layout(kind: str, parameter: Tensor) -> dict[str, Tensor]:
         return {"previous": parameter.detach().to("meta")}
     if kind == "step":
         return {"displacement": torch.empty(shape, dtype=torch.bfloat16, device="meta")}
+    if kind not in REFERENCES:
+        return {kind: TRANSPORT_OF[kind].layout(parameter)}
     scale = (shape[0], *(1 for _ in shape[1:])) if parameter.ndim > 1 else tuple(1 for _ in shape)
     return {
         "displacement": torch.empty(shape, dtype=torch.int8, device="meta"),
@@ -97,7 +102,7 @@ def _store(state: dict[str, Tensor], key: str, value: Tensor) -> None:
 
 
 def _row_scale(step: Tensor) -> Tensor:
-    """Return `max |step| / 127` of every row, 1 where a row has not moved."""
+    """Return `max |step| / 127` of every row, 1 if a row has not moved."""
     dims = tuple(range(1, step.ndim)) if step.ndim > 1 else tuple(range(step.ndim))
     top = step.abs().amax(dim=dims, keepdim=True) if step.ndim else step.abs()
     return torch.where(top > 0, top / 127, torch.ones_like(top))
@@ -127,14 +132,14 @@ class Visit:
 
 @dataclass
 class ReferencePoint:
-    """The point of an optimizer's further gradient: the previous iterate, or the transported point of `igt`.
+    """The point of an optimizer's further gradient: the previous iterate, or one where its only gradient is taken.
 
     The whole model moves together, whatever each group's estimator is.
 
     Args:
         groups: The parameter groups.
         state: The optimizer's state, by parameter.
-        points: For every group the point that its estimator needs: `None`, `previous` or `transported`.
+        points: For every group the point that its estimator needs: `None`, `previous` or one of `TRANSPORTS`.
         visit: What is remembered between calls.
 
     Raises:
@@ -154,24 +159,38 @@ class ReferencePoint:
         self.point = points.pop() if points else None
 
     @property
-    def kind(self) -> str:
-        """How the previous iterate is kept, the same for all groups."""
+    def kind(self) -> str | None:
+        """Form in which it is kept, the same for all groups; `None` if no group needs it."""
+        if self.point is None:
+            return None
+        if self.transport is not None and self.transport.key != "previous":
+            return self.transport.key
         return next((group["reference"] for group in self.groups if "reference" in group), REFERENCES[0])
 
     @property
     def needed(self) -> bool:
         """True if the next step needs gradients at the reference point: from the second step on."""
-        return self.point is not None and any(group["steps"] > 0 for group in self.groups)
+        return any(self._moves_group(group, point) for group, point in zip(self.groups, self.points, strict=True))
+
+    def _moves_group(self, group: Group, point: str | None) -> bool:
+        if point is None or group["steps"] == 0:
+            return False
+        return self.transport is None or self.transport.reach(group) != 0
+
+    @property
+    def transport(self) -> Transport | None:
+        """The way to the point, where it is the only one at which gradients are taken."""
+        return None if self.point is None else TRANSPORTS.get(self.point)
 
     @property
     def transported(self) -> bool:
-        """True if the point is ahead of the weights, and the only one where gradients are taken."""
-        return self.point == TRANSPORTED
+        """True if the point is the only one at which gradients are taken."""
+        return self.transport is not None
 
     @property
     def exact(self) -> bool:
         """True if there is a copy of every weight's previous value, bit for bit."""
-        return self.point is not None and self.kind == "copy"
+        return self.kind == "copy"
 
     @contextmanager
     def exchanged(self) -> Iterator[None]:
@@ -194,27 +213,53 @@ class ReferencePoint:
         self.visit.moves = []
 
     def _moves(self) -> list[Move]:
-        moves = []
+        moves: list[Move] = []
         for group, point in zip(self.groups, self.points, strict=True):
             for parameter in group["params"]:
-                state = self.state.get(parameter, {})
-                kept = "previous" in state or "displacement" in state
-                if kept and not self.transported:
-                    moves.append(way_back(self.kind, state, parameter))
-                elif kept and point is not None:
-                    moves.append(way_ahead(group, state, parameter))
+                move = self._move(group, point, parameter)
+                if move is not None:
+                    moves.append(move)
         return moves
 
+    def _move(self, group: Group, point: str | None, parameter: Tensor) -> Move | None:
+        """Return the move of one parameter; `None` if nothing is kept of it, or its group stays."""
+        kind, state = self.kind, self.state.get(parameter, {})
+        if kind is None or not state.keys() & reference_layout(kind, parameter).keys():
+            return None
+        if self.transport is None:
+            return way_back(kind, state, parameter)
+        return way_ahead(self.transport, group, state, parameter) if point is not None else None
+
     @contextmanager
-    def tracking(self, params: Sequence[Tensor]) -> Iterator[None]:
-        """Record where parameters come from while they are moved."""
+    def tracking(self, group: Group, params: Sequence[Tensor]) -> Iterator[None]:
+        """Record where parameters come from while they are moved, and put them where their step begins.
+
+        Args:
+            group: Their group.
+            params: The parameters.
+
+        Yields:
+            Nothing.
+        """
         if self.point is None:
             yield
             return
         before = [parameter.clone() for parameter in params]
+        if self.transport is not None and self._own_point(group) is not None:
+            for parameter in params:
+                self.transport.begin_(group, self.state[parameter], parameter)
         yield
         for parameter, previous in zip(params, before, strict=True):
-            record_(self.kind, self.state[parameter], parameter, previous)
+            self._record(group, parameter, previous)
+
+    def _own_point(self, group: Group) -> str | None:
+        return next(point for other, point in zip(self.groups, self.points, strict=True) if other is group)
+
+    def _record(self, group: Group, parameter: Tensor, before: Tensor) -> None:
+        if self.transport is not None:
+            self.transport.record_(group, self.state[parameter], parameter, before)
+        elif self.kind is not None:
+            record_(self.kind, self.state[parameter], parameter, before)
 
     def stay(self, stepped: set[Tensor]) -> None:
         """Record that a parameter which took no step was already here one iterate ago."""
@@ -224,7 +269,7 @@ class ReferencePoint:
             for parameter in group["params"]:
                 state = self.state.get(parameter)
                 if state and parameter not in stepped:
-                    record_(self.kind, state, parameter, parameter.clone())
+                    self._record(group, parameter, parameter.clone())
 
     @contextmanager
     def folding(self) -> Iterator[None]:

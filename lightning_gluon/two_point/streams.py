@@ -28,7 +28,7 @@ def rng_state() -> Streams:
 
 
 def set_rng_state(state: Streams) -> None:
-    """Restore what `rng_state` returned."""
+    """Restore the result of `rng_state`."""
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
     if "cuda" in state:

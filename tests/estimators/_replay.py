@@ -53,7 +53,7 @@ def take(optimizer: Gluon, weight: nn.Parameter, step: int) -> None:
     """Take a step with a closure."""
 
     def closure() -> None:
-        weight.grad = gradient(step, weight.detach())
+        weight.grad = gradient(step, weight.detach()).to(weight.dtype)
 
     optimizer.step(closure)
 

@@ -109,6 +109,7 @@ def test_folded_gradients_of_a_damped_correction(fold: bool | str, gamma: float)
     """`.grad` holds `c_new - f c_old`, f = b gamma / (1 - b (1 - gamma)), and the step is the same."""
     weight = nn.Parameter(start())
     optimizer = optimizer_of(weight, "gluon-mvr1", fold=fold, gamma=gamma)
+    optimizer.two_point = "loop"
     path = [weight.detach().clone()]
 
     def accumulate(step: int) -> None:

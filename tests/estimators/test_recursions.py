@@ -35,8 +35,9 @@ HAND = {
 def run(name: str, gradients: list[tuple[Tensor, Tensor]], **options: Any) -> list[Tensor]:
     """Directions of an estimator along pairs `(c_new, c_old)`, every buffer started at the first gradient."""
     row = ESTIMATORS[name]
-    given = {"momentum": 0.9, **row.options, **options}
-    buffers = {buffer: [gradients[0][0].clone()] for buffer in row.buffers}
+    given = {"momentum": 0.9, "steps": 0, "total_steps": 50, **row.options, **options}
+    buffers = {buffer: [gradients[0][0].clone()] for buffer in row.names(given)}
+    given = row.at(given)
     return [row.update(buffers, [new], [old], given)[0].clone() for new, old in gradients]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from benchmarks.polar_coefficients import BEGINNINGS, minimax_schedule
 from lightning_gluon import Gluon
 from lightning_gluon.norms.coefficients import FEWER_STEPS, ORTHOGONALIZERS, POLAR_EXPRESS, YOU
-from lightning_gluon.norms.numerics import Workspace
+from lightning_gluon.norms.numerics import Workspace, largest_magnitude
 
 # The package exports the function under the module's name.
 ortho = importlib.import_module("lightning_gluon.norms.orthogonalize")
@@ -92,14 +93,14 @@ def test_a_schedule_is_solved_for_its_number_of_steps(steps, dtype):
 @pytest.mark.parametrize("steps", FEWER_STEPS)
 def test_fewer_steps_solve_the_minimax_problem(steps):
     solved, _ = minimax_schedule(BEGINNINGS[steps], steps)
-    listed = torch.tensor(ortho.schedule("polar_express", steps), dtype=torch.float64)
+    listed = torch.tensor(ortho.step_coefficients("polar_express", steps), dtype=torch.float64)
     torch.testing.assert_close(listed, torch.tensor(solved, dtype=torch.float64), rtol=0, atol=1e-9)
 
 
 def test_six_steps_and_more_are_the_authors():
-    assert ortho.schedule("polar_express") == ortho.schedule(steps=6) == POLAR_EXPRESS[:6]
-    assert ortho.schedule(steps=8) == (*POLAR_EXPRESS, POLAR_EXPRESS[-1])
-    assert ortho.schedule("you", 3) == YOU[:3]
+    assert ortho.step_coefficients("polar_express") == ortho.step_coefficients(steps=6) == POLAR_EXPRESS[:6]
+    assert ortho.step_coefficients(steps=8) == (*POLAR_EXPRESS, POLAR_EXPRESS[-1])
+    assert ortho.step_coefficients("you", 3) == YOU[:3]
 
 
 @pytest.mark.parametrize("shape", [(512, 1100), (640, 640)], ids=str)
@@ -251,6 +252,31 @@ def test_one_entry_in_a_long_matrix(dtype):
     torch.testing.assert_close(orthogonalize(g, dtype=dtype), g / 3, rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("columns", [2**20, 2**22], ids=str)
+def test_one_entry_in_a_row_that_the_scale_does_not_fit_into_fp16(columns):
+    g = torch.zeros(1, columns)
+    g[0, 7] = 3.0
+    torch.testing.assert_close(orthogonalize(g, dtype=torch.float16), g / 3, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("shape", [(40, 200), (64, 64)], ids=str)
+@pytest.mark.parametrize("method", ["polar_express", "you", "jordan"])
+def test_joined_constants_equal_separate_ones(monkeypatch, method, shape):
+    g = matrix(shape, "gaussian")
+    separate = orthogonalize(g, method, 6, torch.float64)
+    joined = dataclasses.replace(iteration.PRECISIONS[torch.float64], joined=True)
+    monkeypatch.setitem(iteration.PRECISIONS, torch.float64, joined)
+    torch.testing.assert_close(orthogonalize(g, method, 6, torch.float64), separate, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.0, -7.0, math.nan, math.inf], ids=str)
+def test_the_norm_that_a_gpu_takes_is_the_largest_magnitude(value):
+    stack = torch.stack([matrix((8, 12), "gaussian"), matrix((8, 12), "1/i")])
+    stack[1, 3, 4] = value
+    taken = torch.linalg.vector_norm(stack, ord=math.inf, dim=(-2, -1), keepdim=True)
+    assert torch.equal(taken.nan_to_num(-1.0), largest_magnitude(stack, (-2, -1)).nan_to_num(-1.0))
+
+
 def test_jordan_equals_five_steps_by_hand():
     g = matrix((24, 40), "gaussian")
     x = g / g.norm()
@@ -273,7 +299,7 @@ def test_jordan_agrees_with_torch_muon_in_bf16():
 def test_polar_express_steps_are_minimax():
     """Each step equioscillates about 1 on the image of the interval of the one before: p(l), p(u) and both extrema."""
     low, high = 1e-3, 1.0
-    for a, b, c in ortho.schedule("polar_express", 6):
+    for a, b, c in ortho.step_coefficients("polar_express", 6):
         x = torch.linspace(low, high, 2_000_001, dtype=torch.float64)
         y = a * x + b * x**3 + c * x**5
         error = max(1 - y.min().item(), y.max().item() - 1)
@@ -284,7 +310,7 @@ def test_polar_express_steps_are_minimax():
 
 
 def test_last_polar_express_step_is_the_cubic_fixed_point():
-    a, b, c = ortho.schedule("polar_express", 9)[-1]
+    a, b, c = ortho.step_coefficients("polar_express", 9)[-1]
     assert a + b + c == 1.0  # p(1) = 1
     assert a + 3 * b + 5 * c == 0.0  # p'(1) = 0
     assert 6 * b + 20 * c == 0.0  # p''(1) = 0

@@ -129,7 +129,7 @@ def test_an_unknown_mode_of_compile_is_refused() -> None:
 def test_empty_weights_take_no_step(method: str) -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 0))
     optimizer = Gluon([{"params": [p for p in net.parameters() if p.ndim == 2], "role": "hidden"}], lr=0.1,
-                      method=method, weight_decay=0.1)  # fmt: skip
+                      method=method, weight_decay=0.1, total_steps=8)  # fmt: skip
     for _ in range(2):
         optimizer.step(lambda: net(torch.ones(2, 4)).sum().backward())
     assert [layer.norm(layer.parameter).item() > 0 for layer in optimizer.layers()] == [True, False]

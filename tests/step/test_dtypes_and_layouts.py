@@ -36,7 +36,7 @@ def test_torchs_default_dtype_changes_nothing(method: str, dtype: torch.dtype) -
     for default in (torch.float32, dtype):
         net = network()
         torch.set_default_dtype(default)
-        optimizer = Gluon(net, lr=0.02, method=method)
+        optimizer = Gluon(net, lr=0.02, method=method, total_steps=8)
         train(optimizer)
         torch.set_default_dtype(torch.float32)
         results.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
@@ -61,7 +61,7 @@ def test_a_layout_that_the_gradient_does_not_share(method: str, kind: str) -> No
     parameter, around = laid_out(kind, values)
     plain = nn.Parameter(values.clone())
     for some in (parameter, plain):
-        train(Gluon([some], lr=0.1, method=method))
+        train(Gluon([some], lr=0.1, method=method, total_steps=8))
     torch.testing.assert_close(parameter, plain, rtol=0, atol=1e-5)
     assert (around == 7).all(), "wrote between the entries"
 

@@ -218,12 +218,16 @@ def test_reference_and_weight_decay_hold_the_whole_displacement() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_predicted_bytes_are_the_counted_ones(method: str) -> None:
-    variants = [{}]
+    variants: list[dict] = [{}]
+    if method == "gluon-mix":
+        variants = [{}, {"mix": 2}]
+    if method == "gluon-lowrank":
+        variants = [{"rank": 4, "feedback": feedback} for feedback in (None, "int8", "int4")]
     if method == "limuon":
         variants = [{}, *({"rank": 4, "reference": reference} for reference in ("copy", "step", "step8"))]
     for options in variants:
         net = network()
-        optimizer = Gluon(net, lr=0.02, method=method, **options)
+        optimizer = Gluon(net, lr=0.02, method=method, total_steps=8, **options)
         predicted = optimizer.memory()
         train(net, optimizer, 2)
         counted = optimizer.memory()

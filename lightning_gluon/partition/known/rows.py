@@ -9,7 +9,7 @@ __all__ = ["Fused", "MapLayout", "RawMap"]
 
 
 class MapLayout(Enum):
-    """How a map is stored.
+    """Storage of a map.
 
     `OUT_IN` is `y = W x` with all dimensions but the last as out. `OUT_FIRST` has all but the first as in.
     `IN_FIRST` is `y = x W` with all dimensions but the first as out. `BATCH` is a stack of `(out, in)`, and

@@ -33,7 +33,7 @@ FUSED = (
     Fused("qkvs?", QKV, ("key_dim", "key_dim", "val_dim"), groups="heads"),
     Fused("hz_proj", ("h", "z"), holder="HSMSSD"),
     Fused("BCdt_proj", ("B", "C", "dt"), holder="HSMSSD"),
-    # A gate follows where the next layer reads half of what these give.
+    # A gate follows if the next layer reads half of what these give.
     Fused(
         "fc1|linear_1|linear1|pointwise_conv1|pointwise_lin1|linear_start|up_conv",
         ("value", "gate"),

@@ -104,7 +104,7 @@ TOWER_PARTS = ("class_embedding", "positional_embedding")
 # ---- the order of parts
 
 ENCODERS = ("(.*_)?encoders?|enc",)
-LATE_PARTS = ("(.*_)?decoders?|dec",)  # run after an encoder beside them
+LATE_PARTS = ("(.*_)?decoders?|dec",)  # run after an encoder next to them
 DECODERS = ("(.*_)?decoder", ".*vocoder", "(.*_)?generator")
 FINAL_PARTS = (
     r"final(_(conv|linear|proj|projection))?|last_(conv|layer)",

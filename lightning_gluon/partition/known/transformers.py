@@ -29,7 +29,7 @@ HEADS = (
     r"kps_score\w*|(.+_)?(class|bbox)_embed",
     r"(.+_)?postnet",
 )
-SIDE_OUTPUTS = ("(feat|prob)_out",)  # beside the postnet's last layer
+SIDE_OUTPUTS = ("(feat|prob)_out",)  # next to the postnet's last layer
 NOT_HEADS = (r".*(query_pos(ition)?|ref_point|ref_anchor|reference_points?)_head",)
 DECODERS = ("hifi_?gan|.*vocos|.*bigvgan\\w*",)
 

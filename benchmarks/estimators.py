@@ -1,0 +1,297 @@
+"""Which estimator of the momentum reaches which loss for the same number of gradients, and for how many bytes?
+
+    python -m benchmarks.estimators --task cifar10 --path FOLDER_WITH_PARQUET [--seeds 1 2 3]
+    python -m benchmarks.estimators --task text [--path TEXT_FILE]
+
+Tasks, model, data, schedule and the count of gradients are those of `benchmarks.compare`. Every row has the same budget
+of tuning:
+
+    screen     seed 0, every learning rate, at the row's own momentum
+    sweep      the best rows of the screen and the baselines: every momentum, at the best rate and its neighbours
+    report     the same rows at their best rate and momentum, on the other seeds
+
+Choices go by the validation loss of seed 0, the table has the test loss of the others. A line is written per run, and a
+second call does only what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from benchmarks import compare
+from benchmarks.journal import Journal
+
+HERE = Path(__file__).parent
+RATES = (0.005, 0.01, 0.02, 0.04)
+MOMENTA = (0.8, 0.9, 0.95)
+BASELINES = ("ema", "muon", "adamw")
+PUBLISHED = {"kernel_start": (0.072, 90 / 3100), "kernel_end": (0.137, 24 / 3100)}
+FLAT = {"kernel_start": (0.1, 30 / 640), "kernel_end": (0.1, 30 / 640)}
+TWO = {"mix": 2, "mix_weights": (0.8, 0.4)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One estimator.
+
+    Args:
+        method: Its row of `METHODS`.
+        options: Options beside the method's own.
+        momentum: Momentum of the screen; `None` for a row without one.
+    """
+
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    momentum: float | None = 0.9
+
+
+def rows() -> dict[str, Row]:
+    """Return the rows by name."""
+    found = {
+        "ema": Row("gluon"),
+        "nesterov": Row("gluon-nesterov"),
+        "dual": Row("gluon-dual"),
+        "dual, nesterov before": Row("gluon-dual", {"kernel_before": "nesterov"}),
+        "dual, no anneal": Row("gluon-dual", FLAT),
+        "dual, as published": Row("gluon-dual", PUBLISHED),
+        "mix 8": Row("gluon-mix"),
+        "mix 2": Row("gluon-mix", TWO),
+        "ema-nesterov .3": Row("gluon-ema-nesterov", {"lookahead": 0.3}),
+        "ema-nesterov .6": Row("gluon-ema-nesterov"),
+        "anchor": Row("gluon-anchor"),
+        "muon": Row("muon", momentum=0.95),
+        "muon-dual": Row("muon-dual", momentum=0.95),
+        "mars": Row("mars", momentum=0.95),
+        "adamw": Row("adamw", momentum=None),
+    }
+    for share in (0.1, 0.2, 0.3, 0.6, 1.0):
+        found[f"igt {share:g}"] = Row("gluon-igt", {"lookahead": share})
+    for gamma in (0.025, 0.1, 0.25, 0.5, 0.75, 1.0):
+        found[f"mvr1 {gamma:g}"] = Row("gluon-mvr1", {"gamma": gamma})
+    for number in (2, 3):
+        for gamma in (0.0, 0.25, 1.0):
+            found[f"mvr{number} {gamma:g}"] = Row(f"gluon-mvr{number}", {"gamma": gamma})
+    for rank in (8, 16):
+        found[f"limuon r{rank}"] = Row("limuon", {"rank": rank})
+    for rank in (4, 8, 16, 64):
+        for feedback in (None, "int8", "int4"):
+            kept = "" if feedback is None else f" {feedback}"
+            found[f"lowrank r{rank}{kept}"] = Row("gluon-lowrank", {"rank": rank, "feedback": feedback})
+    return found
+
+
+class Setting(NamedTuple):
+    """What is tuned."""
+
+    lr: float
+    momentum: float | None
+
+
+class Study:
+    """The runs of one task, kept in a file and filled in where they are missing.
+
+    Args:
+        given: The command line.
+    """
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given = given
+        task = compare.TASKS[given.task]
+        self.budget = given.evaluations or task.evaluations
+        self.journal = Journal(given.output)
+        self.journal.header(task=given.task, **{**asdict(task), "evaluations": self.budget})
+        known = rows()
+        self.rows = {name: known[name] for name in given.rows or known}
+        self.end = time.monotonic() + 60 * given.minutes
+
+    def run(self, name: str, setting: Setting, seed: int) -> float:
+        """Return the validation loss of a run, from the file where it is there."""
+        found = self.find(name, setting, seed)
+        return loss_of(self._train(name, setting, seed) if found is None else found, "val/loss")
+
+    def find(self, name: str, setting: Setting, seed: int) -> dict[str, Any] | None:
+        """Return a run of the file; `None` if it is not there."""
+        wanted = {"row": name, **setting._asdict(), "seed": seed}
+        for run in self.journal.of("run"):
+            if all(run[key] == value for key, value in wanted.items()):
+                return run
+        return None
+
+    def _train(self, name: str, setting: Setting, seed: int) -> dict[str, Any]:
+        if time.monotonic() > self.end:
+            raise TimeoutError
+        row = self.rows[name]
+        arguments = {"method": row.method, **row.options, "lr": setting.lr}
+        if setting.momentum is not None:
+            arguments["momentum"] = setting.momentum
+        done = compare.fit(self.given.task, self.given.path, arguments, seed, self.budget)
+        run = self.journal.append("run", row=name, **setting._asdict(), **done)
+        print(f"{name:22} {setting} seed {seed}  {loss_of(run, 'val/loss'):.4f}  {run['seconds']} s", flush=True)
+        return run
+
+    def screen(self) -> dict[str, dict[Setting, float]]:
+        """Return the validation losses of every row at every rate, at its own momentum, on the first seed."""
+        losses: dict[str, dict[Setting, float]] = {}
+        for name, row in self.rows.items():
+            settings = [Setting(lr, row.momentum) for lr in self.given.rates]
+            losses[name] = {setting: self.run(name, setting, self.given.sweep_seed) for setting in settings}
+        return losses
+
+    def finalists(self, screened: dict[str, dict[Setting, float]]) -> list[str]:
+        """Return the best rows of the screen, and the baselines."""
+        ranked = sorted(screened, key=lambda name: min(screened[name].values()))
+        chosen = [name for name in ranked if name not in BASELINES][: self.given.finalists]
+        return [*chosen, *(name for name in BASELINES if name in screened)]
+
+    def sweep(self, name: str, losses: dict[Setting, float]) -> Setting:
+        """Return the best rate and momentum of a row; every row has the same number of runs to find them."""
+        row, rates = self.rows[name], self.given.rates
+        if row.momentum is None:
+            return best(losses)
+        place = rates.index(best(losses).lr)
+        near = rates[max(0, place - 1) : place + 2]
+        for momentum in self.given.momenta:
+            for lr in near:
+                setting = Setting(lr, momentum)
+                losses[setting] = self.run(name, setting, self.given.sweep_seed)
+        return best(losses)
+
+    def work(self) -> None:
+        """Run what is missing, stage by stage."""
+        screened = self.screen()
+        for name in self.finalists(screened):
+            setting = self.sweep(name, dict(screened[name]))
+            for seed in self.given.seeds:
+                self.run(name, setting, seed)
+
+    def table(self) -> str:
+        """Return the losses as Markdown, best first: of the other seeds where there are some, else of the screen."""
+        lines = [
+            f"{self.budget} gradient evaluations per run; test loss over the seeds, validation loss on the first.",
+            "",
+            "| estimator | test loss | seeds | val loss, seed 0 | lr | momentum | bytes per parameter | steps |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+        for entry in sorted(self._entries(), key=lambda entry: (entry.test is None, entry.order)):
+            lines.append(entry.line())
+        return "\n".join(lines) + "\n"
+
+    def _entries(self) -> Iterator[Entry]:
+        for name in self.rows:
+            runs = [run for run in self.journal.of("run") if run["row"] == name]
+            swept = {setting_of(run): run for run in runs if run["seed"] == self.given.sweep_seed}
+            if not swept:
+                continue
+            setting = best({key: loss_of(run, "val/loss") for key, run in swept.items()})
+            others = [self.find(name, setting, seed) for seed in self.given.seeds]
+            tests = [loss_of(run, "test/loss") for run in others if run is not None]
+            yield Entry(name, setting, swept[setting], tests)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table.
+
+    Args:
+        name: The row.
+        setting: Its best rate and momentum.
+        first: The run of the first seed at these.
+        tests: Test losses of the other seeds.
+    """
+
+    name: str
+    setting: Setting
+    first: dict[str, Any]
+    tests: list[float]
+
+    @property
+    def test(self) -> float | None:
+        """Their mean; `None` without any."""
+        return statistics.mean(self.tests) if self.tests else None
+
+    @property
+    def order(self) -> float:
+        """What the table is sorted by."""
+        return loss_of(self.first, "val/loss") if self.test is None else self.test
+
+    def line(self) -> str:
+        """Return the line."""
+        spread = f" ± {statistics.stdev(self.tests):.3f}" if len(self.tests) > 1 else ""
+        test = "" if self.test is None else f"{self.test:.3f}{spread}"
+        momentum = "" if self.setting.momentum is None else f"{self.setting.momentum:g}"
+        first = f"{loss_of(self.first, 'val/loss'):.3f}"
+        size, steps = self.first["bytes_per_parameter"], self.first["steps"]
+        cells = (self.name, test, len(self.tests), first, f"{self.setting.lr:g}", momentum, size, steps)
+        return f"| {' | '.join(map(str, cells))} |"
+
+
+def setting_of(run: dict[str, Any]) -> Setting:
+    """Return what a run was tuned to."""
+    return Setting(run["lr"], run["momentum"])
+
+
+def loss_of(run: dict[str, Any], key: str) -> float:
+    """Return a loss of a run, infinite if it diverged."""
+    loss = run["metrics"][key]
+    return loss if math.isfinite(loss) else math.inf
+
+
+def best(losses: dict[Setting, float]) -> Setting:
+    """Return the setting with the lowest loss."""
+    return sorted(losses, key=losses.__getitem__)[0]
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise for a row that is not there."""
+    known = rows()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise SystemExit(f"Expected `--rows` out of {', '.join(known)}; got {', '.join(unknown)}.")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run what is missing and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=compare.TASKS, default="digits")
+    parser.add_argument("--path", help="parquet folder of cifar10, text file or folder of text")
+    parser.add_argument("--rows", nargs="*", help="names of rows; default: all")
+    parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
+    parser.add_argument("--momenta", type=float, nargs="+", default=list(MOMENTA))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="reported")
+    parser.add_argument("--sweep-seed", type=int, default=0, help="everything is chosen on this one")
+    parser.add_argument("--finalists", type=int, default=8, help="rows that go on beside the baselines")
+    parser.add_argument("--evaluations", type=int, help="gradient evaluations per run")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this long")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, help="default: benchmarks/results/estimators_<task>.jsonl")
+    given = parser.parse_args(argv)
+    check_names(given.rows or ())
+    given.rates.sort()
+    given.output = given.output or HERE / "results" / f"estimators_{given.task}.jsonl"
+    torch.set_num_threads(given.threads)
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    study = Study(given)
+    try:
+        study.work()
+    except TimeoutError:
+        print(f"Stopped after {given.minutes:g} minutes; the same command goes on.")
+    page = study.table()
+    given.output.with_suffix(".md").write_text(page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The step on a GPU, counted without one: limits, so that the CUDA path cannot grow slower unseen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from benchmarks import counts
+from benchmarks.step import build
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a step may take at most; the numbers are those of the code as it stands."""
+
+    launches: int
+    bytes_per_parameter: float
+    tflop: float
+    waits: int = 1  # the check of the gradients
+    linalg: int = 0
+
+
+LIMITS = {
+    "vit_s/4": {  # 3 of 12 layers
+        "gluon": Limit(342, 76.1, 0.0541),
+        "muon": Limit(172, 80.6, 0.0511),
+        "lionmuon": Limit(347, 88.1, 0.0541),
+        "gluon-mvr1": Limit(709, 164.2, 0.0541),
+        "limuon r=16": Limit(975, 166.9, 0.0553, waits=15, linalg=56),
+    },
+    "qwen2_5/12": {  # 2 of 24 layers
+        "gluon": Limit(282, 60.8, 0.516),
+        "gluon, five steps": Limit(257, 57.4, 0.464),
+        "gluon, no check": Limit(280, 60.8, 0.516, waits=0),
+        "muon": Limit(240, 64.0, 0.516),
+        "lionmuon": Limit(286, 72.8, 0.516),
+        "gluon-mvr1": Limit(505, 148.8, 0.516),
+        "limuon r=16": Limit(790, 149.9, 0.524, waits=16, linalg=60),
+    },
+}
+CASES = [(model, row) for model, rows in LIMITS.items() for row in rows]
+
+
+@pytest.mark.parametrize(("model", "row"), CASES, ids=str)
+def test_a_step_on_a_gpu_stays_within_its_limits(model: str, row: str) -> None:
+    pytest.importorskip("timm" if model.startswith("vit") else "transformers")
+    limit = LIMITS[model][row]
+    found = counts.count(build(model)[0], counts.ROWS[row])
+    assert found["launches"] <= limit.launches
+    assert found["bytes_per_parameter"] <= limit.bytes_per_parameter
+    assert 0.99 * limit.tflop <= found["tflop"] <= limit.tflop
+    assert found["waits"] <= limit.waits
+    assert found["linalg"] <= limit.linalg
+    assert "float16" in found["dtypes"]  # the products that matter
+    assert "float64" not in found["dtypes"]
+
+
+# ------------------------------------------------------------------------------------------------------ the counter
+
+
+def counted(call) -> counts.Counts:
+    """Return the counts of a call on fake CUDA tensors."""
+    with counts._fake_gpu(), counts.StepCounter() as counter:
+        call()
+        return counter.counts
+
+
+def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, device=counts.DEVICE, dtype=dtype)
+
+
+def test_a_product_has_its_operations_and_an_elementwise_operator_its_bytes() -> None:
+    found = counted(lambda: empty(4, 32, 64) @ empty(4, 64, 16))
+    assert found.flop == {"float32": 2 * 4 * 32 * 64 * 16}
+    assert found.launches.total() == 1
+    assert found.moved.total() == 0
+    found = counted(lambda: empty(8, 8) + empty(8, 8))
+    assert (found.launches.total(), found.moved.total()) == (1, 3 * 256)
+    found = counted(lambda: empty(8, 8).mul_(2.0))
+    assert (found.launches.total(), found.moved.total()) == (1, 2 * 256)
+
+
+def test_the_base_of_a_product_is_copied_unless_it_is_the_result() -> None:
+    def product(in_place: bool) -> None:
+        base, left = empty(2, 8, 8), empty(2, 8, 8)
+        torch.baddbmm(base, left, left, out=base if in_place else empty(2, 8, 8))
+
+    assert counted(lambda: product(in_place=True)).launches.total() == 1
+    found = counted(lambda: product(in_place=False))
+    assert (found.launches.total(), found.moved.total()) == (2, 2 * 512)
+
+
+@pytest.mark.parametrize(
+    ("others", "launches"),
+    [
+        (lambda: [empty(8, 8) for _ in range(96)], 2),  # 48 tensors a launch, for three lists
+        (lambda: [empty(8, 8, dtype=torch.float16) for _ in range(96)], 96),
+        (lambda: [empty(8, 8).mT for _ in range(96)], 96),
+    ],
+    ids=["alike", "another dtype", "other strides"],
+)
+def test_lists_are_one_kernel_where_they_are_alike(others, launches: int) -> None:
+    found = counted(lambda: torch._foreach_add([empty(8, 8) for _ in range(96)], others()))
+    assert found.launches.total() == launches
+
+
+def test_the_host_waits_where_it_reads_and_where_it_copies() -> None:
+    assert counted(lambda: empty(3).sum().item()).waits.total() == 1
+    assert counted(lambda: empty(3).cpu()).waits.total() == 1
+    assert counted(lambda: bool((empty(3) > 0).all())).waits.total() == 1
+    assert counted(lambda: empty(3).sum()).waits.total() == 0
+
+
+def test_decompositions_are_counted_by_matrix() -> None:
+    found = counted(lambda: torch.linalg.svd(empty(5, 8, 8)))
+    assert (found.linalg.total(), found.waits.total()) == (5, 1)
+    assert counted(lambda: torch.linalg.qr(empty(5, 8, 8))).linalg.total() == 5
