@@ -19,6 +19,7 @@ from lightning_gluon.partition.result import Partition
 from lightning_gluon.radius.schedules import RadiusSchedule, Schedule
 from lightning_gluon.replay.lightning import stepping_batches, trainer_of
 from lightning_gluon.step.checks import check_options, check_whole_module, find_method
+from lightning_gluon.step.decay import read_decay
 from lightning_gluon.step.noise import NOISE_FLOOR
 from lightning_gluon.two_point.closures import CALLBACK
 from lightning_gluon.valid import number
@@ -50,7 +51,7 @@ def configure_optimizers(
     momentum: float | None = None,
     schedule: str = "constant",
     warmup: int | float = 0,
-    decay: float = 0.2,
+    decay: float | str | None = None,
     total_steps: int | None = None,
     partition: Partition | None = None,
     rules: Rules | None = None,
@@ -73,7 +74,8 @@ def configure_optimizers(
         momentum: Weight on the old momentum, in [0, 1); default: the method's.
         schedule: `constant`, `cosine`, `linear`, `wsd`, `theory` (decay of the papers' theorems) or `theory_constant`.
         warmup: Linear warmup in optimizer steps, or as a share of all steps if below 1.
-        decay: Share of the steps that `wsd` decays over.
+        decay: A number is the share of the steps that `wsd` decays over, .2 by default. A string is how weights decay:
+            `plain`, `cautious` or `follows_lr`, see `Gluon`.
         total_steps: Optimizer steps in all; default: the Trainer's `estimated_stepping_batches`.
         partition: A partition to use instead of `lightning_gluon.partition(module)`.
         rules: Roles by name glob or module type, for `lightning_gluon.partition`, as in `{"stem.*": "hidden"}`.
@@ -102,7 +104,8 @@ def configure_optimizers(
     row = find_method(method)
     trainer = trainer_of(module)
     length = _training_length(trainer, row, schedule, warmup) if total_steps is None else total_steps
-    plan = Schedule(schedule, length, warmup_steps(warmup, length), decay, row.theory)
+    share, kind = read_decay(decay)
+    plan = Schedule(schedule, length, warmup_steps(warmup, length), share, row.theory)
     check_options(method, [option for option in options if option != "compile"])
     check_whole_module(module)
     routed = _routed(module, partition, rules)
@@ -117,6 +120,7 @@ def configure_optimizers(
         weight_decay=weight_decay,
         radius=radius,
         momentum=momentum,
+        decay=kind,
         total_steps=length,
         **options,
     )

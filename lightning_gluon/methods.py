@@ -121,10 +121,12 @@ def _uniform(norm: str, estimator: str = "ema", **options: object) -> dict[str, 
     return {role: Rule(norm, estimator, 1.0, None, options) for role in ROLES}
 
 
-def _with_adamw(estimator: str, *, scaling: str, radius: float = 0.015, **options: object) -> dict[str, Rule]:
+def _with_adamw(
+    estimator: str, *, scaling: str, radius: float = 0.015, norm: str = "spectral", **options: object
+) -> dict[str, Rule]:
     """Hidden matrices on a spectral LMO, everything else on AdamW (betas of K. Jordan's Muon companion)."""
     adamw = Rule("identity", "adamw", radius, None, {"betas": (0.9, 0.95), "eps": 1e-10})
-    return dict.fromkeys(ROLES, adamw) | {"hidden": Rule("spectral", estimator, 1.0, scaling, options)}
+    return dict.fromkeys(ROLES, adamw) | {"hidden": Rule(norm, estimator, 1.0, scaling, options)}
 
 
 GLUON_PAPER = "Gluon, arXiv 2505.13416"
@@ -199,6 +201,38 @@ METHODS: dict[str, Method] = {
         "spectral every second step, signs between; two momenta",
         "LionMuon, arXiv 2605.19811",
         _layerwise("dual_ema", matrix="alternating", every=2),
+    ),
+    # Moonlight's scaling makes the steps of Muon as large as AdamW's: one learning rate for both. That is our reading.
+    "muoneq": Method(
+        "Muon of a momentum with rows of equal length",
+        "MuonEq, arXiv 2603.28254",
+        _with_adamw("nesterov", scaling="moonlight", radius=1.0, norm="balanced", equilibrate="rows"),
+        momentum=0.95,
+        weight_decay=0.1,
+        start="zero",
+    ),
+    # Scaling, momentum and companion of these two are those of our `muon`, not the authors'.
+    "normuon": Method(
+        "Muon with rows of equal length after the polar factor",
+        "NorMuon, arXiv 2510.05491",
+        _with_adamw("nesterov", scaling="muon", norm="balanced", balance="rows"),
+        momentum=0.95,
+        start="zero",
+    ),
+    "aurora": Method(
+        "Muon, its momentum equilibrated along the longer side by two passes",
+        "Aurora, as compared in arXiv 2609.39114",
+        _with_adamw("nesterov", scaling="muon", norm="balanced", equilibrate="aurora"),
+        momentum=0.95,
+        start="zero",
+    ),
+    # Momentum and companion are those of our `muon`; lr .018 in the record runs. No decay: the sphere keeps the size.
+    "hyperball": Method(
+        "Muon on spheres: steps relative to a matrix' Frobenius norm, which stays",
+        "Hyperball, arXiv 2606.16899",
+        _with_adamw("nesterov", scaling="none", norm="relative", retract="sphere"),
+        momentum=0.95,
+        start="zero",
     ),
     "signsgd": Method("sign of the gradient", "SignSGD, arXiv 2605.06615", _uniform("max"), momentum=0.0),
     "normalized-sgd": Method(

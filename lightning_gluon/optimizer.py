@@ -60,6 +60,8 @@ class Gluon(Optimizer):
         weight_decay: Decoupled decay in units of 1 / lr, one value or one per role; default: the method's.
         radius: Radii relative to the hidden one, by role, instead of the method's.
         momentum: Weight on the OLD momentum, in [0, 1); default: the method's.
+        decay: How weights decay, outside of AdamW's groups: `plain`; `cautious`, only where the step makes an entry
+            smaller; or `follows_lr`, times `lr / initial_lr` of a schedule. Default: `plain`.
         total_steps: Optimizer steps of the whole training, for methods whose memory is a share of it.
         **options: Options of the method, see `lightning_gluon.options.Options`. `compile` lets `torch.compile` make one
             graph of the step: the first one takes up to a minute. Learning rates and radii may change afterwards,
@@ -97,13 +99,15 @@ class Gluon(Optimizer):
         weight_decay: float | Mapping[str, float] | None = None,
         radius: Mapping[str, float] | None = None,
         momentum: float | None = None,
+        decay: str | None = None,
         total_steps: int | None = None,
         **options: Unpack[Options],
     ) -> None:
         self.compile: bool | str = CHECKS["compile"]("compile", options.pop("compile", None)) or False
         check_options(method, options)
+        given = dict(options) if decay is None else {**options, "decay": decay}
         partial_groups, self._partition = read_source(params)
-        self._settings = Construction(method, lr, weight_decay, momentum, radius, dict(options), total_steps)
+        self._settings = Construction(method, lr, weight_decay, momentum, radius, given, total_steps)
         groups = self._settings.build(partial_groups)
         check_lengths(groups, method)
         check_ranks_fit(groups, find_method(method))

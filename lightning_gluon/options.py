@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeAlias, get_type_hints
 
 from typing_extensions import TypedDict
 
-from lightning_gluon.valid import Check, dtype_name, number, one_of, pair_of, whole
+from lightning_gluon.valid import Check, dtype_name, number, one_of, pair_of, text, whole
 
 __all__ = ["CHECKS", "SETTINGS", "Group", "Options", "register_option"]
 
@@ -71,6 +71,10 @@ class Options(TypedDict, total=False):
         momentum_carry: Weight on the old momentum in what `lionmuon` carries.
         every: Period of the spectral steps of `lionmuon`.
         sign_radius: Radius of its sign steps, relative to the spectral one.
+        equilibrate: What is scaled to equal lengths before a spectral LMO: `rows`, `columns`, `both` or `aurora`.
+        balance: What gets equal lengths after a spectral LMO, by running means: `rows`, `columns` or the `longer` side.
+        balance_momentum: Weight on the old mean of `balance`.
+        retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with.
         betas: Both betas of `adamw`.
         eps: The epsilon of `adamw`.
 
@@ -113,6 +117,10 @@ class Options(TypedDict, total=False):
     momentum_carry: Annotated[MaybeNumber, FRACTION]
     every: Annotated[MaybeWhole, whole(1, unit=" of steps")]
     sign_radius: Annotated[MaybeNumber, POSITIVE]
+    equilibrate: Annotated[MaybeText, one_of(None, "rows", "columns", "both", "aurora")]
+    balance: Annotated[MaybeText, one_of(None, "rows", "columns", "longer")]
+    balance_momentum: Annotated[MaybeNumber, FRACTION]
+    retract: Annotated[MaybeText, text(none=True)]
     betas: Annotated[MaybePair, pair_of(FRACTION)]
     eps: Annotated[MaybeNumber, POSITIVE]
 

@@ -143,6 +143,25 @@ def whole(least: int = 0, *, most: float = math.inf, none: str = "", unit: str =
     return check
 
 
+def text(*, none: bool = False) -> Check:
+    """Allow a name; a table that grows says later which there are.
+
+    Returns:
+        The check.
+
+    Example:
+        >>> text(none=True)("retract", "sphere")
+        'sphere'
+    """
+
+    def check(name: str, value: object, where: str = "") -> object:
+        if not isinstance(value, str) and not (none and value is None):
+            raise refusal(name, where, "be a name", value)
+        return value
+
+    return check
+
+
 def pair_of(check_one: Check) -> Check:
     """Allow two values, in anything that behaves as a sequence.
 

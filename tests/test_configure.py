@@ -173,7 +173,10 @@ BAD = [
     (dict(method=["muon"], lr=0.1), r"`method` to be one of gluon, .* got \['muon'\]"),
     (dict(lr=0.1, warmup=math.inf), r"`warmup` to be a number of steps .* got inf"),
     (dict(lr=0.1, warmup=math.nan), r"`warmup` to be a number of steps .* got nan"),
-    (dict(lr=0.1, schedule="wsd", total_steps=5, decay="0.2"), r"`decay` to satisfy 0 < decay <= 1, but got '0.2'"),
+    (
+        dict(lr=0.1, schedule="wsd", total_steps=5, decay="0.2"),
+        r"`decay` to be a share of the steps or one of plain, cautious, follows_lr, but got '0.2'",
+    ),
     (dict(lr=0.1, partition={"a": "b"}), r"`partition` to be what `lightning_gluon.partition` returns, but got dict"),
     (dict(lr=0.1, partition=lightning_gluon.partition(network())), r"6 of its 6 parameters .* such as '0.weight'"),
 ]

@@ -19,6 +19,7 @@ from lightning_gluon.partition.overrides import Overrides, Rules
 from lightning_gluon.radius.schedules import Schedule
 from lightning_gluon.roles import ROLES
 from lightning_gluon.step.checks import find_method
+from lightning_gluon.step.decay import read_decay
 from lightning_gluon.step.groups import build_groups
 from lightning_gluon.step.sources import read_group
 from lightning_gluon.valid import plain
@@ -68,7 +69,8 @@ class GluonOptimizer(Callback):
         momentum: Weight on the old momentum, in [0, 1).
         schedule: `constant`, `cosine`, `linear`, `wsd`, `theory` or `theory_constant`; stepped every optimizer step.
         warmup: Linear warmup in optimizer steps, or as a share of all steps if below 1.
-        decay: Share of the steps that `wsd` decays over.
+        decay: A number is the share of the steps that `wsd` decays over, .2 by default. A string is how weights decay:
+            `plain`, `cautious` or `follows_lr`, see `lightning_gluon.Gluon`.
         total_steps: Optimizer steps in all; None asks the Trainer.
         rules: Roles by glob over parameter names, for `lightning_gluon.partition`; also dicts with `role` and `norm`,
             `views` or `reason`.
@@ -103,7 +105,7 @@ class GluonOptimizer(Callback):
         momentum: float | None = None,
         schedule: str = "constant",
         warmup: int | float = 0,
-        decay: float | None = None,
+        decay: float | str | None = None,
         total_steps: int | None = None,
         rules: dict[str, str | dict[str, Any]] | None = None,
         strict: bool = True,
@@ -145,7 +147,8 @@ class GluonOptimizer(Callback):
         length = self.settings.get("total_steps", 1)  # of a schedule whose length is asked for later
         warmup = warmup_steps(self.settings["warmup"], length)
         theory = find_method(self.settings["method"]).theory
-        Schedule(self.settings["schedule"], length, warmup, self.settings.get("decay", 0.2), theory)
+        share, _ = read_decay(self.settings.get("decay"))
+        Schedule(self.settings["schedule"], length, warmup, share, theory)
 
     def _check_groups(self) -> None:
         """Build the groups of one weight per role."""
@@ -154,6 +157,10 @@ class GluonOptimizer(Callback):
         for role in ROLES:
             groups += read_group({"params": [torch.nn.Parameter(large)], "role": role})
         lr = self.settings.get("lr")
+        options = {key: value for key, value in self.settings.items() if key not in NO_OPTIONS}
+        _, kind = read_decay(self.settings.get("decay"))
+        if kind is not None:
+            options["decay"] = kind
         build_groups(
             groups,
             method=self.settings["method"],
@@ -161,7 +168,7 @@ class GluonOptimizer(Callback):
             weight_decay=self.settings.get("weight_decay"),
             radius=self.settings.get("radius"),
             momentum=self.settings.get("momentum"),
-            options={key: value for key, value in self.settings.items() if key not in NO_OPTIONS},
+            options=options,
         )
 
     def warn_if_idle(self) -> None:

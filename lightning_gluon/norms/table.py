@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from lightning_gluon.norms.balanced import Balanced
 from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.entries import Max, Sign
+from lightning_gluon.norms.relative import Relative
 from lightning_gluon.norms.slices import ColumnNorm, Euclidean, Identity, RMSVector, RowNorm
 from lightning_gluon.norms.spectral import Alternating, Spectral, SpectralConv
 from lightning_gluon.options import CHECKS
@@ -17,6 +19,8 @@ NORMS: dict[str, type[Norm]] = {
     "spectral": Spectral,
     "spectral_conv": SpectralConv,
     "alternating": Alternating,
+    "balanced": Balanced,
+    "relative": Relative,
     "sign": Sign,
     "row": RowNorm,
     "column": ColumnNorm,
@@ -25,6 +29,9 @@ NORMS: dict[str, type[Norm]] = {
     "max": Max,
     "identity": Identity,
 }
+
+# Options that make another norm of a plain spectral one.
+REFINEMENTS = {"equilibrate": "balanced", "balance": "balanced"}
 
 
 def make_norm(name: str, **options: object) -> Norm:
@@ -71,6 +78,31 @@ def norm_of(options: Mapping[str, Any]) -> Norm:
     """
     kind = NORMS[options["norm"]]
     return kind(**{name: options[option] for option, name in kind.options.items()})
+
+
+def refined(options: Mapping[str, Any]) -> str:
+    """Return the name of a group's norm: that of a refinement, if a spectral group has an option of one.
+
+    Args:
+        options: The group: `norm`, and any options.
+
+    Returns:
+        The name.
+
+    Raises:
+        ValueError: If it has options of two refinements.
+
+    Example:
+        >>> refined({"norm": "spectral", "equilibrate": "rows"}), refined({"norm": "sign", "equilibrate": "rows"})
+        ('balanced', 'sign')
+    """
+    asked = {name: option for option, name in REFINEMENTS.items() if options.get(option)}
+    if NORMS[options["norm"]] is not Spectral or not asked:
+        return options["norm"]
+    if len(asked) > 1:
+        both = " and ".join(f"`{option}`" for option in asked.values())
+        raise ValueError(f"Expected one refinement of the spectral norm, but got {both}. Leave one of them out.")
+    return next(iter(asked))
 
 
 def register_norm(name: str, norm: type[Norm]) -> None:

@@ -43,7 +43,7 @@ class Job:
         kept: Statistics of norm and retraction, per stack.
         partners: For every parameter the other factor of its product, as it was before the step.
         lengths: Step length of every parameter, `lr * radius`.
-        keep: What decay leaves of the weights, `1 - lr * weight_decay`.
+        keep: What decay leaves of the weights, such as `1 - lr * weight_decay`.
         signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
         options: What the estimator reads in this step.
         carries: What keeps the buffers between steps.
@@ -155,7 +155,7 @@ def prepare(
         kept=_read_statistics(state, chunk, params),
         partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
         lengths=[group["lr"] * radius for radius in chunk.radii],
-        keep=1 - group["lr"] * group["weight_decay"],
+        keep=1 - _decay_of(chunk).share(group),
         signal=signal,
         options=estimator.at(group),
         carries=carries,
@@ -200,7 +200,7 @@ def _parts(chunk: Chunk, stack: Stack) -> list[Needs]:
 
 
 def _decay_of(chunk: Chunk) -> Decay:
-    return DECAYS[chunk.group.get("decay", "plain")]
+    return DECAYS[chunk.group["decay"]]
 
 
 def _retraction_of(chunk: Chunk) -> Retraction | None:

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.methods import METHODS, Method
 from lightning_gluon.norms.spectral import Spectral
-from lightning_gluon.norms.table import NORMS, norm_of
+from lightning_gluon.norms.table import NORMS, REFINEMENTS, norm_of
 from lightning_gluon.options import CHECKS, SETTINGS, Group
 from lightning_gluon.registry import load_plugins
 from lightning_gluon.roles import ROLES
+from lightning_gluon.step.decay import DECAYS
 from lightning_gluon.step.plan import factored_of, views_of
+from lightning_gluon.step.retraction import RETRACTIONS
 from lightning_gluon.valid import did_you_mean, one_of, whole
 
 # Options of every group, whatever its norm and estimator, with their defaults.
@@ -25,8 +27,10 @@ COMMON: dict[str, Any] = {
     "momentum_dtype": None,  # a torch dtype by name; None: fp32, or fp64 for fp64 parameters
     "on_nonfinite": "raise",
     "noise_floor": None,  # None: that of the precision, see `step.noise`
+    "retract": None,
 }
-ANY_METHOD = ("start", *Spectral.options)  # any method may be given a spectral norm
+USUAL_DECAY = "plain"
+ANY_METHOD = ("start", "decay", *Spectral.options)  # any method may be given a spectral norm
 LAYERS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 
 
@@ -46,6 +50,9 @@ def options_of(row: Method) -> set[str]:
         names.update(ESTIMATORS[estimator].options)
     for norm in row.norms:
         names.update(NORMS[norm].options)
+        if NORMS[norm] is Spectral:
+            for refinement in REFINEMENTS.values():
+                names.update(NORMS[refinement].options)
     return names
 
 
@@ -100,17 +107,48 @@ def check_values(group: Group) -> None:
     for key in ("lr", "momentum", "weight_decay"):
         SETTINGS[key](key, group[key], where)
     _check_radius(group, where)
+    _check_kind_of_decay(group, where)
+    _check_retraction(group, where)
     norm_of(group)  # which checks how its options go together
 
 
 def values_of(group: Group) -> list[object]:
     """Return the values that `check_values` checks, as they are now; lists are copies, as schedules write into them."""
     found: list[object] = []
-    for key in (*SETTINGS, *CHECKS):
+    for key in (*SETTINGS, *CHECKS, "decay"):
         if key in group:
             value = group[key]
             found.append(list(value) if isinstance(value, list) else value)
     return found
+
+
+def _check_kind_of_decay(group: Group, where: str) -> None:
+    """Raise unless a group can decay as it says.
+
+    Args:
+        group: A group with an estimator.
+        where: Whose it is, for the message.
+
+    Raises:
+        ValueError: If the decay is unknown, or the estimator decays by itself.
+    """
+    decay = group["decay"]
+    one_of(*DECAYS)("decay", decay, where)
+    if decay != USUAL_DECAY and ESTIMATORS[group["estimator"]].step_ is not None:
+        raise ValueError(
+            f"Expected `decay`{where} to be {USUAL_DECAY!r}, but got {decay!r}: AdamW decays all of its weights alike. "
+            "Leave `decay` out."
+        )
+
+
+def _check_retraction(group: Group, where: str) -> None:
+    retract = group["retract"]
+    one_of(None, *RETRACTIONS)("retract", retract, where)
+    if retract is not None and not NORMS[group["norm"]].stacks:
+        raise ValueError(
+            f"Expected `retract`{where} to be None, but got {retract!r}: norm {group['norm']!r} reads no matrices. "
+            "Leave `retract` out."
+        )
 
 
 def _check_radius(group: Group, where: str) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.methods import Method, Rule
-from lightning_gluon.norms.table import NORMS
+from lightning_gluon.norms.table import NORMS, refined
 from lightning_gluon.options import Group
 from lightning_gluon.roles import ROLES
-from lightning_gluon.step.checks import COMMON, check_group, check_names, check_options, find_method
+from lightning_gluon.step.checks import COMMON, USUAL_DECAY, check_group, check_names, check_options, find_method
 from lightning_gluon.valid import plain
 
 PER_ROLE = float | Mapping[str, float] | None
@@ -57,10 +57,29 @@ def build_groups(
         given = {**shared, "weight_decay": _for_role(weight_decay, role, row.weight_decay)}
         given["radius"] = _for_role(radius, role, row.rules[role].radius)
         for key, value in given.items():
-            group.setdefault(key, value)
+            if key not in _FOR_SOME or _FOR_SOME[key](group, row):
+                group.setdefault(key, value)
         if ESTIMATORS[group.get("estimator", row.rules[role].estimator)].length:
             group.setdefault("total_steps", total_steps)
     return [complete_group(group, row) for group in partial]
+
+
+def _takes_decay(group: Group, row: Method) -> bool:
+    """Return whether a decay that is given for a whole method is for this group, not only for its neighbours."""
+    alone = all(ESTIMATORS[name].step_ is not None for name in row.estimators)
+    own = ESTIMATORS[group.get("estimator", row.rules[group["role"]].estimator)]
+    return alone or own.step_ is None
+
+
+def _takes_retraction(group: Group, row: Method) -> bool:
+    """Return whether a retraction that is given for a whole method is for this group: it is for matrices."""
+    every = not any(NORMS[name].matrices for name in row.norms)
+    own = NORMS[group.get("norm", row.rules[group["role"]].norm)]
+    return every or own.matrices
+
+
+# Options of a method that not all of its groups take.
+_FOR_SOME = {"decay": _takes_decay, "retract": _takes_retraction}
 
 
 def _for_role(given: PER_ROLE, role: str, default: float) -> float:
@@ -107,6 +126,7 @@ def complete_group(group: Group, row: Method) -> Group:
     group.setdefault("norm", rule.norm)
     group.setdefault("estimator", rule.estimator)
     check_names(group)
+    group["norm"] = refined(group)
     defaults = _default_options(group, row, rule)
     for key in foreign_options() - set(defaults):
         group.pop(key, None)
@@ -127,6 +147,7 @@ def _default_options(group: Group, row: Method, rule: Rule) -> Group:
         **NORMS[group["norm"]].defaults(),
         **ESTIMATORS[group["estimator"]].options,
         "start": row.start,
+        "decay": USUAL_DECAY,
     }
     of_rule = dict(rule.options)
     if rule.scaling is not None:

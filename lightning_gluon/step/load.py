@@ -100,7 +100,7 @@ class _Match:
     def _check_values(self) -> None:
         """Raise unless the saved group has the values that this optimizer reads, in range."""
         name = self.here["name"]
-        read = [key for key in (*SETTINGS, *CHECKS, *COUNTS) if key in self.here]
+        read = [key for key in (*SETTINGS, *CHECKS, *COUNTS, "decay") if key in self.here]
         merged = dict(self.here)
         for key in read:
             if key not in self.saved:

@@ -32,3 +32,67 @@ def test_a_retraction_brings_weights_back() -> None:
         gradients(params, step)
         optimizer.step()
     assert [p.detach().norm().item() for p in params] == pytest.approx(sizes, rel=1e-5)
+
+
+def weights(*, zero: bool = False) -> list[nn.Parameter]:
+    shapes = ((3, 5), (7, 3), (4, 4), (5, 3))
+    return [nn.Parameter(torch.randn(shape, dtype=torch.float64) * (not zero)) for shape in shapes]
+
+
+def test_hyperball_is_its_definition() -> None:
+    """`W <- R N(W - lr R U / ||U||_F)`, `R = ||W_0||_F`, U the polar factor of Nesterov's momentum."""
+    params = weights()
+    optimizer = Gluon([{"params": params, "role": "hidden"}], method="hyperball", lr=0.3, orthogonalizer="svd")
+    expected = [p.detach().clone() for p in params]
+    sizes = [x.norm() for x in expected]
+    buffers = [torch.zeros_like(x) for x in expected]
+    for step in range(5):
+        gradients(params, step)
+        for index, p in enumerate(params):
+            assert p.grad is not None
+            buffers[index] = 0.95 * buffers[index] + p.grad
+            left, _, right = torch.linalg.svd(p.grad + 0.95 * buffers[index], full_matrices=False)
+            moved = expected[index] - 0.3 * sizes[index] * left @ right / (left @ right).norm()
+            expected[index] = sizes[index] * moved / moved.norm()
+        optimizer.step()
+        for p, x in zip(params, expected, strict=True):
+            torch.testing.assert_close(p.detach(), x, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", ["hyperball", "gluon", "muon"])
+def test_a_step_of_radius_zero_stays(method: str) -> None:
+    params = weights()
+    before = [p.detach().clone() for p in params]
+    group = {"params": params, "role": "hidden"}
+    optimizer = Gluon([group], method=method, radius={"hidden": 0.0}, retract="sphere", weight_decay=0.0)
+    for step in range(3):
+        gradients(params, step)
+        optimizer.step()
+    for p, x in zip(params, before, strict=True):
+        torch.testing.assert_close(p.detach(), x, rtol=0, atol=1e-14)
+
+
+def test_a_matrix_that_starts_at_zero_is_not_retracted() -> None:
+    params = weights(zero=True)
+    optimizer = Gluon([{"params": params, "role": "hidden"}], method="hyperball", lr=0.1, orthogonalizer="svd")
+    for step in range(2):
+        gradients(params, step)
+        before = [p.detach().clone() for p in params]
+        optimizer.step()
+        for p, x in zip(params, before, strict=True):
+            assert torch.linalg.matrix_norm(x - p.detach(), 2).item() == pytest.approx(0.1, rel=1e-12)
+
+
+def test_the_size_is_counted_and_only_matrices_are_retracted() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.Linear(8, 2))
+    groups = Gluon(net, method="gluon", retract="sphere").param_groups
+    assert {group["role"] for group in groups if group["retract"]} == {"hidden", "head"}
+    muon = Gluon(net, method="muon", retract="sphere").param_groups
+    assert {group["role"] for group in muon if group["retract"]} == {"hidden"}
+    with pytest.raises(ValueError, match=r"`retract` of group .* to be None, but got 'sphere': norm 'identity'"):
+        Gluon(net, method="adamw", retract="sphere")
+    with pytest.raises(ValueError, match=r"`retract` of group .* to be one of None, sphere, but got 'cube'"):
+        Gluon(net, retract="cube")
+    ball = Gluon([{"params": weights(), "role": "hidden"}], method="hyperball")
+    muon_bytes = Gluon([{"params": weights(), "role": "hidden"}], method="muon").memory()["state_bytes"]
+    assert ball.memory()["state_bytes"] == muon_bytes + 4 * 8
