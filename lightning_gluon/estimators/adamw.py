@@ -59,7 +59,7 @@ def adamw_(
 
 def adamw_layout(parameter: Tensor) -> dict[str, Tensor]:
     """Return the state of one parameter: both moments and the number of steps, as tensors on the meta device."""
-    moment = parameter.detach().to("meta")
+    moment = torch.empty_like(parameter, device="meta", requires_grad=False)
     return {"exp_avg": moment, "exp_avg_sq": moment, "step": torch.empty((), dtype=torch.float32, device="meta")}
 
 

@@ -62,7 +62,7 @@ class CautiousDecay(Decay):
 
 
 class RelativeDecay(UniformDecay):
-    """All entries alike, by a weight decay that follows the learning rate: `weight_decay * lr / initial_lr`."""
+    """Decay of all entries, by a weight that follows the learning rate: `weight_decay * lr / initial_lr`."""
 
     def share(self, group: Mapping[str, Any]) -> float | Tensor:
         """Return `lr * weight_decay * lr / initial_lr`; without a schedule `lr * weight_decay`."""

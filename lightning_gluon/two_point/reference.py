@@ -82,7 +82,7 @@ def reference_layout(kind: str, parameter: Tensor) -> dict[str, Tensor]:
     """
     shape = parameter.shape
     if kind == "copy":
-        return {"previous": parameter.detach().to("meta")}
+        return {"previous": torch.empty_like(parameter, device="meta", requires_grad=False)}
     if kind == "step":
         return {"displacement": torch.empty(shape, dtype=torch.bfloat16, device="meta")}
     if kind not in REFERENCES:

@@ -56,7 +56,7 @@ class LastStep:
 
     def layout(self, parameter: Tensor) -> Tensor:
         """Return a copy."""
-        return parameter.detach().to("meta")
+        return torch.empty_like(parameter, device="meta", requires_grad=False)
 
     def reach(self, group: Group) -> float:
         """Return the share of the way times `b / (1 - b)`."""

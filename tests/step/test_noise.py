@@ -169,7 +169,7 @@ def layer_with(estimator: str, norm: str, **options: Any) -> tuple[nn.Linear, Gl
         {"params": [("weight", layer.weight)], "role": "hidden", "estimator": estimator},
         {"params": [("bias", layer.bias)], "role": "bias", "norm": norm, "estimator": estimator},
     ]
-    optimizer = Gluon(groups, lr=0.02, **options)
+    optimizer = Gluon(groups, lr=0.02, total_steps=8, **options)
     optimizer.two_point = "callback"
     return layer, optimizer
 
@@ -184,8 +184,12 @@ def feed(layer: nn.Linear, optimizer: Gluon, step: int, bias: float) -> None:
     optimizer.step()
 
 
+# AdamW has no oracle. The step of `averaged` begins ahead, along the average of former steps, which hears no gradient.
+STAYING = [name for name in ESTIMATORS if name not in ("adamw", "averaged")]
+
+
 @pytest.mark.parametrize("norm", ["rms", "max", "euclidean"])
-@pytest.mark.parametrize("estimator", [name for name in ESTIMATORS if name != "adamw"])
+@pytest.mark.parametrize("estimator", STAYING)
 def test_a_silent_bias_stays_whatever_its_momentum(estimator: str, norm: str) -> None:
     layer, optimizer = layer_with(estimator, norm)
     start = layer.bias.detach().clone()
