@@ -7,6 +7,7 @@ theirs by `register_option`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, TypeAlias, get_type_hints
 
 from typing_extensions import TypedDict
@@ -172,6 +173,24 @@ def register_option(name: str, type_: object, check: Check, summary: str) -> Non
     Options.__annotations__[name] = type_
     start, example, rest = (Options.__doc__ or "").partition("\n\n    Example:")
     Options.__doc__ = f"{start}\n        {name}: {summary}{example}{rest}"
+
+
+def check_registered(reader: str, options: Iterable[str]) -> None:
+    """Raise unless every option that a row reads has a check.
+
+    Args:
+        reader: The row, for the error, such as `Norm 'balanced'`.
+        options: Names of its options.
+
+    Raises:
+        ValueError: If an option is in no table.
+    """
+    unknown = [option for option in options if option not in CHECKS]
+    if unknown:
+        raise ValueError(
+            f"{reader} reads options that nobody checks: {', '.join(unknown)}. Register each of them before by "
+            "`lightning_gluon.register_option`."
+        )
 
 
 def unregister_option(name: str) -> None:

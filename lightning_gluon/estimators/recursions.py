@@ -49,7 +49,7 @@ from lightning_gluon.estimators.kernels import (
     mix_kernel,
     nesterov_kernel,
 )
-from lightning_gluon.options import CHECKS
+from lightning_gluon.options import check_registered
 from lightning_gluon.registry import add_row
 
 __all__ = ["ESTIMATORS", "Estimator"]
@@ -311,10 +311,5 @@ def register_estimator(name: str, estimator: Estimator) -> None:
     """
     if not isinstance(estimator, Estimator):
         raise TypeError(f"Expected `estimator` to be an `Estimator`, but got {type(estimator).__name__}.")
-    unknown = [option for option in estimator.options if option not in CHECKS]
-    if unknown:
-        raise ValueError(
-            f"Estimator {name!r} reads options that nobody checks: {', '.join(unknown)}. Register each of them before "
-            "by `lightning_gluon.register_option`."
-        )
+    check_registered(f"Estimator {name!r}", estimator.options)
     add_row(ESTIMATORS, "estimator", name, estimator)

@@ -12,7 +12,7 @@ from lightning_gluon.norms.entries import Max, Sign
 from lightning_gluon.norms.relative import Relative
 from lightning_gluon.norms.slices import ColumnNorm, Euclidean, Identity, RMSVector, RowNorm
 from lightning_gluon.norms.spectral import Alternating, Spectral, SpectralConv
-from lightning_gluon.options import CHECKS
+from lightning_gluon.options import check_registered
 from lightning_gluon.registry import add_row
 
 NORMS: dict[str, type[Norm]] = {
@@ -133,10 +133,5 @@ def register_norm(name: str, norm: type[Norm]) -> None:
     """
     if not (isinstance(norm, type) and issubclass(norm, Norm)):
         raise TypeError(f"Expected `norm` to be a subclass of `lightning_gluon.norms.Norm`, but got {norm!r}.")
-    unknown = [option for option in norm.options if option not in CHECKS]
-    if unknown:
-        raise ValueError(
-            f"Norm {name!r} reads options that nobody checks: {', '.join(unknown)}. Register each of them before by "
-            "`lightning_gluon.register_option`."
-        )
+    check_registered(f"Norm {name!r}", norm.options)
     add_row(NORMS, "norm", name, norm)
