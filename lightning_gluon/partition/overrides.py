@@ -205,6 +205,11 @@ class Overrides:
         )
 
 
+def _is_pair(value: object) -> bool:
+    """Return whether a value behaves as a sequence of two: a tuple, or a list of a configuration library."""
+    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
+
+
 def _pairs(rules: Any) -> list[tuple[Any, Any]]:
     """Return the rules as pairs of key and value."""
     if rules is None:
@@ -213,7 +218,7 @@ def _pairs(rules: Any) -> list[tuple[Any, Any]]:
     listed = [pairs]
     if isinstance(pairs, Iterable) and not isinstance(pairs, str):
         listed = list(pairs)
-    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in listed):
+    if not all(_is_pair(pair) for pair in listed):
         raise TypeError(
             "Expected `rules` to map name globs or module types to roles, such as {'stem.*': 'hidden'}, or to be a "
             f"list of such pairs, but got {rules!r}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import UserDict, UserList
 from typing import Any
 
 import pytest
@@ -112,3 +113,11 @@ def test_rules_with_a_wrong_part(rules: Any, error: type[Exception], message: st
 def test_fields_that_are_none_are_not_given() -> None:
     p = partition(deep(), rules={"0.weight": {"role": "head", "norm": None, "views": None, "reason": None}})
     assert p.route("0.weight").norm == "sign" and p.reason("0.weight") == "rule '0.weight' of the user"
+
+
+def test_rules_may_be_lists_of_a_configuration_library() -> None:
+    """Hydra's ListConfig is a sequence, but no list."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    pairs = UserList([UserList(["2.*", "elementwise"])])
+    assert partition(net, rules=pairs).role("2.weight") == "elementwise"
+    assert partition(net, rules=UserDict({"2.*": UserDict(role="head")})).role("2.weight") == "head"
