@@ -28,11 +28,11 @@ def _smallest_gap(matrices: Tensor) -> Tensor:
     return gaps.amin(-1)[..., None, None]
 
 
-GATES: dict[str, Callable[[Tensor], Tensor]] = {"norm": _frobenius_norm, "gap": _smallest_gap}
+GATE_FORMS: dict[str, Callable[[Tensor], Tensor]] = {"norm": _frobenius_norm, "gap": _smallest_gap}
 
 
 @dataclass(frozen=True)
-class Gated(Spectral):
+class GatedSpectral(Spectral):
     """`s U V^T` of a matrix that passes the gate, and the matrix itself if it does not (MiMuon).
 
         D = s U V^T    if f(G) >= gate,        f(G) = ||G||_F                               form "norm"
@@ -59,7 +59,7 @@ class Gated(Spectral):
         MiMuon, arXiv 2605.19619.
 
     Example:
-        >>> norm = Gated("none", "svd", gate=1.0)
+        >>> norm = GatedSpectral("none", "svd", gate=1.0)
         >>> norm.lmo(torch.tensor([[[3.0, 0.0], [0.0, 4.0]], [[0.3, 0.0], [0.0, 0.4]]])).diagonal(0, -2, -1)
         tensor([[1.0000, 1.0000],
                 [0.3000, 0.4000]])
@@ -90,7 +90,7 @@ class Gated(Spectral):
         if not self.gate:
             return super().lmo_(stack, context)
         assert context.scales is not None
-        shut = GATES[self.form](stack) < self.gate
+        shut = GATE_FORMS[self.form](stack) < self.gate
         raw = stack / context.scales
         units = super().lmo_(stack, context)
         return torch.where(shut, raw, units.to(raw.dtype))
@@ -101,5 +101,5 @@ class Gated(Spectral):
         polar = super().lmo(g)
         if not self.gate:
             return polar
-        shut = GATES[self.form](matrices) < self.gate
+        shut = GATE_FORMS[self.form](matrices) < self.gate
         return torch.where(shut, matrices, polar.view_as(matrices)).view(g.shape)

@@ -319,7 +319,7 @@ def _lmo(
     if norm.reads_weights:
         context.weights = _gather(stack, params, params[0].dtype, workspace, "weights")
     if norm.reads_scales:
-        context.scales = _scales(stack, direction[0])
+        context.scales = _factors_of(stack, direction[0])
     if norm.reads_partner:
         context.partners = [partners[slot.member] for slot in stack.slots]
     context.statistics = _stack_statistics(norm, statistics)
@@ -329,7 +329,7 @@ def _lmo(
     return units
 
 
-def _scales(stack: Stack, like: Tensor) -> Tensor:
+def _factors_of(stack: Stack, like: Tensor) -> Tensor:
     """Return the norm's scale of every matrix `(count, 1, 1)`: matrices that are turned may have different ones."""
     assert stack.norm is not None
     scales = like.new_empty((stack.count, 1, 1))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gluon import Gluon
-from lightning_gluon.norms.gated import Gated
+from lightning_gluon.norms.gated import GatedSpectral
 from lightning_gluon.norms.spectral import Spectral
 from lightning_gluon.testing import check_norm
 from tests._toys import gradients
@@ -95,14 +95,14 @@ def test_the_row_asks_for_a_gate() -> None:
 
 @pytest.mark.parametrize("form", ["norm", "gap"])
 def test_the_contract_of_norms(form: str) -> None:
-    check_norm(Gated("muon", "svd", form=form))
+    check_norm(GatedSpectral("muon", "svd", form=form))
     g = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scales = torch.tensor([1e-5, 1.0, 100.0], dtype=torch.float64)[:, None, None]
-    found = Gated("rms", "svd", gate=1e-3, form=form).lmo(g * scales)
+    found = GatedSpectral("rms", "svd", gate=1e-3, form=form).lmo(g * scales)
     torch.testing.assert_close(found[0], g[0] * 1e-5)
     torch.testing.assert_close(found[1:], Spectral("rms", "svd").lmo(g[1:]))
 
 
 def test_one_singular_value_has_no_gap() -> None:
     column = torch.randn(6, 1, dtype=torch.float64)
-    torch.testing.assert_close(Gated("none", "svd", gate=1e9, form="gap").lmo(column), column / column.norm())
+    torch.testing.assert_close(GatedSpectral("none", "svd", gate=1e9, form="gap").lmo(column), column / column.norm())
