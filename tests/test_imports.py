@@ -20,7 +20,7 @@ HEAVY = LIBRARIES | {"rich"}  # rich is loaded when a table is shown
 # From the ground up: a module imports what stands below it, and its own folder. Type-only and lazy imports count.
 LAYERS = (
     ("valid", "roles", "registry", "extras"),
-    ("options",),
+    ("options", "ranks"),
     ("norms", "two_point"),
     ("estimators",),
     ("methods",),

@@ -108,6 +108,18 @@ class Spectral(Norm):
         """
         return SCALINGS[self.scaling](rows, columns, kernel)
 
+    def cost(self, rows: int, columns: int) -> float:
+        """Return the products of six steps: on the smaller Gram matrix of a long matrix, else on the matrix itself.
+
+        Args:
+            rows: Output features m.
+            columns: Input features n.
+        """
+        side = min(rows, columns)
+        aspect = max(rows, columns) / max(side, 1)
+        products = 6 * aspect + 15 if aspect > 1.5 else 12 * aspect + 6
+        return 2 * side**3 * products
+
     def on(self, like: Tensor, shape: Sequence[int]) -> Spectral:
         """Return the norm with its compute dtype chosen."""
         chosen = self._dtype
