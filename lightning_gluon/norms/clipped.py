@@ -13,8 +13,6 @@ from lightning_gluon.norms.base import largest, to_wide
 from lightning_gluon.norms.numerics import one_if_zero
 from lightning_gluon.norms.slices import ROW_SCALINGS, RowNorm
 
-ROW = (-1,)
-
 
 @dataclass(frozen=True)
 class ClippedRow(RowNorm):
@@ -47,7 +45,7 @@ class ClippedRow(RowNorm):
 
     def norm(self, x: Tensor) -> Tensor:
         """Return the largest bound that a row reaches."""
-        entries = largest(self._read(x), ROW).amax((-2, -1)) / (self.clip * self._rms(x))
+        entries = largest(self._read(x), (-1,)).amax((-2, -1)) / (self.clip * self._rms(x))
         return torch.maximum(super().norm(x), entries)
 
     def dual_norm(self, g: Tensor) -> Tensor:
@@ -61,7 +59,7 @@ class ClippedRow(RowNorm):
         wide = to_wide(rows)
         signs = wide.sign()
         if self.clip > 1:
-            signs = signs * self._stretched(wide.abs() / one_if_zero(largest(wide, ROW)))
+            signs = signs * self._stretched(wide.abs() / one_if_zero(largest(wide, (-1,))))
         return (signs * self._rms(rows)).to(g.dtype).view(g.shape)
 
     def _rms(self, matrices: Tensor) -> float:
