@@ -47,7 +47,7 @@ class Options(TypedDict, total=False):
         scaling: Scaling of the spectral norm: `rms`, `muon`, `moonlight` or `none`.
         q: Weight on the new part of the inner recursion of `gluon-mvr2` and `gluon-mvr3`.
         gamma: Share of the correction by the second gradient, in `gluon-mvr1` to `3`, `muon-mvr`, `limuon` and `mars`.
-            1 is that of the papers but for `mars`; 0 takes no second gradient.
+            1 is that of the papers but for `mars`; 0 takes no second gradient. `auto` estimates it from its noise.
         clip: Largest norm of the corrected gradient of `mars`.
         rank: Rank of the momentum that `limuon` and `gluon-lowrank` carry.
         factor_dtype: Dtype, by name, of the factors that carry it.
@@ -95,7 +95,7 @@ class Options(TypedDict, total=False):
     start: Annotated[MaybeText, one_of("gradient", "zero")]
     scaling: Annotated[MaybeText, one_of("rms", "muon", "moonlight", "none", None)]
     q: Annotated[MaybeNumber, number(0, 1, signs="< <=")]
-    gamma: Annotated[MaybeNumber, POSITIVE]
+    gamma: Annotated[float | str | None, number(0, word="auto")]
     clip: Annotated[MaybeNumber, number(none=True)]
     rank: Annotated[MaybeWhole, whole(1, none="the full carry")]
     factor_dtype: Annotated[MaybeText, dtype_name()]

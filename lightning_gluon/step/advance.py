@@ -77,8 +77,10 @@ class Job:
         dtype, device = self.new[0].dtype, self.params[0].device
         # Non-blocking, or the host would wait for the device.
         self.lengths = torch.tensor(self.lengths, dtype=dtype).to(device, non_blocking=True)
-        if ESTIMATORS[self.chunk.group["estimator"]].schedule is not None:
-            self.options = {name: _as_tensors(value, dtype, device) for name, value in self.options.items()}
+        changing = ESTIMATORS[self.chunk.group["estimator"]].changing(self.chunk.group)
+        if changing:
+            tensors = {name: _as_tensors(value, dtype, device) for name, value in changing.items()}
+            self.options = {**self.options, **tensors}
         if self.chunk.group["weight_decay"]:
             self.keep = torch.full((), float(self.keep), dtype=dtype, device=device)
         statistics = itertools.chain.from_iterable(kept.values() for kept in self.kept)
