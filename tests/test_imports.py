@@ -21,7 +21,7 @@ HEAVY = LIBRARIES | {"rich"}  # rich is loaded when a table is shown
 LAYERS = (
     ("valid", "roles", "registry", "extras"),
     ("configurations",),
-    ("options",),
+    ("options", "ranks"),
     ("norms", "two_point"),
     ("estimators",),
     ("methods",),
