@@ -27,7 +27,7 @@ from lightning_gluon.options import Group
 __all__ = ["BatchParts", "PartReadings", "Spread"]
 
 ByParameter: TypeAlias = Mapping[Tensor, Tensor]
-Mean: TypeAlias = Callable[[Tensor], Tensor]  # over the ranks
+OverRanks: TypeAlias = Callable[[Tensor], Tensor]  # a mean
 PER_GROUP = 3  # numbers that are summed over the parts: the squares of differences and of gradients, and their count
 
 
@@ -168,7 +168,7 @@ class BatchParts:
         groups: Sequence[Group],
         references: ByParameter,
         scale: float,
-        mean: Mean,
+        mean: OverRanks,
         ranks: int,
     ) -> PartReadings:
         """Return what the window tells, and begin the next one.
@@ -191,7 +191,7 @@ class BatchParts:
         self.begin()
         return PartReadings([group["name"] for group in groups], values, ranks)
 
-    def saved(self, groups: Sequence[Group], mean: Mean) -> dict[str, Tensor]:
+    def saved(self, groups: Sequence[Group], mean: OverRanks) -> dict[str, Tensor]:
         """Return the sums of an unfinished window for a checkpoint, averaged over the ranks, by group name."""
         return {group["name"]: mean(self._summed(group)) for group in groups}
 
