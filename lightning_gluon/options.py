@@ -76,6 +76,12 @@ class Options(TypedDict, total=False):
         balance: What gets equal lengths after a spectral LMO, by running means: `rows`, `columns` or the `longer` side.
         balance_momentum: Weight on the old mean of `balance`.
         retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with.
+        compressor: Compressor of the messages of `ef21-muon` and its relatives: `identity`, `bf16`, `natural`, `top-k`,
+            `random-k` or `rank-r`.
+        compressor_share: Share of the entries that `top-k` and `random-k` send.
+        compressor_rank: Rank of what `rank-r` sends.
+        workers: Workers that exchange these messages.
+        sarah_restart: Steps from one restart of `ef21-sarah-reading` to the next.
         betas: Both betas of `adamw`.
         eps: The epsilon of `adamw`.
 
@@ -122,6 +128,11 @@ class Options(TypedDict, total=False):
     balance: Annotated[MaybeText, one_of(None, "rows", "columns", "longer")]
     balance_momentum: Annotated[MaybeNumber, FRACTION]
     retract: Annotated[MaybeText, text(none=True)]
+    compressor: Annotated[MaybeText, one_of("identity", "bf16", "natural", "top-k", "random-k", "rank-r")]
+    compressor_share: Annotated[MaybeNumber, number(0, 1, signs="< <=")]
+    compressor_rank: Annotated[MaybeWhole, whole(1)]
+    workers: Annotated[MaybeWhole, whole(1)]
+    sarah_restart: Annotated[MaybeWhole, whole(1, unit=" of steps")]
     betas: Annotated[MaybePair, pair_of(FRACTION)]
     eps: Annotated[MaybeNumber, POSITIVE]
 
