@@ -78,6 +78,12 @@ class Options(TypedDict, total=False):
         gate: Norm of a momentum below which it is the step itself, as it is; `mimuon` asks for it, 0 is `muon`.
         gate_form: What `gate` bounds: the Frobenius `norm`, or the smallest `gap` of two singular values.
         retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with.
+        compressor: Compressor of the messages of `ef21-muon` and its relatives: `identity`, `bf16`, `natural`, `top-k`,
+            `random-k` or `rank-r`.
+        compressor_share: Share of the entries that `top-k` and `random-k` send.
+        compressor_rank: Rank of what `rank-r` sends.
+        workers: Workers that exchange these messages.
+        sarah_restart: Steps from one restart of `ef21-sarah-reading` to the next.
         betas: Both betas of `adamw`.
         eps: The epsilon of `adamw`.
 
@@ -126,6 +132,11 @@ class Options(TypedDict, total=False):
     gate: Annotated[MaybeNumber, number(0, none=True)]
     gate_form: Annotated[MaybeText, one_of("norm", "gap")]
     retract: Annotated[MaybeText, text(none=True)]
+    compressor: Annotated[MaybeText, one_of("identity", "bf16", "natural", "top-k", "random-k", "rank-r")]
+    compressor_share: Annotated[MaybeNumber, number(0, 1, signs="< <=")]
+    compressor_rank: Annotated[MaybeWhole, whole(1)]
+    workers: Annotated[MaybeWhole, whole(1)]
+    sarah_restart: Annotated[MaybeWhole, whole(1, unit=" of steps")]
     betas: Annotated[MaybePair, pair_of(FRACTION)]
     eps: Annotated[MaybeNumber, POSITIVE]
 

@@ -11,6 +11,8 @@ gradient of this step's sample at the current weights. With `c_old` that of the 
     mars       c  = c_new + gamma b / (1 - b) D, clipped;              M <- b M + (1 - b) c
     igt        M <- b M + (1 - b) c_new, with c_new taken at Y = X + lookahead b / (1 - b) (X - X_prev)
     dual_ema   direction b M + (1 - b) c_new,          M <- b2 M + (1 - b2) c_new
+    ef21       M as ema, ef21_mvr as mvr1, ef21_sarah as mvr1 with b = 1 and restarts; the direction is the mean of
+               what workers have sent of their M, see `lightning_gluon.estimators.ef21`
     averaged, anchored     ema, with c_new taken beside the weights, see `lightning_gluon.two_point.transport`
     dual, mix  kernels that change while they train, see `lightning_gluon.estimators.kernels`
 
@@ -35,6 +37,7 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.estimators.adamw import adamw_, adamw_layout
+from lightning_gluon.estimators.ef21 import EF21_OPTIONS, MESSAGES, correspond
 from lightning_gluon.estimators.gamma import live_gamma
 from lightning_gluon.estimators.kernels import (
     Buffers,
@@ -83,6 +86,8 @@ class Estimator:
         length: Whether it needs to know how many steps the training has.
         count: Name of the option that says how many of the buffers there are; default: all.
         kernel: `(options) -> Kernel | None`, for a row that is linear in past gradients.
+        messages: Names of the buffers that sum up messages between workers: the worker's own sum, and everybody's.
+            They begin at zero. `update` gets the `exchange` then, and which parameters are the `first` time sent.
         step_: `(state, group, params, gradients)`, for a row that also moves the weights, by its own kernel; such
             a row has no recursion.
         layout: `(parameter) -> {key: tensor on the meta device}`, for such a row: what it keeps.
@@ -108,6 +113,7 @@ class Estimator:
     length: bool = False
     count: str | None = None
     kernel: Callable[[GroupOptions], Kernel | None] | None = None
+    messages: tuple[str, ...] = ()
     step_: StepKernel | None = None
     layout: Callable[[Tensor], dict[str, Tensor]] | None = None
 
@@ -147,6 +153,8 @@ class Estimator:
         Args:
             options: Options of a group.
         """
+        if self.messages and options["workers"] == 1:  # everybody's sum is the worker's own
+            return self.buffers[:-1]
         return self.buffers if self.count is None else self.buffers[: options[self.count]]
 
     def gradients(self, options: GroupOptions) -> int:
@@ -227,6 +235,22 @@ def _dual_ema(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOption
     return direction
 
 
+def _ef21(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
+    _ema(buffers, new, old, options)
+    return correspond(buffers, options)
+
+
+def _ef21_mvr(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
+    _mvr1(buffers, new, old, options)
+    return correspond(buffers, options)
+
+
+def _ef21_sarah(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
+    restarts = options["steps"] % options["sarah_restart"] == 0
+    _recursive_(buffers["momentum"], new, old, 0.0 if restarts else 1.0, 1.0)
+    return correspond(buffers, options)
+
+
 def _uncorrected(options: GroupOptions) -> Kernel | None:
     """Return the kernel of the rows that are an ema without their correction; with it there is none."""
     return ema_kernel(options) if options["gamma"] == 0 and options.get("clip") is None else None
@@ -258,6 +282,11 @@ MARS_OPTIONS = {"gamma": 0.025, "clip": 1.0}  # MARS 2411.10438, section 5: gamm
 # over the last fifth. Nothing was measured here yet.
 AVERAGED_OPTIONS = {"lookahead": 0.6, "average_age": 0.032}
 ANCHORED_OPTIONS = {"lookahead": 0.45, "average_age": 0.039, "ramp": 0.2}
+
+COMPRESSED = ("momentum", *MESSAGES)
+
+# As long as a momentum of .9 remembers. Not measured yet.
+SARAH_OPTIONS = {**EF21_OPTIONS, "sarah_restart": 10, "reference": "copy"}
 
 AVERAGES = tuple(f"momentum{number}" for number in range(8))
 
@@ -291,6 +320,16 @@ ESTIMATORS: dict[str, Estimator] = {
     "dual_ema": Estimator(_dual_ema, options={"momentum_carry": 0.99}, kernel=carried_kernel),
     "dual": Estimator(dual, options=DUAL_OPTIONS, schedule=dual_at, length=True, kernel=dual_kernel),
     "mix": Estimator(mix, AVERAGES, options=MIX_OPTIONS, schedule=mix_at, length=True, count="mix", kernel=mix_kernel),
+    "ef21": Estimator(_ef21, COMPRESSED, options=EF21_OPTIONS, messages=MESSAGES),
+    "ef21_mvr": Estimator(
+        _ef21_mvr,
+        COMPRESSED,
+        "previous",
+        "gamma",
+        options={**EF21_OPTIONS, "gamma": 1.0, "reference": "copy"},
+        messages=MESSAGES,
+    ),
+    "ef21_sarah": Estimator(_ef21_sarah, COMPRESSED, "previous", options=SARAH_OPTIONS, messages=MESSAGES),
     "adamw": Estimator(
         _none,
         ("exp_avg", "exp_avg_sq"),
