@@ -38,6 +38,7 @@ RATES = (0.005, 0.01, 0.02, 0.04)
 MOMENTA = (0.8, 0.9, 0.95)
 BASELINES = ("ema", "muon", "adamw")
 PUBLISHED = {"kernel_start": (0.072, 90 / 3100), "kernel_end": (0.137, 24 / 3100)}
+TABLES = (("row", "row"), ("row", "centred_row"), ("sign", "centred_row"), ("clipped_row", "clipped_row"))
 SIGN_LENGTH = {"row_scaling": "sign"}
 FLAT = {"kernel_start": (0.1, 30 / 640), "kernel_end": (0.1, 30 / 640)}
 TWO = {"mix": 2, "mix_weights": (0.8, 0.4)}
@@ -59,18 +60,10 @@ class Row:
 
 
 def register_tables() -> list[str]:
-    """Register Gluon with other norms for its tables, of rows as long as those of `sign`; return the methods' names.
-
-    A router steps as it does by default. A head that is tied to the table is one tensor with the table's norm.
-    """
+    """Register Gluon with other norms for table and head, rows as long as those of `sign`, and return their names."""
     gluon = METHODS["gluon"]
     names = []
-    for table, head in (
-        ("row", "row"),
-        ("row", "centred_row"),
-        ("sign", "centred_row"),
-        ("clipped_row", "clipped_row"),
-    ):
+    for table, head in TABLES:
         name = f"gluon-{table}-{head}".replace("_", "-")
         norms = {"embedding": table, "head": head}
         rules = {role: replace(gluon.rules[role], norm=norm, options=SIGN_LENGTH) for role, norm in norms.items()}
@@ -88,8 +81,6 @@ def rows() -> dict[str, Row]:
     found |= {
         "af-muon": Row("af-muon", momentum=0.95),
         "symmetry-compatible": Row("symmetry-compatible", momentum=0.95),
-        "gluon, heads apart": Row("gluon", {"per_head": True}),
-        "muon, heads apart": Row("muon", {"per_head": True}, momentum=0.95),
         "ema": Row("gluon"),
         "nesterov": Row("gluon-nesterov"),
         "dual": Row("gluon-dual"),
