@@ -88,12 +88,19 @@ class Carry:
     ) -> None:
         self.state, self.parameter, self.factored, self.group = state, parameter, factored, group
 
-    def load(self, name: str, gradient: Tensor) -> Tensor:
-        """Return a buffer in the dtype of the gradient; it starts at the first gradient, or at zero."""
+    def load(self, name: str, gradient: Tensor, *, zero: bool = False) -> Tensor:
+        """Return a buffer in the dtype of the gradient; it starts at the first gradient, or at zero.
+
+        Args:
+            name: Name of the buffer.
+            gradient: The gradient of this step.
+            zero: Start at zero, whatever the group says.
+        """
         if self.factored and "U0" in self.state:
             return self._expand(gradient)
         if name not in self.state:
-            first = torch.zeros_like(gradient) if self.group["start"] == "zero" else gradient.clone()
+            zero = zero or self.group["start"] == "zero"
+            first = torch.zeros_like(gradient) if zero else gradient.clone()
             if self.factored:
                 return first
             kept = dense_dtype(self.parameter, self.group)

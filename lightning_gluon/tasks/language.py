@@ -10,11 +10,11 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from lightning_gluon.tasks.hub import add_lora, build_causal_lm
+from lightning_gluon.tasks.metrics import Perplexity
+from lightning_gluon.tasks.optimizer import OptimizerByCallback
+from lightning_gluon.tasks.sharding import shard
 from lightning_gluon.valid import whole
-from recipes.hub import add_lora, build_causal_lm
-from recipes.metrics import Perplexity
-from recipes.optimizer import OptimizerByCallback
-from recipes.sharding import shard
 
 __all__ = ["CausalLM"]
 
@@ -38,7 +38,7 @@ class CausalLM(OptimizerByCallback):
             models that scale or cap their logits, such as Gemma 2 or Granite.
         grad_checkpointing: Whether to recompute activations in the backward pass.
         compile: Whether to compile the network.
-        sharding: Arguments of `recipes.sharding.shard`, for a strategy that cuts weights over ranks.
+        sharding: Arguments of `lightning_gluon.tasks.sharding.shard`, for a strategy that cuts weights over ranks.
 
     Raises:
         ValueError: If the model type or an entry of the configuration is unknown, or `loss_chunk` does not fit it.
