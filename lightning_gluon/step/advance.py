@@ -46,7 +46,7 @@ class Job:
         keep: What decay leaves of the weights, such as `1 - lr * weight_decay`.
         signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
         options: What the estimator reads in this step.
-        carries: What keeps the buffers between steps.
+        carry: What keeps the buffers between steps.
     """
 
     chunk: Chunk
@@ -60,13 +60,13 @@ class Job:
     keep: float | Tensor = 1.0
     signal: Signal | None = None
     options: StepOptions = field(default_factory=dict)
-    carries: list[Carry] = field(default_factory=list)
+    carry: Carry | None = None
 
     def finish(self) -> None:
         """Keep the buffers for the next step."""
+        assert self.carry is not None
         for name, values in self.buffers.items():
-            for carry, value in zip(self.carries, values, strict=True):
-                carry.store(name, value)
+            self.carry.store(name, values)
 
     def to_tensors(self) -> None:
         """Prepare for a compiled step.
@@ -145,30 +145,21 @@ def prepare(
     old = new if old is None else [gradient.to(work) for gradient in old]
     for stack in chunk.stacks:
         stack.norm = norm.on(new[0], (stack.count, *stack.shape))
-    carries = _carries(state, chunk)
+    carry = Carry([state[parameter] for parameter in params], params, chunk.factored, group)
     return Job(
         chunk=chunk,
         params=params,
         new=new,
         old=old,
-        buffers={name: _loaded(carries, name, new) for name in estimator.names(group)},
+        buffers={name: carry.load(name, new) for name in estimator.names(group)},
         kept=_read_statistics(state, chunk, params),
         partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
         lengths=[group["lr"] * radius for radius in chunk.radii],
         keep=1 - _decay_of(chunk).share(group),
         signal=signal,
         options=estimator.at(group),
-        carries=carries,
+        carry=carry,
     )
-
-
-def _carries(state: MutableState, chunk: Chunk) -> list[Carry]:
-    pairs = zip(chunk.params, chunk.factored, strict=True)
-    return [Carry(state[parameter], parameter, views, chunk.group) for parameter, views in pairs]
-
-
-def _loaded(carries: list[Carry], name: str, gradients: list[Tensor]) -> list[Tensor]:
-    return [carry.load(name, gradient) for carry, gradient in zip(carries, gradients, strict=True)]
 
 
 def _read_statistics(state: MutableState, chunk: Chunk, params: list[Tensor]) -> list[SlotTensors]:
