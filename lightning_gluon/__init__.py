@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_gluon import norms
 from lightning_gluon.configure import configure_optimizers, equivalent_learning_rates
+from lightning_gluon.estimators.messages import Exchange, run_workers
 from lightning_gluon.estimators.recursions import Estimator, register_estimator
 from lightning_gluon.methods import METHODS, Method, Rule, register_method
 from lightning_gluon.norms.orthogonalize import orthogonalize
@@ -24,15 +25,16 @@ from lightning_gluon.radius import RadiusSchedule, Schedule
 from lightning_gluon.radius.rules import register_radius_rule
 
 if TYPE_CHECKING:
-    from lightning_gluon import callbacks, smoothness, testing
+    from lightning_gluon import callbacks, smoothness, tasks, testing
 
 __version__ = "0.1.0.dev0"
 
-LAZY = ("callbacks", "smoothness", "testing")
+LAZY = ("callbacks", "smoothness", "tasks", "testing")
 
 __all__ = [
     "METHODS",
     "Estimator",
+    "Exchange",
     "Gluon",
     "Method",
     "Partition",
@@ -51,7 +53,9 @@ __all__ = [
     "register_option",
     "register_radius_rule",
     "register_routing",
+    "run_workers",
     "smoothness",
+    "tasks",
     "testing",
 ]
 

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gluon.estimators.factors import FactorStack, Entries, factor_dtype, factors_layout, store_stacks
+from lightning_gluon.estimators.factors import (
+    Entries,
+    FactorStack,
+    Start,
+    factor_dtype,
+    factors_layout,
+    store_stacks,
+)
 from lightning_gluon.norms.views import MatrixView
 
 __all__ = ["Carry"]
@@ -60,19 +67,21 @@ class Carry:
         self.states, self.params, self.factored, self.group = states, params, factored, group
         self.stacks = FactorStack.build(states, factored)
 
-    def load(self, name: str, gradients: Sequence[Tensor]) -> list[Tensor]:
+    def load(self, name: str, gradients: Sequence[Tensor], *, zero: bool = False) -> list[Tensor]:
         """Return a buffer of every parameter in the dtype of its gradient; it starts at the first gradient, or at zero.
 
         Args:
             name: Name of the buffer.
             gradients: The gradients, in fp32 or wider.
+            zero: Start at zero, whatever the group says.
         """
+        first = torch.zeros_like if zero or self.group["start"] == "zero" else torch.clone
         found = list(gradients)
         for index, gradient in enumerate(gradients):
             if not self.factored[index]:
-                found[index] = self._dense(index, name, gradient)
+                found[index] = self._dense(index, name, gradient, first)
         for stack in self.stacks:
-            stack.load_(found, gradients, self._first, self.group)
+            stack.load_(found, gradients, first, self.group)
         return found
 
     def store(self, name: str, values: Sequence[Tensor]) -> None:
@@ -89,15 +98,12 @@ class Carry:
         if self.stacks:
             store_stacks(self.stacks, values, self.group, factor_dtype(self.params[0], self.group))
 
-    def _dense(self, index: int, name: str, gradient: Tensor) -> Tensor:
+    def _dense(self, index: int, name: str, gradient: Tensor, first: Start) -> Tensor:
         state = self.states[index]
         if name not in state:
             kept = dense_dtype(self.params[index], self.group)
-            state[name] = _saturated(self._first(gradient), kept).to(kept)
+            state[name] = _saturated(first(gradient), kept).to(kept)
         return state[name].to(gradient.dtype)
-
-    def _first(self, gradient: Tensor) -> Tensor:
-        return torch.zeros_like(gradient) if self.group["start"] == "zero" else gradient.clone()
 
 
 def _saturated(value: Tensor, dtype: torch.dtype) -> Tensor:

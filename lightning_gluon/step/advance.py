@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.estimators.carry import Carry
+from lightning_gluon.estimators.ef21 import begins_anew
+from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms.needs import Context, Needs, Statistic
 from lightning_gluon.norms.numerics import Workspace
@@ -77,8 +79,10 @@ class Job:
         dtype, device = self.new[0].dtype, self.params[0].device
         # Non-blocking, or the host would wait for the device.
         self.lengths = torch.tensor(self.lengths, dtype=dtype).to(device, non_blocking=True)
-        if ESTIMATORS[self.chunk.group["estimator"]].schedule is not None:
-            self.options = {name: _as_tensors(value, dtype, device) for name, value in self.options.items()}
+        changing = ESTIMATORS[self.chunk.group["estimator"]].changing(self.chunk.group)
+        if changing:
+            tensors = {name: _as_tensors(value, dtype, device) for name, value in changing.items()}
+            self.options = {**self.options, **tensors}
         if self.chunk.group["weight_decay"]:
             self.keep = torch.full((), float(self.keep), dtype=dtype, device=device)
         statistics = itertools.chain.from_iterable(kept.values() for kept in self.kept)
@@ -121,6 +125,7 @@ def prepare(
     old: list[Tensor] | None,
     signal: Signal | None,
     partners: Mapping[Tensor, Tensor],
+    exchange: Exchange = ALONE,
 ) -> Job | None:
     """Load the buffers of a chunk; a chunk of an estimator that steps by itself is stepped here and now.
 
@@ -131,6 +136,7 @@ def prepare(
         old: Their gradients at the previous iterate; `None` if there are none yet.
         signal: 0 if a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
         partners: Result of `partners_of`.
+        exchange: Exchange with other workers, for estimators that send messages.
 
     Returns:
         What is left to do.
@@ -145,19 +151,23 @@ def prepare(
     old = new if old is None else [gradient.to(work) for gradient in old]
     for stack in chunk.stacks:
         stack.norm = norm.on(new[0], (stack.count, *stack.shape))
-    carry = Carry([state[parameter] for parameter in params], params, chunk.factored, group)
+    states = [state[parameter] for parameter in params]
+    carry = Carry(states, params, chunk.factored, group)
+    options = estimator.at(group)
+    if estimator.messages:
+        options = {**options, "exchange": exchange, "first": [begins_anew(own) for own in states]}
     return Job(
         chunk=chunk,
         params=params,
         new=new,
         old=old,
-        buffers={name: carry.load(name, new) for name in estimator.names(group)},
+        buffers={name: carry.load(name, new, zero=name in estimator.messages) for name in estimator.names(group)},
         kept=_read_statistics(state, chunk, params),
         partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
         lengths=[group["lr"] * radius for radius in chunk.radii],
         keep=1 - _decay_of(chunk).share(group),
         signal=signal,
-        options=estimator.at(group),
+        options=options,
         carry=carry,
     )
 
@@ -309,6 +319,8 @@ def _lmo(
     context = Context(workspace)
     if norm.reads_weights:
         context.weights = _gather(stack, params, params[0].dtype, workspace, "weights")
+    if norm.reads_scales:
+        context.scales = _factors_of(stack, direction[0])
     if norm.reads_partner:
         context.partners = [partners[slot.member] for slot in stack.slots]
     context.statistics = _stack_statistics(norm, statistics)
@@ -316,6 +328,16 @@ def _lmo(
     units = norm.lmo_(batch, context)
     _part_(stack, context.statistics, statistics)
     return units
+
+
+def _factors_of(stack: Stack, like: Tensor) -> Tensor:
+    """Return the norm's scale of every matrix `(count, 1, 1)`: matrices that are turned may have different ones."""
+    assert stack.norm is not None
+    scales = like.new_empty((stack.count, 1, 1))
+    for slot in stack.slots:
+        _, rows, columns = slot.view.matrix
+        scales[slot.start : slot.stop] = stack.norm.scale(rows, columns, slot.view.kernel)
+    return scales
 
 
 def _gather(

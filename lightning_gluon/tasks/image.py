@@ -1,0 +1,196 @@
+"""Image classification with any model of timm."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from types import ModuleType
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.throughput import measure_flops
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_gluon.extras import require
+from lightning_gluon.tasks.optimizer import OptimizerByCallback
+from lightning_gluon.valid import number, whole
+
+__all__ = ["ImageClassifier"]
+
+
+class ImageClassifier(OptimizerByCallback):
+    """A timm model trained with cross-entropy.
+
+    Args:
+        name: Name of a timm model, such as `vit_small_patch16_224`; `hf-hub:<id>` and `local-dir:<folder>` work too.
+        num_classes: Number of classes.
+        pretrained: Whether to load the model's weights from the hub.
+        model_kwargs: Further arguments of `timm.create_model`, such as `img_size` or `embed_dim`.
+        label_smoothing: Probability that is spread over the wrong classes.
+        grad_checkpointing: Whether to recompute activations in the backward pass.
+        compile: Whether to compile the network.
+
+    Raises:
+        ValueError: If timm does not know the model or its arguments, or a number is out of range.
+        ConnectionError: If weights or the configuration of an id cannot be fetched.
+
+    Example:
+        >>> kwargs = dict(img_size=8, patch_size=4, in_chans=1, embed_dim=16, depth=1, num_heads=2)
+        >>> model = ImageClassifier("vit_tiny_patch16_224", num_classes=10, model_kwargs=kwargs)
+        >>> tuple(model(torch.zeros(2, 1, 8, 8)).shape)
+        (2, 10)
+    """
+
+    def __init__(
+        self,
+        name: str = "vit_small_patch16_224",
+        num_classes: int = 1000,
+        pretrained: bool = False,
+        model_kwargs: dict[str, Any] | None = None,
+        label_smoothing: float = 0.0,
+        grad_checkpointing: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        whole(1)("num_classes", num_classes)
+        number(0, 1)("label_smoothing", label_smoothing)
+        self.save_hyperparameters()
+        self.net = _create(name, num_classes, pretrained, model_kwargs or {})
+        if grad_checkpointing:
+            self.net.set_grad_checkpointing()
+        if compile:
+            self.net.compile()
+        self.num_classes = num_classes
+        self.loss = torch.nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.train_accuracy, self.val_accuracy, self.test_accuracy = (accuracy.clone() for _ in range(3))
+        self._flops_per_image: float | None = None
+        self._images = 0
+
+    def setup(self, stage: str) -> None:
+        """Check that the data fits the model.
+
+        Args:
+            stage: Lightning's name of what is about to run.
+
+        Raises:
+            ValueError: If the data has more classes than the model.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        classes = getattr(data, "num_classes", None)
+        if classes is not None and classes > self.num_classes:
+            raise ValueError(
+                f"Expected `num_classes` >= the data's {classes} classes, but got num_classes={self.num_classes}. "
+                f"Set model.init_args.num_classes to {classes}."
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits `(batch, num_classes)`."""
+        return self.net(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the mean loss of a batch and log it with the accuracy."""
+        images, labels = batch
+        self._measure(images)
+        logits = self(images)
+        loss = self.loss(logits, labels)
+        self.train_accuracy(logits, labels)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
+        return loss
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], split: str) -> None:
+        images, labels = batch
+        self._images = len(images)
+        logits = self(images)
+        accuracy: Any = getattr(self, f"{split}_accuracy")
+        accuracy(logits, labels)
+        loss = torch.nn.functional.cross_entropy(logits.float(), labels)
+        self.log(f"{split}/loss", loss, prog_bar=True, batch_size=len(images), sync_dist=True)
+        self.log(f"{split}/accuracy", accuracy, prog_bar=True)
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log loss and accuracy of held-out images."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log loss and accuracy of test images."""
+        self._evaluate(batch, "test")
+
+    def predict_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the most likely class of every image."""
+        return self(batch[0]).argmax(-1)
+
+    def _measure(self, images: Tensor) -> None:
+        self._images = len(images)
+        if self._flops_per_image is None:
+            self._flops_per_image = _flops(self.net, images[:1])
+
+    @property
+    def flops_per_batch(self) -> int:
+        """Operations of a training batch (forward and backward, 2 per multiply-add), or of a forward pass alone."""
+        share = 1.0 if self.training else 1 / 3  # a backward pass costs two forward passes
+        return int(share * (self._flops_per_image or 0) * self._images)
+
+
+def _create(name: str, num_classes: int, pretrained: bool, kwargs: dict[str, Any]) -> Any:
+    timm = require("timm")
+    source = _source(timm, name)
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"Expected `model_kwargs` that '{name}' takes, but got {kwargs}: {error}") from error
+    except Exception as error:  # the hub's client raises a dozen unrelated types when there is no network
+        if source == "local-dir":
+            raise ValueError(f"Expected a folder with a model of timm, but '{name}' is none: {error}") from error
+        if source is None and not pretrained:
+            raise
+        raise ConnectionError(
+            f"Expected to load '{name}' from the hub, but: {type(error).__name__}: {error} Without a "
+            "network give a model of timm with pretrained=false, and the embedded data source='digits'."
+        ) from error
+
+
+def _source(timm: ModuleType, name: str) -> str | None:
+    """Return where timm finds a model: None for its own, whose name is checked, else `hf-hub` or `local-dir`."""
+    try:
+        source, model = timm.models.parse_model_name(name)
+    except (ValueError, AssertionError) as error:
+        raise ValueError(f"Expected `name` to be a model of timm, but got {name!r}: {error}") from error
+    if source is not None:
+        return source
+    architecture, _, tag = model.partition(".")
+    if not timm.is_model(architecture):
+        raise ValueError(
+            f"Expected `name` to be a model of timm, but got {name!r}. Similar names: "
+            f"{_alike(architecture, timm.list_models())}."
+        )
+    weights = timm.list_models(f"{architecture}.*", pretrained=True)
+    if tag and model not in weights:
+        raise ValueError(
+            f"Expected `name` to have weights that timm knows, but got {name!r}. Similar names: "
+            f"{_alike(model, weights)}."
+        )
+    return None
+
+
+def _alike(name: str, known: list[str]) -> list[str]:
+    """Return up to five names that begin like `name` or are spelt like it."""
+    alike = [model for model in known if model.startswith(name[:-1])]
+    alike += difflib.get_close_matches(name.lower(), known, n=5)
+    return list(dict.fromkeys(alike))[:5]
+
+
+def _flops(net: torch.nn.Module, image: Tensor) -> float:
+    """Count the operations of one image's forward and backward pass, on the meta device."""
+    hooks = net.__dict__.get("_compiled_call_impl")
+    net.__dict__["_compiled_call_impl"] = None  # a compiled graph is invisible to the counter
+    try:
+        meta = copy.deepcopy(net).to("meta").train()
+        shape = torch.empty_like(image, device="meta", dtype=torch.float32)
+        return float(measure_flops(meta.float(), lambda: meta(shape), loss_fn=torch.Tensor.sum))
+    except (NotImplementedError, RuntimeError):  # an operation without a meta kernel: no MFU, nothing else is lost
+        return 0.0
+    finally:
+        net.__dict__["_compiled_call_impl"] = hooks
