@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_gluon.estimators.factors import (
     Entries,
     FactorStack,
-    Start,
+    FirstMomentum,
     factor_dtype,
     factors_layout,
     store_stacks,
@@ -73,7 +73,7 @@ class Carry:
         Args:
             name: Name of the buffer.
             gradients: The gradients, in fp32 or wider.
-            zero: Start at zero, whatever the group says.
+            zero: FirstMomentum at zero, whatever the group says.
         """
         first = torch.zeros_like if zero or self.group["start"] == "zero" else torch.clone
         found = list(gradients)
@@ -98,7 +98,7 @@ class Carry:
         if self.stacks:
             store_stacks(self.stacks, values, self.group, factor_dtype(self.params[0], self.group))
 
-    def _dense(self, index: int, name: str, gradient: Tensor, first: Start) -> Tensor:
+    def _dense(self, index: int, name: str, gradient: Tensor, first: FirstMomentum) -> Tensor:
         state = self.states[index]
         if name not in state:
             kept = dense_dtype(self.params[index], self.group)

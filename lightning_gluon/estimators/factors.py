@@ -22,7 +22,7 @@ from lightning_gluon.norms.views import MatrixView
 __all__ = ["FactorStack", "factors_layout", "store_stacks"]
 
 Entries = dict[str, Any]  # of the state of one parameter
-Start = Callable[[Tensor], Tensor]  # a momentum before the first step, given the gradient
+FirstMomentum = Callable[[Tensor], Tensor]  # a momentum before the first step, given the gradient
 
 
 def factors_layout(parameter: Tensor, factored: tuple[MatrixView, ...], group: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -116,7 +116,7 @@ class FactorStack:
         self,
         buffers: list[Tensor],
         gradients: Sequence[Tensor],
-        first: Start,
+        first: FirstMomentum,
         group: Mapping[str, Any],
     ) -> None:
         """Put momenta in place of gradients; those that are whole matrices share the memory of the stack.
