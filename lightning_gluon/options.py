@@ -77,7 +77,8 @@ class Options(TypedDict, total=False):
         balance_momentum: Weight on the old mean of `balance`.
         gate: Norm of a momentum below which it is the step itself, as it is; `mimuon` asks for it, 0 is `muon`.
         gate_form: What `gate` bounds: the Frobenius `norm`, or the smallest `gap` of two singular values.
-        retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with.
+        retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with,
+            `brake` halves the part of the step that makes them longer.
         compressor: Compressor of the messages of `ef21-muon` and its relatives: `identity`, `bf16`, `natural`, `top-k`,
             `random-k` or `rank-r`.
         compressor_share: Share of the entries that `top-k` and `random-k` send.
