@@ -117,7 +117,7 @@ def test_reductions() -> None:
 def test_the_model_of_every_kernel_is_exact_on_linear_losses(method: str) -> None:
     """For `f = <g, W> + c` with one `g` all terms but `c` cancel: the model is the loss at the weights."""
     net = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3)).double()
-    extra = {"total_steps": 6} if method in ("gluon-dual", "gluon-mix") else {}
+    extra: dict[str, Any] = {"total_steps": 6} if method in ("gluon-dual", "gluon-mix") else {}
     optimizer = Gluon(net, lr=0.1, method=method, start="gradient", **extra)
     measurement = MomentumModel(optimizer)
     slopes = [torch.randn_like(p) for p in net.parameters()]
