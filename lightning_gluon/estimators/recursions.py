@@ -18,7 +18,7 @@ gradient of this step's sample at the current weights. With `c_old` that of the 
 
 gamma = 1 is the method of the papers: mvr1 is `M <- c_new + b (M - c_old)`, STORM. To any gamma the estimate is
 `(1 - gamma) ema + gamma mvr1`. At 0 nothing is taken at another point and no previous iterate is kept; nor is it where
-lookahead is 0.
+lookahead is 0. "auto" is an estimate of gamma, see `lightning_gluon.estimators.gamma`.
 
 Every buffer starts at the first gradient, or at zero if the method says so (`start`), and `c_old` at the first step
 is `c_new`: the first direction is a multiple of `c_new` for all of them, and no row needs a special first step.
@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,11 +38,14 @@ from torch import Tensor
 
 from lightning_gluon.estimators.adamw import adamw_, adamw_layout
 from lightning_gluon.estimators.ef21 import EF21_OPTIONS, MESSAGES, correspond
+from lightning_gluon.estimators.gamma import live_gamma
 from lightning_gluon.estimators.kernels import (
     Buffers,
     GroupOptions,
     Kernel,
     Tensors,
+    Weight,
+    add_,
     carried_kernel,
     dual,
     dual_at,
@@ -77,8 +81,8 @@ class Estimator:
             last iterate), or one of `lightning_gluon.two_point.transport.TRANSPORTS` (`c_new` itself is taken there).
         share: Name of the option that scales what is gained there; at 0 no further gradient is needed.
         options: Options of the estimator with their defaults, beyond `momentum`.
-        schedule: `(options) -> options`, for a row whose numbers change from step to step: what `update` gets of the
-            group's options, numbers or lists of numbers. It may read `steps` and, with `length`, `total_steps`.
+        schedule: `(options) -> options`, for a row whose numbers change from step to step: those that do, numbers or
+            lists of numbers. It may read `steps` and, with `length`, `total_steps`.
         length: Whether it needs to know how many steps the training has.
         count: Name of the option that says how many of the buffers there are; default: all.
         kernel: `(options) -> Kernel | None`, for a row that is linear in past gradients.
@@ -128,7 +132,20 @@ class Estimator:
         Args:
             options: Options of a group.
         """
-        return options if self.schedule is None else self.schedule(options)
+        changing = self.changing(options)
+        return {**options, **changing} if changing else options
+
+    def changing(self, options: GroupOptions) -> GroupOptions:
+        """Return the numbers of this step that are not those of the one before, see `schedule`.
+
+        Args:
+            options: Options of a group.
+
+        Example:
+            >>> ESTIMATORS["mvr1"].changing({"gamma": "auto", "gamma_moments": (0.2, 0.8)})
+            {'gamma': 0.25}
+        """
+        return {} if self.schedule is None else self.schedule(options)
 
     def names(self, options: GroupOptions) -> tuple[str, ...]:
         """Return the names of the buffers that are kept under these options.
@@ -160,9 +177,9 @@ def _nesterov(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOption
     return list(torch._foreach_lerp(new, momentum, options["momentum"]))
 
 
-def _recursive_(buffer: Tensors, new: Tensors, old: Tensors, keep: float, gamma: float) -> None:
+def _recursive_(buffer: Tensors, new: Tensors, old: Tensors, keep: float, gamma: Weight) -> None:
     """Advance a buffer by `keep (buffer + gamma (new - old)) + (1 - keep) new`."""
-    if gamma == 0:
+    if not isinstance(gamma, Tensor) and gamma == 0:
         torch._foreach_lerp_(buffer, new, 1 - keep)
         return
     torch._foreach_sub_(buffer, _damped(new, old, gamma))  # the difference first, so equal pairs cancel exactly
@@ -170,8 +187,10 @@ def _recursive_(buffer: Tensors, new: Tensors, old: Tensors, keep: float, gamma:
     torch._foreach_add_(buffer, new)
 
 
-def _damped(new: Tensors, old: Tensors, gamma: float) -> Tensors:
+def _damped(new: Tensors, old: Tensors, gamma: Weight) -> Tensors:
     """Return `new - gamma (new - old)`: what stands in for `old` in a damped correction."""
+    if isinstance(gamma, Tensor):
+        return [gradient.lerp(other, gamma) for gradient, other in zip(new, old, strict=True)]
     return old if gamma == 1 else list(torch._foreach_lerp(new, old, gamma))
 
 
@@ -188,8 +207,8 @@ def _mvr2(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -
 def _mvr3(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     momentum = _mvr2(buffers, new, old, options)
     weight = options["momentum"] * options["gamma"]
-    if weight:
-        torch._foreach_add_(momentum, list(torch._foreach_sub(new, old)), alpha=weight)
+    if isinstance(weight, Tensor) or weight:
+        add_(momentum, list(torch._foreach_sub(new, old)), weight)
     return momentum
 
 
@@ -249,6 +268,9 @@ def _none(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -
     raise NotImplementedError("This row moves the weights itself and has no direction.")
 
 
+# Rows with a share of the correction by a second gradient, at the previous iterate.
+_corrected = partial(Estimator, reference="previous", share="gamma", schedule=live_gamma)
+
 ESTIMATES = ("momentum", "gradient_estimate")
 MVR1_OPTIONS = {"gamma": 1.0, "reference": "copy", "fold": False}
 MVR2_OPTIONS = {"gamma": 1.0, "q": 0.1, "reference": "copy"}
@@ -280,19 +302,11 @@ MIX_OPTIONS = {"mix": 8, "mix_ages": (3 / 640, 32 / 640), "mix_weights": (0.857,
 ESTIMATORS: dict[str, Estimator] = {
     "ema": Estimator(_ema, kernel=ema_kernel),
     "nesterov": Estimator(_nesterov, kernel=nesterov_kernel),
-    "mvr1": Estimator(_mvr1, reference="previous", share="gamma", options=MVR1_OPTIONS, kernel=_uncorrected),
-    "mvr2": Estimator(_mvr2, ESTIMATES, "previous", "gamma", MVR2_OPTIONS, kernel=_nested),
-    "mvr3": Estimator(_mvr3, ESTIMATES, "previous", "gamma", MVR2_OPTIONS, kernel=_nested),
-    "limuon": Estimator(
-        _mvr1, reference="previous", share="gamma", options={**MVR1_OPTIONS, **CARRY_OPTIONS}, kernel=_uncorrected
-    ),
-    "mars": Estimator(
-        _mars,
-        reference="previous",
-        share="gamma",
-        options={**MARS_OPTIONS, "reference": "copy"},
-        kernel=_uncorrected,
-    ),
+    "mvr1": _corrected(_mvr1, options=MVR1_OPTIONS, kernel=_uncorrected),
+    "mvr2": _corrected(_mvr2, ESTIMATES, options=MVR2_OPTIONS, kernel=_nested),
+    "mvr3": _corrected(_mvr3, ESTIMATES, options=MVR2_OPTIONS, kernel=_nested),
+    "limuon": _corrected(_mvr1, options={**MVR1_OPTIONS, **CARRY_OPTIONS}, kernel=_uncorrected),
+    "mars": _corrected(_mars, options={**MARS_OPTIONS, "reference": "copy"}, kernel=_uncorrected),
     "mars_approximate": Estimator(
         _mars_approximate, ("momentum", "last_gradient"), options=MARS_OPTIONS, kernel=_uncorrected
     ),
