@@ -7,7 +7,7 @@ from lightning_gluon.radius.calibrate import Calibrate
 from lightning_gluon.radius.observe import GroupReadings, LayerReadings, Measurement, Observation
 from lightning_gluon.radius.polyak import GradientNorms, MomentumModel, Momo, Ngn
 from lightning_gluon.radius.radii import Factors
-from lightning_gluon.radius.relative import Sizes, UpdateFloor
+from lightning_gluon.radius.relative import UpdateFloor, WeightSizes
 from lightning_gluon.radius.rule import RadiusRule
 from lightning_gluon.radius.rules import RADIUS_RULES, Smoothness, register_radius_rule
 from lightning_gluon.radius.schedules import SCHEDULES, RadiusSchedule, Schedule
@@ -29,8 +29,8 @@ __all__ = [
     "RadiusRule",
     "RadiusSchedule",
     "Schedule",
-    "Sizes",
     "Smoothness",
     "UpdateFloor",
+    "WeightSizes",
     "register_radius_rule",
 ]

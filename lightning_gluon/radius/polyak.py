@@ -97,7 +97,7 @@ class GradientNorms(Measurement):
             gradient = gather_wide(layer.parameter.grad)
             values.append(_dual_norm(layer, gradient))
         loss, *norms = _numbers(record, [record.loss, *values])
-        return {"layers": _readings(layers, norms), "loss": loss}
+        return {"layers": _norms_by_name(layers, norms), "loss": loss}
 
 
 def _dual_norm(layer: Layer, tensor: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def _numbers(record: StepRecord, values: list[Tensor]) -> list[float]:
     return record.mean(torch.stack([torch.as_tensor(value).to(values[-1]) for value in values]))
 
 
-def _readings(layers: list[Layer], norms: list[float]) -> dict[str, dict[str, float]]:
+def _norms_by_name(layers: list[Layer], norms: list[float]) -> dict[str, dict[str, float]]:
     found = {}
     for layer, norm in zip(layers, norms, strict=True):
         found[layer.name] = {"dual_norm": norm, "lr": float(layer.group["lr"])}
@@ -180,7 +180,12 @@ class MomentumModel(Measurement):
             return {}
         average, weight_sum = self._average(newest, layers[0].group)
         model = average + math.fsum(values[1::3])
-        return {"layers": _readings(layers, values[2::3]), "model": model, "model_weight": weight_sum, "loss": loss}
+        return {
+            "layers": _norms_by_name(layers, values[2::3]),
+            "model": model,
+            "model_weight": weight_sum,
+            "loss": loss,
+        }
 
     def _direction(self, layer: Layer, gradient: Tensor) -> Tensor:
         """Return the direction of the coming step, and leave the state as it is."""

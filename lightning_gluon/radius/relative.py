@@ -13,7 +13,7 @@ from lightning_gluon.step.layers import Layer
 from lightning_gluon.valid import number
 
 
-class Sizes(Measurement):
+class WeightSizes(Measurement):
     """Size of every matrix that an LMO steps, in units of its directions: `Observation.layers` by layer name.
 
         size = ||W||_F / ||D||_F,        D of full rank
@@ -28,7 +28,7 @@ class Sizes(Measurement):
         >>> torch.nn.init.constant_(layer.weight.data, 3.0).norm().item()
         6.0
         >>> optimizer = Gluon([{"params": [layer.weight], "role": "hidden"}], lr=0.1)
-        >>> found = Sizes(optimizer).observe(StepRecord(torch.zeros(())))["layers"]
+        >>> found = WeightSizes(optimizer).observe(StepRecord(torch.zeros(())))["layers"]
         >>> round(found["hidden_0"]["size"], 4)
         4.2426
     """
@@ -75,7 +75,7 @@ class UpdateFloor(RadiusRule):
         {'large': 2.0, 'small': 1.0}
     """
 
-    needs = (Sizes,)
+    needs = (WeightSizes,)
 
     def __init__(self, floor: float = 0.35) -> None:
         positive = number(signs="< <")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gluon import Gluon
-from lightning_gluon.radius import Observation, Sizes, UpdateFloor
+from lightning_gluon.radius import Observation, UpdateFloor, WeightSizes
 from lightning_gluon.radius.control import RadiusControl
 from lightning_gluon.radius.observe import StepRecord
 
@@ -51,7 +51,7 @@ def test_every_matrix_of_an_lmo_has_a_size_and_no_other_layer() -> None:
     net = nn.Sequential(nn.Embedding(7, 4), nn.Linear(4, 6), nn.Linear(6, 3))
     found = {}
     for method in ("gluon", "muon", "adamw"):
-        seen = Sizes(Gluon(net, method=method)).observe(EVIDENCE)
+        seen = WeightSizes(Gluon(net, method=method)).observe(EVIDENCE)
         found[method] = set(seen.get("layers", {}))
     assert found == {"gluon": {"0.weight", "1.weight", "2.weight"}, "muon": {"1.weight"}, "adamw": set()}
     assert UpdateFloor()(Observation(step=0)) is None
