@@ -64,7 +64,7 @@ class Workspace:
         return buffer[:size].view(tuple(shape))
 
     def take_like(self, slot: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return an uninitialised tensor of the shape of `like`, its last two dimensions in the same order in memory."""
+        """Return an uninitialised tensor like another, its last two dimensions in the same order in memory."""
         if like.is_contiguous() or not like.mT.is_contiguous():
             return self.take(slot, like.shape, like, dtype=dtype)
         return self.take(slot, like.mT.shape, like, dtype=dtype).mT

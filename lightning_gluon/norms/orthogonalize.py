@@ -171,7 +171,7 @@ def orthogonalize_(
         (B, m, n) in the compute dtype. May share memory with `stack` or `workspace`: use it before the next call.
     """
     amax = largest_magnitude(stack, (-2, -1))
-    # Rows of at most unit length: fp16 can hold X X^T. Ranks that hold parts of a matrix agree on a maximum bit for bit.
+    # Rows of at most unit length: fp16 can hold X X^T. Ranks that hold parts of a matrix agree on its maximum.
     scale = one_if_zero(amax) * math.sqrt(stack.shape[-1])
     workspace = workspace or Workspace()
     if dtype is None or dtype == stack.dtype:
