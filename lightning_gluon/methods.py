@@ -110,6 +110,7 @@ def _layerwise(
         # ViT for CIFAR-10, 400 steps: evaluation loss 1.80 with signs at 25, 1.59, 1.58, 1.59 spectral at 0.1, 0.3, 1.
         "input": Rule(matrix, estimator, 0.3, "rms", options),
         "embedding": Rule("sign", estimator, table, None, options),
+        "adapter": Rule("factor", estimator, 1.0, "rms", options),
         "head": Rule("sign", estimator, table, None, options),
         "bias": Rule("rms", estimator, vector, None, options),
         "elementwise": Rule("rms", estimator, vector, None, options),
@@ -126,7 +127,12 @@ def _with_adamw(
 ) -> dict[str, Rule]:
     """Hidden matrices on a spectral LMO, everything else on AdamW (betas of K. Jordan's Muon companion)."""
     adamw = Rule("identity", "adamw", radius, None, {"betas": (0.9, 0.95), "eps": 1e-10})
-    return dict.fromkeys(ROLES, adamw) | {"hidden": Rule(norm, estimator, 1.0, scaling, options)}
+    of_factors = {name: value for name, value in options.items() if name != "retract"}  # the second starts at zero
+    spectral = {
+        "hidden": Rule(norm, estimator, 1.0, scaling, options),
+        "adapter": Rule("factor", estimator, 1.0, scaling, of_factors),
+    }
+    return dict.fromkeys(ROLES, adamw) | spectral
 
 
 GLUON_PAPER = "Gluon, arXiv 2505.13416"

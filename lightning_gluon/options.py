@@ -76,6 +76,8 @@ class Options(TypedDict, total=False):
         balance: What gets equal lengths after a spectral LMO, by running means: `rows`, `columns` or the `longer` side.
         balance_momentum: Weight on the old mean of `balance`.
         retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with.
+        damping: Share of the first factor's size that is added to the other one's before its inverse is taken, in the
+            steps of low-rank adapters.
         betas: Both betas of `adamw`.
         eps: The epsilon of `adamw`.
 
@@ -122,6 +124,7 @@ class Options(TypedDict, total=False):
     balance: Annotated[MaybeText, one_of(None, "rows", "columns", "longer")]
     balance_momentum: Annotated[MaybeNumber, FRACTION]
     retract: Annotated[MaybeText, text(none=True)]
+    damping: Annotated[MaybeNumber, number()]
     betas: Annotated[MaybePair, pair_of(FRACTION)]
     eps: Annotated[MaybeNumber, POSITIVE]
 

@@ -9,6 +9,7 @@ from typing import Any
 from lightning_gluon.norms.balanced import Balanced
 from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.entries import Max, Sign
+from lightning_gluon.norms.factor import Factor
 from lightning_gluon.norms.relative import Relative
 from lightning_gluon.norms.slices import ColumnNorm, Euclidean, Identity, RMSVector, RowNorm
 from lightning_gluon.norms.spectral import Alternating, Spectral, SpectralConv
@@ -21,6 +22,7 @@ NORMS: dict[str, type[Norm]] = {
     "alternating": Alternating,
     "balanced": Balanced,
     "relative": Relative,
+    "factor": Factor,
     "sign": Sign,
     "row": RowNorm,
     "column": ColumnNorm,
