@@ -48,8 +48,8 @@ class Norm(Needs, ABC):
         (2.0, torch.float64, torch.float64)
         >>> norm.at(0).lmo_(g[None].double(), Context()).sum().item()
         0.0
-        >>> norm.defaults()["scaling"]
-        'rms'
+        >>> norm.defaults()["scaling"], norm.cost(8, 8)
+        ('rms', 18432.0)
     """
 
     rank: ClassVar[int] = 2
@@ -100,6 +100,18 @@ class Norm(Needs, ABC):
             kernel: Taps of the convolution kernel.
         """
         return 1.0
+
+    def cost(self, rows: int, columns: int) -> float:
+        """Return the arithmetic of the LMO of one matrix, by which ranks share the work.
+
+        Args:
+            rows: Output features m.
+            columns: Input features n.
+
+        Returns:
+            Floating-point operations, one per entry here: the time is that of reading the matrix.
+        """
+        return float(rows * columns)
 
     def lmo_(self, stack: Tensor, context: Context) -> Tensor:
         """Return the directions of a stack, up to their `scale`.

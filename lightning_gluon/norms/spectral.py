@@ -108,6 +108,18 @@ class Spectral(Norm):
         """
         return SCALINGS[self.scaling](rows, columns, kernel)
 
+    def cost(self, rows: int, columns: int) -> float:
+        """Return the products of six steps: on the smaller Gram matrix of a long matrix, else on the matrix itself.
+
+        Args:
+            rows: Output features m.
+            columns: Input features n.
+        """
+        side = min(rows, columns)
+        aspect = max(rows, columns) / max(side, 1)
+        products = 6 * aspect + 15 if aspect > 1.5 else 12 * aspect + 6
+        return 2 * side**3 * products
+
     def on(self, like: Tensor, shape: Sequence[int]) -> Spectral:
         """Return the norm with its compute dtype chosen."""
         chosen = self._dtype
@@ -128,12 +140,12 @@ class Spectral(Norm):
     def norm(self, x: Tensor) -> Tensor:
         """Return `||x||_2 / s`, exactly."""
         matrices, scale = self._matrices(x)
-        return _singular_values(matrices).amax(-1) / scale
+        return singular_values(matrices).amax(-1) / scale
 
     def dual_norm(self, g: Tensor) -> Tensor:
         """Return `s` times the sum of the singular values, exactly."""
         matrices, scale = self._matrices(g)
-        return _singular_values(matrices).sum(-1) * scale
+        return singular_values(matrices).sum(-1) * scale
 
     def lmo(self, g: Tensor) -> Tensor:
         """Return `s U V^T`."""
@@ -150,7 +162,7 @@ class Spectral(Norm):
         return matrices, self.scale(matrices.shape[-2], matrices.shape[-1])
 
 
-def _singular_values(matrices: Tensor) -> Tensor:
+def singular_values(matrices: Tensor) -> Tensor:
     """Return the singular values, at least one per matrix, in fp32 or wider."""
     if matrices.numel() == 0:
         return to_wide(matrices).new_zeros((*matrices.shape[:-2], 1))
