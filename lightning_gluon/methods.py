@@ -139,6 +139,7 @@ GLUON_PAPER = "Gluon, arXiv 2505.13416"
 MVR_PAPER = "Gluon-MVR, arXiv 2512.16598"
 KERNELS_PAPER = "momentum kernels, arXiv 2608.22994"
 TRACK = "modded-nanogpt, track 3"
+COMPRESSED_GLUON = "after communication-efficient Gluon, arXiv 2604.10689"
 IGT = "LMO-IGT, arXiv 2605.05577"
 STORM_RATE = (2 / 3, 2 / 3)  # radius and 1 - b of MVR: derived by matching rates, and as LiMuon prints them
 
@@ -248,6 +249,12 @@ METHODS: dict[str, Method] = {
         momentum=0.95,
         start="zero",
     ),
+    "ef21-muon": Method(
+        "Gluon on momenta that workers send compressed", "EF21-Muon, arXiv 2510.00643", _layerwise("ef21")
+    ),
+    # The update lines of communication-efficient Gluon were not visible to us: these two are EF21-Muon with another M.
+    "ef21-mvr-reading": Method("EF21-Muon on STORM's momentum (our reading)", COMPRESSED_GLUON, _layerwise("ef21_mvr")),
+    "ef21-sarah-reading": Method("EF21-Muon on SARAH's (our reading)", COMPRESSED_GLUON, _layerwise("ef21_sarah")),
     "signsgd": Method("sign of the gradient", "SignSGD, arXiv 2605.06615", _uniform("max"), momentum=0.0),
     "normalized-sgd": Method(
         "gradient over its Euclidean norm, per layer", "folklore", _uniform("euclidean"), momentum=0.0
