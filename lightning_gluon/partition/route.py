@@ -37,7 +37,7 @@ class Route:
         aliases: Its other names, when the tensor is tied.
         shape: Shape of the tensor.
         role: One of `lightning_gluon.roles.ROLES`.
-        norm: Norm of that role under method `gluon`: `spectral`, `conv`, `sign` or `rms`.
+        norm: Norm of that role under method `gluon`: `spectral`, `conv`, `sign`, `centred_row` or `rms`.
         reason: Why it has this role, one short sentence.
         views: The matrices it holds, for the roles that hold matrices; empty for the other roles.
         frozen: True when the parameter did not require a gradient.
