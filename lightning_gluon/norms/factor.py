@@ -18,7 +18,7 @@ from lightning_gluon.norms.spectral import SCALINGS, Spectral
 # Mean square of a row of the first factor before the first step: the second one usually starts at zero.
 ROW_SQUARE = Statistic("row_square", lambda rows, columns: (1, 1))
 # Smallest damping, in units of fp32's rounding: the decomposition of a Gram matrix needs it.
-ROOM = 16
+LEAST_DAMPING = 16
 
 
 def is_first(shape: Sequence[int], partner: Sequence[int]) -> bool:
@@ -111,7 +111,7 @@ class Factor(Spectral):
         wide = to_wide(stack)
         gram = members.grams().to(wide.dtype)
         square = gram.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None]
-        damped = self.damping * squares.to(wide.dtype) + ROOM * torch.finfo(torch.float32).eps * square
+        damped = self.damping * squares.to(wide.dtype) + LEAST_DAMPING * torch.finfo(torch.float32).eps * square
         gram.diagonal(dim1=-2, dim2=-1).add_(one_if_zero(damped)[..., 0])
         lower, _ = torch.linalg.cholesky_ex(gram)
         inner = torch.linalg.solve_triangular(lower, members.turn(wide), upper=False)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import nn
 
-from lightning_gluon.partition.finding import Finding, Pair, whole_array
+from lightning_gluon.partition.finding import Finding, OtherFactor, whole_array
 from lightning_gluon.partition.heads import OutputLayers
 from lightning_gluon.partition.knowledge import names_match
 from lightning_gluon.partition.layouts import layer_views
@@ -15,52 +17,85 @@ __all__ = ["adapter_factor", "adapter_pair", "adapter_table"]
 OTHER = {"lora_A": "lora_B", "lora_B": "lora_A"}
 
 
+@dataclass(frozen=True)
+class _Site:
+    """Place of one factor in the layer that adapts a map.
+
+    Args:
+        parts: The parameter's qualified name in parts.
+        index: Which of them says A or B.
+        layer: The module with both factors.
+    """
+
+    parts: list[str]
+    index: int
+    layer: nn.Module
+
+    @classmethod
+    def of(cls, place: Place) -> _Site | None:
+        """Find the layer around a factor; `None` for any other parameter."""
+        parts = place.name.split(".")
+        own = [index for index, part in enumerate(parts) if part in OTHER]
+        if not own or place.local != "weight" or not isinstance(place.owner, nn.Linear):
+            return None
+        layer = dict(place.chain).get(".".join(parts[: own[-1]]))
+        return None if layer is None else cls(parts, own[-1], layer)
+
+    @property
+    def adapter(self) -> str:
+        """Name of the adapter in peft; empty where the factor is a layer itself."""
+        return ".".join(self.parts[self.index + 1 : -1])
+
+    @property
+    def other(self) -> str:
+        """Name of the other factor."""
+        return OTHER[self.parts[self.index]]
+
+    @property
+    def other_name(self) -> str:
+        """Qualified name of the other factor's weight."""
+        return ".".join([*self.parts[: self.index], self.other, *self.parts[self.index + 1 :]])
+
+    def other_layer(self) -> nn.Linear | None:
+        """Return the layer that holds the other factor."""
+        found = getattr(self.layer, self.other, None)
+        if isinstance(found, nn.ModuleDict):
+            found = dict(found.items()).get(self.adapter)
+        return found if isinstance(found, nn.Linear) else None
+
+    def gain(self) -> float | None:
+        """Return the factor of the product: peft's `scaling` by adapter, or a layer's own, or `alpha / rank`."""
+        scaling = getattr(self.layer, "scaling", None)
+        if isinstance(scaling, dict):
+            scaling = scaling.get(self.adapter)
+        alpha, rank = getattr(self.layer, "alpha", None), getattr(self.layer, "rank", None)
+        if scaling is None and alpha and rank:
+            scaling = alpha / rank
+        return float(scaling) if isinstance(scaling, int | float) and scaling > 0 else None
+
+
 def adapter_pair(
     place: Place,
     heads: OutputLayers,
 ) -> Finding | None:
     """LoRA's two factors of a linear map `(out, in)`: A (r, in) and B (out, r), of the change `scaling B A`."""
-    parts = place.name.split(".")
-    own = [index for index, part in enumerate(parts) if part in OTHER]
-    if not own or not isinstance(place.owner, nn.Linear) or place.local != "weight":
+    site = _Site.of(place)
+    if site is None:
         return None
-    index = own[-1]
-    layer = dict(place.chain).get(".".join(parts[:index]))
-    below = ".".join(parts[index + 1 : -1])  # peft's name of the adapter; nothing where the factor is a layer itself
-    other = _find(layer, OTHER[parts[index]], below)
-    gain = _gain(layer, below)
-    if layer is None or other is None or gain is None or not _is_low_rank(place.shape, tuple(other.weight.shape)):
+    other, gain = site.other_layer(), site.gain()
+    if other is None or gain is None or not _fit(place.shape, tuple(other.weight.shape)):
         return None
-    name = ".".join([*parts[:index], OTHER[parts[index]], *parts[index + 1 :]])
     views, note = layer_views(place)
-    of_other, _ = layer_views(heads.network.place(name, tuple(other.weight.shape)))
+    of_other, _ = layer_views(heads.network.place(site.other_name, tuple(other.weight.shape)))
     rows = min(shape[0] for view in of_other for shape in view.shapes)
-    pair = Pair(name, gain, rows if len(of_other) > 1 else None)
+    pair = OtherFactor(site.other_name, gain, rows if len(of_other) > 1 else None)
     return Finding("adapter", f"LoRA factor, {gain:g} B A{note}", views, pair)
 
 
-def _find(layer: nn.Module | None, name: str, below: str) -> nn.Linear | None:
-    """Return the layer that holds the other factor."""
-    found = getattr(layer, name, None)
-    if below and isinstance(found, nn.ModuleDict):
-        found = dict(found.items()).get(below)
-    return found if isinstance(found, nn.Linear) else None
-
-
-def _gain(layer: nn.Module | None, below: str) -> float | None:
-    """Return the factor of the product: peft's `scaling` by adapter, or a layer's own, or `alpha / rank`."""
-    scaling = getattr(layer, "scaling", None)
-    if isinstance(scaling, dict):
-        scaling = scaling.get(below)
-    alpha, rank = getattr(layer, "alpha", None), getattr(layer, "rank", None)
-    if scaling is None and alpha and rank:
-        scaling = alpha / rank
-    return float(scaling) if isinstance(scaling, int | float) and scaling > 0 else None
-
-
-def _is_low_rank(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
-    """Tell whether two factors fit, with a rank that tells which is which."""
-    return len(shape) == len(other) == 2 and (shape[0] == other[1] or shape[1] == other[0]) and shape != other
+def _fit(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    """Tell whether two factors make a product, with a rank that tells which is which."""
+    inner = shape[0] == other[1] or shape[1] == other[0]
+    return inner and shape != other
 
 
 def adapter_table(

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.partition.place import Place
 
-__all__ = ["Finding", "Pair", "depthwise_filter", "whole_array"]
+__all__ = ["Finding", "OtherFactor", "depthwise_filter", "whole_array"]
 
 
 @dataclass(frozen=True)
-class Pair:
+class OtherFactor:
     """The other factor of a product that a parameter belongs to.
 
     Args:
@@ -32,7 +32,7 @@ class Finding:
     role: str
     reason: str
     views: tuple[MatrixView, ...] = ()
-    pair: Pair | None = None
+    pair: OtherFactor | None = None
 
     @property
     def is_degenerate(self) -> bool:

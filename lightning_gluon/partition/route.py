@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from lightning_gluon.methods import METHODS
 from lightning_gluon.norms.views import MatrixView
-from lightning_gluon.partition.finding import Pair
+from lightning_gluon.partition.finding import OtherFactor
 
 __all__ = ["BLOCK_INDEX", "Route", "default_norm"]
 
@@ -57,7 +57,7 @@ class Route:
     reason: str
     views: tuple[MatrixView, ...] = ()
     frozen: bool = False
-    pair: Pair | None = None
+    pair: OtherFactor | None = None
 
     @property
     def numel(self) -> int:
