@@ -82,6 +82,8 @@ class Options(TypedDict, total=False):
         retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with.
         damping: Share of the first factor's size that is added to the other one's before its inverse is taken, in the
             steps of low-rank adapters.
+        retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with,
+            `brake` halves the part of the step that makes them longer.
         compressor: Compressor of the messages of `ef21-muon` and its relatives: `identity`, `bf16`, `natural`, `top-k`,
             `random-k` or `rank-r`.
         compressor_share: Share of the entries that `top-k` and `random-k` send.

@@ -83,7 +83,7 @@ def adapter_pair(
     if site is None:
         return None
     other, gain = site.other_layer(), site.gain()
-    if other is None or gain is None or not _fit(place.shape, tuple(other.weight.shape)):
+    if other is None or gain is None or not _make_product(place.shape, tuple(other.weight.shape)):
         return None
     views, note = layer_views(place)
     of_other, _ = layer_views(heads.network.place(site.other_name, tuple(other.weight.shape)))
@@ -92,7 +92,7 @@ def adapter_pair(
     return Finding("adapter", f"LoRA factor, {gain:g} B A{note}", views, pair)
 
 
-def _fit(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
+def _make_product(shape: tuple[int, ...], other: tuple[int, ...]) -> bool:
     """Tell whether two factors make a product, with a rank that tells which is which."""
     inner = shape[0] == other[1] or shape[1] == other[0]
     return inner and shape != other
