@@ -80,9 +80,26 @@ class Carry:
         for index, gradient in enumerate(gradients):
             if not self.factored[index]:
                 found[index] = self._dense(index, name, gradient, first)
+        if gathers(gradients[0].device.type):
+            self._gather_(name, found)
         for stack in self.stacks:
             stack.load_(found, gradients, first, self.group)
         return found
+
+    def _gather_(self, name: str, found: list[Tensor]) -> None:
+        """Move buffers that each have memory of their own into one piece of memory, in their order.
+
+        An LMO then reads a stack of equal ones where they lie.
+        """
+        alone = [index for index, value in enumerate(found) if self.states[index].get(name) is value and _owns(value)]
+        if len(alone) < 2:
+            return
+        own = [found[index] for index in alone]
+        whole = own[0].new_empty(sum(value.numel() for value in own))
+        parts = whole.split([value.numel() for value in own])
+        for index, value, part in zip(alone, own, parts, strict=True):
+            self.states[index][name] = found[index] = part.view(value.shape)
+        torch._foreach_copy_([found[index] for index in alone], own)
 
     def store(self, name: str, values: Sequence[Tensor]) -> None:
         """Keep a buffer for the next step.
@@ -104,6 +121,15 @@ class Carry:
             kept = dense_dtype(self.params[index], self.group)
             state[name] = _saturated(first(gradient), kept).to(kept)
         return state[name].to(gradient.dtype)
+
+
+def gathers(device: str) -> bool:
+    """Return whether dense buffers that are stepped together share memory: a GPU takes one kernel for all then."""
+    return device != "cpu"
+
+
+def _owns(buffer: Tensor) -> bool:
+    return buffer.is_contiguous() and buffer.untyped_storage().nbytes() == buffer.nbytes
 
 
 def _saturated(value: Tensor, dtype: torch.dtype) -> Tensor:

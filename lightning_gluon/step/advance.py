@@ -318,7 +318,7 @@ def _lmo(
     """Return the directions of a stack, up to the norm's scale."""
     norm = stack.norm
     assert norm is not None
-    context = Context(workspace)
+    context = Context(workspace, dtype=params[0].dtype)
     if norm.reads_weights:
         context.weights = _gather(stack, params, params[0].dtype, workspace, "weights")
     if norm.reads_scales:
@@ -326,7 +326,8 @@ def _lmo(
     if norm.reads_partner:
         context.partners = [partners[slot.member] for slot in stack.slots]
     context.statistics = _stack_statistics(norm, statistics)
-    batch = _gather(stack, direction, norm.staging_dtype(direction[0]), workspace, "gather", copy=norm.overwrites)
+    own = norm.overwrites and not norm.reads_only
+    batch = _gather(stack, direction, norm.staging_dtype(direction[0]), workspace, "gather", copy=own)
     units = norm.lmo_(batch, context)
     _part_(stack, context.statistics, statistics)
     return units
@@ -345,13 +346,18 @@ def _factors_of(stack: Stack, like: Tensor) -> Tensor:
 def _gather(
     stack: Stack, tensors: list[Tensor], dtype: torch.dtype, workspace: Workspace, buffer: str, *, copy: bool = False
 ) -> Tensor:
-    """Return the matrices of a stack from parameter-shaped tensors; a single whole tensor is not copied."""
-    shape, slot = (stack.count, *stack.shape), stack.slots[0]
-    only = tensors[slot.member]
-    alone = len(stack.slots) == 1 and slot.whole and not slot.transposed
-    if alone and not copy and only.dtype == dtype:
-        return only.reshape(shape)
-    batch = workspace.take(buffer, shape, only, dtype=dtype)
+    """Return the matrices of a stack from parameter-shaped tensors; those that lie in memory like it are not copied."""
+    like = tensors[stack.slots[0].member]
+    rows, columns = stack.shape
+    if not copy:
+        joined = stack.joined(tensors) if like.dtype == dtype else None
+        if joined is not None:
+            return joined
+        if stack.transposed:
+            batch = workspace.take(buffer, (stack.count, columns, rows), like, dtype=dtype).mT
+            stack_views(stack, tensors, batch)
+            return batch
+    batch = workspace.take(buffer, (stack.count, rows, columns), like, dtype=dtype)
     stack_views(stack, tensors, batch)
     return batch
 

@@ -23,7 +23,7 @@ __all__ = ["Chunk", "Slot", "Stack", "build_plan", "chunk_limit", "factored_of",
 # Entries of one chunk. A GPU wants it filled; a CPU wants the stack and its products to stay in the last-level cache:
 # stacks of 384 x 384 take 1.4 times as long at 2^23 entries as at 2^20.
 CHUNK_NUMEL = {"cpu": 2**20}
-LARGE_CHUNK_NUMEL = 2**25
+LARGE_CHUNK_NUMEL = 2**26
 
 
 @dataclass
@@ -37,10 +37,11 @@ class Slot:
     start: int
     stop: int
     index: int = 0  # of the view among those of its parameter
+    as_stored: bool = False  # in a stack of matrices that are all turned, and lie as they are stored
 
     def __post_init__(self) -> None:
         """See whether the slot is one matrix stored the other way round: those are copied by blocked transposition."""
-        self.turned = self.transposed and self.view.is_plain and len(self.view.split) == 2
+        self.turned = self.transposed and not self.as_stored and self.view.is_plain and len(self.view.split) == 2
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return the part of a parameter-shaped tensor that this slot reads, sharing storage."""
@@ -76,6 +77,31 @@ class Stack:
     slots: list[Slot] = field(default_factory=list)
     count: int = 0
     norm: Norm | None = None  # of this step, with the choices made that depend on the stack
+    transposed: bool = False  # all matrices are turned, and lie apart from those that are not
+
+    def joined(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        """Return the stack without a copy, if the parts of parameter-shaped tensors lie in memory one after the other.
+
+        Args:
+            tensors: Tensors of the parameters' shapes.
+
+        Returns:
+            `(count, rows, columns)`, sharing storage; `None` if they lie otherwise.
+        """
+        rows, columns = self.shape
+        size = rows * columns
+        first = self.slots[0].of(tensors[self.slots[0].member])
+        storage, start = first.untyped_storage()._cdata, first.storage_offset()
+        for slot in self.slots:
+            part = slot.of(tensors[slot.member])
+            in_order = slot.transposed == self.transposed and slot.view.is_plain and part.is_contiguous()
+            if not in_order or part.storage_offset() != start + slot.start * size:
+                return None
+            if part.untyped_storage()._cdata != storage:
+                return None
+        if self.transposed:
+            return first.as_strided((self.count, columns, rows), (size, rows, 1), start).mT
+        return first.as_strided((self.count, rows, columns), (size, columns, 1), start)
 
 
 @dataclass
@@ -149,9 +175,17 @@ def build_plan(groups: list[Group], *, chunk_numel: int | None = None) -> list[C
             for index, parameter in enumerate(group["params"])
             if parameter.grad is not None and parameter.numel()
         ]
-        members.sort(key=lambda member: (member.place, member.shapes))
+        members.sort(key=lambda member: (member.place, member.shapes, member.tall))
         chunks += _cut(group, members, chunk_numel)
     return chunks
+
+
+def lies_as_stored(device: str) -> bool:
+    """Return whether turned matrices have stacks of their own, in the order in which they are stored.
+
+    A GPU multiplies both orders alike, and needs no transposition then. A CPU wants few stacks.
+    """
+    return device != "cpu"
 
 
 def chunk_limit(device: str) -> int:
@@ -167,13 +201,17 @@ class _Slot:
     parameter: Tensor
     place: tuple[str, str]  # device and dtype
     shapes: tuple[tuple[int, ...], ...]
+    tall: tuple[bool, ...]  # which of its matrices lie apart
 
     @classmethod
     def of(cls, group: Group, index: int) -> _Slot:
         parameter = group["params"][index]
         place = (str(parameter.device), str(parameter.dtype))
-        sides = [sorted(view.matrix[1:]) for view in views_of(group, index)]
-        return cls(index, parameter, place, tuple(map(tuple, sides)))
+        views = views_of(group, index)
+        sides = [sorted(view.matrix[1:]) for view in views]
+        apart = lies_as_stored(parameter.device.type)
+        tall = [apart and view.matrix[1] > view.matrix[2] for view in views]
+        return cls(index, parameter, place, tuple(map(tuple, sides)), tuple(tall))
 
 
 def _cut(group: Group, members: list[_Slot], chunk_numel: int | None) -> list[Chunk]:
@@ -200,7 +238,8 @@ def _cut(group: Group, members: list[_Slot], chunk_numel: int | None) -> list[Ch
 def _stack(chunk: Chunk) -> None:
     """Lay the matrices of a chunk out in stacks, merging transposes if the norm allows."""
     turns = NORMS[chunk.group["norm"]].turns
-    stacks: dict[tuple[int, int], Stack] = {}
+    apart = turns and lies_as_stored(chunk.params[0].device.type)
+    stacks: dict[tuple[int, int, bool], Stack] = {}
     for member, index in enumerate(chunk.indices):
         views = views_of(chunk.group, index)
         for number, view in enumerate(views):
@@ -208,7 +247,8 @@ def _stack(chunk: Chunk) -> None:
             transposed = turns and rows > columns
             if transposed:
                 rows, columns = columns, rows
-            stack = stacks.setdefault((rows, columns), Stack((rows, columns)))
+            as_stored = transposed and apart
+            stack = stacks.setdefault((rows, columns, as_stored), Stack((rows, columns), transposed=as_stored))
             slot = Slot(
                 member=member,
                 view=view,
@@ -217,6 +257,7 @@ def _stack(chunk: Chunk) -> None:
                 start=stack.count,
                 stop=stack.count + batch,
                 index=number,
+                as_stored=as_stored,
             )
             stack.slots.append(slot)
             stack.count = slot.stop
