@@ -120,7 +120,13 @@ class Carry:
         if name not in state:
             kept = dense_dtype(self.params[index], self.group)
             state[name] = _saturated(first(gradient), kept).to(kept)
-        return state[name].to(gradient.dtype)
+        kept = state[name]
+        return kept if kept.dtype == gradient.dtype else kept.to(gradient.dtype)
+
+
+def as_dtype(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return tensors in a dtype; asking each that has it already costs the host as much as a small kernel."""
+    return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]
 
 
 def gathers(device: str) -> bool:

@@ -133,7 +133,7 @@ class Spectral(Norm):
 
     @property
     def reads_only(self) -> bool:  # type: ignore[override]
-        """Whether the stack is rounded to a narrow dtype first; a norm with an LMO of its own may do other things."""
+        """True if the stack is rounded to a narrow dtype first; a norm with an LMO of its own may do other things."""
         narrow = self._dtype is not None and self._dtype.itemsize < torch.float32.itemsize
         return narrow and type(self).lmo_ is Spectral.lmo_
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gluon.estimators.carry import Carry
+from lightning_gluon.estimators.carry import Carry, as_dtype
 from lightning_gluon.estimators.ef21 import begins_anew
 from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
@@ -148,10 +148,10 @@ def prepare(
         estimator.step_(state, group, params, new)
         return None
     work = torch.promote_types(new[0].dtype, torch.float32)
-    new = [gradient.to(work) for gradient in new]
-    old = new if old is None else [gradient.to(work) for gradient in old]
+    new = as_dtype(new, work)
+    old = new if old is None else as_dtype(old, work)
     for stack in chunk.stacks:
-        stack.norm = norm.on(new[0], (stack.count, *stack.shape))
+        stack.choose(norm, new[0])
     states = [state[parameter] for parameter in params]
     carry = Carry(states, params, chunk.factored, group)
     options = estimator.at(group)
@@ -261,12 +261,9 @@ def advance_(
         return
     for stack, statistics in zip(chunk.stacks, kept, strict=True):
         units = _lmo(stack, params, direction, statistics, partners, workspace)
-        targets = []
-        pieces = []
-        for slot in stack.slots:
-            parameter = params[slot.member]
-            targets.append(slot.of(parameter))
-            pieces.append(slot.update(units, parameter.shape))
+        targets = [slot.of(params[slot.member]) for slot in stack.slots]
+        places = stack.places(units, params, workspace)
+        pieces = [slot.read(place) for slot, place in zip(stack.slots, places, strict=True)]
         if decays and decay.reads_units:
             decay.shrink_(targets, keep, pieces)
         before = _weights_before(chunk, stack, params, workspace)
@@ -286,12 +283,7 @@ def _heard(direction: list[Tensor], signal: Signal) -> list[Tensor]:
 
 def _scaled(stack: Stack, lengths: Sequence[float] | Tensor) -> list[Any]:
     """Return the length of every slot's step, by the factor that makes its unit a point of the unit sphere."""
-    assert stack.norm is not None
-    scaled = []
-    for slot in stack.slots:
-        _, rows, columns = slot.view.matrix
-        scaled.append(lengths[slot.member] * stack.norm.scale(rows, columns, slot.view.kernel))
-    return scaled
+    return [lengths[slot.member] * scale for slot, scale in zip(stack.slots, stack.scales, strict=True)]
 
 
 def _subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) -> None:
@@ -335,11 +327,9 @@ def _lmo(
 
 def _factors_of(stack: Stack, like: Tensor) -> Tensor:
     """Return the norm's scale of every matrix `(count, 1, 1)`: matrices that are turned may have different ones."""
-    assert stack.norm is not None
     scales = like.new_empty((stack.count, 1, 1))
-    for slot in stack.slots:
-        _, rows, columns = slot.view.matrix
-        scales[slot.start : slot.stop] = stack.norm.scale(rows, columns, slot.view.kernel)
+    for slot, scale in zip(stack.slots, stack.scales, strict=True):
+        scales[slot.start : slot.stop] = scale
     return scales
 
 
@@ -355,10 +345,10 @@ def _gather(
             return joined
         if stack.transposed:
             batch = workspace.take(buffer, (stack.count, columns, rows), like, dtype=dtype).mT
-            stack_views(stack, tensors, batch)
+            stack_views(stack, tensors, batch, workspace)
             return batch
     batch = workspace.take(buffer, (stack.count, rows, columns), like, dtype=dtype)
-    stack_views(stack, tensors, batch)
+    stack_views(stack, tensors, batch, workspace)
     return batch
 
 

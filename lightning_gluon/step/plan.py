@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_gluon.estimators.low_rank import factored_views
 from lightning_gluon.norms.base import Norm
+from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.options import Group
@@ -58,18 +59,22 @@ class Slot:
         matrices = block.mT if self.transposed else block
         return matrices.reshape(shape) if self.whole else self.view.unfold(matrices)
 
-    def copies(self, stack: Tensor, tensor: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what to copy where, so that this slot of a stack holds its matrices of a parameter-shaped tensor."""
+    def place(self, stack: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return this slot's part of a stack, as `source` fills it and `read` reads it."""
+        return stack[self.start] if self.turned else self.piece(stack, shape)
+
+    def source(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what to copy to a place, from a parameter-shaped tensor."""
         if self.turned:  # convert, then transpose in one dtype: five times faster on a CPU than both at once
-            return stack[self.start], self.of(tensor).to(stack.dtype).mT
-        return self.piece(stack, tensor.shape), self.of(tensor)
+            return self.of(tensor).to(dtype).mT
+        return self.of(tensor)
 
-    def update(self, stack: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return this slot's part of a stack in the layout that `of` returns, in the order it is read."""
-        return stack[self.start].mT.contiguous() if self.turned else self.piece(stack, shape)
+    def read(self, place: Tensor) -> Tensor:
+        """Return a place in the layout that `of` returns, in the order it is read."""
+        return place.mT.contiguous() if self.turned else place
 
 
-@dataclass
+@dataclass(eq=False)
 class Stack:
     """Matrices of one shape that go through the LMO as one batch."""
 
@@ -77,7 +82,35 @@ class Stack:
     slots: list[Slot] = field(default_factory=list)
     count: int = 0
     norm: Norm | None = None  # of this step, with the choices made that depend on the stack
+    scales: list[float] = field(default_factory=list)  # of its slots: a unit times this is on the norm's unit sphere
     transposed: bool = False  # all matrices are turned, and lie apart from those that are not
+    _asked: tuple[Norm, torch.dtype] | None = field(default=None, repr=False)
+
+    def places(self, buffer: Tensor, tensors: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
+        """Return the part of every slot of the stack's buffer, made once for a buffer of the workspace.
+
+        Args:
+            buffer: `(count, rows, columns)`.
+            tensors: Tensors of the parameters' shapes.
+            workspace: The workspace.
+        """
+        return workspace.parts(
+            buffer, self, lambda: [slot.place(buffer, tensors[slot.member].shape) for slot in self.slots]
+        )
+
+    def choose(self, norm: Norm, like: Tensor) -> None:
+        """Take the norm of a step, with every choice made that depends on the stack: again only if it is another one.
+
+        Args:
+            norm: The norm.
+            like: A tensor of the stack's device and dtype.
+        """
+        asked = (norm, like.dtype)
+        if self._asked != asked:
+            self._asked = asked
+            self.norm = norm.on(like, (self.count, *self.shape))
+            views = [slot.view for slot in self.slots]
+            self.scales = [self.norm.scale(view.matrix[1], view.matrix[2], view.kernel) for view in views]
 
     def joined(self, tensors: Sequence[Tensor]) -> Tensor | None:
         """Return the stack without a copy, if the parts of parameter-shaped tensors lie in memory one after the other.
@@ -90,6 +123,10 @@ class Stack:
         """
         rows, columns = self.shape
         size = rows * columns
+        if torch.compiler.is_compiling():  # a graph knows no addresses
+            slot = self.slots[0]
+            alone = len(self.slots) == 1 and slot.whole and not slot.transposed
+            return tensors[slot.member].reshape(self.count, rows, columns) if alone else None
         first = self.slots[0].of(tensors[self.slots[0].member])
         storage, start = first.untyped_storage()._cdata, first.storage_offset()
         for slot in self.slots:
@@ -264,12 +301,8 @@ def _stack(chunk: Chunk) -> None:
     chunk.stacks = list(stacks.values())
 
 
-def stack_views(stack: Stack, tensors: Sequence[Tensor], buffer: Tensor) -> None:
+def stack_views(stack: Stack, tensors: Sequence[Tensor], buffer: Tensor, workspace: Workspace | None = None) -> None:
     """Copy the matrices of parameter-shaped tensors into a stack's buffer `(count, rows, columns)`."""
-    targets = []
-    sources = []
-    for slot in stack.slots:
-        target, source = slot.copies(buffer, tensors[slot.member])
-        targets.append(target)
-        sources.append(source)
+    targets = stack.places(buffer, tensors, workspace or Workspace())
+    sources = [slot.source(tensors[slot.member], buffer.dtype) for slot in stack.slots]
     torch._foreach_copy_(targets, sources)

@@ -95,7 +95,7 @@ class Round:
         """
         jobs: list[Job] = []
         partners = partners_of(plan.chunks)
-        with full_precision(plan.params), ExitStack() as tracked:
+        with full_precision(chunk.params[0] for chunk in plan.chunks), ExitStack() as tracked:
             start = 0
             for chunk in plan.chunks:
                 part = slice(start, start + len(chunk.indices))
