@@ -17,6 +17,8 @@ from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.options import Group
+from lightning_gluon.ranks.layout import Layout
+from lightning_gluon.ranks.pieces import is_sharded, local, local_gradient
 
 __all__ = ["Chunk", "Slot", "Stack", "build_plan", "chunk_limit", "factored_of", "stack_views", "views_of"]
 
@@ -80,12 +82,29 @@ class Stack:
 
 @dataclass
 class Chunk:
-    """Parameters of one group that are stepped in one round."""
+    """Parameters of one group that are stepped in one round.
+
+    Args:
+        group: The group.
+        indices: Their positions in it.
+        stacks: Their matrices.
+        factored: For every parameter, the matrices that its momentum is carried as at low rank.
+        layouts: For every parameter, its place on the ranks of a run; empty where there is one rank.
+        owners: For every parameter, the rank that gets its matrices whole; empty where none travel.
+        own: The parameters among them that this rank owns, with their stacks; `None` where none travel.
+    """
 
     group: Group
     indices: list[int]
     stacks: list[Stack]
     factored: list[tuple[MatrixView, ...]] = field(default_factory=list)
+    layouts: list[Layout] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+    own: Chunk | None = None
+
+    def __post_init__(self) -> None:
+        """See whether parameters are spread over ranks: then their pieces are what is stepped."""
+        self.sharded = any(map(is_sharded, self.params))
 
     @property
     def params(self) -> list[Tensor]:
@@ -93,9 +112,17 @@ class Chunk:
         return [self.group["params"][index] for index in self.indices]
 
     @property
+    def pieces(self) -> list[Tensor]:
+        """The parts of them that this rank holds."""
+        return list(map(local, self.params)) if self.sharded else self.params
+
+    @property
     def gradients(self) -> list[Tensor]:
-        """Their gradients, which all of them had when the plan was built."""
-        return [parameter.grad for parameter in self.params if parameter.grad is not None]
+        """Their gradients, as pieces, which all of them had when the plan was built."""
+        pairs = [(parameter, parameter.grad) for parameter in self.params]
+        if self.sharded:
+            return [local_gradient(parameter, gradient) for parameter, gradient in pairs if gradient is not None]
+        return [gradient for _, gradient in pairs if gradient is not None]
 
     @property
     def names(self) -> list[str]:
