@@ -33,6 +33,7 @@ from benchmarks.memory import LiveBytes
 
 # Variants of a method beside its defaults.
 VARIANTS: dict[str, dict[str, Any]] = {
+    "mimuon": {"method": "mimuon", "gate": 0.001},  # which has none by itself
     "limuon, rank 8": {"method": "limuon", "rank": 8},
     "gluon-mvr1, reference step": {"method": "gluon-mvr1", "reference": "step"},
     "gluon-mvr1, reference step8": {"method": "gluon-mvr1", "reference": "step8"},

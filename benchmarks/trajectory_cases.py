@@ -169,12 +169,16 @@ def variants() -> list[Case]:
     return cases
 
 
+# Options without a default.
+ASKED: dict[str, dict[str, Any]] = {"mimuon": {"gate": 0.1}}
+
+
 def all_cases(chosen: list[str]) -> list[Case]:
     """Return every method with its defaults and the variants, as far as the checkout knows the methods."""
     from lightning_gluon import METHODS
 
     methods = chosen or list(METHODS)
-    cases = [Case(method) for method in methods]
+    cases = [Case(method, ASKED.get(method, {})) for method in methods]
     return cases + [case for case in variants() if case.method in methods]
 
 

@@ -226,6 +226,14 @@ METHODS: dict[str, Method] = {
         momentum=0.95,
         start="zero",
     ),
+    # Everything but the gate is that of our `muon`. The threshold is not known to us, so the row asks for it.
+    "mimuon": Method(
+        "Muon that leaves a small momentum as it is: asks for `gate`",
+        "MiMuon, arXiv 2605.19619",
+        _with_adamw("nesterov", scaling="muon", norm="gated", gate=None),
+        momentum=0.95,
+        start="zero",
+    ),
     # Momentum and companion are those of our `muon`; lr .018 in the record runs. No decay: the sphere keeps the size.
     "hyperball": Method(
         "Muon on spheres: steps relative to a matrix' Frobenius norm, which stays",

@@ -75,6 +75,8 @@ class Options(TypedDict, total=False):
         equilibrate: What is scaled to equal lengths before a spectral LMO: `rows`, `columns`, `both` or `aurora`.
         balance: What gets equal lengths after a spectral LMO, by running means: `rows`, `columns` or the `longer` side.
         balance_momentum: Weight on the old mean of `balance`.
+        gate: Norm of a momentum below which it is the step itself, as it is; `mimuon` asks for it, 0 is `muon`.
+        gate_form: What `gate` bounds: the Frobenius `norm`, or the smallest `gap` of two singular values.
         retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with.
         betas: Both betas of `adamw`.
         eps: The epsilon of `adamw`.
@@ -121,6 +123,8 @@ class Options(TypedDict, total=False):
     equilibrate: Annotated[MaybeText, one_of(None, "rows", "columns", "both", "aurora")]
     balance: Annotated[MaybeText, one_of(None, "rows", "columns", "longer")]
     balance_momentum: Annotated[MaybeNumber, FRACTION]
+    gate: Annotated[MaybeNumber, number(0, none=True)]
+    gate_form: Annotated[MaybeText, one_of("norm", "gap")]
     retract: Annotated[MaybeText, text(none=True)]
     betas: Annotated[MaybePair, pair_of(FRACTION)]
     eps: Annotated[MaybeNumber, POSITIVE]

@@ -153,6 +153,9 @@ def _make_context(norm: Norm, stack: Tensor) -> Context:
     context = Context(statistics={own.name: own.first(stack) for own in norm.statistics})
     if norm.reads_weights:
         context.weights = torch.ones_like(stack)
+    if norm.reads_scales:
+        scale = norm.scale(*stack.shape[-2:])
+        context.scales = stack.new_full((len(stack), 1, 1), scale)
     if norm.reads_partner:
         partner = torch.ones(stack.shape[-1], 2, dtype=stack.dtype)
         context.partners = [partner] * len(stack)

@@ -1,9 +1,9 @@
-"""Toy parts of a step: a norm with each need, gradients to step with."""
+"""Toy parts of a step: a norm with each need, gradients to step with, options that a method asks for."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,11 @@ class Paired(Euclidean):
     def lmo_(self, stack: Tensor, context: Context) -> Tensor:
         lengths = torch.stack([1 / (1 + partner.norm()) for partner in context.partners])
         return self.lmo(stack) * lengths[:, None, None]
+
+
+def needed(method: str) -> dict[str, Any]:
+    """Return the options that a method asks for."""
+    return {"mimuon": {"gate": 0.05}}.get(method, {})
 
 
 def gradients(params: list[nn.Parameter], step: int) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 
 import lightning_gluon
 from lightning_gluon import METHODS, Gluon, RadiusSchedule, Schedule, configure_optimizers, equivalent_learning_rates
+from tests._toys import needed
 
 
 def network() -> nn.Sequential:
@@ -27,7 +28,7 @@ def test_a_bare_optimizer_or_lightnings_dict() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_groups_are_named_by_role(method: str) -> None:
-    optimizer = configure_optimizers(network(), method, lr=0.02, radius={"head": 3.0}, total_steps=8)
+    optimizer = configure_optimizers(network(), method, lr=0.02, radius={"head": 3.0}, total_steps=8, **needed(method))
     names = [group["name"] for group in optimizer.param_groups]
     assert names == [group["role"] for group in optimizer.param_groups] and "hidden" in names
     by_role = {group["role"]: group for group in optimizer.param_groups}

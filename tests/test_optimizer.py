@@ -13,6 +13,7 @@ from torch import nn
 import lightning_gluon
 from lightning_gluon import METHODS, Gluon
 from tests._models import backward, network, weights
+from tests._toys import needed
 
 REPLAY_TOLERANCE = 1e-10  # fp64, exact SVD; measured 2e-16
 
@@ -162,7 +163,7 @@ def test_fused_and_batched_views_step_like_separate_matrices() -> None:
 def test_contract(method: str) -> None:
     """Closure, untouched gradients, plain groups, state in a weights-only checkpoint, and a bit-exact resume."""
     net = network()
-    optimizer = Gluon(net, lr=0.02, method=method, total_steps=8)
+    optimizer = Gluon(net, lr=0.02, method=method, total_steps=8, **needed(method))
     calls = []
 
     def closure(step: int = 0) -> torch.Tensor:
@@ -186,7 +187,7 @@ def test_contract(method: str) -> None:
         _assert_plain({key: value for key, value in group.items() if key != "params"})
     other = network(seed=1)
     other.load_state_dict(net.state_dict())
-    resumed = Gluon(other, lr=0.5, method=method, total_steps=8)
+    resumed = Gluon(other, lr=0.5, method=method, total_steps=8, **needed(method))
     file = io.BytesIO()
     torch.save(optimizer.state_dict(), file)
     file.seek(0)
@@ -211,7 +212,7 @@ def _assert_plain(value: object) -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_scale_free_pickle_and_zero_gradients(method: str) -> None:
     net = network()
-    optimizer = Gluon(net, lr=0.0, method=method, total_steps=8)
+    optimizer = Gluon(net, lr=0.0, method=method, total_steps=8, **needed(method))
     before = weights(net)
     for p in net.parameters():
         p.grad = torch.zeros_like(p)

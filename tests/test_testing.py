@@ -14,7 +14,7 @@ from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms import NORMS, Norm, RowNorm, Spectral
 from lightning_gluon.norms.needs import Context
 from lightning_gluon.testing import check_estimator, check_method, check_norm
-from tests._toys import Balanced, Paired, Weighted, method_of
+from tests._toys import Balanced, Paired, Weighted, method_of, needed
 
 pytestmark = pytest.mark.usefixtures("tables")
 
@@ -36,7 +36,7 @@ def test_registered_estimators_keep_the_contract(name: str) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_registered_methods_keep_the_contract(name: str) -> None:
-    check_method(name)
+    check_method(name, **needed(name))
 
 
 # ------------------------------------------------------------------ what the contract catches

@@ -9,6 +9,7 @@ on the scale of the input: there is no absolute epsilon anywhere.
 | `Spectral` | `||X||_2 / s` | `s U V^T` | `s sum_i sigma_i(G)` |
 | `SpectralConv` | the same on `(Cout, Cin k)` | `s U V^T` | the same |
 | `Balanced` | as `Spectral` | `s U V^T`, rows or columns balanced: attains no dual norm | as `Spectral` |
+| `GatedSpectral` | as `Spectral` | `s U V^T`, or `G` below the gate | as `Spectral` |
 | `Sign` | `n max |X_ij|` | `sign(G) / n` | `sum |G_ij| / n` |
 | `RowNorm` | `max_i ||X_i|| / sqrt(n)` | `sqrt(n) G_i / ||G_i||` | `sqrt(n) sum_i ||G_i||` |
 | `ColumnNorm` | `max_j ||X_j|| / sqrt(m)` | `sqrt(m) G_j / ||G_j||` | `sqrt(m) sum_j ||G_j||` |
@@ -22,11 +23,12 @@ from __future__ import annotations
 from lightning_gluon.norms.balanced import Balanced
 from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.entries import Max, Sign
+from lightning_gluon.norms.gated import GatedSpectral
 from lightning_gluon.norms.slices import ColumnNorm, Euclidean, Identity, RMSVector, RowNorm
 from lightning_gluon.norms.spectral import SCALINGS, Spectral, SpectralConv
 from lightning_gluon.norms.table import NORMS, make_norm
 
 __all__ = [
-    "NORMS", "SCALINGS", "Balanced", "ColumnNorm", "Euclidean", "Identity", "Max", "Norm", "RMSVector", "RowNorm",
-    "Sign", "Spectral", "SpectralConv", "make_norm",
+    "NORMS", "SCALINGS", "Balanced", "ColumnNorm", "Euclidean", "GatedSpectral", "Identity", "Max", "Norm", "RMSVector",
+    "RowNorm", "Sign", "Spectral", "SpectralConv", "make_norm",
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 | declaration | what is given |
 |---|---|
 | `reads_weights` | the weights of a stack, as `Context.weights` |
+| `reads_scales` | the factor of every matrix that its direction is multiplied by, as `Context.scales` |
 | `reads_partner` | the other factor of a product of two parameters, before the step, as `Context.partners` |
 | `statistics` | tensors of its own that persist from step to step, as `Context.statistics` |
 """
@@ -60,12 +61,14 @@ class Context:
     Args:
         workspace: Buffers to reuse between calls.
         weights: The weights of the stack.
+        scales: Factors `(count, 1, 1)` that the step multiplies directions by: the norm's `scale` of each matrix.
         partners: For every matrix of the stack, the other factor of its product as it was before the step.
         statistics: Tensors `(count, *shape)` by name, to be advanced in place.
     """
 
     workspace: Workspace = field(default_factory=Workspace)
     weights: Tensor | None = None
+    scales: Tensor | None = None
     partners: Sequence[Tensor] = ()
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -74,5 +77,6 @@ class Needs:
     """Declarations of a part of the step."""
 
     reads_weights: ClassVar[bool] = False
+    reads_scales: ClassVar[bool] = False
     reads_partner: ClassVar[bool] = False
     statistics: ClassVar[tuple[Statistic, ...]] = ()

@@ -140,12 +140,12 @@ class Spectral(Norm):
     def norm(self, x: Tensor) -> Tensor:
         """Return `||x||_2 / s`, exactly."""
         matrices, scale = self._matrices(x)
-        return _singular_values(matrices).amax(-1) / scale
+        return singular_values(matrices).amax(-1) / scale
 
     def dual_norm(self, g: Tensor) -> Tensor:
         """Return `s` times the sum of the singular values, exactly."""
         matrices, scale = self._matrices(g)
-        return _singular_values(matrices).sum(-1) * scale
+        return singular_values(matrices).sum(-1) * scale
 
     def lmo(self, g: Tensor) -> Tensor:
         """Return `s U V^T`."""
@@ -162,7 +162,7 @@ class Spectral(Norm):
         return matrices, self.scale(matrices.shape[-2], matrices.shape[-1])
 
 
-def _singular_values(matrices: Tensor) -> Tensor:
+def singular_values(matrices: Tensor) -> Tensor:
     """Return the singular values, at least one per matrix, in fp32 or wider."""
     if matrices.numel() == 0:
         return to_wide(matrices).new_zeros((*matrices.shape[:-2], 1))

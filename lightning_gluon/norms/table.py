@@ -9,6 +9,7 @@ from typing import Any
 from lightning_gluon.norms.balanced import Balanced
 from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.entries import Max, Sign
+from lightning_gluon.norms.gated import GatedSpectral
 from lightning_gluon.norms.relative import Relative
 from lightning_gluon.norms.slices import ColumnNorm, Euclidean, Identity, RMSVector, RowNorm
 from lightning_gluon.norms.spectral import Alternating, Spectral, SpectralConv
@@ -21,6 +22,7 @@ NORMS: dict[str, type[Norm]] = {
     "alternating": Alternating,
     "balanced": Balanced,
     "relative": Relative,
+    "gated": GatedSpectral,
     "sign": Sign,
     "row": RowNorm,
     "column": ColumnNorm,
@@ -31,7 +33,7 @@ NORMS: dict[str, type[Norm]] = {
 }
 
 # Options that make another norm of a plain spectral one.
-REFINEMENTS = {"equilibrate": "balanced", "balance": "balanced"}
+REFINEMENTS = {"equilibrate": "balanced", "balance": "balanced", "gate": "gated"}
 
 
 def make_norm(name: str, **options: object) -> Norm:

@@ -318,6 +318,8 @@ def _lmo(
     context = Context(workspace)
     if norm.reads_weights:
         context.weights = _gather(stack, params, params[0].dtype, workspace, "weights")
+    if norm.reads_scales:
+        context.scales = _factors_of(stack, direction[0])
     if norm.reads_partner:
         context.partners = [partners[slot.member] for slot in stack.slots]
     context.statistics = _stack_statistics(norm, statistics)
@@ -325,6 +327,16 @@ def _lmo(
     units = norm.lmo_(batch, context)
     _part_(stack, context.statistics, statistics)
     return units
+
+
+def _factors_of(stack: Stack, like: Tensor) -> Tensor:
+    """Return the norm's scale of every matrix `(count, 1, 1)`: matrices that are turned may have different ones."""
+    assert stack.norm is not None
+    scales = like.new_empty((stack.count, 1, 1))
+    for slot in stack.slots:
+        _, rows, columns = slot.view.matrix
+        scales[slot.start : slot.stop] = stack.norm.scale(rows, columns, slot.view.kernel)
+    return scales
 
 
 def _gather(

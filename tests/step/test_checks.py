@@ -17,6 +17,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from lightning_gluon import METHODS, Gluon, configure_optimizers
+from tests._toys import needed
 
 
 def network() -> nn.Sequential:
@@ -129,7 +130,7 @@ def test_an_unknown_mode_of_compile_is_refused() -> None:
 def test_empty_weights_take_no_step(method: str) -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 0))
     optimizer = Gluon([{"params": [p for p in net.parameters() if p.ndim == 2], "role": "hidden"}], lr=0.1,
-                      method=method, weight_decay=0.1, total_steps=8)  # fmt: skip
+                      method=method, weight_decay=0.1, total_steps=8, **needed(method))  # fmt: skip
     for _ in range(2):
         optimizer.step(lambda: net(torch.ones(2, 4)).sum().backward())
     assert [layer.norm(layer.parameter).item() > 0 for layer in optimizer.layers()] == [True, False]

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import lightning_gluon
 from lightning_gluon.callbacks import GluonOptimizer
 from lightning_gluon.smoothness.readings import Pair, measure
+from tests._toys import needed
 
 compile_ = torch.compile
 
@@ -165,7 +166,8 @@ def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("method", lightning_gluon.METHODS)
 def test_a_step_never_waits_for_the_device(method: str, device: str, tensor_cores: None) -> None:
-    options = {"rank": None} if method == "gluon-lowrank" else {}  # a sketch's generator needs the device itself
+    # A sketch's generator needs the device itself.
+    options = {"rank": None} if method == "gluon-lowrank" else needed(method)
     optimizer = step_without_values(method, "ignore", device, total_steps=8, **options)
     kept = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, torch.Tensor)]
     assert {value.device.type for value in kept} <= {device}

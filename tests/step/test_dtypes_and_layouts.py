@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_gluon import METHODS, Gluon
+from tests._toys import needed
 
 
 def network() -> nn.Sequential:
@@ -36,7 +37,7 @@ def test_torchs_default_dtype_changes_nothing(method: str, dtype: torch.dtype) -
     for default in (torch.float32, dtype):
         net = network()
         torch.set_default_dtype(default)
-        optimizer = Gluon(net, lr=0.02, method=method, total_steps=8)
+        optimizer = Gluon(net, lr=0.02, method=method, total_steps=8, **needed(method))
         train(optimizer)
         torch.set_default_dtype(torch.float32)
         results.append(torch.cat([p.detach().flatten() for p in net.parameters()]))
@@ -61,7 +62,7 @@ def test_a_layout_that_the_gradient_does_not_share(method: str, kind: str) -> No
     parameter, around = laid_out(kind, values)
     plain = nn.Parameter(values.clone())
     for some in (parameter, plain):
-        train(Gluon([some], lr=0.1, method=method, total_steps=8))
+        train(Gluon([some], lr=0.1, method=method, total_steps=8, **needed(method)))
     torch.testing.assert_close(parameter, plain, rtol=0, atol=1e-5)
     assert (around == 7).all(), "wrote between the entries"
 

@@ -14,6 +14,7 @@ from torch import nn
 from lightning_gluon import METHODS, Gluon
 from lightning_gluon.step.state import state_layout
 from tests import _models as models
+from tests._toys import needed
 
 State = dict[str, Any]
 
@@ -118,7 +119,7 @@ def test_a_run_that_ignores_what_is_not_finite_may_hold_it() -> None:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_layout_is_what_a_step_leaves_and_a_state_restores(method: str) -> None:
     net = network()
-    optimizer = Gluon(net, lr=0.02, method=method, momentum_dtype="bfloat16", total_steps=8)
+    optimizer = Gluon(net, lr=0.02, method=method, momentum_dtype="bfloat16", total_steps=8, **needed(method))
     train(net, optimizer)
     reference = optimizer._reference.kind
     for _ in range(2):
