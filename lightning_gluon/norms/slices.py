@@ -28,6 +28,7 @@ class RowNorm(Norm):
         12.0
     """
 
+    separable: ClassVar[tuple[int, ...]] = (-2,)
     _dim: ClassVar[int] = -1
 
     def norm(self, x: Tensor) -> Tensor:
@@ -70,6 +71,7 @@ class ColumnNorm(RowNorm):
         3.0
     """
 
+    separable: ClassVar[tuple[int, ...]] = (-1,)
     _dim: ClassVar[int] = -2
 
 

@@ -64,6 +64,32 @@ def wrap(piece: Tensor, parameter: Tensor) -> Tensor:
     return DTensor.from_local(piece, mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
+def spread_like(parameter: Tensor, whole: Tensor) -> Tensor:
+    """Return a tensor that every rank has whole, laid out like a parameter; numbers and pieces are as they are."""
+    if not is_sharded(parameter) or is_sharded(whole) or whole.ndim != parameter.ndim or whole.is_meta:
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    own = whole.to(local(parameter).device)
+    return distribute_tensor(own, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def meta_like(tensor: Tensor) -> Tensor:
+    """Return a tensor on the meta device of the shape and dtype of a whole tensor."""
+    if is_sharded(tensor):
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+    return torch.empty_like(tensor, device="meta", requires_grad=False)
+
+
+def has_whole_rows(tensor: Tensor) -> bool:
+    """Return whether every rank holds whole rows of a tensor, if any; a vector over several ranks is one row."""
+    if not is_sharded(tensor):
+        return True
+    mesh = tensor.device_mesh
+    cuts = [getattr(placement, "dim", None) for dim, placement in enumerate(tensor.placements) if mesh.size(dim) > 1]
+    return all(cut is None or (cut == 0 and tensor.ndim > 1) for cut in cuts)
+
+
 class PieceState(MutableMapping[str, Any]):
     """The state of a sharded parameter, read and written as pieces.
 
@@ -80,8 +106,9 @@ class PieceState(MutableMapping[str, Any]):
         return local(self.state[key])
 
     def __setitem__(self, key: str, value: Any) -> None:
-        """Keep a piece; a number is the same on all ranks and kept plain."""
-        self.state[key] = wrap(value, self.parameter) if value.ndim else value
+        """Keep a piece; what is not laid out like the parameter is the same on all ranks, and kept plain."""
+        alike = value.ndim == self.parameter.ndim > 0
+        self.state[key] = wrap(value, self.parameter) if alike else value
 
     def __delitem__(self, key: str) -> None:
         """Forget an entry."""

@@ -71,6 +71,17 @@ def state_layout(group: Group, index: int, reference: str | None) -> StateLayout
     return StateLayout(momentum, reference_layout(reference, parameter) if reference is not None else {})
 
 
+def shared_layout(group: Group, index: int) -> MetaTensors:
+    """Return the part of one parameter's state that is the same on all ranks: low-rank factors and statistics.
+
+    Args:
+        group: A complete group.
+        index: Position of the parameter in it.
+    """
+    factors = carry_layout((), group["params"][index], factored_of(group, index), {**group, "feedback": None})
+    return {**factors, **_statistics_layout(group, index)}
+
+
 def _statistics_layout(group: Group, index: int) -> MetaTensors:
     parts: list[Needs] = [norm_of(group)]
     if group.get("retract") is not None:
