@@ -31,7 +31,7 @@ $(INSTALLED): pyproject.toml
 	@touch $@
 
 quickstart: $(INSTALLED)
-	$(BIN)/python -m recipes.quickstart
+	$(BIN)/python -m examples.quickstart
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -41,7 +41,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 
 import lightning_gluon
 from benchmarks.journal import Journal
-from recipes import CausalLM, ImageClassifier, ImageData, TextData
+from lightning_gluon.tasks import CausalLM, ImageClassifier, ImageData, TextData
 
 HERE = Path(__file__).parent
 METHOD_FILES = HERE.parent / "recipes" / "methods"

@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.journal import Journal
-from recipes.data import ImageData
-from recipes.quickstart import DigitsViT
+from examples.quickstart import DigitsViT
+from lightning_gluon.tasks import ImageData
 
 ROWS: dict[str, dict[str, Any]] = {
     "gluon": {"method": "gluon"},

@@ -29,10 +29,9 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 
-import recipes
 from benchmarks.journal import Journal
+from lightning_gluon import tasks
 from lightning_gluon.callbacks import GluonOptimizer
-from recipes.metrics import count_items
 
 HERE = Path(__file__).parent
 RECIPES = HERE.parent / "recipes"
@@ -51,7 +50,7 @@ class Record(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start the clock."""
-        self.items = count_items(batch)
+        self.items = tasks.count_items(batch)
         self.start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, *_: Any) -> None:
@@ -87,7 +86,7 @@ def configuration(model: str, method: str, *, tiny: bool) -> dict[str, Any]:
 
 def built(section: dict[str, Any]) -> Any:
     """Return the object that a `class_path` with its `init_args` describes."""
-    return getattr(recipes, section["class_path"].rpartition(".")[2])(**section["init_args"])
+    return getattr(tasks, section["class_path"].rpartition(".")[2])(**section["init_args"])
 
 
 def train(config: dict[str, Any], data: LightningDataModule, steps: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ DIRECTIVE = re.compile(r"#\s*(type:|noqa|fmt:|pragma|mypy|pyright|pylint|ruff)")
 ANY = re.compile(r"\bAny\b")
 SHARED_NAMES = {  # names that stand in two modules and mean the same thing there, and why
     "all": "the export list of a module",
+    "dir": "the lazy imports of a package",
     "getattr": "the lazy imports of a package",
     "main": "the entry point of a script",
     "partition": "a function and the class of its result",

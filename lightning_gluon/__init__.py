@@ -24,11 +24,11 @@ from lightning_gluon.radius import RadiusSchedule, Schedule
 from lightning_gluon.radius.rules import register_radius_rule
 
 if TYPE_CHECKING:
-    from lightning_gluon import callbacks, smoothness, testing
+    from lightning_gluon import callbacks, smoothness, tasks, testing
 
 __version__ = "0.1.0.dev0"
 
-LAZY = ("callbacks", "smoothness", "testing")
+LAZY = ("callbacks", "smoothness", "tasks", "testing")
 
 __all__ = [
     "METHODS",
@@ -52,6 +52,7 @@ __all__ = [
     "register_radius_rule",
     "register_routing",
     "smoothness",
+    "tasks",
     "testing",
 ]
 

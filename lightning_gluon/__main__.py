@@ -18,11 +18,12 @@ HELP = """usage: lightning-gluon COMMAND [options]
   fit | validate | test | predict    run a Trainer on any LightningModule; -c FILE.yaml (several merge), --help for all
   partition                          print the role, norm and matrices of every parameter of a model
   methods                            print the table of methods
+  recipes                            list, show or copy the recipes that come with the package
 
   --version                          print the version
   --traceback                        with a command: show where a mistake was found, not only what it is
 
-  lightning-gluon fit -c recipes/vit/base.yaml -c recipes/vit/tiny.yaml -c recipes/methods/gluon.yaml
+  lightning-gluon fit -c vit/base -c vit/tiny -c methods/gluon
   lightning-gluon partition --model timm/vit_small_patch16_224
   lightning-gluon partition --model transformers/qwen2 --kwargs '{"num_hidden_layers": 2}'
 
@@ -37,6 +38,7 @@ COMMANDS = {
     "predict": "train:train",
     "partition": "partition:print_partition",
     "methods": "methods:print_methods",
+    "recipes": "recipes:print_recipes",
 }
 
 

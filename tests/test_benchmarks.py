@@ -46,14 +46,12 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 
 # ------------------------------------------------------------------------------------------------ exported names
 
-# The recipes stand beside the package and share its checks of values, of missing packages and of configurations.
-SHARED_WITH_RECIPES = {"lightning_gluon.valid", "lightning_gluon.extras", "lightning_gluon.cli.models"}
 TORCH_INTERNALS = {  # file: what it needs that torch does not export
     "benchmarks/yardsticks.py": {"torch.optim._muon"},
     "benchmarks/counts.py": {"torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"},
     "benchmarks/memory.py": {"torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"},
 }
-SCRIPTS = sorted([*Path("benchmarks").rglob("*.py"), *Path("recipes").rglob("*.py")])
+SCRIPTS = sorted([*Path("benchmarks").rglob("*.py"), *Path("examples").rglob("*.py")])
 
 
 def imported_names(tree: ast.AST) -> Iterator[tuple[str, str]]:
@@ -90,8 +88,7 @@ def internals_used(tree: ast.AST) -> set[str]:
 @pytest.mark.parametrize("file", SCRIPTS, ids=str)
 def test_scripts_use_exported_names_only(file: Path) -> None:
     tree = ast.parse(file.read_text())
-    allowed = SHARED_WITH_RECIPES if file.parts[0] == "recipes" else set()
-    assert {used.split()[0] for used in internals_used(tree)} <= allowed
+    assert not internals_used(tree)
     private = {module for module, name in imported_names(tree) if module.startswith("torch") and "._" in module}
     assert private == TORCH_INTERNALS.get(file.as_posix(), set())
 

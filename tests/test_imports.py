@@ -20,6 +20,7 @@ HEAVY = LIBRARIES | {"rich"}  # rich is loaded when a table is shown
 # From the ground up: a module imports what stands below it, and its own folder. Type-only and lazy imports count.
 LAYERS = (
     ("valid", "roles", "registry", "extras"),
+    ("configurations",),
     ("options", "ranks"),
     ("norms", "two_point"),
     ("estimators",),
@@ -31,13 +32,14 @@ LAYERS = (
     ("callbacks",),
     ("configure",),
     ("callbacks.gluon_optimizer",),  # a callback by its place in the Trainer, which configures the optimizer
+    ("tasks",),
     ("cli", "testing"),
     ("__main__",),
 )
 # Only these import Lightning.
-LIGHTNING = ("replay", "callbacks", "cli", "__main__")
+LIGHTNING = ("replay", "callbacks", "tasks", "cli", "__main__")
 # Export lists: nothing but names, so the folder's own modules and all others import from where things are defined.
-EXPORTS = ("", "callbacks", "norms", "partition", "radius", "smoothness")
+EXPORTS = ("", "callbacks", "norms", "partition", "radius", "smoothness", "tasks")
 
 KNOWN_EDGES: set[tuple[str, str]] = set()
 KNOWN_EXPORTS: set[tuple[str, str]] = set()

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lightning_gluon
-from recipes.data.loader import ResumableLoader
+from lightning_gluon.tasks.data.loader import ResumableLoader
 
 
 class Module(L.LightningModule):

@@ -126,14 +126,31 @@ def config_files(arguments: Sequence[str]) -> Iterator[str]:
         >>> list(config_files(["fit", "-c", "a.yaml", "--config=b.yaml"]))
         ['a.yaml', 'b.yaml']
     """
+    for _, _, name in config_positions(arguments):
+        yield name
+
+
+def config_positions(arguments: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """Yield where arguments name configuration files.
+
+    Args:
+        arguments: Arguments of the command line.
+
+    Yields:
+        Position of an argument, the part of it before the name, and the name.
+
+    Example:
+        >>> list(config_positions(["fit", "-c", "a.yaml", "--config=b.yaml"]))
+        [(2, '', 'a.yaml'), (3, '--config=', 'b.yaml')]
+    """
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         if option not in CONFIG_FLAGS:
             continue
         if equals:
-            yield value
-        else:
-            yield from arguments[position + 1 : position + 2]
+            yield position, f"{option}=", value
+        elif position + 1 < len(arguments):
+            yield position + 1, "", arguments[position + 1]
 
 
 def check_files(arguments: Sequence[str]) -> Iterator[dict[str, object]]:

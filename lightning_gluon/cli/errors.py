@@ -12,7 +12,7 @@ from pathlib import Path
 __all__ = ["flat", "one_line", "one_line_errors", "search_working_directory"]
 
 LONGEST = 600  # characters of a text that others wrote
-OURS = ("lightning_gluon", "recipes")  # packages whose errors are whole sentences
+OURS = "lightning_gluon"  # the package whose errors are whole sentences
 
 
 @contextmanager
@@ -91,7 +91,7 @@ def flat(text: str) -> str:
 def _is_ours(names: Mapping[str, object]) -> bool:
     """Tell whether the names are those of a module of this project."""
     module = str(names.get("__name__", ""))
-    return module.partition(".")[0] in OURS
+    return module.partition(".")[0] == OURS
 
 
 def _is_installed(names: Mapping[str, object]) -> bool:

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
+from lightning_gluon.configurations import ConfigValues, configuration, suggest
 from lightning_gluon.extras import require
 
 if typing.TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-__all__ = ["build_model", "configuration"]
-
-# Arguments of a model, or entries of its configuration.
-ConfigValues: typing.TypeAlias = Mapping[str, Any]
+__all__ = ["build_model"]
 
 
 def build_model(name: str, arguments: ConfigValues) -> nn.Module:
@@ -62,71 +58,8 @@ def _of_timm(name: str, arguments: ConfigValues) -> nn.Module:
     timm = require("timm")
     source, _ = timm.models.parse_model_name(name)
     if not source and not timm.is_model(name):
-        raise ValueError(f"Expected a model of timm, but got {name!r}.{_suggest(name, timm.list_models())}")
+        raise ValueError(f"Expected a model of timm, but got {name!r}.{suggest(name, timm.list_models())}")
     return timm.create_model(name, pretrained=False, **arguments)
-
-
-def configuration(name: str, entries: ConfigValues) -> PreTrainedConfig:
-    """Return a configuration of transformers with some entries replaced, each of which has to exist.
-
-    transformers itself would keep an unknown entry and build another model than was meant.
-
-    Args:
-        name: A model type (`qwen2`), a class of configurations (`Qwen2Config`), a hub id or a folder.
-        entries: Entries that replace the defaults.
-
-    Returns:
-        The configuration.
-
-    Raises:
-        ValueError: If the name or an entry is unknown.
-        ConnectionError: If a hub id is not in the local cache and the hub cannot be reached.
-
-    Example:
-        >>> configuration("qwen2", {"num_hidden_layers": 2}).num_hidden_layers
-        2
-    """
-    transformers = require("transformers")
-    if "/" in name or Path(name).is_dir():
-        _check_entries(_read_config(name, {}), entries)
-        return _read_config(name, entries)
-    cls = _class_of_configurations(transformers, name)
-    _check_entries(cls(), entries)
-    return cls(**entries)
-
-
-def _class_of_configurations(transformers: ModuleType, name: str) -> type[PreTrainedConfig]:
-    found = getattr(transformers, name, None)
-    if isinstance(found, type) and issubclass(found, transformers.PreTrainedConfig):
-        return found
-    known = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
-    if name not in known:
-        raise ValueError(f"Expected a model type of transformers, but got {name!r}.{_suggest(name, known)}")
-    return type(transformers.AutoConfig.for_model(name))
-
-
-def _check_entries(default: PreTrainedConfig, entries: ConfigValues) -> None:
-    for entry in entries:
-        if not hasattr(default, entry):
-            near = _suggest(entry, default.to_dict())
-            raise ValueError(f"Expected entries of {type(default).__name__}, but got {entry!r}.{near}")
-
-
-def _read_config(name: str, entries: ConfigValues) -> PreTrainedConfig:
-    """Read a configuration of a folder or the hub; code that comes with it is not run."""
-    transformers = require("transformers")
-    try:
-        return transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **entries)
-    except (OSError, ValueError) as error:
-        raise ConnectionError(
-            f"Expected '{name}' to be a folder with a `config.json`, or an id that the hub or its cache has, but: "
-            f"{_first_line(error)} Without a network give a model type and its entries, such as qwen2 with "
-            '{"hidden_size": 896}.'
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _of_configuration(config: PreTrainedConfig) -> nn.Module:
@@ -151,9 +84,7 @@ def _find_factory(path: str) -> Callable[..., nn.Module]:
         )
     module = _import(place, path)
     if not hasattr(module, name):
-        raise ValueError(
-            f"Expected a class in the module {place}, but it has no {name!r}.{_suggest(name, dir(module))}"
-        )
+        raise ValueError(f"Expected a class in the module {place}, but it has no {name!r}.{suggest(name, dir(module))}")
     found = getattr(module, name)
     if not (_is_module(found) or _is_module(_returned(found))):
         raise ValueError(
@@ -197,8 +128,3 @@ def _kind(found: object) -> str:
     if callable(found):
         return "a function without that annotation"
     return f"of type {type(found).__name__}"
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    similar = difflib.get_close_matches(name, known, n=5)
-    return f" Similar names: {', '.join(similar)}." if similar else ""

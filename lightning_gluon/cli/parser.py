@@ -13,6 +13,7 @@ from lightning_gluon.cli.config_files import PARSER_MODE
 from lightning_gluon.cli.given import Given
 from lightning_gluon.cli.keys import Keys
 from lightning_gluon.cli.mistakes import explain
+from lightning_gluon.cli.recipes import resolve
 
 __all__ = ["GluonParser"]
 
@@ -33,7 +34,7 @@ class GluonParser(LightningArgumentParser):
         self.given = Given()
 
     def parse_args(self, args: Sequence[str] | None = None, *others: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """Read the files first, so that a mistake in one is said of that file.
+        """Find the recipes and read the files first, so that a mistake in one is said of that file.
 
         Args:
             args: Arguments; None takes the process's.
@@ -46,6 +47,7 @@ class GluonParser(LightningArgumentParser):
         if args is None:
             args = sys.argv[1:]
         try:
+            args = resolve(args)
             self.given = Given.read(args)
         except ValueError as error:
             self.error(str(error), error)

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from lightning_gluon.__main__ import main
-from lightning_gluon.cli.models import build_model, configuration
+from lightning_gluon.cli.models import build_model
+from lightning_gluon.configurations import configuration
 
 
 def test_partition_of_a_local_configuration_and_with_rules(

@@ -43,7 +43,7 @@ def test_partition_of_a_recipe(capsys: pytest.CaptureFixture[str], monkeypatch: 
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # Lightning's remarks on a Trainer that is not needed here
         warnings.simplefilter("ignore", DeprecationWarning)  # of what Lightning calls in jsonargparse
-        main(["partition", "-c", "recipes/qwen2_5/base.yaml"])
+        main(["partition", "-c", "qwen2_5/base"])
     printed = capsys.readouterr()
     assert "494,032,768" in printed.out
     assert "GPU available" not in printed.err

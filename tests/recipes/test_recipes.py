@@ -20,10 +20,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning_gluon import METHODS, Gluon
 from lightning_gluon.callbacks import GluonOptimizer
 from lightning_gluon.cli.fit import GluonCLI
-from recipes import CausalLM, ImageClassifier, ImageData, TextData
-from recipes.metrics import Perplexity, count_items, count_samples
+from lightning_gluon.tasks import CausalLM, ImageClassifier, ImageData, TextData
+from lightning_gluon.tasks.metrics import Perplexity, count_items, count_samples
 
 RECIPES = Path("recipes")
+TASKS = Path("lightning_gluon/tasks")
 OVERLAYS = {  # every overlay of a model, with those it is to be used after
     "vit": [(), ("tiny",), ("cifar10",), ("cifar10", "cifar10_hub"), ("folder",), ("limuon_paper",), ("finetune",)],
     "qwen2_5": [(), ("tiny",), ("limuon_paper",), ("finetune",), ("finetune", "lora"), ("tiny", "lora")],
@@ -90,7 +91,7 @@ def test_every_method_has_an_overlay() -> None:
     used = {
         yaml.safe_load((RECIPES / "methods" / f"{m}.yaml").read_text())["optimizer"]["method"] for m in METHOD_FILES
     }
-    assert used == set(METHODS)  # a new row of the table wants a file of two lines in recipes/methods
+    assert used == set(METHODS)  # a new row of the table wants a file of two lines in methods/
 
 
 def test_every_combination_parses(parser: Any) -> None:
@@ -223,7 +224,7 @@ def test_code_of_the_hub_is_never_run(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_every_call_says_that_it_trusts_no_code() -> None:
     loads = re.compile(r"\.(from_pretrained|load_dataset|from_config)\(([^()]|\([^()]*\))*\)")
-    found = [call[0] for file in RECIPES.rglob("*.py") for call in loads.finditer(file.read_text())]
+    found = [call[0] for file in TASKS.rglob("*.py") for call in loads.finditer(file.read_text())]
     assert len(found) == 4  # a configuration or its weights, a model of a configuration, a tokenizer, a dataset
     assert all("trust_remote_code=False" in call for call in found)
 
@@ -449,7 +450,10 @@ def test_a_checkpoint_of_another_recipe_or_method(tmp_path: Path) -> None:
     steps = ["--trainer.max_steps=2", "--trainer.limit_val_batches=1"]
     cli = fit(tmp_path, files("vit", "tiny"), *steps, "--trainer.val_check_interval=2")
     saved = Path(cli.trainer.log_dir or "") / "checkpoints" / "last.ckpt"
-    with pytest.raises(ValueError, match=r"a checkpoint of recipes.CausalLM, but .*last.ckpt' is one of recipes.Image"):
+    with pytest.raises(
+        ValueError,
+        match=r"checkpoint of .*tasks.CausalLM, but .*last.ckpt' is one of .*tasks.ImageC",
+    ):
         fit(tmp_path, files("qwen2_5", "tiny"), f"--ckpt_path={saved}")
     with pytest.raises(ValueError, match=r"of group 'hidden' is of estimator 'ema', .* 'nesterov' there. Resume with"):
         fit(tmp_path, files("vit", "tiny", method="muon"), f"--ckpt_path={saved}", "--trainer.max_steps=4")

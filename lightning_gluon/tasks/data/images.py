@@ -11,13 +11,19 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_gluon.tasks.data.image_sources import (
+    ImageSource,
+    read_digits,
+    read_folder,
+    read_hub_images,
+    read_parquet,
+)
+from lightning_gluon.tasks.data.loader import ResumableLoader, default_seed
 from lightning_gluon.valid import Check, number, whole
-from recipes.data.image_sources import ImageSource, read_digits, read_folder, read_hub_images, read_parquet
-from recipes.data.loader import ResumableLoader, default_seed
 
 __all__ = ["ImageData", "ImageDataset"]
 
-_CHECKS = {
+IMAGE_CHECKS = {
     "batch_size": whole(1),
     "image_size": whole(1, none="the images' own size"),
     "crop_padding": whole(),
@@ -161,7 +167,7 @@ class ImageData(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         given = locals()
-        for name, check in _CHECKS.items():
+        for name, check in IMAGE_CHECKS.items():
             check(name, given[name])
         _check_numbers("mean", mean, number(-math.inf, signs="< <"))
         _check_numbers("std", std, number(0, signs="< <"))

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import OnExceptionCheckpoint
 
 import lightning_gluon
 from lightning_gluon.cli.count_epochs import CountEpochs
-from recipes.data import ImageData, ResumableLoader
+from lightning_gluon.tasks import ImageData, ResumableLoader
 
 BATCHES, EPOCHS = 5, 3
 STEPS = BATCHES * EPOCHS

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
+from lightning_gluon.tasks.hub import add_lora, build_causal_lm
+from lightning_gluon.tasks.metrics import Perplexity
+from lightning_gluon.tasks.optimizer import OptimizerByCallback
 from lightning_gluon.valid import whole
-from recipes.hub import add_lora, build_causal_lm
-from recipes.metrics import Perplexity
-from recipes.optimizer import OptimizerByCallback
 
 __all__ = ["CausalLM"]
 

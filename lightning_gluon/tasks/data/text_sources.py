@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from recipes.data.hub import find_split, load_dataset
-from recipes.data.text_files import find_files, read_documents, read_source
+from lightning_gluon.tasks.data.hub import load_dataset, split_name
+from lightning_gluon.tasks.data.text_files import find_files, read_code, read_documents
 
 __all__ = ["Corpus", "read_files", "read_hub_text", "read_python"]
 
 _BUCKETS = 10_000  # resolution of the held-out fraction
 _PACKAGES = ("site-packages/", "dist-packages/")
-_WITHOUT_NETWORK = "source='python' (embedded: the sources of this Python) or source='files'"
+_OFFLINE_SOURCES = "source='python' (embedded: the sources of this Python) or source='files'"
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Document(NamedTuple):
 def read_python(max_bytes: int | None, val_fraction: float, *, packages: bool = False) -> Corpus:
     """Read the Python sources that every environment has: the standard library, and its packages if asked for.
 
-    Files come in the order of a checksum of their relative path, so that the first `max_bytes` are a fair sample and
-    are the same files on every machine with the same Python. Copies of a file count once. A file is held out if its
-    checksum says so, whatever `max_bytes` is; the end of the text is where `max_bytes` leaves too few files.
+    Files come in the order of a checksum of their relative path, so that the first `max_bytes` are a fair sample.
+    They are the same files on every machine with the same Python. Copies of a file count once. A file is held out if
+    its checksum says so, whatever `max_bytes` is; the end of the text is where `max_bytes` leaves too few files.
 
     Args:
         max_bytes: Where to stop reading; None reads everything.
@@ -68,8 +68,8 @@ def read_python(max_bytes: int | None, val_fraction: float, *, packages: bool = 
     else:
         files = {name: file for name, file in files.items() if not name.startswith(_PACKAGES)}
     ordered = sorted(files, key=_by_checksum)
-    documents = (Document(name, read_source(files[name])) for name in ordered)
-    corpus = _split(documents, max_bytes, val_fraction)
+    documents = (Document(name, read_code(files[name])) for name in ordered)
+    corpus = _split_documents(documents, max_bytes, val_fraction)
     if not any(corpus.train):
         raise FileNotFoundError(
             f"Expected Python sources under '{root}', but found none to read. Use source='files' with `path`."
@@ -109,7 +109,7 @@ def read_files(
     files = find_files(path)
     documents = _documents(files, Path(path).expanduser(), column)
     if val_path is None:
-        corpus = _split(documents, max_bytes, val_fraction)
+        corpus = _split_documents(documents, max_bytes, val_fraction)
     else:
         held_out = find_files(val_path)
         _check_apart(files, held_out)
@@ -161,15 +161,15 @@ def read_hub_text(
         ConnectionError: If the hub cannot be reached or does not know the id.
         ValueError: If there is no split `train`, or no such column.
     """
-    loaded = load_dataset(name, config, otherwise=_WITHOUT_NETWORK)
+    loaded = load_dataset(name, config, otherwise=_OFFLINE_SOURCES)
     columns = loaded["train"].column_names
     if column not in columns:
         raise ValueError(f"Expected a column `{column}` in '{name}', but it has {columns}. Set `column`.")
     rows = enumerate(loaded["train"])
     train = (Document(str(i), row[column]) for i, row in rows)
-    held_out = find_split(loaded, "val")
+    held_out = split_name(loaded, "val")
     if held_out is None:
-        return _split(train, max_bytes, val_fraction)
+        return _split_documents(train, max_bytes, val_fraction)
     val = (row[column] for row in loaded[held_out])
     texts = (text for _, text in train)
     return Corpus(
@@ -186,7 +186,7 @@ def _by_checksum(name: str) -> tuple[int, str]:
     return _checksum(name), name
 
 
-def _split(documents: Iterable[Document], max_bytes: int | None, val_fraction: float) -> Corpus:
+def _split_documents(documents: Iterable[Document], max_bytes: int | None, val_fraction: float) -> Corpus:
     """Hold a document out if the checksum of its name says so, or the end of the text where there are too few."""
     corpus = Corpus([], [])
     seen: set[str] = set()
@@ -205,7 +205,7 @@ def _split(documents: Iterable[Document], max_bytes: int | None, val_fraction: f
         return corpus
     # Too few documents for their checksums to tell them apart.
     whole = "".join(_bounded(corpus.train + corpus.val, max_bytes))
-    return _cut(whole, val_fraction)
+    return _cut_text(whole, val_fraction)
 
 
 def _bounded(documents: Iterable[str], max_bytes: int | None) -> list[str]:
@@ -221,7 +221,7 @@ def _bounded(documents: Iterable[str], max_bytes: int | None) -> list[str]:
     return kept
 
 
-def _cut(text: str, val_fraction: float) -> Corpus:
+def _cut_text(text: str, val_fraction: float) -> Corpus:
     """Cut one text in two, at a line's end if it has one before the place."""
     end = int(len(text) * (1 - val_fraction))
     line = text.rfind("\n", 0, end) + 1

@@ -12,11 +12,11 @@ from typing import Any
 
 from lightning_gluon.extras import require
 
-__all__ = ["SUFFIXES", "find_files", "read_documents", "read_source"]
+__all__ = ["SUFFIXES", "find_files", "read_code", "read_documents"]
 
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
 _UNDECODABLE = 0.01  # share of a text's characters that may be no UTF-8, as a stray byte of another encoding is
-_TEXT = (".txt", ".md", ".rst", ".py", ".json", ".csv", ".tex", ".html", ".c", ".h", ".cpp", ".rs")
+_TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py", ".json", ".csv", ".tex", ".html", ".c", ".h", ".cpp", ".rs")
 
 
 def find_files(path: str) -> list[Path]:
@@ -64,7 +64,7 @@ def read_documents(file: Path, column: str) -> Iterator[str]:
     read_rows = _ROWS.get(file.suffix.lower())
     if read_rows is None:
         return iter([read_text(file)])
-    return _texts(read_rows(file, column), file, column)
+    return _column_texts(read_rows(file, column), file, column)
 
 
 def read_text(file: Path) -> str:
@@ -95,7 +95,7 @@ def read_text(file: Path) -> str:
     return text
 
 
-def read_source(file: Path) -> str:
+def read_code(file: Path) -> str:
     """Read a source file as it is: Python's own tests have some that are no text on purpose."""
     return _read_bytes(file).decode(errors="replace")
 
@@ -109,7 +109,7 @@ def _read_bytes(file: Path) -> bytes:
         ) from error
 
 
-def _texts(rows: Iterable[Any], file: Path, column: str) -> Iterator[str]:
+def _column_texts(rows: Iterable[Any], file: Path, column: str) -> Iterator[str]:
     for row, text in enumerate(rows):
         if text is None:
             continue
@@ -158,4 +158,4 @@ def _parquet_rows(file: Path, column: str) -> Iterator[Any]:
 
 
 _ROWS = {".jsonl": _json_rows, ".ndjson": _json_rows, ".parquet": _parquet_rows}
-SUFFIXES = (*_TEXT, *_ROWS)
+SUFFIXES = (*_TEXT_SUFFIXES, *_ROWS)

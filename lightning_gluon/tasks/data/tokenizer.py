@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lightning_gluon.extras import require
-from recipes.data.cache import cached, digest
+from lightning_gluon.tasks.data.cache import cached, digest
 
 __all__ = ["ByteTokenizer", "Tokenizer", "load_tokenizer", "train_bpe"]
 
@@ -102,7 +102,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int, cache: Path) -> BPEToke
         return tokenizers.Tokenizer.from_file(str(file))
 
     def write(file: Path) -> None:
-        _train(tokenizers, documents, vocab_size).save(str(file))
+        _train_tokenizer(tokenizers, documents, vocab_size).save(str(file))
 
     trained = cached(cache, read, write)
     trained.encode_special_tokens = True  # a source that spells the end of a document does not end there
@@ -115,7 +115,7 @@ def check_vocabulary(size: int) -> None:
         raise ValueError(f"Expected `vocab_size` >= 257 (256 bytes and the end of a document), but got {size}.")
 
 
-def _train(tokenizers: ModuleType, documents: Iterable[str], vocab_size: int) -> Any:
+def _train_tokenizer(tokenizers: ModuleType, documents: Iterable[str], vocab_size: int) -> Any:
     splitters = tokenizers.pre_tokenizers
     words = splitters.ByteLevel(add_prefix_space=False)
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from recipes.data import ImageData, TextData
-from recipes.data.encoded import EncodedImage, ImageFile
-from recipes.data.image_sources import read_folder, read_parquet
-from recipes.data.text_files import read_text
-from recipes.data.text_sources import read_files
-from recipes.data.tokenizer import train_bpe
+from lightning_gluon.tasks import ImageData, TextData
+from lightning_gluon.tasks.data.encoded import EncodedImage, ImageFile
+from lightning_gluon.tasks.data.image_sources import read_folder, read_parquet
+from lightning_gluon.tasks.data.text_files import read_text
+from lightning_gluon.tasks.data.text_sources import read_files
+from lightning_gluon.tasks.data.tokenizer import train_bpe
 
 pa = pytest.importorskip("pyarrow")
 Image = pytest.importorskip("PIL.Image")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.extras import require
-from recipes.data.encoded import EncodedImage, ImageFile
-from recipes.data.hub import find_split, load_dataset
+from lightning_gluon.tasks.data.encoded import EncodedImage, ImageFile
+from lightning_gluon.tasks.data.hub import load_dataset, split_name
 
 __all__ = ["ImageSource", "read_digits", "read_folder", "read_hub_images", "read_parquet", "resize"]
 
@@ -213,7 +213,7 @@ def _classes(values: Sequence[Any], table: str) -> Tensor:
 
 
 def _is_class(value: Any) -> bool:
-    """Whether a label is a class index; a whole number that is stored as a float is one."""
+    """Tell whether a label is a class index; a whole number that is stored as a float is one."""
     if not isinstance(value, (int, float)):
         return False
     return 0 <= value < _MOST_CLASSES and value == int(value)
@@ -304,7 +304,7 @@ def read_hub_images(name: str) -> dict[str, ImageSource]:
     loaded = load_dataset(name, None, otherwise="source='digits' (embedded) or source='parquet'")
     splits = {}
     for split in _SPLITS:
-        found = find_split(loaded, split)
+        found = split_name(loaded, split)
         if found is not None:
             splits[split] = _hub_split(loaded[found], f"{name} ({found})")
     return splits

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lightning.pytorch import Callback, LightningModule
 
-from lightning_gluon.callbacks import GluonOptimizer
+from lightning_gluon.callbacks.gluon_optimizer import GluonOptimizer
 
 __all__ = ["OptimizerByCallback"]
 

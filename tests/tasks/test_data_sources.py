@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.data import ImageData, TextData
-from recipes.data.image_sources import read_folder, read_hub_images
-from recipes.data.text_sources import Corpus, read_files, read_hub_text, read_python
-from recipes.data.tokenizer import BPETokenizer, load_tokenizer, train_bpe
+from lightning_gluon.tasks import ImageData, TextData
+from lightning_gluon.tasks.data.image_sources import read_folder, read_hub_images
+from lightning_gluon.tasks.data.text_sources import Corpus, read_files, read_hub_text, read_python
+from lightning_gluon.tasks.data.tokenizer import BPETokenizer, load_tokenizer, train_bpe
 
 Image = pytest.importorskip("PIL.Image")
 

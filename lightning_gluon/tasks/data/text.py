@@ -13,16 +13,16 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_gluon.tasks.data.cache import cache_folder, cached, digest
+from lightning_gluon.tasks.data.loader import ResumableLoader, default_seed
+from lightning_gluon.tasks.data.text_sources import Corpus, read_files, read_hub_text, read_python
+from lightning_gluon.tasks.data.tokenizer import ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer, train_bpe
 from lightning_gluon.valid import number, one_of, whole
-from recipes.data.cache import cache_folder, cached, digest
-from recipes.data.loader import ResumableLoader, default_seed
-from recipes.data.text_sources import Corpus, read_files, read_hub_text, read_python
-from recipes.data.tokenizer import ByteTokenizer, Tokenizer, check_vocabulary, load_tokenizer, train_bpe
 
 __all__ = ["PackedTokens", "TextData"]
 
-_PATHS = {"files": "a text file or a folder of them", "hub": "a hub id such as `JeanKaddour/minipile`"}
-_CHECKS = {
+_PATH_OF = {"files": "a text file or a folder of them", "hub": "a hub id such as `JeanKaddour/minipile`"}
+TEXT_CHECKS = {
     "source": one_of("python", "packages", "files", "hub"),
     "seq_len": whole(1),
     "batch_size": whole(1),
@@ -104,11 +104,11 @@ class TextData(LightningDataModule):
         seed: int | None = None,
     ) -> None:
         given = locals()
-        for name, check in _CHECKS.items():
+        for name, check in TEXT_CHECKS.items():
             check(name, given[name])
         super().__init__()
-        if source in _PATHS and not path:
-            raise ValueError(f"Expected `path` with source={source!r}: {_PATHS[source]}.")
+        if source in _PATH_OF and not path:
+            raise ValueError(f"Expected `path` with source={source!r}: {_PATH_OF[source]}.")
         if tokenizer == "bpe":
             check_vocabulary(vocab_size)
         self.source, self.path, self.val_path = source, path, val_path

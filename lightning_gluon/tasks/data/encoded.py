@@ -14,7 +14,7 @@ from lightning_gluon.extras import require
 
 __all__ = ["EncodedImage", "ImageFile"]
 
-_LARGEST = 1 << 25  # pixels, 100 MB once decoded; a file of a few kB can claim far more
+_MOST_PIXELS = 1 << 25  # pixels, 100 MB once decoded; a file of a few kB can claim far more
 # What training sets are made of. Pillow would run another program for some of the other formats.
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM")
 
@@ -78,9 +78,9 @@ def _decode(blob: bytes | None, place: str) -> Tensor:
 
 
 def _check_size(width: int, height: int) -> None:
-    if width * height > _LARGEST:
+    if width * height > _MOST_PIXELS:
         raise ValueError(
-            f"it has {width} x {height} pixels, more than the {_LARGEST:,} that are decoded. Make it smaller first"
+            f"it has {width} x {height} pixels, more than the {_MOST_PIXELS:,} that are decoded. Make it smaller first"
         )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_gluon.extras import require
 
-__all__ = ["find_split", "load_dataset"]
+__all__ = ["load_dataset", "split_name"]
 
 _NAMES = {"train": ("train",), "val": ("validation", "valid", "val"), "test": ("test",)}
 
@@ -39,7 +39,7 @@ def load_dataset(name: str, config: str | None, *, otherwise: str) -> Any:
     return loaded
 
 
-def find_split(loaded: Any, split: str) -> str | None:
+def split_name(loaded: Any, split: str) -> str | None:
     """Return what a dataset calls its split `train`, `val` or `test`, or None if it has none."""
     for name in _NAMES[split]:
         if name in loaded:

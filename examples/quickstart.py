@@ -1,6 +1,6 @@
 """Train a small ViT on handwritten digits twice, with Gluon and with AdamW, and compare the two.
 
-    make quickstart                  or                  python -m recipes.quickstart
+    make quickstart                  or                  python -m examples.quickstart
 
 Both runs start from the same weights, see the same images in the same order and take the same number of steps with one
 gradient each, under the same schedule.
@@ -20,14 +20,15 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib import pyplot
 from rich.console import Console
 from rich.table import Table
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 import lightning_gluon
-from lightning_gluon.extras import require
-from recipes.data import ImageData
+from lightning_gluon.tasks import ImageData
 
 FOLDER = Path("runs/quickstart")
 EPOCHS = 30
@@ -54,8 +55,9 @@ class DigitsViT(LightningModule):
         super().__init__()
         self.save_hyperparameters()
         self.method, self.options = method, options
-        vit = require("timm.models.vision_transformer").VisionTransformer
-        self.net = vit(img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=64, depth=4, num_heads=4)
+        self.net = VisionTransformer(
+            img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=64, depth=4, num_heads=4
+        )
         self.accuracy = MulticlassAccuracy(num_classes=10, average="micro")
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
@@ -149,7 +151,6 @@ def _column(method: str, record: Record, optimizer: lightning_gluon.Gluon) -> di
 
 def draw(runs: dict[str, tuple[Record, lightning_gluon.Gluon]], path: Path) -> None:
     """Draw accuracy and loss of every run along training."""
-    pyplot = require("matplotlib.pyplot")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for color, method in zip(COLORS, runs, strict=True):
         record, _ = runs[method]

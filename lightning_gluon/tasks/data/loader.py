@@ -1,7 +1,7 @@
 """A data loader whose order is a function of (seed, epoch) and that continues where a checkpoint left it.
 
 Lightning saves and restores the state of every loader that has `state_dict` and `load_state_dict`. It calls `iter()` on
-the loader before it tells the sampler which epoch it is; the iterator below therefore starts its workers at the first
+the loader before it tells the sampler which epoch it is. The iterator below therefore starts its workers at the first
 `next()`, when the epoch is known.
 """
 
@@ -19,7 +19,7 @@ __all__ = ["EpochSampler", "ResumableLoader", "default_seed"]
 
 # A prime: `DistributedSampler` adds the epoch to the seed, and neighbouring seeds must not meet.
 _SEED_STRIDE = 1_000_003
-_OWN = ("sampler", "batch_sampler", "drop_last", "persistent_workers")  # workers start anew in every epoch
+_DECIDED = ("sampler", "batch_sampler", "drop_last", "persistent_workers")  # workers start anew in every epoch
 
 
 def default_seed(seed: int | None) -> int:
@@ -104,7 +104,7 @@ class ResumableLoader(DataLoader):
                 f"Expected at least one full batch of training data per process, but got {len(sampler)} samples for "
                 f"batch_size={batch_size}. Lower `batch_size` or give more data."
             )
-        kwargs = {name: value for name, value in kwargs.items() if name not in _OWN}
+        kwargs = {name: value for name, value in kwargs.items() if name not in _DECIDED}
         super().__init__(dataset, batch_size=batch_size, sampler=sampler, drop_last=True, **kwargs)
         self.processed = processed
         self._handed_out = 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_gluon.cli.models import configuration
+from lightning_gluon.configurations import configuration
 from lightning_gluon.extras import require
 
 __all__ = ["add_lora", "build_causal_lm"]

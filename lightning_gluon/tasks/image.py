@@ -13,8 +13,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_gluon.extras import require
+from lightning_gluon.tasks.optimizer import OptimizerByCallback
 from lightning_gluon.valid import number, whole
-from recipes.optimizer import OptimizerByCallback
 
 __all__ = ["ImageClassifier"]
 
@@ -164,18 +164,18 @@ def _source(timm: ModuleType, name: str) -> str | None:
     if not timm.is_model(architecture):
         raise ValueError(
             f"Expected `name` to be a model of timm, but got {name!r}. Similar names: "
-            f"{_near(architecture, timm.list_models())}."
+            f"{_alike(architecture, timm.list_models())}."
         )
     weights = timm.list_models(f"{architecture}.*", pretrained=True)
     if tag and model not in weights:
         raise ValueError(
             f"Expected `name` to have weights that timm knows, but got {name!r}. Similar names: "
-            f"{_near(model, weights)}."
+            f"{_alike(model, weights)}."
         )
     return None
 
 
-def _near(name: str, known: list[str]) -> list[str]:
+def _alike(name: str, known: list[str]) -> list[str]:
     """Return up to five names that begin like `name` or are spelt like it."""
     alike = [model for model in known if model.startswith(name[:-1])]
     alike += difflib.get_close_matches(name.lower(), known, n=5)

@@ -16,13 +16,14 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_gluon.cli.count_epochs import CountEpochs
-from recipes.data import EpochSampler, ImageData, ResumableLoader, TextData
-from recipes.data.cache import atomic_write, digest
-from recipes.data.image_sources import read_parquet, resize
-from recipes.data.images import random_crop
-from recipes.data.text import PackedTokens
-from recipes.data.text_sources import read_files, read_python
-from recipes.data.tokenizer import ByteTokenizer, train_bpe
+from lightning_gluon.tasks import ImageData, ResumableLoader, TextData
+from lightning_gluon.tasks.data.cache import atomic_write, digest
+from lightning_gluon.tasks.data.image_sources import read_parquet, resize
+from lightning_gluon.tasks.data.images import random_crop
+from lightning_gluon.tasks.data.loader import EpochSampler
+from lightning_gluon.tasks.data.text import PackedTokens
+from lightning_gluon.tasks.data.text_sources import read_files, read_python
+from lightning_gluon.tasks.data.tokenizer import ByteTokenizer, train_bpe
 
 pa = pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq  # noqa: E402
@@ -60,11 +61,11 @@ def test_sampler_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_processes_share_an_epoch_without_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("recipes.data.loader.dist.is_initialized", lambda: True)
-    monkeypatch.setattr("recipes.data.loader.dist.get_world_size", lambda: 2)
+    monkeypatch.setattr("lightning_gluon.tasks.data.loader.dist.is_initialized", lambda: True)
+    monkeypatch.setattr("lightning_gluon.tasks.data.loader.dist.get_world_size", lambda: 2)
     parts = []
     for rank in (0, 1):
-        monkeypatch.setattr("recipes.data.loader.dist.get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("lightning_gluon.tasks.data.loader.dist.get_rank", lambda rank=rank: rank)
         parts.append([b.tolist() for b in ResumableLoader(range(12), batch_size=3, seed=0)])
     assert sorted(x for part in parts for batch in part for x in batch) == list(range(12))
 
@@ -353,7 +354,7 @@ def test_text_data_reads_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     first.setup("fit")
     files = sorted(p.name for p in tmp_path.iterdir())
     assert len(files) == 3  # a tokenizer and two splits, no temporary file
-    monkeypatch.setattr("recipes.data.text.np.save", lambda *_: pytest.fail("tokenized twice"))
+    monkeypatch.setattr("lightning_gluon.tasks.data.text.np.save", lambda *_: pytest.fail("tokenized twice"))
     second = data()
     second.setup("fit")
     batch = next(iter(first.train_dataloader()))
