@@ -17,7 +17,7 @@ from typing_extensions import Unpack
 from lightning_gluon.estimators.kernels import Kernel
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import CHECKS, Group, Options
-from lightning_gluon.ranks.groups import Ranks
+from lightning_gluon.ranks.groups import ALONE, Ranks
 from lightning_gluon.step.checks import (
     check_lengths,
     check_options,
@@ -138,7 +138,7 @@ class Gluon(Optimizer):
         self._checked: list[list[object]] = []
 
     def _new_plans(self) -> Plans:
-        return Plans(Ranks.of(self.process_group), share=bool(self.share_work))
+        return Plans(Ranks.of(self.process_group) if self.share_work else ALONE)
 
     def __setstate__(self, state: ParameterState) -> None:
         """Restore from a pickle or a loaded state."""

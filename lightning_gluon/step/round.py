@@ -79,12 +79,10 @@ class Plans:
     """The plans of an optimizer, built when they are first needed.
 
     Args:
-        data_parallel: Ranks that hold the same plain parameters.
-        share: Whether ranks that hold the same matrices share their LMOs.
+        data_parallel: Ranks that hold the same plain parameters, and share their LMOs.
     """
 
     data_parallel: Ranks = ALONE
-    share: bool = True
     kept: dict[tuple[bool, ...], Plan | None] = field(default_factory=dict)
     spread: Spread | None = None
     agreement: Agreement | None = None
@@ -122,7 +120,7 @@ class Plans:
     def _build(self, groups: list[Group]) -> tuple[list[Chunk], list[Together]]:
         if self.spread is None:
             return build_plan(groups), []
-        return spread_plan(self.spread, share=self.share)
+        return spread_plan(self.spread, share=True)
 
 
 class Round:

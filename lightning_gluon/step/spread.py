@@ -8,7 +8,7 @@ Owners are found for the whole model at once, so that the work is balanced. Then
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,7 +45,7 @@ class Spread:
 
     @classmethod
     def of(cls, groups: list[Group], data_parallel: Ranks) -> Spread | None:
-        """Return the places of parameters; `None` if there is one rank.
+        """Return the places of parameters; `None` if there is one rank, or nothing that ranks could do together.
 
         Args:
             groups: The optimizer's groups.
@@ -70,12 +70,19 @@ class Spread:
                     f"Parameters lie on the ranks {layout.everyone.members} and on {everyone.members}, and neither "
                     "group holds the other. Make one mesh for all of them."
                 )
-        return cls(layouts, everyone, groups)
+        spread = cls(layouts, everyone, groups)
+        return spread if spread.sharded or any(member.is_lent(True) for member in spread.members()) else None
+
+    def members(self) -> Iterator[Member]:
+        """Iterate over all parameters."""
+        for group in self.groups:
+            for index, parameter in enumerate(group["params"]):
+                yield Member(group, index, self.layouts[parameter])
 
     @property
     def sharded(self) -> bool:
-        """True if no rank has all parameters whole."""
-        return any(layout.shards.size > 1 for layout in self.layouts.values())
+        """True if parameters are `DTensor`s of several ranks."""
+        return any(is_sharded(parameter) and layout.slots > 1 for parameter, layout in self.layouts.items())
 
 
 @dataclass(frozen=True)
@@ -96,6 +103,11 @@ class Member:
     def parameter(self) -> Tensor:
         """The parameter."""
         return self.group["params"][self.index]
+
+    @property
+    def learns(self) -> bool:
+        """True if it has a gradient, and entries."""
+        return self.parameter.grad is not None and self.parameter.numel() > 0
 
     @property
     def views(self) -> tuple[MatrixView, ...]:
@@ -165,12 +177,7 @@ def spread_plan(spread: Spread, *, share: bool, chunk_numel: int | None = None) 
     Returns:
         Chunks and trips, in an order that is the same on all ranks.
     """
-    lent: list[Member] = []
-    for group in spread.groups:
-        for index, parameter in enumerate(group["params"]):
-            member = Member(group, index, spread.layouts[parameter])
-            if parameter.grad is not None and parameter.numel() and member.is_lent(share):
-                lent.append(member)
+    lent = [member for member in spread.members() if member.learns and member.is_lent(share)]
     away = {(id(member.group), member.index) for member in lent}
     chunks = build_plan(spread.groups, chunk_numel=chunk_numel, away=away)
     for chunk in chunks:
