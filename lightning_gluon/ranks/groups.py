@@ -31,7 +31,7 @@ class Ranks:
     def of(cls, group: ProcessGroup | None) -> Ranks:
         """Return the ranks of a process group; one rank is alone."""
         if group is None or dist.get_world_size(group) == 1:
-            return ALONE
+            return ONE_RANK
         return cls(group, dist.get_world_size(group), dist.get_rank(group))
 
     @property
@@ -42,7 +42,7 @@ class Ranks:
         return list(dist.get_process_group_ranks(self.group))
 
 
-ALONE = Ranks()
+ONE_RANK = Ranks()
 
 
 class MeshGroups:
@@ -60,7 +60,7 @@ class MeshGroups:
         """
         dims = [dim for dim in dims if mesh.size(dim) > 1]
         if not dims:
-            return ALONE
+            return ONE_RANK
         if len(dims) == 1:
             return Ranks.of(mesh.get_group(dims[0]))
         here = mesh.get_coordinate()

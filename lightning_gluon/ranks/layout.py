@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from lightning_gluon.ranks.groups import ALONE, MeshGroups, Ranks
+from lightning_gluon.ranks.groups import ONE_RANK, MeshGroups, Ranks
 from lightning_gluon.ranks.pieces import is_sharded, local
 from lightning_gluon.ranks.regions import MeshCut, Region, region_at
 
@@ -30,9 +30,9 @@ class Layout:
 
     shape: tuple[int, ...]
     regions: tuple[Region, ...]
-    shards: Ranks = ALONE
-    copies: Ranks = ALONE
-    everyone: Ranks = ALONE
+    shards: Ranks = ONE_RANK
+    copies: Ranks = ONE_RANK
+    everyone: Ranks = ONE_RANK
 
     @property
     def own(self) -> Region:
@@ -51,7 +51,7 @@ class Layout:
         return self.shards.size * self.copies.size
 
 
-def layout_of(name: str, parameter: Tensor, groups: MeshGroups, data_parallel: Ranks = ALONE) -> Layout:
+def layout_of(name: str, parameter: Tensor, groups: MeshGroups, data_parallel: Ranks = ONE_RANK) -> Layout:
     """Return the layout of a parameter.
 
     Args:

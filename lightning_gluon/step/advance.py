@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.estimators.carry import Carry
+from lightning_gluon.estimators.ef21 import begins_anew
+from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms.needs import Context, Needs, Statistic
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
 from lightning_gluon.step.decay import DECAYS, Decay
-from lightning_gluon.step.factors import FactoredPiece
+from lightning_gluon.step.factors import LentCarry
 from lightning_gluon.step.plan import Chunk, Stack, stack_views
 from lightning_gluon.step.retraction import RETRACTIONS, Retraction
 
@@ -47,7 +49,7 @@ class Job:
         keep: What decay leaves of the weights, such as `1 - lr * weight_decay`.
         signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
         options: What the estimator reads in this step.
-        carries: What keeps the buffers between steps.
+        carry: What keeps the buffers between steps.
     """
 
     chunk: Chunk
@@ -61,13 +63,13 @@ class Job:
     keep: float | Tensor = 1.0
     signal: Signal | None = None
     options: StepOptions = field(default_factory=dict)
-    carries: list[Carry] = field(default_factory=list)
+    carry: Carry | None = None
 
     def finish(self) -> None:
         """Keep the buffers for the next step."""
+        assert self.carry is not None
         for name, values in self.buffers.items():
-            for carry, value in zip(self.carries, values, strict=True):
-                carry.store(name, value)
+            self.carry.store(name, values)
 
     def to_tensors(self) -> None:
         """Prepare for a compiled step.
@@ -78,8 +80,10 @@ class Job:
         dtype, device = self.new[0].dtype, self.params[0].device
         # Non-blocking, or the host would wait for the device.
         self.lengths = torch.tensor(self.lengths, dtype=dtype).to(device, non_blocking=True)
-        if ESTIMATORS[self.chunk.group["estimator"]].schedule is not None:
-            self.options = {name: _as_tensors(value, dtype, device) for name, value in self.options.items()}
+        changing = ESTIMATORS[self.chunk.group["estimator"]].changing(self.chunk.group)
+        if changing:
+            tensors = {name: _as_tensors(value, dtype, device) for name, value in changing.items()}
+            self.options = {**self.options, **tensors}
         if self.chunk.group["weight_decay"]:
             self.keep = torch.full((), float(self.keep), dtype=dtype, device=device)
         statistics = itertools.chain.from_iterable(kept.values() for kept in self.kept)
@@ -122,6 +126,7 @@ def prepare(
     old: list[Tensor] | None,
     signal: Signal | None,
     partners: Mapping[Tensor, Tensor],
+    exchange: Exchange = ALONE,
 ) -> Job | None:
     """Load the buffers of a chunk; a chunk of an estimator that steps by itself is stepped here and now.
 
@@ -132,6 +137,7 @@ def prepare(
         old: Their gradients at the previous iterate; `None` if there are none yet.
         signal: 0 if a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
         partners: Result of `partners_of`.
+        exchange: Exchange with other workers, for estimators that send messages.
 
     Returns:
         What is left to do.
@@ -147,34 +153,31 @@ def prepare(
     old = new if old is None else [gradient.to(work) for gradient in old]
     for stack in chunk.stacks:
         stack.norm = norm.on(new[0], (stack.count, *stack.shape))
-    carries = _carries(state, chunk, params)
+    states = [state[piece] for piece in params]
+    carry = _carry_of(chunk, states, params)
+    options = estimator.at(group)
+    if estimator.messages:
+        options = {**options, "exchange": exchange, "first": [begins_anew(own) for own in states]}
     return Job(
         chunk=chunk,
         params=params,
         new=new,
         old=old,
-        buffers={name: _loaded(carries, name, new) for name in estimator.names(group)},
+        buffers={name: carry.load(name, new, zero=name in estimator.messages) for name in estimator.names(group)},
         kept=read_statistics(state, chunk, params),
         partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
         lengths=[group["lr"] * radius for radius in chunk.radii],
         keep=1 - decay_of(chunk).share(group),
         signal=signal,
-        options=estimator.at(group),
-        carries=carries,
+        options=options,
+        carry=carry,
     )
 
 
-def _carries(state: MutableState, chunk: Chunk, params: list[Tensor]) -> list[Carry]:
-    carries = []
-    for member, (piece, views) in enumerate(zip(params, chunk.factored, strict=True)):
-        given = (state[piece], piece, views, chunk.group)
-        travels = views and chunk.owners
-        carries.append(FactoredPiece(*given, chunk.layouts[member]) if travels else Carry(*given))
-    return carries
-
-
-def _loaded(carries: list[Carry], name: str, gradients: list[Tensor]) -> list[Tensor]:
-    return [carry.load(name, gradient) for carry, gradient in zip(carries, gradients, strict=True)]
+def _carry_of(chunk: Chunk, states: list[Any], params: list[Tensor]) -> Carry:
+    if chunk.owners:
+        return LentCarry(states, params, chunk.factored, chunk.group, chunk.layouts)
+    return Carry(states, params, chunk.factored, chunk.group)
 
 
 def read_statistics(state: MutableState, chunk: Chunk, params: list[Tensor]) -> list[SlotTensors]:

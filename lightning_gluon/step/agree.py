@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_gluon.ranks.pieces import local
 from lightning_gluon.step.plan import chunk_limit
-from lightning_gluon.step.spread import Spread
+from lightning_gluon.step.world import World
 
 SHARDS_DIFFER = (
     "The ranks have other parameters than rank {rank}, such as {name}. Build the optimizer from the same model, with "
@@ -27,17 +27,17 @@ class Agreement:
     """Decisions of all ranks of a run.
 
     Args:
-        spread: The parameters on the ranks.
+        world: The parameters on the ranks.
     """
 
-    def __init__(self, spread: Spread) -> None:
-        self.ranks, self.groups = spread.everyone, spread.groups
-        pairs = [pair for group in spread.groups for pair in zip(group["param_names"], group["params"], strict=True)]
+    def __init__(self, world: World) -> None:
+        self.ranks, self.groups = world.everyone, world.groups
+        pairs = [pair for group in world.groups for pair in zip(group["param_names"], group["params"], strict=True)]
         self.names = [name for name, _ in pairs]
         self.places = {parameter: place for place, (_, parameter) in enumerate(pairs)}
         self.device = local(pairs[0][1]).device
         # How many ranks count the same entry.
-        copies = [self.ranks.size / spread.layouts[parameter].shards.size for _, parameter in pairs]
+        copies = [self.ranks.size / world.layouts[parameter].shards.size for _, parameter in pairs]
         self.copies = torch.tensor(copies, dtype=torch.float64, device=self.device)
 
     def check(self) -> None:

@@ -2,71 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from lightning_gluon.estimators.carry import Carry, factor_dtype
-from lightning_gluon.estimators.low_rank import compress, sketch_generator
+from lightning_gluon.estimators.carry import Carry
+from lightning_gluon.estimators.factors import FactorStack, FirstMomentum, factor_dtype, store_stacks
+from lightning_gluon.estimators.low_rank import expand
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.ranks.layout import Layout
 
-Factors = MutableMapping[str, Any]
+Factored = Sequence[tuple[MatrixView, ...]]
 
 
-class FactoredPiece(Carry):
-    """A momentum at low rank, of which this rank works on a piece; its owner compresses it.
+class LentCarry(Carry):
+    """Buffers of parameters that travel: this rank works on pieces of low-rank momenta, and owners compress them.
 
     Args:
-        state: The parameter's optimizer state.
-        parameter: The piece of the parameter.
-        factored: The matrices its momentum is compressed as.
-        group: Its group.
-        layout: Its layout.
+        states: The optimizer's state of every parameter.
+        params: The pieces of the parameters.
+        factored: The matrices that the momentum of each is compressed as; empty for the dense carry.
+        group: Their group.
+        layouts: Their layouts.
     """
 
     def __init__(
         self,
-        state: dict[str, Any],
-        parameter: Tensor,
-        factored: tuple[MatrixView, ...],
-        group: dict[str, Any],
-        layout: Layout,
+        states: Sequence[Any],
+        params: Sequence[Tensor],
+        factored: Factored,
+        group: Mapping[str, Any],
+        layouts: Sequence[Layout],
     ) -> None:
-        super().__init__(state, parameter, factored, group)
-        self.layout = layout
+        super().__init__(states, params, [()] * len(params), group)
+        self.lent, self.layouts = factored, layouts
 
-    def store(self, name: str, value: Tensor) -> None:
-        """Do nothing: the factors come from the owner."""
+    def _dense(self, index: int, name: str, gradient: Tensor, first: FirstMomentum) -> Tensor:
+        state = self.states[index]
+        if not self.lent[index]:
+            return super()._dense(index, name, gradient, first)
+        return self._piece(index, gradient) if "U0" in state else first(gradient)
 
-    def _expand(self, like: Tensor) -> Tensor:
-        region = self.layout.own
-        if region.size == self.layout.shape:
-            return super()._expand(like)
-        whole = super()._expand(like.new_empty(self.layout.shape))
-        return region.of(whole).contiguous()
+    def _piece(self, index: int, like: Tensor) -> Tensor:
+        """Return this rank's piece of a momentum, of which one parameter at a time is whole."""
+        state, layout = self.states[index], self.layouts[index]
+        whole = like.new_empty(layout.shape)
+        for number, view in enumerate(self.lent[index]):
+            left, values, right = [state[f"{key}{number}"].to(like.dtype) for key in "USV"]
+            view.scatter_(whole, expand(left, values, right))
+        return layout.own.of(whole).contiguous()
 
 
 def compress_(
-    state: Factors, parameter: Tensor, views: tuple[MatrixView, ...], group: Mapping[str, Any], value: Tensor
+    states: Sequence[Any], params: Sequence[Tensor], factored: Factored, group: Mapping[str, Any], whole: list[Tensor]
 ) -> None:
-    """Keep the factors of a whole momentum.
+    """Keep the factors of whole momenta.
 
     Args:
-        state: The parameter's optimizer state.
-        parameter: The parameter.
-        views: The matrices its momentum is compressed as.
-        group: Its group.
-        value: The momentum.
+        states: The optimizer's state of every parameter.
+        params: The parameters.
+        factored: The matrices that the momentum of each is compressed as; empty for the dense carry.
+        group: Their group.
+        whole: Their momenta.
     """
-    dtype = factor_dtype(parameter, group)
-    for index, view in enumerate(views):
-        left, values, right = compress(
-            view.gather(value),
-            rank=group["rank"],
-            oversampling=group["oversampling"],
-            power_iterations=group["power_iterations"],
-            generator=sketch_generator(group["seed"], group["steps"], view.matrix, value.device),
-        )
-        state[f"U{index}"], state[f"S{index}"], state[f"V{index}"] = left.to(dtype), values, right.to(dtype)
+    stacks = FactorStack.build(states, factored)
+    for stack in stacks:
+        batch, rows, columns = stack.matrix
+        like = whole[stack.pieces[0].member]
+        stack.momenta = like.new_empty((len(stack.pieces) * batch, rows, columns))
+        stack.shared = {}
+    if stacks:
+        store_stacks(stacks, whole, group, factor_dtype(params[0], group))

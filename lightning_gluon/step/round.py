@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.options import Group
-from lightning_gluon.ranks.groups import ALONE, Ranks
+from lightning_gluon.ranks.groups import ONE_RANK, Ranks
 from lightning_gluon.step.advance import Job, advance_, advance_all_, partners_of, prepare
 from lightning_gluon.step.agree import Agreement
 from lightning_gluon.step.finite import GradientCheck
 from lightning_gluon.step.noise import NoiseGuard
 from lightning_gluon.step.plan import Chunk, build_plan
-from lightning_gluon.step.spread import Spread, Together, spread_plan
 from lightning_gluon.step.trip import Loan, Trip
+from lightning_gluon.step.world import Together, World, world_plan
 from lightning_gluon.two_point.reference import ReferencePoint
 
 # Plans kept, one for every set of parameters with a gradient, the oldest forgotten first: where experts are idle by
@@ -82,9 +83,9 @@ class Plans:
         data_parallel: Ranks that hold the same plain parameters, and share their LMOs.
     """
 
-    data_parallel: Ranks = ALONE
+    data_parallel: Ranks = ONE_RANK
     kept: dict[tuple[bool, ...], Plan | None] = field(default_factory=dict)
-    spread: Spread | None = None
+    world: World | None = None
     agreement: Agreement | None = None
     known: bool = False
 
@@ -111,16 +112,16 @@ class Plans:
 
     def _meet(self, groups: list[Group]) -> None:
         """Find out whether there are other ranks, and whether they have the same parameters."""
-        self.spread = Spread.of(groups, self.data_parallel)
-        if self.spread is not None:
-            self.agreement = Agreement(self.spread)
+        self.world = World.of(groups, self.data_parallel)
+        if self.world is not None:
+            self.agreement = Agreement(self.world)
             self.agreement.check()
         self.known = True
 
     def _build(self, groups: list[Group]) -> tuple[list[Chunk], list[Together]]:
-        if self.spread is None:
+        if self.world is None:
             return build_plan(groups), []
-        return spread_plan(self.spread, share=True)
+        return world_plan(self.world, share=True)
 
 
 class Round:
@@ -142,6 +143,7 @@ class Round:
         gradients: list[Tensor],
         references: list[Tensor],
         signal: list[Tensor | None] | None,
+        exchange: Exchange = ALONE,
     ) -> None:
         """Move all parameters of a plan.
 
@@ -152,10 +154,11 @@ class Round:
             gradients: Their gradients, in the plan's order.
             references: Those at the previous iterate; empty on a step that takes none.
             signal: 0 if a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
+            exchange: Exchange with other workers.
         """
         jobs: list[Job] = []
         partners = partners_of(plan.every)
-        given = _Given(state, reference, gradients, references, signal, partners)
+        given = _Given(state, reference, gradients, references, signal, partners, exchange)
         with full_precision(plan.params), ExitStack() as tracked:
             for chunk in plan.chunks:
                 job = given.begin(chunk, tracked)
@@ -222,6 +225,7 @@ class _Given:
     references: list[Tensor]
     signal: list[Tensor | None] | None
     partners: Mapping[Tensor, Tensor]
+    exchange: Exchange
     start: int = 0
 
     def begin(self, chunk: Chunk, tracked: ExitStack) -> Job | None:
@@ -231,7 +235,7 @@ class _Given:
         old = self.references[part] if self.references else None
         heard = self.signal[part] if self.signal is not None else None
         tracked.enter_context(self.reference.tracking(chunk.group, chunk.params))
-        return prepare(self.state, chunk, self.gradients[part], old, heard, self.partners)
+        return prepare(self.state, chunk, self.gradients[part], old, heard, self.partners, self.exchange)
 
 
 def full_precision(params: Iterable[Tensor]) -> ExitStack:

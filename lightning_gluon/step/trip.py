@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -26,13 +26,21 @@ from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.options import Group
-from lightning_gluon.ranks.exchange import Exchange, Parcel
 from lightning_gluon.ranks.regions import Region
-from lightning_gluon.step.advance import Job, decay_of, direction_of, lmo_of, move_, read_statistics, subtract_
+from lightning_gluon.ranks.transfer import Parcel, Transfer
+from lightning_gluon.step.advance import (
+    Job,
+    MutableState,
+    decay_of,
+    direction_of,
+    lmo_of,
+    move_,
+    read_statistics,
+    subtract_,
+)
 from lightning_gluon.step.factors import compress_
 from lightning_gluon.step.plan import views_of
 
-State: TypeAlias = MutableMapping[Tensor, Any]
 TensorLists: TypeAlias = list[list[Tensor]]
 
 
@@ -45,7 +53,7 @@ class Loan:
         workspace: Buffers to reuse.
     """
 
-    def __init__(self, job: Job, state: State, workspace: Workspace) -> None:
+    def __init__(self, job: Job, state: MutableState, workspace: Workspace) -> None:
         chunk = job.chunk
         assert chunk.own is not None
         self.job, self.state, self.workspace = job, state, workspace
@@ -91,10 +99,9 @@ class Loan:
             move_(own, weights, direction, kept, partners, lengths, job.keep, self.workspace)
         elif self.norm.stacks:
             found = self._units(direction, kept, partners)
-        for parameter, views, tensors in zip(own.params, own.factored, whole, strict=True):
-            if views:
-                momentum = tensors[-1] if len(tensors) > 1 + self.moves_whole else tensors[0]
-                compress_(self.state[parameter], parameter, views, own.group, momentum)
+        states = [self.state[parameter] for parameter in own.params]
+        momenta = [tensors[-1] if len(tensors) > 1 + self.moves_whole else tensors[0] for tensors in whole]
+        compress_(states, own.params, own.factored, own.group, momenta)
         return found
 
     def _units(
@@ -232,7 +239,7 @@ class Trip:
                 parcels += [Parcel(layout, owner)] * len(some)
                 pieces += some
         self.counts = [[len(some) for some in tensors] for tensors in sent]
-        self.out = Exchange(parcels, pieces[0].device)
+        self.out = Transfer(parcels, pieces[0].device)
         self.there = self.out.collect(pieces)
         return self
 
@@ -252,7 +259,7 @@ class Trip:
                 own = loan.state[loan.chunk.params[member]]
                 shared[len(parcels) + member] = [own[name] for name in loan.chunk.shared[member]]
             parcels += [Parcel(*pair) for pair in zip(loan.chunk.layouts, loan.chunk.owners, strict=True)]
-        back = Exchange(parcels, self.out.device)
+        back = Transfer(parcels, self.out.device)
         forms = [list(forms.values()) for loan in self.loans for forms in loan.chunk.shared]
         self.back = back.share(found, [dtype for loan in self.loans for dtype in loan.dtypes])
         self.news: TensorLists = back.spread(shared, forms) if any(forms) else [[] for _ in parcels]

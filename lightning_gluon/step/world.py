@@ -18,7 +18,7 @@ from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms.table import NORMS, norm_of
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.options import Group
-from lightning_gluon.ranks.groups import ALONE, MeshGroups, Ranks
+from lightning_gluon.ranks.groups import ONE_RANK, MeshGroups, Ranks
 from lightning_gluon.ranks.layout import Layout, layout_of
 from lightning_gluon.ranks.owners import assign, cut_rounds
 from lightning_gluon.ranks.packing import Form
@@ -30,7 +30,7 @@ Together = list[Chunk]  # chunks whose matrices travel together
 
 
 @dataclass
-class Spread:
+class World:
     """Places of an optimizer's parameters on the ranks of a run.
 
     Args:
@@ -44,7 +44,7 @@ class Spread:
     groups: list[Group]
 
     @classmethod
-    def of(cls, groups: list[Group], data_parallel: Ranks) -> Spread | None:
+    def of(cls, groups: list[Group], data_parallel: Ranks) -> World | None:
         """Return the places of parameters; `None` if there is one rank, or nothing that ranks could do together.
 
         Args:
@@ -60,7 +60,7 @@ class Spread:
             for group in groups
             for name, parameter in zip(group["param_names"], group["params"], strict=True)
         }
-        everyone = max((layout.everyone for layout in layouts.values()), key=lambda ranks: ranks.size, default=ALONE)
+        everyone = max((layout.everyone for layout in layouts.values()), key=lambda ranks: ranks.size, default=ONE_RANK)
         if everyone.size == 1:
             return None
         members = set(everyone.members)
@@ -70,14 +70,16 @@ class Spread:
                     f"Parameters lie on the ranks {layout.everyone.members} and on {everyone.members}, and neither "
                     "group holds the other. Make one mesh for all of them."
                 )
-        spread = cls(layouts, everyone, groups)
-        return spread if spread.sharded or any(member.is_lent(True) for member in spread.members()) else None
+        world = cls(layouts, everyone, groups)
+        for member in world.members():
+            member.check()
+        return world if world.sharded or any(member.is_lent(True) for member in world.members()) else None
 
-    def members(self) -> Iterator[Member]:
+    def members(self) -> Iterator[Placed]:
         """Iterate over all parameters."""
         for group in self.groups:
             for index, parameter in enumerate(group["params"]):
-                yield Member(group, index, self.layouts[parameter])
+                yield Placed(group, index, self.layouts[parameter])
 
     @property
     def sharded(self) -> bool:
@@ -86,7 +88,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Member:
+class Placed:
     """A parameter of a group, on the ranks of a run.
 
     Args:
@@ -157,7 +159,7 @@ class Member:
             return False
         sharded = is_sharded(self.parameter)
         if self.factored:
-            return sharded or share
+            return sharded or (share and not self.group.get("feedback"))
         if not norm.stacks:
             return False
         if sharded and (self.local_views is None or self.keeps_whole):
@@ -165,45 +167,65 @@ class Member:
         alike = self.layout.copies.size > 1 and (sharded or share)
         return alike and self.cost > self.parameter.numel()
 
+    def check(self) -> None:
+        """Raise if its pieces are too little for its group.
 
-def spread_plan(spread: Spread, *, share: bool, chunk_numel: int | None = None) -> tuple[list[Chunk], list[Together]]:
+        Raises:
+            NotImplementedError: If they are.
+        """
+        if self.layout.slots == 1 or not is_sharded(self.parameter):
+            return
+        reasons = {
+            f"norm {self.group['norm']!r} reads another whole parameter": NORMS[self.group["norm"]].reads_partner,
+            f"estimator {self.group['estimator']!r} needs whole gradients": ESTIMATORS[
+                self.group["estimator"]
+            ].messages,
+            "`feedback` is kept by rows of whole matrices": self.factored and self.group.get("feedback"),
+        }
+        for reason, applies in reasons.items():
+            if applies:
+                name = self.group["param_names"][self.index]
+                raise NotImplementedError(f"{name!r} is spread over ranks, but {reason}. Use DDP, or another method.")
+
+
+def world_plan(world: World, *, share: bool, chunk_numel: int | None = None) -> tuple[list[Chunk], list[Together]]:
     """Return the chunks that a rank steps by itself, and the trips of those that travel.
 
     Args:
-        spread: The parameters on the ranks.
+        world: The parameters on the ranks.
         share: Whether ranks that hold the same matrices share their LMOs.
         chunk_numel: As in `build_plan`.
 
     Returns:
         Chunks and trips, in an order that is the same on all ranks.
     """
-    lent = [member for member in spread.members() if member.learns and member.is_lent(share)]
+    lent = [member for member in world.members() if member.learns and member.is_lent(share)]
     away = {(id(member.group), member.index) for member in lent}
-    chunks = build_plan(spread.groups, chunk_numel=chunk_numel, away=away)
+    chunks = build_plan(world.groups, chunk_numel=chunk_numel, away=away)
     for chunk in chunks:
-        _lay_out(chunk, spread)
+        _lay_out(chunk, world)
     return chunks, [trip for together in _by_ranks(lent) for trip in _trips(together, chunk_numel)]
 
 
-def _lay_out(chunk: Chunk, spread: Spread) -> None:
+def _lay_out(chunk: Chunk, world: World) -> None:
     """Give a chunk that does not travel its layouts, and the matrices of its pieces."""
-    members = [Member(chunk.group, index, spread.layouts[chunk.group["params"][index]]) for index in chunk.indices]
+    members = [Placed(chunk.group, index, world.layouts[chunk.group["params"][index]]) for index in chunk.indices]
     chunk.layouts = [member.layout for member in members]
     if chunk.sharded and chunk.stacks:
         views = [member.local_views or () if member.layout.own.numel else () for member in members]
         chunk.stacks = stacks_of(chunk.group, views)
 
 
-def _by_ranks(members: Iterable[Member]) -> list[list[Member]]:
+def _by_ranks(members: Iterable[Placed]) -> list[list[Placed]]:
     """Part members by the ranks that they lie on."""
-    found: dict[tuple[int, int], list[Member]] = {}
+    found: dict[tuple[int, int], list[Placed]] = {}
     for member in members:
         key = (id(member.layout.shards.group), id(member.layout.copies.group))
         found.setdefault(key, []).append(member)
     return list(found.values())
 
 
-def _trips(members: Sequence[Member], chunk_numel: int | None) -> list[Together]:
+def _trips(members: Sequence[Placed], chunk_numel: int | None) -> list[Together]:
     """Find the owners of members on the same ranks, and cut their work in trips."""
     costs = [member.cost for member in members]
     sizes = [math.prod(member.layout.shape) for member in members]
@@ -220,7 +242,7 @@ def _trips(members: Sequence[Member], chunk_numel: int | None) -> list[Together]
     return trips
 
 
-def _lend(members: list[Member], owners: list[int]) -> Chunk:
+def _lend(members: list[Placed], owners: list[int]) -> Chunk:
     """Return a chunk of parameters that travel to these owners."""
     group, one = members[0].group, members[0].layout
     here = one.copies.place * one.shards.size + one.shards.place
@@ -246,7 +268,7 @@ def _shared_forms(group: Group, index: int) -> dict[str, Form]:
     return {name: Form.of(entry) for name, entry in shared_layout(group, index).items()}
 
 
-def _whole_stacks(group: Group, members: list[Member]) -> list[Stack]:
+def _whole_stacks(group: Group, members: list[Placed]) -> list[Stack]:
     if not NORMS[group["norm"]].stacks:
         return []
     return stacks_of(group, [member.views for member in members])

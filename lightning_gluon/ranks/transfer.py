@@ -22,7 +22,7 @@ from lightning_gluon.ranks.layout import Layout
 from lightning_gluon.ranks.packing import Form
 from lightning_gluon.ranks.regions import Region
 
-Whole = dict[int, Tensor]  # by the index of the parcel
+WholeTensors = dict[int, Tensor]  # by the index of the parcel
 TensorLists = dict[int, list[Tensor]]
 
 
@@ -39,7 +39,7 @@ class Parcel:
     owner: int
 
 
-class Exchange:
+class Transfer:
     """Parcels that travel together, over the same ranks.
 
     Args:
@@ -63,7 +63,7 @@ class Exchange:
         """Return the parcels whose owners are in a copy, in the order of these owners."""
         return [index for shard in range(self.shards.size) for index in self._owned_by(shard, copy)]
 
-    def collect(self, pieces: Sequence[Tensor]) -> Flight[Whole]:
+    def collect(self, pieces: Sequence[Tensor]) -> Flight[WholeTensors]:
         """Bring the pieces of every parcel together at its owner.
 
         Args:
@@ -81,7 +81,7 @@ class Exchange:
         forms = [[Form(self._region(index, shard).size, dtypes[index]) for index in mine] for shard in every]
         flight = all_to_all(self.shards, sent, forms, self.device)
 
-        def join() -> Whole:
+        def join() -> WholeTensors:
             parts = [part for some in flight.wait() for part in some]
             whole = {
                 index: torch.empty(self.parcels[index].layout.shape, dtype=dtypes[index], device=self.device)
@@ -116,7 +116,7 @@ class Exchange:
         # The all-gather takes what the all-to-all brings, so it starts when somebody waits.
         return Flight(lambda: self._to_copies(here.wait(), forms).wait())
 
-    def _to_shards(self, whole: Mapping[int, Tensor], forms: Sequence[Form]) -> Flight[Whole]:
+    def _to_shards(self, whole: Mapping[int, Tensor], forms: Sequence[Form]) -> Flight[WholeTensors]:
         """Bring the tensors that are owned in this copy to its ranks."""
         if self.shards.group is None:
             return Flight(lambda: dict(whole))
@@ -169,9 +169,9 @@ class Exchange:
         return gathered
 
 
-def _by_index(lists: Sequence[Sequence[int]], rows: Sequence[Sequence[Tensor]]) -> Whole:
+def _by_index(lists: Sequence[Sequence[int]], rows: Sequence[Sequence[Tensor]]) -> WholeTensors:
     """Return tensors by the parcels that they are of, given those of every rank."""
-    found: Whole = {}
+    found: WholeTensors = {}
     for some, row in zip(lists, rows, strict=True):
         found.update(zip(some, row, strict=True))
     return found
