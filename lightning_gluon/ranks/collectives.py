@@ -11,28 +11,28 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_gluon.ranks.groups import Ranks
-from lightning_gluon.ranks.packing import Form, pack, room, views
+from lightning_gluon.ranks.packing import TensorForm, pack, tensors_in, total_room
 
-Found = TypeVar("Found")
+Delivered = TypeVar("Delivered")
 
 
 @dataclass
-class Flight(Generic[Found]):
+class Flight(Generic[Delivered]):
     """Tensors under way.
 
     Args:
         deliver: Waits for them and returns them.
     """
 
-    deliver: Callable[[], Found]
+    deliver: Callable[[], Delivered]
 
-    def wait(self) -> Found:
+    def wait(self) -> Delivered:
         """Return the tensors once they have come; on a GPU its stream waits, not the host."""
         return self.deliver()
 
 
 def all_to_all(
-    ranks: Ranks, sent: Sequence[Sequence[Tensor]], forms: Sequence[Sequence[Form]], device: torch.device
+    ranks: Ranks, sent: Sequence[Sequence[Tensor]], forms: Sequence[Sequence[TensorForm]], device: torch.device
 ) -> Flight[list[list[Tensor]]]:
     """Send tensors to every rank, and receive some from every rank, in one collective.
 
@@ -45,8 +45,8 @@ def all_to_all(
     Returns:
         Tensors from every rank.
     """
-    outgoing = [room(map(Form.of, tensors)) for tensors in sent]
-    incoming = [room(some) for some in forms]
+    outgoing = [total_room(map(TensorForm.of, tensors)) for tensors in sent]
+    incoming = [total_room(some) for some in forms]
     data = torch.empty(sum(outgoing), dtype=torch.uint8, device=device)
     pack(data, [tensor for tensors in sent for tensor in tensors])
     found = torch.empty(sum(incoming), dtype=torch.uint8, device=device)
@@ -54,13 +54,13 @@ def all_to_all(
 
     def deliver() -> list[list[Tensor]]:
         _finish(work, data)
-        return [views(part, some) for part, some in zip(found.split(incoming), forms, strict=True)]
+        return [tensors_in(part, some) for part, some in zip(found.split(incoming), forms, strict=True)]
 
     return Flight(deliver)
 
 
 def all_gather(
-    ranks: Ranks, own: Sequence[Tensor], forms: Sequence[Sequence[Form]], device: torch.device
+    ranks: Ranks, own: Sequence[Tensor], forms: Sequence[Sequence[TensorForm]], device: torch.device
 ) -> Flight[list[list[Tensor]]]:
     """Give tensors to all ranks, in one collective that is as long for each as for the longest.
 
@@ -73,7 +73,7 @@ def all_gather(
     Returns:
         Tensors of every rank.
     """
-    width = max(room(some) for some in forms)
+    width = max(total_room(some) for some in forms)
     data = torch.zeros(width, dtype=torch.uint8, device=device)
     pack(data, own)
     found = torch.empty(width * ranks.size, dtype=torch.uint8, device=device)
@@ -81,7 +81,7 @@ def all_gather(
 
     def deliver() -> list[list[Tensor]]:
         _finish(work, data)
-        return [views(part, some) for part, some in zip(found.split(width), forms, strict=True)]
+        return [tensors_in(part, some) for part, some in zip(found.split(width), forms, strict=True)]
 
     return Flight(deliver)
 

@@ -66,19 +66,21 @@ def layout_of(name: str, parameter: Tensor, groups: MeshGroups, data_parallel: R
     shape = tuple(parameter.shape)
     if not is_sharded(parameter):
         return Layout(shape, (Region.whole(shape),), copies=data_parallel, everyone=data_parallel)
-    mesh, placements = parameter.device_mesh, parameter.placements
-    cuts = {dim: _read_cut(name, mesh, dim, placement) for dim, placement in enumerate(placements)}
-    cutting = [dim for dim, cut in cuts.items() if cut is not None]
-    alike = [dim for dim, cut in cuts.items() if cut is None]
-    shards = groups.along(mesh, cutting)
-    own = [cut for cut in cuts.values() if cut is not None]
-    places = [_coordinates(mesh, rank) for rank in shards.members]
-    regions = [region_at(shape, own, [place[dim] for dim in cutting]) for place in places]
-    layout = Layout(shape, tuple(regions), shards, groups.along(mesh, alike), groups.along(mesh, range(mesh.ndim)))
-    if tuple(local(parameter).shape) != layout.own.size:
+    mesh = parameter.device_mesh
+    cuts = {dim: _read_cut(name, mesh, dim, placement) for dim, placement in enumerate(parameter.placements)}
+    cutting = {dim: cut for dim, cut in cuts.items() if cut is not None}
+    shards = groups.along(mesh, list(cutting))
+    regions = []
+    for rank in shards.members:
+        place = _coordinates(mesh, rank)
+        regions.append(region_at(shape, cutting.values(), [place[dim] for dim in cutting]))
+    copies = groups.along(mesh, [dim for dim in cuts if dim not in cutting])
+    layout = Layout(shape, tuple(regions), shards, copies, groups.along(mesh, range(mesh.ndim)))
+    found = tuple(local(parameter).shape)
+    if found != layout.own.size:
         raise NotImplementedError(
-            f"The piece of {name!r} has shape {tuple(local(parameter).shape)}, but placements {placements} of shape "
-            f"{shape} should give {layout.own.size}. Shard it with `fully_shard` or `parallelize_module` alone."
+            f"The piece of {name!r} has shape {found}, but placements {parameter.placements} of shape {shape} should "
+            f"give {layout.own.size}. Shard it with `fully_shard` or `parallelize_module` alone."
         )
     return layout
 

@@ -13,7 +13,7 @@ ALIGNMENT = 16  # bytes: every tensor can be viewed in its own dtype, and is rea
 
 
 @dataclass(frozen=True)
-class Form:
+class TensorForm:
     """Shape and dtype of a tensor that is to come.
 
     Args:
@@ -25,7 +25,7 @@ class Form:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Form:
+    def of(cls, tensor: Tensor) -> TensorForm:
         """Return the form of a tensor."""
         return cls(tuple(tensor.shape), tensor.dtype)
 
@@ -40,12 +40,12 @@ class Form:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def room(forms: Iterable[Form]) -> int:
+def total_room(forms: Iterable[TensorForm]) -> int:
     """Return the bytes that tensors take together."""
     return sum(form.room for form in forms)
 
 
-def views(buffer: Tensor, forms: Sequence[Form]) -> list[Tensor]:
+def tensors_in(buffer: Tensor, forms: Sequence[TensorForm]) -> list[Tensor]:
     """Return the tensors that lie one after the other in a buffer, sharing its storage.
 
     Args:
@@ -54,7 +54,7 @@ def views(buffer: Tensor, forms: Sequence[Form]) -> list[Tensor]:
 
     Example:
         >>> buffer = torch.zeros(32, dtype=torch.uint8)
-        >>> first, second = views(buffer, [Form((2,), torch.float32), Form((1,), torch.float64)])
+        >>> first, second = tensors_in(buffer, [TensorForm((2,), torch.float32), TensorForm((1,), torch.float64)])
         >>> pack(buffer, [torch.ones(2), torch.tensor([2.0], dtype=torch.float64)])
         >>> first.tolist(), second.tolist()
         ([1.0, 1.0], [2.0])
@@ -76,4 +76,4 @@ def pack(buffer: Tensor, tensors: Sequence[Tensor]) -> None:
         tensors: Tensors of any layout.
     """
     if tensors:
-        torch._foreach_copy_(views(buffer, [Form.of(tensor) for tensor in tensors]), list(tensors))
+        torch._foreach_copy_(tensors_in(buffer, [TensorForm.of(tensor) for tensor in tensors]), list(tensors))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -19,11 +19,11 @@ from torch import Tensor
 from lightning_gluon.ranks.collectives import Flight, all_gather, all_to_all
 from lightning_gluon.ranks.groups import Ranks
 from lightning_gluon.ranks.layout import Layout
-from lightning_gluon.ranks.packing import Form
+from lightning_gluon.ranks.packing import TensorForm
 from lightning_gluon.ranks.regions import Region
 
 WholeTensors = dict[int, Tensor]  # by the index of the parcel
-TensorLists = dict[int, list[Tensor]]
+ListsByIndex = dict[int, list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -72,24 +72,28 @@ class Transfer:
         Returns:
             The whole tensors that this rank owns.
         """
-        mine = self.mine
+        mine, shards = self.mine, range(self.shards.size)
         if self.shards.group is None:
             return Flight(lambda: {index: pieces[index] for index in mine})
-        every = range(self.shards.size)
-        sent = [[pieces[index] for index in self._owned_by(shard)] for shard in every]
-        dtypes = {index: pieces[index].dtype for index in mine}
-        forms = [[Form(self._region(index, shard).size, dtypes[index]) for index in mine] for shard in every]
+        sent = []
+        forms = []
+        for shard in shards:
+            theirs = self._owned_by(shard)
+            sent.append([pieces[index] for index in theirs])
+            forms.append([TensorForm(self._region(index, shard).size, pieces[index].dtype) for index in mine])
         flight = all_to_all(self.shards, sent, forms, self.device)
 
         def join() -> WholeTensors:
-            parts = [part for some in flight.wait() for part in some]
-            whole = {
-                index: torch.empty(self.parcels[index].layout.shape, dtype=dtypes[index], device=self.device)
-                for index in mine
-            }
-            targets = [self._region(index, shard).of(whole[index]) for shard in every for index in mine]
+            parts = flight.wait()
+            whole: WholeTensors = {}
+            targets = []
+            for index in mine:
+                shape = self.parcels[index].layout.shape
+                whole[index] = torch.empty(shape, dtype=pieces[index].dtype, device=self.device)
+            for shard in shards:
+                targets += [self._region(index, shard).of(whole[index]) for index in mine]
             if targets:
-                torch._foreach_copy_(targets, parts)
+                torch._foreach_copy_(targets, list(chain.from_iterable(parts)))
             return whole
 
         return Flight(join)
@@ -107,35 +111,41 @@ class Transfer:
         Returns:
             This rank's piece of every parcel.
         """
-        forms = [Form(parcel.layout.own.size, dtype) for parcel, dtype in zip(self.parcels, dtypes, strict=True)]
+        forms = []
+        for parcel, dtype in zip(self.parcels, dtypes, strict=True):
+            forms.append(TensorForm(parcel.layout.own.size, dtype))
         here = self._to_shards(whole, forms)
         if self.copies.group is None:
-            return Flight(lambda: _in_order(here.wait()))
+            return Flight(lambda: _sorted_values(here.wait()))
         if self.shards.group is None:
             return self._to_copies(whole, forms)
         # The all-gather takes what the all-to-all brings, so it starts when somebody waits.
         return Flight(lambda: self._to_copies(here.wait(), forms).wait())
 
-    def _to_shards(self, whole: Mapping[int, Tensor], forms: Sequence[Form]) -> Flight[WholeTensors]:
+    def _to_shards(self, whole: Mapping[int, Tensor], forms: Sequence[TensorForm]) -> Flight[WholeTensors]:
         """Bring the tensors that are owned in this copy to its ranks."""
         if self.shards.group is None:
             return Flight(lambda: dict(whole))
-        every = range(self.shards.size)
-        sent = [[self._region(index, shard).of(whole[index]) for index in self.mine] for shard in every]
-        lists = [self._owned_by(shard) for shard in every]
-        wanted = [[forms[index] for index in some] for some in lists]
+        sent = []
+        lists = []
+        wanted = []
+        for shard in range(self.shards.size):
+            theirs = self._owned_by(shard)
+            sent.append([self._region(index, shard).of(whole[index]) for index in self.mine])
+            lists.append(theirs)
+            wanted.append([forms[index] for index in theirs])
         flight = all_to_all(self.shards, sent, wanted, self.device)
         return Flight(lambda: _by_index(lists, flight.wait()))
 
-    def _to_copies(self, pieces: Mapping[int, Tensor], forms: Sequence[Form]) -> Flight[list[Tensor]]:
+    def _to_copies(self, pieces: Mapping[int, Tensor], forms: Sequence[TensorForm]) -> Flight[list[Tensor]]:
         """Bring the tensors that are owned in any copy to all of them."""
         lists = [self._of_copy(copy) for copy in range(self.copies.size)]
         own = [pieces[index] for index in lists[self.copies.place]]
         wanted = [[forms[index] for index in some] for some in lists]
         flight = all_gather(self.copies, own, wanted, self.device)
-        return Flight(lambda: _in_order(_by_index(lists, flight.wait())))
+        return Flight(lambda: _sorted_values(_by_index(lists, flight.wait())))
 
-    def spread(self, own: Mapping[int, Sequence[Tensor]], forms: Sequence[Sequence[Form]]) -> list[list[Tensor]]:
+    def spread(self, own: Mapping[int, Sequence[Tensor]], forms: Sequence[Sequence[TensorForm]]) -> list[list[Tensor]]:
         """Give tensors of owners to all ranks, whole.
 
         Args:
@@ -155,13 +165,17 @@ class Transfer:
         return [found[index] for index in range(len(forms))]
 
     def _gathered(
-        self, ranks: Ranks, lists: list[list[int]], found: TensorLists, forms: Sequence[Sequence[Form]]
-    ) -> TensorLists:
+        self, ranks: Ranks, lists: list[list[int]], found: ListsByIndex, forms: Sequence[Sequence[TensorForm]]
+    ) -> ListsByIndex:
         """Give each rank's share of some parcels to all ranks."""
-        own = [tensor for index in lists[ranks.place] for tensor in found[index]]
-        wanted = [[form for index in some for form in forms[index]] for some in lists]
+        own: list[Tensor] = []
+        for index in lists[ranks.place]:
+            own += found[index]
+        wanted: list[list[TensorForm]] = []
+        for some in lists:
+            wanted.append(list(chain.from_iterable(forms[index] for index in some)))
         rows = all_gather(ranks, own, wanted, self.device).wait()
-        gathered: TensorLists = {}
+        gathered: ListsByIndex = {}
         for some, row in zip(lists, rows, strict=True):
             tensors = iter(row)
             for index in some:
@@ -177,5 +191,5 @@ def _by_index(lists: Sequence[Sequence[int]], rows: Sequence[Sequence[Tensor]]) 
     return found
 
 
-def _in_order(found: Mapping[int, Tensor]) -> list[Tensor]:
+def _sorted_values(found: Mapping[int, Tensor]) -> list[Tensor]:
     return [found[index] for index in sorted(found)]

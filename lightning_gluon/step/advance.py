@@ -157,7 +157,8 @@ def prepare(
     carry = _carry_of(chunk, states, params)
     options = estimator.at(group)
     if estimator.messages:
-        options = {**options, "exchange": exchange, "first": [begins_anew(own) for own in states]}
+        anew = [begins_anew(own) for own in states]
+        options = {**options, "exchange": exchange, "first": anew}
     return Job(
         chunk=chunk,
         params=params,
@@ -263,7 +264,7 @@ def advance_(
         workspace: Buffers to reuse.
     """
     direction = direction_of(chunk, new, old, buffers, options, signal)
-    move_(chunk, params, direction, kept, partners, lengths, keep, workspace)
+    move_weights_(chunk, params, direction, kept, partners, lengths, keep, workspace)
 
 
 def direction_of(
@@ -279,7 +280,7 @@ def direction_of(
     return direction if signal is None else _heard(direction, signal)
 
 
-def move_(
+def move_weights_(
     chunk: Chunk,
     params: list[Tensor],
     direction: list[Tensor],

@@ -54,7 +54,7 @@ class LentCarry(Carry):
         return layout.own.of(whole).contiguous()
 
 
-def compress_(
+def compress_whole_(
     states: Sequence[Any], params: Sequence[Tensor], factored: Factored, group: Mapping[str, Any], whole: list[Tensor]
 ) -> None:
     """Keep the factors of whole momenta.

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_gluon.estimators.carry import dense_dtype
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import Group
-from lightning_gluon.step.agree import Agreement
+from lightning_gluon.step.consensus import Consensus
 from lightning_gluon.step.plan import Chunk
 
 RAISE, IGNORE, SKIP = "raise", "ignore", "skip"  # of `on_nonfinite`
@@ -53,17 +53,17 @@ class GradientCheck:
 
     Args:
         chunks: The plan.
-        agreement: The other ranks, if there are some: all of them decide alike.
+        consensus: The other ranks, if there are some: all of them decide alike.
     """
 
-    def __init__(self, chunks: list[Chunk], agreement: Agreement | None = None) -> None:
-        self.agreement = agreement
+    def __init__(self, chunks: list[Chunk], consensus: Consensus | None = None) -> None:
+        self.consensus = consensus
         self.watched = [one for chunk in chunks for one in _watched(chunk)]
         self.device = chunks[0].params[0].device
         limits = [min(one.largest, HIGHEST) for one in self.watched]
         self.limits = torch.tensor(limits, device=self.device)
         params = [parameter for chunk in chunks for parameter in chunk.params]
-        self.where = agreement.where(params) if agreement is not None else self.limits
+        self.where = consensus.where(params) if consensus is not None else self.limits
 
     def norms(self, gradients: list[Tensor], references: list[Tensor]) -> Tensor | None:
         """Return the 2-norm of every gradient, after checking that all are dense, finite and within range.
@@ -86,9 +86,9 @@ class GradientCheck:
         watches = any(one.policy != IGNORE for one in self.watched)
         points = [gradients, references] if references and watches else [gradients]
         norms = torch.stack([self._norms(point) for point in points])
-        if self.agreement is not None:
-            norms, counts = self.agreement.whole_norms(norms, self.where)
-            self.agreement.check_counts(counts)
+        if self.consensus is not None:
+            norms, counts = self.consensus.whole_norms(norms, self.where)
+            self.consensus.check_counts(counts)
         if not watches:  # else the host waits for the device
             return norms[0]
         within = norms <= self.limits
@@ -108,8 +108,8 @@ class GradientCheck:
         for index, one in enumerate(self.watched):
             fits = one.policy == IGNORE or all(one.holds(point[index]) for point in points)
             flags.append(not fits)
-        if self.agreement is not None:
-            flags = self.agreement.anywhere(flags, self.where)
+        if self.consensus is not None:
+            flags = self.consensus.anywhere(flags, self.where)
         return [index for index, unfit in enumerate(flags) if unfit]
 
     def _error(self, points: list[list[Tensor]], refused: list[int]) -> FloatingPointError:

@@ -23,7 +23,7 @@ from torch import Tensor
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.ranks.layout import Layout
-from lightning_gluon.step.agree import Agreement
+from lightning_gluon.step.consensus import Consensus
 from lightning_gluon.step.plan import Chunk
 
 __all__ = ["NOISE_FLOOR", "NoiseGuard"]
@@ -174,7 +174,7 @@ class NoiseGuard:
 
     Args:
         chunks: The plan.
-        agreement: The other ranks, if there are some: all of them judge alike.
+        consensus: The other ranks, if there are some: all of them judge alike.
 
     Example:
         >>> from lightning_gluon import Gluon
@@ -187,8 +187,8 @@ class NoiseGuard:
         [None, tensor([0., 0.])]
     """
 
-    def __init__(self, chunks: list[Chunk], agreement: Agreement | None = None) -> None:
-        self.agreement = agreement
+    def __init__(self, chunks: list[Chunk], consensus: Consensus | None = None) -> None:
+        self.consensus = consensus
         members = _number_members(chunks)
         self.count = len(members)
         self.device = members[0].parameter.device
@@ -246,8 +246,8 @@ class NoiseGuard:
 
     def _with_parts(self, gradients: list[Tensor], norms: Tensor) -> Tensor:
         """Append the norms of the parts of fused weights and of their biases."""
-        if self.agreement is not None:
-            return self._with_parts_of_all(self.agreement, gradients, norms)
+        if self.consensus is not None:
+            return self._with_parts_of_all(self.consensus, gradients, norms)
         parts: list[Tensor] = []
         for layer in self.affine:
             if layer.fused:
@@ -258,7 +258,7 @@ class NoiseGuard:
         found = [norm.to(norms) for norm in torch._foreach_norm(parts)]
         return torch.cat([norms, torch.stack(found)])
 
-    def _with_parts_of_all(self, agreement: Agreement, gradients: list[Tensor], norms: Tensor) -> Tensor:
+    def _with_parts_of_all(self, consensus: Consensus, gradients: list[Tensor], norms: Tensor) -> Tensor:
         """Append the same norms of whole parts, from the pieces that every rank has of them."""
         squares: list[Tensor] = []
         params: list[Tensor] = []
@@ -266,16 +266,16 @@ class NoiseGuard:
             if layer.fused:
                 for member, dim in ((layer.bias, 0), (layer.weight, layer.out_dim)):
                     squares.append(
-                        _squares(member.piece_of(layer.labels, dim), gradients[member.index], dim, layer.parts)
+                        _part_squares(member.piece_of(layer.labels, dim), gradients[member.index], dim, layer.parts)
                     )
                     params += [member.parameter] * layer.parts
         if not squares:
             return norms
-        sums = agreement.whole_sums(torch.cat(squares), agreement.where(params))
+        sums = consensus.whole_sums(torch.cat(squares), consensus.where(params))
         return torch.cat([norms, sums.sqrt().to(norms)])
 
 
-def _squares(labels: Tensor, piece: Tensor, dim: int, parts: int) -> Tensor:
+def _part_squares(labels: Tensor, piece: Tensor, dim: int, parts: int) -> Tensor:
     """Return the sum of squares of every part of a piece, given the part of every entry along a dimension."""
     others = [other for other in range(piece.ndim) if other != dim]
     rows = torch.linalg.vector_norm(piece, dim=others) if others else piece.abs()

@@ -20,7 +20,7 @@ from lightning_gluon.norms.table import NORMS
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.options import Group
 from lightning_gluon.ranks.layout import Layout
-from lightning_gluon.ranks.packing import Form
+from lightning_gluon.ranks.packing import TensorForm
 from lightning_gluon.ranks.pieces import PieceState, is_sharded, local, local_gradient
 
 __all__ = ["Chunk", "Slot", "Stack", "build_plan", "chunk_limit", "factored_of", "stack_views", "views_of"]
@@ -105,7 +105,7 @@ class Chunk:
     layouts: list[Layout] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
     own: Chunk | None = None
-    shared: list[dict[str, Form]] = field(default_factory=list)
+    shared: list[dict[str, TensorForm]] = field(default_factory=list)
 
     @property
     def params(self) -> list[Tensor]:

@@ -16,7 +16,7 @@ from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.options import Group
 from lightning_gluon.ranks.groups import ONE_RANK, Ranks
 from lightning_gluon.step.advance import Job, advance_, advance_all_, partners_of, prepare
-from lightning_gluon.step.agree import Agreement
+from lightning_gluon.step.consensus import Consensus
 from lightning_gluon.step.finite import GradientCheck
 from lightning_gluon.step.noise import NoiseGuard
 from lightning_gluon.step.plan import Chunk, build_plan
@@ -46,12 +46,12 @@ class Plan:
     guard: NoiseGuard
 
     @classmethod
-    def of(cls, chunks: list[Chunk], trips: list[Together], agreement: Agreement | None) -> Plan | None:
+    def of(cls, chunks: list[Chunk], trips: list[Together], consensus: Consensus | None) -> Plan | None:
         """Return the plan of chunks and trips; `None` if there are none."""
         every = list(_all_chunks(chunks, trips))
         if not every:
             return None
-        return cls(chunks, trips, GradientCheck(every, agreement), NoiseGuard(every, agreement))
+        return cls(chunks, trips, GradientCheck(every, consensus), NoiseGuard(every, consensus))
 
     @property
     def every(self) -> list[Chunk]:
@@ -86,7 +86,7 @@ class Plans:
     data_parallel: Ranks = ONE_RANK
     kept: dict[tuple[bool, ...], Plan | None] = field(default_factory=dict)
     world: World | None = None
-    agreement: Agreement | None = None
+    consensus: Consensus | None = None
     known: bool = False
 
     def find(self, groups: list[Group]) -> Plan | None:
@@ -104,18 +104,18 @@ class Plans:
         if present not in self.kept:
             if len(self.kept) == PLANS:
                 del self.kept[next(iter(self.kept))]
-            self.kept[present] = Plan.of(*self._build(groups), self.agreement)
+            self.kept[present] = Plan.of(*self._build(groups), self.consensus)
         plan = self.kept[present]
-        if plan is None and self.agreement is not None:
-            self.agreement.check_none()
+        if plan is None and self.consensus is not None:
+            self.consensus.check_none()
         return plan
 
     def _meet(self, groups: list[Group]) -> None:
         """Find out whether there are other ranks, and whether they have the same parameters."""
         self.world = World.of(groups, self.data_parallel)
         if self.world is not None:
-            self.agreement = Agreement(self.world)
-            self.agreement.check()
+            self.consensus = Consensus(self.world)
+            self.consensus.check()
         self.known = True
 
     def _build(self, groups: list[Group]) -> tuple[list[Chunk], list[Together]]:
@@ -158,7 +158,7 @@ class Round:
         """
         jobs: list[Job] = []
         partners = partners_of(plan.every)
-        given = _Given(state, reference, gradients, references, signal, partners, exchange)
+        given = _StepInputs(state, reference, gradients, references, signal, partners, exchange)
         with full_precision(plan.params), ExitStack() as tracked:
             for chunk in plan.chunks:
                 job = given.begin(chunk, tracked)
@@ -173,7 +173,7 @@ class Round:
         if reference.point is not None:  # the peak is in the second backward pass: keep nothing there to reuse
             self.workspace = Workspace()
 
-    def _travel_(self, trips: list[Together], given: _Given) -> None:
+    def _travel_(self, trips: list[Together], given: _StepInputs) -> None:
         """Take the trips: while one works at its owners, the next is on its way there, and the last one back."""
         flying: list[tuple[Trip, ExitStack]] = []
         for chunks in trips:
@@ -216,7 +216,7 @@ def _land(trip: Trip, tracked: ExitStack) -> None:
 
 
 @dataclass
-class _Given:
+class _StepInputs:
     """Everything that a step is given, handed out chunk by chunk; the arguments are those of `Round.update_`."""
 
     state: MutableMapping[Tensor, Any]

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
 from typing import Any, TypeAlias
 
 import torch
@@ -26,6 +27,7 @@ from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.options import Group
+from lightning_gluon.ranks.packing import TensorForm
 from lightning_gluon.ranks.regions import Region
 from lightning_gluon.ranks.transfer import Parcel, Transfer
 from lightning_gluon.step.advance import (
@@ -34,14 +36,14 @@ from lightning_gluon.step.advance import (
     decay_of,
     direction_of,
     lmo_of,
-    move_,
+    move_weights_,
     read_statistics,
     subtract_,
 )
-from lightning_gluon.step.factors import compress_
+from lightning_gluon.step.factors import compress_whole_
 from lightning_gluon.step.plan import views_of
 
-TensorLists: TypeAlias = list[list[Tensor]]
+TensorLists: TypeAlias = list[list[Tensor]]  # by parameter
 
 
 class Loan:
@@ -58,7 +60,8 @@ class Loan:
         assert chunk.own is not None
         self.job, self.state, self.workspace = job, state, workspace
         self.chunk, self.own, self.like = chunk, chunk.own, job.new[0]
-        self.norm = norm_of(chunk.group).at(chunk.group["steps"])
+        norm, step = norm_of(chunk.group), chunk.group["steps"]
+        self.norm = norm.at(step)
         begins = any(statistic.start is not None for statistic in self.norm.statistics)
         self.moves_whole = bool(self.norm.reads_weights or chunk.group.get("retract") or begins)
         owned = set(self.own.indices)
@@ -85,30 +88,42 @@ class Loan:
         """
         if not whole:
             return []
-        job, own = self.job, self.own
-        direction = [tensors[0] for tensors in whole]
+        own, direction = self.own, [tensors[0] for tensors in whole]
         weights = [tensors[1] for tensors in whole] if self.moves_whole else direction
-        state = {one: self.state[parameter] for one, parameter in zip(weights, own.params, strict=True)}
         for stack in own.stacks:
             stack.norm = self.norm.on(self.like, (stack.count, *stack.shape))
-        kept = read_statistics(state, own, weights)
-        partners = [job.partners[member] for member in self.mine] if job.partners else []
-        lengths: Any = [job.lengths[member] for member in self.mine]
-        found = weights
-        if self.moves_whole:
-            move_(own, weights, direction, kept, partners, lengths, job.keep, self.workspace)
-        elif self.norm.stacks:
-            found = self._units(direction, kept, partners)
-        states = [self.state[parameter] for parameter in own.params]
+        found = self._step(weights, direction)
         momenta = [tensors[-1] if len(tensors) > 1 + self.moves_whole else tensors[0] for tensors in whole]
-        compress_(states, own.params, own.factored, own.group, momenta)
+        states = [self.state[parameter] for parameter in own.params]
+        compress_whole_(states, own.params, own.factored, own.group, momenta)
         return found
+
+    def _step(self, weights: list[Tensor], direction: list[Tensor]) -> list[Tensor]:
+        """Return the weights after the step, or the LMO of the directions, up to the norm's scale."""
+        job, own = self.job, self.own
+        if not self.moves_whole and not self.norm.stacks:
+            return direction
+        pairs = zip(weights, own.params, strict=True)
+        kept = read_statistics({one: self.state[parameter] for one, parameter in pairs}, own, weights)
+        partners = [job.partners[member] for member in self.mine] if job.partners else []
+        if not self.moves_whole:
+            return self._units(direction, kept, partners)
+        lengths: Any = [job.lengths[member] for member in self.mine]
+        move_weights_(own, weights, direction, kept, partners, lengths, job.keep, self.workspace)
+        return weights
+
+    def shared_of(self, member: int) -> list[Tensor]:
+        """Return the state of one parameter that its owner gives to all ranks."""
+        state = self.state[self.chunk.params[member]]
+        return [state[name] for name in self.chunk.shared[member]]
 
     def _units(
         self, direction: list[Tensor], kept: list[dict[str, list[Tensor]]], partners: list[Tensor]
     ) -> list[Tensor]:
-        """Return the LMO of whole directions, up to the norm's scale."""
-        units = [torch.empty_like(one, dtype=self.dtypes[m]) for one, m in zip(direction, self.mine, strict=True)]
+        dtypes = self.dtypes
+        units = []
+        for member, one in zip(self.mine, direction, strict=True):
+            units.append(torch.empty_like(one, dtype=dtypes[member]))
         for stack, statistics in zip(self.own.stacks, kept, strict=True):
             batch = lmo_of(stack, direction, direction, statistics, partners, self.workspace)
             for slot in stack.slots:
@@ -138,7 +153,8 @@ class Loan:
             shared: State of all parameters that is the same on every rank, in the order of `chunk.shared`.
         """
         job = self.job
-        pieces = [piece.to(parameter.device) for piece, parameter in zip(pieces, job.params, strict=True)]
+        device = job.params[0].device
+        pieces = [piece.to(device) for piece in pieces]
         if self.moves_whole:
             torch._foreach_copy_(job.params, pieces)
         else:
@@ -146,7 +162,7 @@ class Loan:
         for parameter, forms, tensors in zip(self.chunk.params, self.chunk.shared, shared, strict=True):
             own = self.state[parameter]
             for name, tensor in zip(forms, tensors, strict=True):
-                own[name] = tensor.to(parameter.device, copy=True)
+                own[name] = tensor.to(device, copy=True)
         job.finish()
 
     def _move_(self, pieces: list[Tensor]) -> None:
@@ -157,8 +173,8 @@ class Loan:
         targets: list[Tensor] = []
         units: list[Tensor] = []
         lengths: list[Any] = []
-        for member, (parameter, piece) in enumerate(zip(params, pieces, strict=True)):
-            for target, unit, length in self._parts(member, parameter, piece):
+        for member, parameter in enumerate(params):
+            for target, unit, length in self._parts(member, parameter, pieces[member]):
                 targets.append(target)
                 units.append(unit)
                 lengths.append(length)
@@ -228,46 +244,60 @@ class Trip:
 
     def __init__(self, loans: Sequence[Loan]) -> None:
         self.loans = loans
+        self.device = loans[0].like.device
+
+    def _transfer(self, counts: Iterable[Sequence[int]]) -> Transfer:
+        """Return a transfer of so many tensors of every parameter of every loan."""
+        parcels: list[Parcel] = []
+        for loan, numbers in zip(self.loans, counts, strict=True):
+            for layout, owner, number in zip(loan.chunk.layouts, loan.chunk.owners, numbers, strict=True):
+                parcels += [Parcel(layout, owner)] * number
+        return Transfer(parcels, self.device)
 
     def begin(self) -> Trip:
         """Send the pieces of directions to the owners."""
-        sent = [loan.begin() for loan in self.loans]
-        parcels: list[Parcel] = []
         pieces: list[Tensor] = []
-        for loan, tensors in zip(self.loans, sent, strict=True):
-            for layout, owner, some in zip(loan.chunk.layouts, loan.chunk.owners, tensors, strict=True):
-                parcels += [Parcel(layout, owner)] * len(some)
-                pieces += some
-        self.counts = [[len(some) for some in tensors] for tensors in sent]
-        self.out = Transfer(parcels, pieces[0].device)
-        self.there = self.out.collect(pieces)
+        self.counts: list[list[int]] = []
+        for loan in self.loans:
+            sent = loan.begin()
+            self.counts.append(list(map(len, sent)))
+            pieces += chain.from_iterable(sent)
+        self.there = self._transfer(self.counts).collect(pieces)
         return self
 
-    def work(self) -> Trip:
+    def work(self) -> None:
         """Take the LMO of the matrices that are whole here, and send pieces of it back."""
-        came = self.there.wait()
-        parcels: list[Parcel] = []
-        found: dict[int, Tensor] = {}
+        came = _arrivals(self.there.wait(), self.counts)
+        steps: dict[int, Tensor] = {}
         shared: dict[int, list[Tensor]] = {}
-        place = 0
-        for loan, counts in zip(self.loans, self.counts, strict=True):
-            starts = list(itertools.accumulate(counts, initial=place))
-            place = starts[-1]
-            whole = [[came[index] for index in range(starts[m], starts[m + 1])] for m in loan.mine]
-            for member, tensor in zip(loan.mine, loan.work(whole), strict=True):
-                found[len(parcels) + member] = tensor
-                own = loan.state[loan.chunk.params[member]]
-                shared[len(parcels) + member] = [own[name] for name in loan.chunk.shared[member]]
-            parcels += [Parcel(*pair) for pair in zip(loan.chunk.layouts, loan.chunk.owners, strict=True)]
-        back = Transfer(parcels, self.out.device)
-        forms = [list(forms.values()) for loan in self.loans for forms in loan.chunk.shared]
-        self.back = back.share(found, [dtype for loan in self.loans for dtype in loan.dtypes])
-        self.news: TensorLists = back.spread(shared, forms) if any(forms) else [[] for _ in parcels]
-        return self
+        dtypes: list[torch.dtype] = []
+        forms: list[list[TensorForm]] = []
+        for loan, whole in zip(self.loans, came, strict=True):
+            first = len(dtypes)
+            dtypes += loan.dtypes
+            forms += [list(named.values()) for named in loan.chunk.shared]
+            found = loan.work([whole[member] for member in loan.mine])
+            for member, step in zip(loan.mine, found, strict=True):
+                steps[first + member] = step
+                shared[first + member] = loan.shared_of(member)
+        back = self._transfer([1] * len(loan.chunk.owners) for loan in self.loans)
+        self.back = back.share(steps, dtypes)
+        self.news: TensorLists = back.spread(shared, forms) if any(forms) else [[] for _ in forms]
 
     def end(self) -> None:
         """Move the weights."""
         pieces, news = iter(self.back.wait()), iter(self.news)
         for loan in self.loans:
-            count = len(loan.chunk.indices)
-            loan.end(list(itertools.islice(pieces, count)), list(itertools.islice(news, count)))
+            count = len(loan.chunk.owners)
+            loan.end(list(islice(pieces, count)), list(islice(news, count)))
+
+
+def _arrivals(came: Mapping[int, Tensor], counts: Iterable[Sequence[int]]) -> list[TensorLists]:
+    """Return what has come, by loan and parameter; nothing of parameters that others own."""
+    index = itertools.count()
+    found = []
+    for numbers in counts:
+        places = [list(islice(index, number)) for number in numbers]
+        there = [list(filter(came.__contains__, some)) for some in places]
+        found.append([[came[place] for place in some] for some in there])
+    return found

@@ -21,7 +21,7 @@ from lightning_gluon.options import Group
 from lightning_gluon.ranks.groups import ONE_RANK, MeshGroups, Ranks
 from lightning_gluon.ranks.layout import Layout, layout_of
 from lightning_gluon.ranks.owners import assign, cut_rounds
-from lightning_gluon.ranks.packing import Form
+from lightning_gluon.ranks.packing import TensorForm
 from lightning_gluon.ranks.pieces import is_sharded
 from lightning_gluon.step.plan import Chunk, Stack, build_plan, chunk_limit, factored_of, stacks_of, views_of
 from lightning_gluon.step.state import shared_layout
@@ -175,17 +175,18 @@ class Placed:
         """
         if self.layout.slots == 1 or not is_sharded(self.parameter):
             return
-        reasons = {
-            f"norm {self.group['norm']!r} reads another whole parameter": NORMS[self.group["norm"]].reads_partner,
-            f"estimator {self.group['estimator']!r} needs whole gradients": ESTIMATORS[
-                self.group["estimator"]
-            ].messages,
-            "`feedback` is kept by rows of whole matrices": self.factored and self.group.get("feedback"),
-        }
-        for reason, applies in reasons.items():
-            if applies:
-                name = self.group["param_names"][self.index]
-                raise NotImplementedError(f"{name!r} is spread over ranks, but {reason}. Use DDP, or another method.")
+        group = self.group
+        norm, estimator = NORMS[group["norm"]], ESTIMATORS[group["estimator"]]
+        if norm.reads_partner:
+            raise self._unsupported(f"norm {group['norm']!r} reads another whole parameter")
+        if estimator.messages:
+            raise self._unsupported(f"estimator {group['estimator']!r} needs whole gradients")
+        if self.factored and group.get("feedback"):
+            raise self._unsupported("`feedback` is kept by rows of whole matrices")
+
+    def _unsupported(self, why: str) -> NotImplementedError:
+        name = self.group["param_names"][self.index]
+        return NotImplementedError(f"{name!r} is spread over ranks, but {why}. Use DDP, or another method.")
 
 
 def world_plan(world: World, *, share: bool, chunk_numel: int | None = None) -> tuple[list[Chunk], list[Together]]:
@@ -264,8 +265,8 @@ def _lend(members: list[Placed], owners: list[int]) -> Chunk:
     )
 
 
-def _shared_forms(group: Group, index: int) -> dict[str, Form]:
-    return {name: Form.of(entry) for name, entry in shared_layout(group, index).items()}
+def _shared_forms(group: Group, index: int) -> dict[str, TensorForm]:
+    return {name: TensorForm.of(entry) for name, entry in shared_layout(group, index).items()}
 
 
 def _whole_stacks(group: Group, members: list[Placed]) -> list[Stack]:

@@ -17,13 +17,13 @@ from lightning_gluon.ranks.pieces import local
 from lightning_gluon.step.plan import chunk_limit
 from lightning_gluon.step.world import World
 
-SHARDS_DIFFER = (
-    "The ranks have other parameters than rank {rank}, such as {name}. Build the optimizer from the same model, with "
-    "the same parameters frozen and the same options, on every rank."
+RANKS_DIFFER = (
+    "Rank {rank} has other parameters than the first rank, such as {name}. Build the optimizer from the same model, "
+    "with the same parameters frozen and the same options, on every rank."
 )
 
 
-class Agreement:
+class Consensus:
     """Decisions of all ranks of a run.
 
     Args:
@@ -32,12 +32,15 @@ class Agreement:
 
     def __init__(self, world: World) -> None:
         self.ranks, self.groups = world.everyone, world.groups
-        pairs = [pair for group in world.groups for pair in zip(group["param_names"], group["params"], strict=True)]
-        self.names = [name for name, _ in pairs]
-        self.places = {parameter: place for place, (_, parameter) in enumerate(pairs)}
-        self.device = local(pairs[0][1]).device
+        params: list[Tensor] = []
+        self.names: list[str] = []
+        for group in world.groups:
+            params += group["params"]
+            self.names += group["param_names"]
+        self.places = {parameter: place for place, parameter in enumerate(params)}
+        self.device = local(params[0]).device
         # How many ranks count the same entry.
-        copies = [self.ranks.size / world.layouts[parameter].shards.size for _, parameter in pairs]
+        copies = [self.ranks.size / world.layouts[parameter].shards.size for parameter in params]
         self.copies = torch.tensor(copies, dtype=torch.float64, device=self.device)
 
     def check(self) -> None:
@@ -47,18 +50,21 @@ class Agreement:
             RuntimeError: If they differ.
         """
         own = self._description()
-        digest = hashlib.sha256("\n".join(own).encode()).digest()[:8]
-        mine = torch.tensor([int.from_bytes(digest, "little", signed=True)], device=self.device)
-        found = torch.empty(self.ranks.size, dtype=mine.dtype, device=self.device)
+        text = "\n".join(own)
+        digest = hashlib.sha256(text.encode()).digest()
+        mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(self.device)
+        found = torch.empty(self.ranks.size, len(mine), dtype=torch.uint8, device=self.device)
         dist.all_gather_into_tensor(found, mine, group=self.ranks.group)
         if bool((found == found[0]).all()):
             return
-        every: list[list[str]] = [[] for _ in range(self.ranks.size)]
+        every: list[list[str]] = [[]] * self.ranks.size
         dist.all_gather_object(every, own, group=self.ranks.group)
+        first = every[0]
         for rank, other in enumerate(every):
-            differing = sorted(set(other) ^ set(every[0])) or [f"{len(other)} parameters in another order"]
-            if other != every[0]:
-                raise RuntimeError(SHARDS_DIFFER.format(rank=rank, name=differing[0]))
+            if other == first:
+                continue
+            differing = sorted(set(other) ^ set(first)) or ["their order"]
+            raise RuntimeError(RANKS_DIFFER.format(rank=rank, name=differing[0]))
 
     def _description(self) -> list[str]:
         found = [f"chunks of {chunk_limit(self.device.type)}"]
@@ -82,10 +88,12 @@ class Agreement:
         points = len(norms)
         # As long for two points as for one: a rank without gradients does not know which it is.
         table = torch.zeros(3, len(self.names), dtype=torch.float64, device=self.device)
-        table[0, where] = 1.0
-        table[1 : points + 1, where] = norms.double().square() / self.copies[where]
+        counts, squares = table[0], table[1 : points + 1]
+        counts[where] = 1.0
+        squares[:, where] = norms.double().square() / self.copies[where]
         dist.all_reduce(table, group=self.ranks.group)
-        return table[1 : points + 1, where].sqrt().to(norms.dtype), table[0]
+        whole = squares[:, where].sqrt()
+        return whole.to(norms.dtype), counts
 
     def whole_sums(self, sums: Tensor, where: Tensor) -> Tensor:
         """Return sums over whole tensors.
@@ -94,7 +102,8 @@ class Agreement:
             sums: Sums over this rank's pieces, in fp64.
             where: Slots of their parameters.
         """
-        total = sums / self.copies[where]
+        counted = self.copies[where]
+        total = sums / counted
         dist.all_reduce(total, group=self.ranks.group)
         return total
 
@@ -113,8 +122,10 @@ class Agreement:
         Raises:
             RuntimeError: If there is such a parameter.
         """
-        pairs = zip(self.names, counts.tolist(), strict=True)
-        some = [f"{name!r} ({int(count)})" for name, count in pairs if 0 < count < self.ranks.size]
+        some = []
+        for name, count in zip(self.names, counts.tolist(), strict=True):
+            if 0 < count < self.ranks.size:
+                some.append(f"{name!r} ({int(count)})")
         if not some:
             return
         listed = ", ".join(some[:3])
