@@ -53,9 +53,10 @@ class Consensus:
         text = "\n".join(own)
         digest = hashlib.sha256(text.encode()).digest()
         mine = torch.frombuffer(bytearray(digest), dtype=torch.uint8).to(self.device)
-        found = torch.empty(self.ranks.size, len(mine), dtype=torch.uint8, device=self.device)
+        found = torch.empty(self.ranks.size * len(mine), dtype=torch.uint8, device=self.device)
         dist.all_gather_into_tensor(found, mine, group=self.ranks.group)
-        if bool((found == found[0]).all()):
+        rows = found.view(self.ranks.size, -1)
+        if bool((rows == rows[0]).all()):
             return
         every: list[list[str]] = [[]] * self.ranks.size
         dist.all_gather_object(every, own, group=self.ranks.group)
