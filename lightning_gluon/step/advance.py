@@ -48,7 +48,7 @@ class Job:
         keep: What decay leaves of the weights, such as `1 - lr * weight_decay`.
         signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
         options: What the estimator reads in this step.
-        carries: What keeps the buffers between steps.
+        carry: What keeps the buffers between steps.
     """
 
     chunk: Chunk
@@ -62,13 +62,13 @@ class Job:
     keep: float | Tensor = 1.0
     signal: Signal | None = None
     options: StepOptions = field(default_factory=dict)
-    carries: list[Carry] = field(default_factory=list)
+    carry: Carry | None = None
 
     def finish(self) -> None:
         """Keep the buffers for the next step."""
+        assert self.carry is not None
         for name, values in self.buffers.items():
-            for carry, value in zip(self.carries, values, strict=True):
-                carry.store(name, value)
+            self.carry.store(name, values)
 
     def to_tensors(self) -> None:
         """Prepare for a compiled step.
@@ -151,33 +151,25 @@ def prepare(
     old = new if old is None else [gradient.to(work) for gradient in old]
     for stack in chunk.stacks:
         stack.norm = norm.on(new[0], (stack.count, *stack.shape))
-    carries = _carries(state, chunk)
+    states = [state[parameter] for parameter in params]
+    carry = Carry(states, params, chunk.factored, group)
     options = estimator.at(group)
     if estimator.messages:
-        options = {**options, "exchange": exchange, "first": [begins_anew(carry.state) for carry in carries]}
+        options = {**options, "exchange": exchange, "first": [begins_anew(own) for own in states]}
     return Job(
         chunk=chunk,
         params=params,
         new=new,
         old=old,
-        buffers={name: _loaded(carries, name, new, name in estimator.messages) for name in estimator.names(group)},
+        buffers={name: carry.load(name, new, zero=name in estimator.messages) for name in estimator.names(group)},
         kept=_read_statistics(state, chunk, params),
         partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
         lengths=[group["lr"] * radius for radius in chunk.radii],
         keep=1 - _decay_of(chunk).share(group),
         signal=signal,
         options=options,
-        carries=carries,
+        carry=carry,
     )
-
-
-def _carries(state: MutableState, chunk: Chunk) -> list[Carry]:
-    pairs = zip(chunk.params, chunk.factored, strict=True)
-    return [Carry(state[parameter], parameter, views, chunk.group) for parameter, views in pairs]
-
-
-def _loaded(carries: list[Carry], name: str, gradients: list[Tensor], zero: bool) -> list[Tensor]:
-    return [carry.load(name, gradient, zero=zero) for carry, gradient in zip(carries, gradients, strict=True)]
 
 
 def _read_statistics(state: MutableState, chunk: Chunk, params: list[Tensor]) -> list[SlotTensors]:

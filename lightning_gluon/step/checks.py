@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_gluon.estimators.gamma import is_estimated
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.methods import METHODS, Method
+from lightning_gluon.norms.clipped import ClippedRow
 from lightning_gluon.norms.spectral import Spectral
 from lightning_gluon.norms.table import NORMS, REFINEMENTS, norm_of
 from lightning_gluon.options import CHECKS, SETTINGS, Group
@@ -31,7 +32,8 @@ COMMON: dict[str, Any] = {
     "retract": None,
 }
 USUAL_DECAY = "plain"
-ANY_METHOD = ("start", "decay", *Spectral.options)  # any method may be given a spectral norm
+# Any method may be given a spectral norm, or one of rows for its tables.
+ANY_METHOD = ("start", "decay", *Spectral.options, *ClippedRow.options)
 LAYERS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 
 

@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
 from lightning_gluon.tasks.hub import add_lora, build_causal_lm
 from lightning_gluon.tasks.metrics import Perplexity
 from lightning_gluon.tasks.optimizer import OptimizerByCallback
+from lightning_gluon.tasks.sharding import shard
 from lightning_gluon.valid import whole
 
 __all__ = ["CausalLM"]
@@ -36,6 +38,7 @@ class CausalLM(OptimizerByCallback):
             models that scale or cap their logits, such as Gemma 2 or Granite.
         grad_checkpointing: Whether to recompute activations in the backward pass.
         compile: Whether to compile the network.
+        sharding: Arguments of `lightning_gluon.tasks.sharding.shard`, for a strategy that cuts weights over ranks.
 
     Raises:
         ValueError: If the model type or an entry of the configuration is unknown, or `loss_chunk` does not fit it.
@@ -58,6 +61,7 @@ class CausalLM(OptimizerByCallback):
         loss_chunk: int | None = None,
         grad_checkpointing: bool = False,
         compile: bool = False,
+        sharding: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         whole(1, none="all at once")("loss_chunk", loss_chunk)
@@ -74,8 +78,14 @@ class CausalLM(OptimizerByCallback):
             called = self.net if loss_chunk is None else self._body
             called.compile()
         self.loss_chunk = loss_chunk
+        self.sharding = sharding or {}
         self.val_perplexity, self.test_perplexity = Perplexity(), Perplexity()
         self._shape = (0, 0)
+
+    def configure_model(self) -> None:
+        """Cut the weights over the ranks, if the strategy asks for it."""
+        if shard(self, **self.sharding):
+            register_fsdp_forward_method(self, "_chunked_loss")  # it calls the parts of the network one by one
 
     def setup(self, stage: str) -> None:
         """Check that data and precision fit the model.
@@ -109,6 +119,11 @@ class CausalLM(OptimizerByCallback):
         if self.loss_chunk is None:
             logits = self(inputs).flatten(0, 1)
             return cross_entropy(logits.float(), targets)
+        return self._chunked_loss(inputs, targets)
+
+    def _chunked_loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean loss, from the logits of some tokens at a time."""
+        assert self.loss_chunk is not None
         output = self._body(input_ids=inputs, use_cache=False)
         hidden = output[0]
         chunks = zip(
