@@ -30,7 +30,7 @@ __all__ = ["PayOff"]
 
 @dataclass
 class GroupAverages:
-    """What is averaged of one group.
+    """Averages of one group over the steps so far.
 
     Args:
         mean: `G`, by parameter.
