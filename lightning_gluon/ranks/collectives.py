@@ -86,7 +86,10 @@ def all_gather(
     return Flight(deliver)
 
 
-def _finish(work: Any, data: Tensor) -> None:
+def _finish(
+    work: Any,
+    data: Tensor,
+) -> None:
     """Wait for a collective; until then its input must not be freed."""
     work.wait()
     del data

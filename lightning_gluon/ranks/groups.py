@@ -28,7 +28,10 @@ class Ranks:
     place: int = 0
 
     @classmethod
-    def of(cls, group: ProcessGroup | None) -> Ranks:
+    def of(
+        cls,
+        group: ProcessGroup | None,
+    ) -> Ranks:
         """Return the ranks of a process group; one rank is alone."""
         if group is None or dist.get_world_size(group) == 1:
             return ONE_RANK
@@ -51,7 +54,11 @@ class MeshGroups:
     def __init__(self) -> None:
         self._made: dict[tuple[int, ...], ProcessGroup | None] = {}
 
-    def along(self, mesh: DeviceMesh, dims: Sequence[int]) -> Ranks:
+    def along(
+        self,
+        mesh: DeviceMesh,
+        dims: Sequence[int],
+    ) -> Ranks:
         """Return the ranks that differ from this one in some dimensions of a mesh only.
 
         Args:
@@ -72,7 +79,9 @@ class MeshGroups:
         return Ranks.of(self._made[members])
 
 
-def _group_of(members: tuple[int, ...]) -> ProcessGroup | None:
+def _group_of(
+    members: tuple[int, ...],
+) -> ProcessGroup | None:
     if len(members) == dist.get_world_size():
         return dist.group.WORLD
     made = dist.new_group(list(members), use_local_synchronization=True)

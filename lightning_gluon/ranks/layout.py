@@ -51,7 +51,12 @@ class Layout:
         return self.shards.size * self.copies.size
 
 
-def layout_of(name: str, parameter: Tensor, groups: MeshGroups, data_parallel: Ranks = ONE_RANK) -> Layout:
+def layout_of(
+    name: str,
+    parameter: Tensor,
+    groups: MeshGroups,
+    data_parallel: Ranks = ONE_RANK,
+) -> Layout:
     """Return the layout of a parameter.
 
     Args:
@@ -85,7 +90,12 @@ def layout_of(name: str, parameter: Tensor, groups: MeshGroups, data_parallel: R
     return layout
 
 
-def _read_cut(name: str, mesh: DeviceMesh, dim: int, placement: Placement) -> MeshCut | None:
+def _read_cut(
+    name: str,
+    mesh: DeviceMesh,
+    dim: int,
+    placement: Placement,
+) -> MeshCut | None:
     """Return the cut along a dimension of a mesh; `None` if its ranks hold the same."""
     if placement.is_partial():
         raise NotImplementedError(
@@ -97,5 +107,8 @@ def _read_cut(name: str, mesh: DeviceMesh, dim: int, placement: Placement) -> Me
     return MeshCut(cut, mesh.size(dim), strided=hasattr(placement, "split_factor"))
 
 
-def _coordinates(mesh: DeviceMesh, rank: int) -> list[int]:
+def _coordinates(
+    mesh: DeviceMesh,
+    rank: int,
+) -> list[int]:
     return (mesh.mesh == rank).nonzero()[0].tolist()

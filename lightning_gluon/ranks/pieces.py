@@ -31,7 +31,10 @@ def local(tensor: Tensor) -> Tensor:
         return tensor.to_local()
 
 
-def local_gradient(parameter: Tensor, gradient: Tensor) -> Tensor:
+def local_gradient(
+    parameter: Tensor,
+    gradient: Tensor,
+) -> Tensor:
     """Return the piece of a gradient that belongs to this rank's piece of the parameter.
 
     A gradient may be laid out in another way: under sequence parallelism that of a norm is a sum over ranks, which is
@@ -42,7 +45,10 @@ def local_gradient(parameter: Tensor, gradient: Tensor) -> Tensor:
     return local(gradient)
 
 
-def wrap(piece: Tensor, parameter: Tensor) -> Tensor:
+def wrap(
+    piece: Tensor,
+    parameter: Tensor,
+) -> Tensor:
     """Return a piece as a tensor laid out like a parameter; of one with fewer columns those are whole.
 
     Args:
@@ -64,7 +70,10 @@ def wrap(piece: Tensor, parameter: Tensor) -> Tensor:
     return DTensor.from_local(piece, mesh, placements, run_check=False, shape=shape, stride=stride)
 
 
-def spread_like(parameter: Tensor, whole: Tensor) -> Tensor:
+def spread_like(
+    parameter: Tensor,
+    whole: Tensor,
+) -> Tensor:
     """Return a tensor that every rank has whole, laid out like a parameter; numbers and pieces are as they are."""
     if not is_sharded(parameter) or is_sharded(whole) or whole.ndim != parameter.ndim or whole.is_meta:
         return whole
@@ -98,19 +107,33 @@ class PieceState(MutableMapping[str, Any]):
         parameter: The parameter.
     """
 
-    def __init__(self, state: MutableMapping[str, Any], parameter: Tensor) -> None:
+    def __init__(
+        self,
+        state: MutableMapping[str, Any],
+        parameter: Tensor,
+    ) -> None:
         self.state, self.parameter = state, parameter
 
-    def __getitem__(self, key: str) -> Any:
+    def __getitem__(
+        self,
+        key: str,
+    ) -> Any:
         """Return the piece of an entry."""
         return local(self.state[key])
 
-    def __setitem__(self, key: str, value: Any) -> None:
+    def __setitem__(
+        self,
+        key: str,
+        value: Any,
+    ) -> None:
         """Keep a piece; what is not laid out like the parameter is the same on all ranks, and kept plain."""
         alike = value.ndim == self.parameter.ndim > 0
         self.state[key] = wrap(value, self.parameter) if alike else value
 
-    def __delitem__(self, key: str) -> None:
+    def __delitem__(
+        self,
+        key: str,
+    ) -> None:
         """Forget an entry."""
         del self.state[key]
 
@@ -123,6 +146,9 @@ class PieceState(MutableMapping[str, Any]):
         return len(self.state)
 
 
-def piece_state(state: MutableMapping[str, Any], parameter: Tensor) -> MutableMapping[str, Any]:
+def piece_state(
+    state: MutableMapping[str, Any],
+    parameter: Tensor,
+) -> MutableMapping[str, Any]:
     """Return the state of a parameter as pieces; that of a plain one is as it is."""
     return PieceState(state, parameter) if is_sharded(parameter) else state

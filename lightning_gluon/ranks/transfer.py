@@ -47,23 +47,37 @@ class Transfer:
         device: Where the ranks communicate.
     """
 
-    def __init__(self, parcels: Sequence[Parcel], device: torch.device) -> None:
+    def __init__(
+        self,
+        parcels: Sequence[Parcel],
+        device: torch.device,
+    ) -> None:
         one = parcels[0].layout
         self.parcels, self.device = parcels, device
         self.shards, self.copies = one.shards, one.copies
         self.mine = self._owned_by(one.shards.place)
 
-    def _owned_by(self, shard: int, copy: int | None = None) -> list[int]:
+    def _owned_by(
+        self,
+        shard: int,
+        copy: int | None = None,
+    ) -> list[int]:
         """Return the parcels of an owner, by default of one in this rank's own copy."""
         copy = self.copies.place if copy is None else copy
         slot = copy * self.shards.size + shard
         return [index for index, parcel in enumerate(self.parcels) if parcel.owner == slot]
 
-    def _of_copy(self, copy: int) -> list[int]:
+    def _of_copy(
+        self,
+        copy: int,
+    ) -> list[int]:
         """Return the parcels whose owners are in a copy, in the order of these owners."""
         return [index for shard in range(self.shards.size) for index in self._owned_by(shard, copy)]
 
-    def collect(self, pieces: Sequence[Tensor]) -> Flight[WholeTensors]:
+    def collect(
+        self,
+        pieces: Sequence[Tensor],
+    ) -> Flight[WholeTensors]:
         """Bring the pieces of every parcel together at its owner.
 
         Args:
@@ -98,10 +112,18 @@ class Transfer:
 
         return Flight(join)
 
-    def _region(self, index: int, shard: int) -> Region:
+    def _region(
+        self,
+        index: int,
+        shard: int,
+    ) -> Region:
         return self.parcels[index].layout.regions[shard]
 
-    def share(self, whole: Mapping[int, Tensor], dtypes: Sequence[torch.dtype]) -> Flight[list[Tensor]]:
+    def share(
+        self,
+        whole: Mapping[int, Tensor],
+        dtypes: Sequence[torch.dtype],
+    ) -> Flight[list[Tensor]]:
         """Bring whole tensors back to the pieces of all ranks.
 
         Args:
@@ -122,7 +144,11 @@ class Transfer:
         # The all-gather takes what the all-to-all brings, so it starts when somebody waits.
         return Flight(lambda: self._to_copies(here.wait(), forms).wait())
 
-    def _to_shards(self, whole: Mapping[int, Tensor], forms: Sequence[TensorForm]) -> Flight[WholeTensors]:
+    def _to_shards(
+        self,
+        whole: Mapping[int, Tensor],
+        forms: Sequence[TensorForm],
+    ) -> Flight[WholeTensors]:
         """Bring the tensors that are owned in this copy to its ranks."""
         if self.shards.group is None:
             return Flight(lambda: dict(whole))
@@ -137,7 +163,11 @@ class Transfer:
         flight = all_to_all(self.shards, sent, wanted, self.device)
         return Flight(lambda: _by_index(lists, flight.wait()))
 
-    def _to_copies(self, pieces: Mapping[int, Tensor], forms: Sequence[TensorForm]) -> Flight[list[Tensor]]:
+    def _to_copies(
+        self,
+        pieces: Mapping[int, Tensor],
+        forms: Sequence[TensorForm],
+    ) -> Flight[list[Tensor]]:
         """Bring the tensors that are owned in any copy to all of them."""
         lists = [self._of_copy(copy) for copy in range(self.copies.size)]
         own = [pieces[index] for index in lists[self.copies.place]]
@@ -145,7 +175,11 @@ class Transfer:
         flight = all_gather(self.copies, own, wanted, self.device)
         return Flight(lambda: _sorted_values(_by_index(lists, flight.wait())))
 
-    def spread(self, own: Mapping[int, Sequence[Tensor]], forms: Sequence[Sequence[TensorForm]]) -> list[list[Tensor]]:
+    def spread(
+        self,
+        own: Mapping[int, Sequence[Tensor]],
+        forms: Sequence[Sequence[TensorForm]],
+    ) -> list[list[Tensor]]:
         """Give tensors of owners to all ranks, whole.
 
         Args:
@@ -183,7 +217,10 @@ class Transfer:
         return gathered
 
 
-def _by_index(lists: Sequence[Sequence[int]], rows: Sequence[Sequence[Tensor]]) -> WholeTensors:
+def _by_index(
+    lists: Sequence[Sequence[int]],
+    rows: Sequence[Sequence[Tensor]],
+) -> WholeTensors:
     """Return tensors by the parcels that they are of, given those of every rank."""
     found: WholeTensors = {}
     for some, row in zip(lists, rows, strict=True):
@@ -191,5 +228,7 @@ def _by_index(lists: Sequence[Sequence[int]], rows: Sequence[Sequence[Tensor]]) 
     return found
 
 
-def _sorted_values(found: Mapping[int, Tensor]) -> list[Tensor]:
+def _sorted_values(
+    found: Mapping[int, Tensor],
+) -> list[Tensor]:
     return [found[index] for index in sorted(found)]

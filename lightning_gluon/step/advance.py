@@ -286,7 +286,7 @@ def move_weights_(
     params: list[Tensor],
     direction: list[Tensor],
     kept: list[SlotTensors],
-    partners: list[Tensor],
+    partners: list[Partner],
     lengths: Sequence[float] | Tensor,
     keep: float | Tensor,
     workspace: Workspace,

@@ -30,7 +30,10 @@ class Consensus:
         world: The parameters on the ranks.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(
+        self,
+        world: World,
+    ) -> None:
         self.ranks, self.groups = world.everyone, world.groups
         params: list[Tensor] = []
         self.names: list[str] = []
@@ -75,11 +78,18 @@ class Consensus:
                 found.append(f"{name!r} {tuple(parameter.shape)} {parameter.dtype} ({kind})")
         return found
 
-    def where(self, params: Sequence[Tensor]) -> Tensor:
+    def where(
+        self,
+        params: Sequence[Tensor],
+    ) -> Tensor:
         """Return the slots of parameters."""
         return torch.tensor([self.places[parameter] for parameter in params], dtype=torch.long, device=self.device)
 
-    def whole_norms(self, norms: Tensor, where: Tensor) -> tuple[Tensor, Tensor]:
+    def whole_norms(
+        self,
+        norms: Tensor,
+        where: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Return the norms of whole gradients, and how many ranks have a gradient of each parameter of the optimizer.
 
         Args:
@@ -96,7 +106,11 @@ class Consensus:
         whole = squares[:, where].sqrt()
         return whole.to(norms.dtype), counts
 
-    def whole_sums(self, sums: Tensor, where: Tensor) -> Tensor:
+    def whole_sums(
+        self,
+        sums: Tensor,
+        where: Tensor,
+    ) -> Tensor:
         """Return sums over whole tensors.
 
         Args:
@@ -114,7 +128,10 @@ class Consensus:
         _, counts = self.whole_norms(none, self.where([]))
         self.check_counts(counts)
 
-    def check_counts(self, counts: Tensor) -> None:
+    def check_counts(
+        self,
+        counts: Tensor,
+    ) -> None:
         """Raise on every rank if a parameter has a gradient on some of them only.
 
         Args:
@@ -137,7 +154,11 @@ class Consensus:
             "state was changed. Add zero times its output to the loss of ranks that leave a parameter idle."
         )
 
-    def anywhere(self, flags: Sequence[bool], where: Tensor) -> list[bool]:
+    def anywhere(
+        self,
+        flags: Sequence[bool],
+        where: Tensor,
+    ) -> list[bool]:
         """Return which flags are true on some rank.
 
         Args:

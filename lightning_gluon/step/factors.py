@@ -38,13 +38,23 @@ class LentCarry(Carry):
         super().__init__(states, params, [()] * len(params), group)
         self.lent, self.layouts = factored, layouts
 
-    def _dense(self, index: int, name: str, gradient: Tensor, first: FirstMomentum) -> Tensor:
+    def _dense(
+        self,
+        index: int,
+        name: str,
+        gradient: Tensor,
+        first: FirstMomentum,
+    ) -> Tensor:
         state = self.states[index]
         if not self.lent[index]:
             return super()._dense(index, name, gradient, first)
         return self._piece(index, gradient) if "U0" in state else first(gradient)
 
-    def _piece(self, index: int, like: Tensor) -> Tensor:
+    def _piece(
+        self,
+        index: int,
+        like: Tensor,
+    ) -> Tensor:
         """Return this rank's piece of a momentum, of which one parameter at a time is whole."""
         state, layout = self.states[index], self.layouts[index]
         whole = like.new_empty(layout.shape)

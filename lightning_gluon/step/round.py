@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.estimators.messages import ALONE, Exchange
+from lightning_gluon.norms.needs import Partner
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.options import Group
 from lightning_gluon.ranks.groups import ONE_RANK, Ranks
@@ -46,7 +47,12 @@ class Plan:
     guard: NoiseGuard
 
     @classmethod
-    def of(cls, chunks: list[Chunk], trips: list[Together], consensus: Consensus | None) -> Plan | None:
+    def of(
+        cls,
+        chunks: list[Chunk],
+        trips: list[Together],
+        consensus: Consensus | None,
+    ) -> Plan | None:
         """Return the plan of chunks and trips; `None` if there are none."""
         every = list(_all_chunks(chunks, trips))
         if not every:
@@ -69,7 +75,10 @@ class Plan:
         return [gradient for chunk in self.every for gradient in chunk.gradients]
 
 
-def _all_chunks(chunks: list[Chunk], trips: list[Together]) -> Iterator[Chunk]:
+def _all_chunks(
+    chunks: list[Chunk],
+    trips: list[Together],
+) -> Iterator[Chunk]:
     yield from chunks
     for trip in trips:
         yield from trip
@@ -89,7 +98,10 @@ class Plans:
     consensus: Consensus | None = None
     known: bool = False
 
-    def find(self, groups: list[Group]) -> Plan | None:
+    def find(
+        self,
+        groups: list[Group],
+    ) -> Plan | None:
         """Return the plan for the parameters that have a gradient now; `None` if none has.
 
         Args:
@@ -110,7 +122,10 @@ class Plans:
             self.consensus.check_none()
         return plan
 
-    def _meet(self, groups: list[Group]) -> None:
+    def _meet(
+        self,
+        groups: list[Group],
+    ) -> None:
         """Find out whether there are other ranks, and whether they have the same parameters."""
         self.world = World.of(groups, self.data_parallel)
         if self.world is not None:
@@ -118,7 +133,10 @@ class Plans:
             self.consensus.check()
         self.known = True
 
-    def _build(self, groups: list[Group]) -> tuple[list[Chunk], list[Together]]:
+    def _build(
+        self,
+        groups: list[Group],
+    ) -> tuple[list[Chunk], list[Together]]:
         if self.world is None:
             return build_plan(groups), []
         return world_plan(self.world, share=True)
@@ -131,7 +149,10 @@ class Round:
         compile: Whether `torch.compile` makes one graph of the step; a string is its mode.
     """
 
-    def __init__(self, compile: bool | str = False) -> None:
+    def __init__(
+        self,
+        compile: bool | str = False,
+    ) -> None:
         self.compile = compile
         self.workspace = Workspace()
 
@@ -173,7 +194,11 @@ class Round:
         if reference.point is not None:  # the peak is in the second backward pass: keep nothing there to reuse
             self.workspace = Workspace()
 
-    def _travel_(self, trips: list[Together], given: _StepInputs) -> None:
+    def _travel_(
+        self,
+        trips: list[Together],
+        given: _StepInputs,
+    ) -> None:
         """Take the trips: while one works at its owners, the next is on its way there, and the last one back."""
         flying: list[tuple[Trip, ExitStack]] = []
         for chunks in trips:
@@ -190,12 +215,18 @@ class Round:
         for trip, tracked in flying:
             _land(trip, tracked)
 
-    def _advance_(self, job: Job | None) -> None:
+    def _advance_(
+        self,
+        job: Job | None,
+    ) -> None:
         if job is not None:
             advance_(*job.arguments(), workspace=self.workspace)
             job.finish()
 
-    def _advance_all_(self, jobs: list[Job]) -> None:
+    def _advance_all_(
+        self,
+        jobs: list[Job],
+    ) -> None:
         if not jobs:
             return
         for job in jobs:
@@ -210,7 +241,10 @@ class Round:
         return torch.compile(advance_all_, dynamic=False, mode=mode)
 
 
-def _land(trip: Trip, tracked: ExitStack) -> None:
+def _land(
+    trip: Trip,
+    tracked: ExitStack,
+) -> None:
     with tracked:
         trip.end()
 
@@ -224,11 +258,15 @@ class _StepInputs:
     gradients: list[Tensor]
     references: list[Tensor]
     signal: list[Tensor | None] | None
-    partners: Mapping[Tensor, Tensor]
+    partners: Mapping[Tensor, Partner]
     exchange: Exchange
     start: int = 0
 
-    def begin(self, chunk: Chunk, tracked: ExitStack) -> Job | None:
+    def begin(
+        self,
+        chunk: Chunk,
+        tracked: ExitStack,
+    ) -> Job | None:
         """Return the job of the next chunk; `tracked` then records where its parameters come from."""
         part = slice(self.start, self.start + len(chunk.indices))
         self.start = part.stop

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.norms.base import Norm
-from lightning_gluon.norms.needs import Context
+from lightning_gluon.norms.needs import Context, Partner
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
 from lightning_gluon.norms.views import MatrixView
@@ -55,7 +55,12 @@ class Loan:
         workspace: Buffers to reuse.
     """
 
-    def __init__(self, job: Job, state: MutableState, workspace: Workspace) -> None:
+    def __init__(
+        self,
+        job: Job,
+        state: MutableState,
+        workspace: Workspace,
+    ) -> None:
         chunk = job.chunk
         assert chunk.own is not None
         self.job, self.state, self.workspace = job, state, workspace
@@ -80,7 +85,10 @@ class Loan:
                 tensors.append(momentum)
         return sent
 
-    def work(self, whole: TensorLists) -> list[Tensor]:
+    def work(
+        self,
+        whole: TensorLists,
+    ) -> list[Tensor]:
         """Return the steps of the matrices that this rank owns, or their weights after the step.
 
         Args:
@@ -98,7 +106,11 @@ class Loan:
         compress_whole_(states, own.params, own.factored, own.group, momenta)
         return found
 
-    def _step(self, weights: list[Tensor], direction: list[Tensor]) -> list[Tensor]:
+    def _step(
+        self,
+        weights: list[Tensor],
+        direction: list[Tensor],
+    ) -> list[Tensor]:
         """Return the weights after the step, or the LMO of the directions, up to the norm's scale."""
         job, own = self.job, self.own
         if not self.moves_whole and not self.norm.stacks:
@@ -112,13 +124,16 @@ class Loan:
         move_weights_(own, weights, direction, kept, partners, lengths, job.keep, self.workspace)
         return weights
 
-    def shared_of(self, member: int) -> list[Tensor]:
+    def shared_of(
+        self,
+        member: int,
+    ) -> list[Tensor]:
         """Return the state of one parameter that its owner gives to all ranks."""
         state = self.state[self.chunk.params[member]]
         return [state[name] for name in self.chunk.shared[member]]
 
     def _units(
-        self, direction: list[Tensor], kept: list[dict[str, list[Tensor]]], partners: list[Tensor]
+        self, direction: list[Tensor], kept: list[dict[str, list[Tensor]]], partners: list[Partner]
     ) -> list[Tensor]:
         dtypes = self.dtypes
         units = []
@@ -141,11 +156,19 @@ class Loan:
             return [self.like.dtype] * count
         return [self._unit_dtype(self.chunk.group, index) for index in self.chunk.indices]
 
-    def _unit_dtype(self, group: Group, index: int) -> torch.dtype:
+    def _unit_dtype(
+        self,
+        group: Group,
+        index: int,
+    ) -> torch.dtype:
         found = [unit_dtype(self.norm, self.like, view) for view in views_of(group, index)]
         return functools.reduce(torch.promote_types, found)
 
-    def end(self, pieces: list[Tensor], shared: TensorLists) -> None:
+    def end(
+        self,
+        pieces: list[Tensor],
+        shared: TensorLists,
+    ) -> None:
         """Move the weights, and keep what is shared.
 
         Args:
@@ -165,7 +188,10 @@ class Loan:
                 own[name] = tensor.to(device, copy=True)
         job.finish()
 
-    def _move_(self, pieces: list[Tensor]) -> None:
+    def _move_(
+        self,
+        pieces: list[Tensor],
+    ) -> None:
         job, params = self.job, self.job.params
         decay = decay_of(self.chunk)
         if job.keep != 1:
@@ -180,7 +206,12 @@ class Loan:
                 lengths.append(length)
         subtract_(targets, units, lengths)
 
-    def _parts(self, member: int, parameter: Tensor, piece: Tensor) -> list[tuple[Tensor, Tensor, Any]]:
+    def _parts(
+        self,
+        member: int,
+        parameter: Tensor,
+        piece: Tensor,
+    ) -> list[tuple[Tensor, Tensor, Any]]:
         """Return the parts of a piece that have steps of one length: all of it, or the part of each matrix."""
         views = views_of(self.chunk.group, self.chunk.indices[member])
         length: Any = self.job.lengths[member]
@@ -195,7 +226,11 @@ class Loan:
         return found
 
 
-def runs_of(view: MatrixView, shape: Sequence[int], region: Region) -> list[tuple[int, int]]:
+def runs_of(
+    view: MatrixView,
+    shape: Sequence[int],
+    region: Region,
+) -> list[tuple[int, int]]:
     """Return where a piece holds rows of a view, along the dimension that the view cuts: starts and lengths.
 
     Args:
@@ -219,7 +254,11 @@ def runs_of(view: MatrixView, shape: Sequence[int], region: Region) -> list[tupl
     return found
 
 
-def unit_dtype(norm: Norm, like: Tensor, view: MatrixView) -> torch.dtype:
+def unit_dtype(
+    norm: Norm,
+    like: Tensor,
+    view: MatrixView,
+) -> torch.dtype:
     """Return the dtype in which a norm returns directions of some matrices, as it does for a matrix of one entry.
 
     Args:
@@ -242,11 +281,17 @@ class Trip:
         loans: The loans.
     """
 
-    def __init__(self, loans: Sequence[Loan]) -> None:
+    def __init__(
+        self,
+        loans: Sequence[Loan],
+    ) -> None:
         self.loans = loans
         self.device = loans[0].like.device
 
-    def _transfer(self, counts: Iterable[Sequence[int]]) -> Transfer:
+    def _transfer(
+        self,
+        counts: Iterable[Sequence[int]],
+    ) -> Transfer:
         """Return a transfer of so many tensors of every parameter of every loan."""
         parcels: list[Parcel] = []
         for loan, numbers in zip(self.loans, counts, strict=True):
@@ -292,7 +337,10 @@ class Trip:
             loan.end(list(islice(pieces, count)), list(islice(news, count)))
 
 
-def _arrivals(came: Mapping[int, Tensor], counts: Iterable[Sequence[int]]) -> list[TensorLists]:
+def _arrivals(
+    came: Mapping[int, Tensor],
+    counts: Iterable[Sequence[int]],
+) -> list[TensorLists]:
     """Return what has come, by loan and parameter; nothing of parameters that others own."""
     index = itertools.count()
     found = []

@@ -44,7 +44,11 @@ class World:
     groups: list[Group]
 
     @classmethod
-    def of(cls, groups: list[Group], data_parallel: Ranks) -> World | None:
+    def of(
+        cls,
+        groups: list[Group],
+        data_parallel: Ranks,
+    ) -> World | None:
         """Return the places of parameters; `None` if there is one rank, or nothing that ranks could do together.
 
         Args:
@@ -148,7 +152,10 @@ class Placed:
         allowed = {*range(rank - 2), *(rank + dim for dim in norm.separable)}
         return (MatrixView.whole(size),) if plain and layout.cuts <= allowed else None
 
-    def is_lent(self, share: bool) -> bool:
+    def is_lent(
+        self,
+        share: bool,
+    ) -> bool:
         """Return whether its matrices travel.
 
         Args:
@@ -184,12 +191,20 @@ class Placed:
         if self.factored and group.get("feedback"):
             raise self._unsupported("`feedback` is kept by rows of whole matrices")
 
-    def _unsupported(self, why: str) -> NotImplementedError:
+    def _unsupported(
+        self,
+        why: str,
+    ) -> NotImplementedError:
         name = self.group["param_names"][self.index]
         return NotImplementedError(f"{name!r} is spread over ranks, but {why}. Use DDP, or another method.")
 
 
-def world_plan(world: World, *, share: bool, chunk_numel: int | None = None) -> tuple[list[Chunk], list[Together]]:
+def world_plan(
+    world: World,
+    *,
+    share: bool,
+    chunk_numel: int | None = None,
+) -> tuple[list[Chunk], list[Together]]:
     """Return the chunks that a rank steps by itself, and the trips of those that travel.
 
     Args:
@@ -208,7 +223,10 @@ def world_plan(world: World, *, share: bool, chunk_numel: int | None = None) -> 
     return chunks, [trip for together in _by_ranks(lent) for trip in _trips(together, chunk_numel)]
 
 
-def _lay_out(chunk: Chunk, world: World) -> None:
+def _lay_out(
+    chunk: Chunk,
+    world: World,
+) -> None:
     """Give a chunk that does not travel its layouts, and the matrices of its pieces."""
     members = [Placed(chunk.group, index, world.layouts[chunk.group["params"][index]]) for index in chunk.indices]
     chunk.layouts = [member.layout for member in members]
@@ -226,7 +244,10 @@ def _by_ranks(members: Iterable[Placed]) -> list[list[Placed]]:
     return list(found.values())
 
 
-def _trips(members: Sequence[Placed], chunk_numel: int | None) -> list[Together]:
+def _trips(
+    members: Sequence[Placed],
+    chunk_numel: int | None,
+) -> list[Together]:
     """Find the owners of members on the same ranks, and cut their work in trips."""
     costs = [member.cost for member in members]
     sizes = [math.prod(member.layout.shape) for member in members]
@@ -243,7 +264,10 @@ def _trips(members: Sequence[Placed], chunk_numel: int | None) -> list[Together]
     return trips
 
 
-def _lend(members: list[Placed], owners: list[int]) -> Chunk:
+def _lend(
+    members: list[Placed],
+    owners: list[int],
+) -> Chunk:
     """Return a chunk of parameters that travel to these owners."""
     group, one = members[0].group, members[0].layout
     here = one.copies.place * one.shards.size + one.shards.place
@@ -265,11 +289,17 @@ def _lend(members: list[Placed], owners: list[int]) -> Chunk:
     )
 
 
-def _shared_forms(group: Group, index: int) -> dict[str, TensorForm]:
+def _shared_forms(
+    group: Group,
+    index: int,
+) -> dict[str, TensorForm]:
     return {name: TensorForm.of(entry) for name, entry in shared_layout(group, index).items()}
 
 
-def _whole_stacks(group: Group, members: list[Placed]) -> list[Stack]:
+def _whole_stacks(
+    group: Group,
+    members: list[Placed],
+) -> list[Stack]:
     if not NORMS[group["norm"]].stacks:
         return []
     return stacks_of(group, [member.views for member in members])
