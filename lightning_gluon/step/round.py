@@ -61,7 +61,7 @@ class Plan:
 
     @property
     def every(self) -> list[Chunk]:
-        """All chunks, in the order of all lists of a step."""
+        """Chunks of both kinds, in the order of all lists of a step."""
         return list(_all_chunks(self.chunks, self.trips))
 
     @property
@@ -251,7 +251,7 @@ def _land(
 
 @dataclass
 class _StepInputs:
-    """Everything that a step is given, handed out chunk by chunk; the arguments are those of `Round.update_`."""
+    """Inputs of a step, handed out chunk by chunk; the arguments are those of `Round.update_`."""
 
     state: MutableMapping[Tensor, Any]
     reference: ReferencePoint
