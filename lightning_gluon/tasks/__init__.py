@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 _PLACE_OF = {
+    "ChatData": "data.chat",
     "CausalLM": "language",
     "ImageClassifier": "image",
     "ImageData": "data.images",
@@ -21,6 +22,7 @@ _PLACE_OF = {
 
 __all__ = [  # noqa: F822 - see __getattr__
     "CausalLM",
+    "ChatData",
     "ImageClassifier",
     "ImageData",
     "Perplexity",

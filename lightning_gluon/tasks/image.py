@@ -28,7 +28,7 @@ class ImageClassifier(OptimizerByCallback):
         pretrained: Whether to load the model's weights from the hub.
         model_kwargs: Further arguments of `timm.create_model`, such as `img_size` or `embed_dim`.
         label_smoothing: Probability that is spread over the wrong classes.
-        grad_checkpointing: Whether to recompute activations in the backward pass.
+        gradient_checkpointing: Whether to recompute activations in the backward pass.
         compile: Whether to compile the network.
 
     Raises:
@@ -49,7 +49,7 @@ class ImageClassifier(OptimizerByCallback):
         pretrained: bool = False,
         model_kwargs: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
-        grad_checkpointing: bool = False,
+        gradient_checkpointing: bool = False,
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -57,7 +57,7 @@ class ImageClassifier(OptimizerByCallback):
         number(0, 1)("label_smoothing", label_smoothing)
         self.save_hyperparameters()
         self.net = _create(name, num_classes, pretrained, model_kwargs or {})
-        if grad_checkpointing:
+        if gradient_checkpointing:
             self.net.set_grad_checkpointing()
         if compile:
             self.net.compile()

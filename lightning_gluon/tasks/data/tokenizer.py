@@ -13,7 +13,7 @@ import numpy as np
 from lightning_gluon.extras import require
 from lightning_gluon.tasks.data.cache import cached, digest
 
-__all__ = ["ByteTokenizer", "Tokenizer", "load_tokenizer", "train_bpe"]
+__all__ = ["ByteTokenizer", "Tokenizer", "load_pretrained", "load_tokenizer", "train_bpe"]
 
 _END = "<|endoftext|>"
 _BATCH = 256  # documents that are encoded together
@@ -132,7 +132,20 @@ def _train_tokenizer(tokenizers: ModuleType, documents: Iterable[str], vocab_siz
 
 
 def load_tokenizer(name: str) -> BPETokenizer:
-    """Load the tokenizer of a model by its hub id or local folder.
+    """Load the tokenizer of a model by its hub id or local folder, to encode documents.
+
+    Args:
+        name: The id or folder.
+
+    Returns:
+        The tokenizer.
+    """
+    loaded = load_pretrained(name)
+    return BPETokenizer(loaded.backend_tokenizer, loaded.eos_token)
+
+
+def load_pretrained(name: str) -> Any:
+    """Load the tokenizer of a model by its hub id or local folder, as transformers has it.
 
     Args:
         name: The id or folder.
@@ -157,4 +170,4 @@ def load_tokenizer(name: str) -> BPETokenizer:
             f"Expected a tokenizer with an `eos_token`, which ends a document, but '{name}' has none. Set it in its "
             "tokenizer_config.json, or use another `tokenizer`."
         )
-    return BPETokenizer(loaded.backend_tokenizer, loaded.eos_token)
+    return loaded
