@@ -81,6 +81,7 @@ class Counts:
             "bytes_per_parameter": self.moved.total() / parameters,
             "tflop": self.flop.total() / 1e12,
             "dtypes": sorted(self.flop),
+            "wide_share": self.flop["float64"] / max(1, self.flop.total()),
             "waits": self.waits.total(),
             "linalg": self.linalg.total(),
         }

@@ -23,7 +23,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,12 +31,15 @@ import torch
 
 from benchmarks import compare
 from benchmarks.journal import Journal
+from lightning_gluon import METHODS, register_method
 
 HERE = Path(__file__).parent
 RATES = (0.005, 0.01, 0.02, 0.04)
 MOMENTA = (0.8, 0.9, 0.95)
 BASELINES = ("ema", "muon", "adamw")
 PUBLISHED = {"kernel_start": (0.072, 90 / 3100), "kernel_end": (0.137, 24 / 3100)}
+TABLES = (("row", "row"), ("row", "centred_row"), ("sign", "centred_row"), ("clipped_row", "clipped_row"))
+SIGN_LENGTH = {"row_scaling": "sign"}
 FLAT = {"kernel_start": (0.1, 30 / 640), "kernel_end": (0.1, 30 / 640)}
 TWO = {"mix": 2, "mix_weights": (0.8, 0.4)}
 
@@ -56,9 +59,28 @@ class Row:
     momentum: float | None = 0.9
 
 
+def register_tables() -> list[str]:
+    """Register Gluon with other norms for table and head, rows as long as those of `sign`, and return their names."""
+    gluon = METHODS["gluon"]
+    names = []
+    for table, head in TABLES:
+        name = f"gluon-{table}-{head}".replace("_", "-")
+        norms = {"embedding": table, "head": head}
+        rules = {role: replace(gluon.rules[role], norm=norm, options=SIGN_LENGTH) for role, norm in norms.items()}
+        if name not in METHODS:
+            register_method(name, replace(gluon, summary=f"{table} tables", rules={**gluon.rules, **rules}))
+        names.append(name)
+    return names
+
+
 def rows() -> dict[str, Row]:
     """Return the rows by name."""
-    found = {
+    found = {name: Row(name) for name in register_tables()}
+    for gate in (0.001, 0.01, 0.1):
+        found[f"mimuon {gate:g}"] = Row("mimuon", {"gate": gate}, momentum=0.95)
+    found |= {
+        "af-muon": Row("af-muon", momentum=0.95),
+        "symmetry-compatible": Row("symmetry-compatible", momentum=0.95),
         "ema": Row("gluon"),
         "nesterov": Row("gluon-nesterov"),
         "dual": Row("gluon-dual"),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_gluon import norms
 from lightning_gluon.configure import configure_optimizers, equivalent_learning_rates
+from lightning_gluon.estimators.messages import Exchange, run_workers
 from lightning_gluon.estimators.recursions import Estimator, register_estimator
 from lightning_gluon.methods import METHODS, Method, Rule, register_method
 from lightning_gluon.norms.orthogonalize import orthogonalize
@@ -33,6 +34,7 @@ LAZY = ("callbacks", "smoothness", "tasks", "testing")
 __all__ = [
     "METHODS",
     "Estimator",
+    "Exchange",
     "Gluon",
     "Method",
     "Partition",
@@ -51,6 +53,7 @@ __all__ = [
     "register_option",
     "register_radius_rule",
     "register_routing",
+    "run_workers",
     "smoothness",
     "tasks",
     "testing",

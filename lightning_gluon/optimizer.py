@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from typing_extensions import Unpack
 
+from lightning_gluon.estimators.gamma import NO_CALLBACK, estimated_gamma, is_estimated, observe_
 from lightning_gluon.estimators.kernels import Kernel
+from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import CHECKS, Group, Options
 from lightning_gluon.step.checks import (
@@ -32,7 +34,9 @@ from lightning_gluon.step.load import match_saved_state
 from lightning_gluon.step.round import Plan, Plans, Round
 from lightning_gluon.step.sources import read_source
 from lightning_gluon.step.state import ParameterState, State, memory
-from lightning_gluon.two_point.closures import CLOSURE, NOBODY, Closure, evaluate, old_gradients
+from lightning_gluon.step.workers import agreed_signal, agreed_skip, check_exchange, check_messages
+from lightning_gluon.two_point.closures import CLOSURE, LOOP, NOBODY, Closure, evaluate, old_gradients
+from lightning_gluon.two_point.parts import PartReadings
 from lightning_gluon.two_point.reference import ReferencePoint, Visit
 from lightning_gluon.two_point.signals import held
 
@@ -110,9 +114,11 @@ class Gluon(Optimizer):
         self._settings = Construction(method, lr, weight_decay, momentum, radius, given, total_steps)
         groups = self._settings.build(partial_groups)
         check_lengths(groups, method)
+        check_messages(groups, self.compile)
         check_ranks_fit(groups, find_method(method))
         name_apart(groups)  # before any is added
         self.reference_gradients: dict[Tensor, Tensor] = {}
+        self.exchange: Exchange = ALONE  # with other workers, for estimators that send messages
         self.two_point = CLOSURE  # who takes the second gradient, see `two_point.closures`
         self._transient()
         key = "betas" if all("betas" in group for group in groups) else "momentum"
@@ -125,6 +131,7 @@ class Gluon(Optimizer):
         self._plans = Plans()
         self._round = Round(self.compile)
         self._visit = Visit()
+        self.readings: PartReadings | None = None  # of the coming step's parts, from whoever sees them
         self._checked: list[list[object]] = []
 
     def __setstate__(self, state: ParameterState) -> None:
@@ -133,6 +140,7 @@ class Gluon(Optimizer):
         self.__dict__.setdefault("reference_gradients", {})
         self.__dict__.setdefault("two_point", CLOSURE)
         self.__dict__.setdefault("compile", False)
+        self.__dict__.setdefault("exchange", ALONE)
         self._transient()
 
     def __getstate__(self) -> ParameterState:
@@ -237,6 +245,21 @@ class Gluon(Optimizer):
         return found
 
     @property
+    def estimated_groups(self) -> list[Group]:
+        """The groups with `gamma="auto"`, see `lightning_gluon.estimators.gamma`."""
+        return [group for group in self.param_groups if is_estimated(group)]
+
+    @property
+    def gammas(self) -> dict[str, float]:
+        """The present estimates of gamma, by group."""
+        found = {}
+        for group in self.estimated_groups:
+            estimate = estimated_gamma(group)
+            if estimate is not None:
+                found[group["name"]] = estimate
+        return found
+
+    @property
     def folds(self) -> bool:
         """True if the second gradient is folded into the first one's buffer (option `fold`)."""
         return any(group.get("fold") and group.get("gamma", 1) for group in self.param_groups)
@@ -285,9 +308,14 @@ class Gluon(Optimizer):
         Raises:
             FloatingPointError: If a gradient is not finite and `on_nonfinite` is `"raise"`; nothing has changed then.
             RuntimeError: If a gradient is sparse, or the second gradient (of `igt`: the one at its point) is missing.
-            ValueError: If a number of a group was changed to one that is out of range; nothing has changed then.
+                If the `exchange` has another number of workers than the groups say.
+            ValueError: If a number of a group was changed to one that is out of range, or `gamma="auto"` has no
+                parts to compare; nothing has changed then.
         """
         self._check_values()
+        if self.two_point in (CLOSURE, LOOP) and self.estimated_groups:
+            raise ValueError(NO_CALLBACK)
+        check_exchange(self.param_groups, self.exchange)
         reference = self._reference
         loss, taken = evaluate(closure, reference, self.two_point)
         self.reference_gradients = taken or self.reference_gradients
@@ -303,14 +331,25 @@ class Gluon(Optimizer):
         folded, self.folded = self.folded, False
         self.reference_gradients = {}
         norms = plan.check.norms(gradients, [] if folded else references)
-        if norms is None:
+        readings, self.readings = self.readings, None
+        if agreed_skip(self.param_groups, self.exchange, norms is None) or norms is None:
             return
-        signal = plan.guard.signal(gradients, norms)
+        if references:
+            self._observe(readings)
+        signal = agreed_signal(self.exchange, plan.guard.signal(gradients, norms))
         with held():  # Ctrl-C waits: half a step would leave torn weights
-            self._round.update_(plan, self.state, reference, gradients, references, signal)
+            self._round.update_(plan, self.state, reference, gradients, references, signal, self.exchange)
             for group in self.param_groups:
                 group["steps"] += 1
                 group["gradient_evaluations"] += 2 if references else 1
+
+    def _observe(self, readings: PartReadings | None) -> None:
+        """Bring the estimates of gamma up to date, after the wait of the check: nothing has moved yet."""
+        groups = self.estimated_groups
+        found = readings.read() if groups and readings is not None else {}
+        for group in groups:
+            reading = found.get(group["name"])
+            observe_(group, reading and reading.difference)
 
     def _check_values(self) -> None:
         """Raise if a value was changed to one out of range since the last step."""

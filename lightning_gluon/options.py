@@ -47,7 +47,7 @@ class Options(TypedDict, total=False):
         scaling: Scaling of the spectral norm: `rms`, `muon`, `moonlight` or `none`.
         q: Weight on the new part of the inner recursion of `gluon-mvr2` and `gluon-mvr3`.
         gamma: Share of the correction by the second gradient, in `gluon-mvr1` to `3`, `muon-mvr`, `limuon` and `mars`.
-            1 is that of the papers but for `mars`; 0 takes no second gradient.
+            1 is that of the papers but for `mars`; 0 takes no second gradient. `auto` estimates it from its noise.
         clip: Largest norm of the corrected gradient of `mars`.
         rank: Rank of the momentum that `limuon` and `gluon-lowrank` carry.
         factor_dtype: Dtype, by name, of the factors that carry it.
@@ -77,7 +77,15 @@ class Options(TypedDict, total=False):
         balance_momentum: Weight on the old mean of `balance`.
         gate: Norm of a momentum below which it is the step itself, as it is; `mimuon` asks for it, 0 is `muon`.
         gate_form: What `gate` bounds: the Frobenius `norm`, or the smallest `gap` of two singular values.
+        row_scaling: Length of the rows of norms of rows: RMS 1 (`rms`), that of `sign`, or 1 (`none`).
+        row_clip: Largest entry of a row of `clipped_row`, relative to its RMS; 1 is the norm `sign`.
         retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with.
+        compressor: Compressor of the messages of `ef21-muon` and its relatives: `identity`, `bf16`, `natural`, `top-k`,
+            `random-k` or `rank-r`.
+        compressor_share: Share of the entries that `top-k` and `random-k` send.
+        compressor_rank: Rank of what `rank-r` sends.
+        workers: Workers that exchange these messages.
+        sarah_restart: Steps from one restart of `ef21-sarah-reading` to the next.
         betas: Both betas of `adamw`.
         eps: The epsilon of `adamw`.
 
@@ -97,7 +105,7 @@ class Options(TypedDict, total=False):
     start: Annotated[MaybeText, one_of("gradient", "zero")]
     scaling: Annotated[MaybeText, one_of("rms", "muon", "moonlight", "none", None)]
     q: Annotated[MaybeNumber, number(0, 1, signs="< <=")]
-    gamma: Annotated[MaybeNumber, POSITIVE]
+    gamma: Annotated[float | str | None, number(0, word="auto")]
     clip: Annotated[MaybeNumber, number(none=True)]
     rank: Annotated[MaybeWhole, whole(1, none="the full carry")]
     factor_dtype: Annotated[MaybeText, dtype_name()]
@@ -125,7 +133,14 @@ class Options(TypedDict, total=False):
     balance_momentum: Annotated[MaybeNumber, FRACTION]
     gate: Annotated[MaybeNumber, number(0, none=True)]
     gate_form: Annotated[MaybeText, one_of("norm", "gap")]
+    row_scaling: Annotated[MaybeText, one_of("rms", "sign", "none")]
+    row_clip: Annotated[MaybeNumber, number(1)]
     retract: Annotated[MaybeText, text(none=True)]
+    compressor: Annotated[MaybeText, one_of("identity", "bf16", "natural", "top-k", "random-k", "rank-r")]
+    compressor_share: Annotated[MaybeNumber, number(0, 1, signs="< <=")]
+    compressor_rank: Annotated[MaybeWhole, whole(1)]
+    workers: Annotated[MaybeWhole, whole(1)]
+    sarah_restart: Annotated[MaybeWhole, whole(1, unit=" of steps")]
     betas: Annotated[MaybePair, pair_of(FRACTION)]
     eps: Annotated[MaybeNumber, POSITIVE]
 

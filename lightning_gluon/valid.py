@@ -61,20 +61,26 @@ class Range:
         high: The upper bound.
         signs: Which of the bounds belong to the range.
         none: Whether `None` is allowed too.
+        word: A word that is allowed too.
     """
 
     low: float
     high: float
     signs: str
     none: bool
+    word: str | None = None
 
     def __call__(self, name: str, value: object, where: str = "") -> object:
         """Return a number that lies in the range."""
-        if self.none and value is None:
+        if value is None and self.none:
+            return value
+        if isinstance(value, str) and value == self.word:
             return value
         if not self.holds(_as_float(value)):
             left, right = self.signs.split()
             wanted = f"satisfy {self.low} {left} {name} {right} {self.high}"
+            if self.word is not None:
+                wanted += f" or be {self.word!r}"
             raise refusal(name, where, wanted, value)
         return value
 
@@ -90,7 +96,9 @@ class Range:
         return above and below
 
 
-def number(low: float = 0, high: float = math.inf, *, signs: str = "<= <", none: bool = False) -> Check:
+def number(
+    low: float = 0, high: float = math.inf, *, signs: str = "<= <", none: bool = False, word: str | None = None
+) -> Check:
     """Allow numbers between two bounds, see `Range`.
 
     Returns:
@@ -103,7 +111,7 @@ def number(low: float = 0, high: float = math.inf, *, signs: str = "<= <", none:
         Traceback (most recent call last):
         ValueError: Expected `momentum` to satisfy 0 <= momentum < 1, but got 1.
     """
-    return Range(low, high, signs, none)
+    return Range(low, high, signs, none, word)
 
 
 def _as_float(value: Any) -> float:

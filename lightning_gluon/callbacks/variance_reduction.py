@@ -16,6 +16,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_gluon.estimators.gamma import NO_PARTS
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.replay.lightning import callbacks_of, has_own_clipping, set_callbacks, skips_backward
 from lightning_gluon.replay.optimizers import own_optimizers, parameters_of
@@ -51,6 +52,9 @@ class VarianceReduction(Callback):
     `on_before_optimizer_step` unscaled and not yet clipped. It logs `gluon/gradient_evaluations`, a count, after every
     step.
 
+    With `gamma="auto"` the gradients of micro-batches and ranks are compared before they are added up, which holds one
+    more copy of them. The estimate of every group is logged as `gluon/gamma/<group>`, in [0, 1].
+
     The second pass runs `training_step` itself, silently. `self.log`, `self.print`, loggers, metric states, buffers,
     attributes, random streams and frozen parameters of the module come out as if it had never run. It starts from what
     the first one started from, such as a recurrent state or a counter. What the step changes elsewhere, in files or in
@@ -63,7 +67,7 @@ class VarianceReduction(Callback):
     Raises:
         ValueError: Before the first step, under manual optimization, `training_step(dataloader_iter)`, sharded
             parameters (FSDP, FSDP2), DeepSpeed or XLA, if the method needs a further gradient; with `fold` under
-            gradient clipping.
+            gradient clipping; with `gamma="auto"` and a single micro-batch on a single rank.
 
     References:
         A. Cutkosky, F. Orabona, "Momentum-Based Variance Reduction in Non-Convex SGD" (STORM), arXiv 1905.10018.
@@ -126,6 +130,12 @@ class VarianceReduction(Callback):
         session.patch(pl_module, "configure_gradient_clipping", self._clip(trainer, pl_module, optimizer))
         session.undo.callback(optimizer.register_step_pre_hook(self._before_step(trainer)).remove)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to estimate a gamma from a batch that has one part; a loaded checkpoint may ask for it too."""
+        parts = trainer.accumulate_grad_batches * trainer.world_size
+        if parts < 2 and self._optimizer is not None and self._optimizer.estimated_groups:
+            raise ValueError(NO_PARTS)
+
     def _clip(self, trainer: Trainer, pl_module: LightningModule, optimizer: Gluon) -> Callable[..., None]:
         """Wrap `configure_gradient_clipping`: the same rule for both gradients, each by its own norm."""
         original = pl_module.configure_gradient_clipping
@@ -162,10 +172,12 @@ class VarianceReduction(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
-        """Log the cost of the run so far."""
+        """Log the cost of the run so far, and the estimates of gamma."""
         if self._optimizer is not None and not trainer.barebones:
             count = float(self._optimizer.gradient_evaluations)
             pl_module.log("gluon/gradient_evaluations", count, on_step=True, on_epoch=False)
+            for group, gamma in self._optimizer.gammas.items():
+                pl_module.log(f"gluon/gamma/{group}", gamma, on_step=True, on_epoch=False)
 
 
 def refuse(trainer: Trainer, pl_module: LightningModule) -> None:

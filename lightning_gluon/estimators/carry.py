@@ -1,10 +1,4 @@
-"""Buffers carried from one step to the next: dense in some dtype, or as the factors of a low rank.
-
-    M ~ U S V^T + E        E: what the truncation dropped, in 8 or 4 bits (`feedback`); without it E is forgotten
-
-With the feedback the next step starts at the whole M again, but for the rounding of E: the truncation itself is then
-free of error, whatever the rank.
-"""
+"""Buffers carried from one step to the next: dense in some dtype, or as the factors of a low rank."""
 
 from __future__ import annotations
 
@@ -14,8 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gluon.estimators.low_rank import compress, expand, sketch_generator
-from lightning_gluon.estimators.quantize import QUANTIZERS, Quantizer
+from lightning_gluon.estimators.factors import (
+    Entries,
+    FactorStack,
+    FirstMomentum,
+    factor_dtype,
+    factors_layout,
+    store_stacks,
+)
 from lightning_gluon.norms.views import MatrixView
 
 __all__ = ["Carry"]
@@ -35,36 +35,10 @@ def carry_layout(
     Returns:
         Tensors on the meta device: shapes and dtypes.
     """
-    if not factored:
-        dtype = dense_dtype(parameter, group)
-        return {name: _meta(parameter.shape, dtype) for name in buffers}
-    entries = {}
-    dtype, quantizer = factor_dtype(parameter, group), _feedback(group)
-    for index, view in enumerate(factored):
-        batch, rows, columns = view.matrix
-        rank = min(group["rank"], rows, columns)
-        entries[f"U{index}"] = _meta((batch, rows, rank), dtype)
-        entries[f"S{index}"] = _meta((batch, rank), torch.promote_types(parameter.dtype, torch.float32))
-        entries[f"V{index}"] = _meta((batch, columns, rank), dtype)
-        if quantizer is not None:
-            entries[f"E{index}"], entries[f"E_scale{index}"] = quantizer.layout(view.matrix)
-    return entries
-
-
-def _meta(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def factor_dtype(parameter: Tensor, group: Mapping[str, Any]) -> torch.dtype:
-    """Return the dtype in which `U` and `V` are kept: fp32 or wider, if the group asks for no other."""
-    asked = group.get("factor_dtype")
-    return getattr(torch, asked) if asked else torch.promote_types(parameter.dtype, torch.float32)
-
-
-def _feedback(group: Mapping[str, Any]) -> Quantizer | None:
-    """Return what quantises the part that truncation drops; `None` if it is forgotten."""
-    bits = group.get("feedback")
-    return QUANTIZERS[bits] if bits else None
+    if factored:
+        return factors_layout(parameter, factored, group)
+    dtype = dense_dtype(parameter, group)
+    return {name: torch.empty(parameter.shape, dtype=dtype, device="meta") for name in buffers}
 
 
 def dense_dtype(parameter: Tensor, group: Mapping[str, Any]) -> torch.dtype:
@@ -74,75 +48,62 @@ def dense_dtype(parameter: Tensor, group: Mapping[str, Any]) -> torch.dtype:
 
 
 class Carry:
-    """The buffers of one parameter: `load` gives full-size working tensors, `store` puts back what is kept.
+    """The buffers of parameters that are stepped together: `load` gives whole tensors, `store` puts back what is kept.
 
     Args:
-        state: The parameter's optimizer state.
-        parameter: The parameter.
-        factored: The matrices its momentum is compressed as; empty for the dense carry.
-        group: Its group: `start`, `momentum_dtype`, `rank`, the rest of the sketch, `factor_dtype` and `feedback`.
+        states: The optimizer's state of every parameter.
+        params: The parameters.
+        factored: The matrices that the momentum of each is compressed as; empty for the dense carry.
+        group: Their group: `start`, `momentum_dtype`, `rank`, the rest of the sketch, `factor_dtype` and `feedback`.
     """
 
     def __init__(
-        self, state: dict[str, Any], parameter: Tensor, factored: tuple[MatrixView, ...], group: dict[str, Any]
+        self,
+        states: Sequence[Entries],
+        params: Sequence[Tensor],
+        factored: Sequence[tuple[MatrixView, ...]],
+        group: Mapping[str, Any],
     ) -> None:
-        self.state, self.parameter, self.factored, self.group = state, parameter, factored, group
+        self.states, self.params, self.factored, self.group = states, params, factored, group
+        self.stacks = FactorStack.build(states, factored)
 
-    def load(self, name: str, gradient: Tensor) -> Tensor:
-        """Return a buffer in the dtype of the gradient; it starts at the first gradient, or at zero."""
-        if self.factored and "U0" in self.state:
-            return self._expand(gradient)
-        if name not in self.state:
-            first = torch.zeros_like(gradient) if self.group["start"] == "zero" else gradient.clone()
-            if self.factored:
-                return first
-            kept = dense_dtype(self.parameter, self.group)
-            self.state[name] = _saturated(first, kept).to(kept)
-        return self.state[name].to(gradient.dtype)
+    def load(self, name: str, gradients: Sequence[Tensor], *, zero: bool = False) -> list[Tensor]:
+        """Return a buffer of every parameter in the dtype of its gradient; it starts at the first gradient, or at zero.
 
-    def store(self, name: str, value: Tensor) -> None:
-        """Keep a buffer for the next step."""
-        if self.factored:
-            self._compress(value)
-        elif self.state[name] is not value:
-            self.state[name].copy_(_saturated(value, self.state[name].dtype))
+        Args:
+            name: Name of the buffer.
+            gradients: The gradients, in fp32 or wider.
+            zero: FirstMomentum at zero, whatever the group says.
+        """
+        first = torch.zeros_like if zero or self.group["start"] == "zero" else torch.clone
+        found = list(gradients)
+        for index, gradient in enumerate(gradients):
+            if not self.factored[index]:
+                found[index] = self._dense(index, name, gradient, first)
+        for stack in self.stacks:
+            stack.load_(found, gradients, first, self.group)
+        return found
 
-    def _expand(self, like: Tensor) -> Tensor:
-        if len(self.factored) == 1 and self.factored[0].is_plain:
-            return self._matrices(0, like).view(like.shape)
-        full = torch.empty_like(like)
-        for index, view in enumerate(self.factored):
-            view.scatter_(full, self._matrices(index, like))
-        return full
+    def store(self, name: str, values: Sequence[Tensor]) -> None:
+        """Keep a buffer for the next step.
 
-    def _matrices(self, index: int, like: Tensor) -> Tensor:
-        """Return the matrices of one view, with what was dropped from them."""
-        factors = [self.state[f"{name}{index}"] for name in "USV"]
-        matrices = expand(*[factor.to(like.dtype) for factor in factors])
-        quantizer = _feedback(self.group)
-        if quantizer is not None:
-            codes, scales = self.state[f"E{index}"], self.state[f"E_scale{index}"]
-            matrices += quantizer.restore(codes, scales, matrices)
-        return matrices
+        Args:
+            name: Name of the buffer.
+            values: What `load` returned, after the step.
+        """
+        for index, value in enumerate(values):
+            kept = self.states[index].get(name, value)  # the same tensor, if it is kept as it is
+            if kept is not value:
+                kept.copy_(_saturated(value, kept.dtype))
+        if self.stacks:
+            store_stacks(self.stacks, values, self.group, factor_dtype(self.params[0], self.group))
 
-    def _compress(self, value: Tensor) -> None:
-        group, quantizer = self.group, _feedback(self.group)
-        dtype = factor_dtype(self.parameter, group)
-        for index, view in enumerate(self.factored):
-            matrices = view.gather(value)
-            left, values, right = compress(
-                matrices,
-                rank=group["rank"],
-                oversampling=group["oversampling"],
-                power_iterations=group["power_iterations"],
-                generator=sketch_generator(group["seed"], group["steps"], view.matrix, value.device),
-            )
-            self.state[f"U{index}"] = left.to(dtype)
-            self.state[f"S{index}"] = values
-            self.state[f"V{index}"] = right.to(dtype)
-            if quantizer is not None:
-                dropped = matrices - expand(left.to(dtype).to(value.dtype), values, right.to(dtype).to(value.dtype))
-                self.state[f"E{index}"], self.state[f"E_scale{index}"] = quantizer.quantize(dropped)
+    def _dense(self, index: int, name: str, gradient: Tensor, first: FirstMomentum) -> Tensor:
+        state = self.states[index]
+        if name not in state:
+            kept = dense_dtype(self.params[index], self.group)
+            state[name] = _saturated(first(gradient), kept).to(kept)
+        return state[name].to(gradient.dtype)
 
 
 def _saturated(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,22 +1,31 @@
 """The momentum carried from step to step at low rank (LiMuon's option 2), by a randomised SVD.
 
-    Y = M Omega,  Q = qr(Y)      Omega (n, r + s) Gaussian, redrawn every step; `p` rounds of Y <- M (M^T Q)
-    B = Q^T M,    B = U' S V^T   keep the leading r:  M ~ (Q U') S V^T
+    Y = M Omega,  Q = orth(Y)          Omega (n, r + s) Gaussian, redrawn every step; `p` rounds of Y <- M (M^T Q)
+    B = Q^T M,    B B^T = U' S^2 U'^T  keep the leading r:  M ~ (Q U') S V^T,   S V^T = U'^T B
 
 Only the factors are kept; the step itself uses the full momentum before it is compressed.
+
+It is products and decompositions of `(r + s)^2` matrices, for a whole stack at once. Their entries are squares, so they
+are kept in fp64: it holds the squares of all that fp32 can tell apart. On a GPU nothing waits for the device.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from lightning_gluon.norms.orthogonalize import thin_svd
+from lightning_gluon.norms.numerics import largest_magnitude, one_if_zero
 from lightning_gluon.norms.views import MatrixView
 
-__all__ = ["compress", "expand", "factored_views", "sketch_generator"]
+__all__ = ["compress", "compress_stacks", "expand", "factored_views", "orthonormal", "sketch_generator"]
+
+Triple: TypeAlias = tuple[Tensor, Tensor, Tensor]  # U, S and V
+
+ROUNDS = 8  # of orthogonal iteration
 
 
 def factored_views(rank: int, shape: tuple[int, ...], views: tuple[MatrixView, ...]) -> tuple[MatrixView, ...]:
@@ -33,7 +42,7 @@ def factored_views(rank: int, shape: tuple[int, ...], views: tuple[MatrixView, .
 
 def compress(
     matrices: Tensor, *, rank: int, oversampling: int = 5, power_iterations: int = 1, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Triple:
     """Return the leading factors of every matrix by a randomised SVD.
 
     Args:
@@ -57,23 +66,137 @@ def compress(
         >>> torch.allclose(expand(u, s, v), m, atol=1e-5)
         True
     """
-    rank = min(rank, *matrices.shape[-2:])
-    width = min(rank + oversampling, *matrices.shape[-2:])
+    return compress_stacks(
+        [matrices], [generator], rank=rank, oversampling=oversampling, power_iterations=power_iterations
+    )[0]
+
+
+def compress_stacks(
+    stacks: Sequence[Tensor],
+    generators: Sequence[torch.Generator],
+    *,
+    rank: int,
+    oversampling: int,
+    power_iterations: int,
+) -> list[Triple]:
+    """Return the leading factors of several stacks; their small matrices are decomposed together.
+
+    Args:
+        stacks: One batch of equal matrices each.
+        generators: The source of the sketch of each.
+        rank: As in `compress`.
+        oversampling: As in `compress`.
+        power_iterations: As in `compress`.
+
+    Returns:
+        The factors of every stack.
+    """
+    bases = []
+    for matrices, generator in zip(stacks, generators, strict=True):
+        width = min(rank + oversampling, *matrices.shape[-2:])
+        bases.append(_leading_range(matrices, width, power_iterations, generator))
+    images = [basis.mT @ matrices for basis, matrices in zip(bases, stacks, strict=True)]
+    turns = _leading_each([_squared(image.mT) for image in images], rank)
+    found = []
+    for basis, image, wide in zip(bases, images, turns, strict=True):
+        turn = wide.to(image.dtype)
+        rows = turn.mT @ image
+        values = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).to(rows.dtype)  # small squares underflow
+        found.append((basis @ turn, values, (rows / one_if_zero(values)[..., None]).mT.contiguous()))
+    return found
+
+
+def _leading_range(matrices: Tensor, width: int, power_iterations: int, generator: torch.Generator) -> Tensor:
+    """Return orthonormal columns that nearly span the leading left singular vectors."""
     sketch = torch.randn(matrices.shape[-1], width, generator=generator, dtype=matrices.dtype, device=matrices.device)
-    basis = torch.linalg.qr(matrices @ sketch).Q
+    basis = matrices @ sketch
     for _ in range(power_iterations):
-        basis = torch.linalg.qr(matrices @ torch.linalg.qr(matrices.mT @ basis).Q).Q
-    left, values, right = thin_svd(basis.mT @ matrices)
-    return (
-        (basis @ left[..., :rank]).contiguous(),
-        values[..., :rank].contiguous(),
-        right[..., :rank, :].mT.contiguous(),
-    )
+        there = matrices.mT @ orthonormal(basis, rounds=1)
+        basis = matrices @ orthonormal(there, rounds=1)
+    return orthonormal(basis)
 
 
-def expand(left: Tensor, values: Tensor, right: Tensor) -> Tensor:
+def orthonormal(matrices: Tensor, rounds: int = 2) -> Tensor:
+    """Return orthonormal bases of the columns of tall matrices, by Cholesky decompositions of their Gram matrices.
+
+        R^T R = Y^T Y,    Q = Y R^-1,    twice
+
+    The second round takes out what rounding left in the first. Zero columns stay zero.
+
+    Args:
+        matrices: `(batch, m, k)` with m >= k.
+        rounds: 1 if columns need not be orthogonal to the last digit, 3 if some are the same up to rounding.
+
+    Returns:
+        The shape and dtype of `matrices`.
+
+    References:
+        Y. Yamamoto et al., "Roundoff error analysis of the CholeskyQR2 algorithm", ETNA 44 (2015).
+
+    Example:
+        >>> q = orthonormal(torch.tensor([[[3.0, 3.0], [4.0, 4.0], [0.0, 1.0]]]))
+        >>> (q.mT @ q).round(decimals=5).tolist()
+        [[[1.0, 0.0], [0.0, 1.0]]]
+    """
+    basis = matrices.double()
+    basis = basis / one_if_zero(largest_magnitude(basis, (-2, -1)))
+    for _ in range(rounds):
+        basis = basis @ _inverse_root(_squared(basis))
+    return basis.to(matrices.dtype)
+
+
+def _squared(tall: Tensor) -> Tensor:
+    """Return `Y^T Y` in fp64."""
+    wide = tall.double()
+    return wide.mT @ wide
+
+
+def _inverse_root(gram: Tensor) -> Tensor:
+    """Return `R^-1` of `R^T R = G`, and the identity of a matrix that has no such R: one that is not finite."""
+    width = gram.shape[-1]
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    # Rounding may leave a pivot below zero by this share of its diagonal entry.
+    diagonal.mul_(1 + 4 * width * torch.finfo(gram.dtype).eps).clamp_min_(torch.finfo(gram.dtype).tiny)
+    lower, info = torch.linalg.cholesky_ex(gram)
+    identity = torch.eye(width, dtype=gram.dtype, device=gram.device)
+    lower = lower.where((info == 0)[:, None, None], identity)
+    return torch.linalg.solve_triangular(lower, identity, upper=False).mT
+
+
+def _leading_each(grams: list[Tensor], rank: int) -> list[Tensor]:
+    """Return the leading eigenvectors of several stacks of symmetric matrices, those of one size together."""
+    found = list(grams)
+    for width in {gram.shape[-1] for gram in grams}:
+        where = [index for index, gram in enumerate(grams) if gram.shape[-1] == width]
+        own = [grams[index] for index in where]
+        parts = _leading(torch.cat(own), min(rank, width)).split([len(gram) for gram in own])
+        for index, part in zip(where, parts, strict=True):
+            found[index] = part
+    return found
+
+
+def _leading(gram: Tensor, rank: int) -> Tensor:
+    """Return the leading `rank` eigenvectors of symmetric matrices."""
+    if gram.device.type == "cpu":
+        finite = gram.isfinite().all(-1).all(-1)[:, None, None]  # torch would raise for the whole stack
+        return torch.linalg.eigh(gram.where(finite, 0.0)).eigenvectors[..., -rank:].flip(-1)
+    return _iterated(gram, rank)
+
+
+def _iterated(gram: Tensor, rank: int) -> Tensor:
+    """Return nearly leading eigenvectors by orthogonal iteration: torch's decomposition would wait for the device."""
+    gram = gram / one_if_zero(largest_magnitude(gram, (-2, -1)))
+    # The columns that hold most come first: a start that needs few rounds.
+    order = gram.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True)[..., None, :rank]
+    basis = gram.gather(-1, order.expand(*gram.shape[:-1], -1))
+    for _ in range(ROUNDS):
+        basis = gram @ (basis @ _inverse_root(_squared(basis)))
+    return orthonormal(basis, rounds=3)
+
+
+def expand(left: Tensor, values: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
     """Return `U diag(S) V^T` of every matrix."""
-    return (left * values.unsqueeze(-2)) @ right.mT
+    return torch.bmm(left * values.unsqueeze(-2), right.mT, out=out)
 
 
 def sketch_generator(seed: int, step: int, shape: tuple[int, ...], device: torch.device) -> torch.Generator:

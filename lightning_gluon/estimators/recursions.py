@@ -11,12 +11,14 @@ gradient of this step's sample at the current weights. With `c_old` that of the 
     mars       c  = c_new + gamma b / (1 - b) D, clipped;              M <- b M + (1 - b) c
     igt        M <- b M + (1 - b) c_new, with c_new taken at Y = X + lookahead b / (1 - b) (X - X_prev)
     dual_ema   direction b M + (1 - b) c_new,          M <- b2 M + (1 - b2) c_new
+    ef21       M as ema, ef21_mvr as mvr1, ef21_sarah as mvr1 with b = 1 and restarts; the direction is the mean of
+               what workers have sent of their M, see `lightning_gluon.estimators.ef21`
     averaged, anchored     ema, with c_new taken beside the weights, see `lightning_gluon.two_point.transport`
     dual, mix  kernels that change while they train, see `lightning_gluon.estimators.kernels`
 
 gamma = 1 is the method of the papers: mvr1 is `M <- c_new + b (M - c_old)`, STORM. To any gamma the estimate is
 `(1 - gamma) ema + gamma mvr1`. At 0 nothing is taken at another point and no previous iterate is kept; nor is it where
-lookahead is 0.
+lookahead is 0. "auto" is an estimate of gamma, see `lightning_gluon.estimators.gamma`.
 
 Every buffer starts at the first gradient, or at zero if the method says so (`start`), and `c_old` at the first step
 is `c_new`: the first direction is a multiple of `c_new` for all of them, and no row needs a special first step.
@@ -28,17 +30,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_gluon.estimators.adamw import adamw_, adamw_layout
+from lightning_gluon.estimators.ef21 import EF21_OPTIONS, MESSAGES, correspond
+from lightning_gluon.estimators.gamma import live_gamma
 from lightning_gluon.estimators.kernels import (
     Buffers,
     GroupOptions,
     Kernel,
     Tensors,
+    Weight,
+    add_,
     carried_kernel,
     dual,
     dual_at,
@@ -74,11 +81,13 @@ class Estimator:
             last iterate), or one of `lightning_gluon.two_point.transport.TRANSPORTS` (`c_new` itself is taken there).
         share: Name of the option that scales what is gained there; at 0 no further gradient is needed.
         options: Options of the estimator with their defaults, beyond `momentum`.
-        schedule: `(options) -> options`, for a row whose numbers change from step to step: what `update` gets of the
-            group's options, numbers or lists of numbers. It may read `steps` and, with `length`, `total_steps`.
+        schedule: `(options) -> options`, for a row whose numbers change from step to step: those that do, numbers or
+            lists of numbers. It may read `steps` and, with `length`, `total_steps`.
         length: Whether it needs to know how many steps the training has.
         count: Name of the option that says how many of the buffers there are; default: all.
         kernel: `(options) -> Kernel | None`, for a row that is linear in past gradients.
+        messages: Names of the buffers that sum up messages between workers: the worker's own sum, and everybody's.
+            They begin at zero. `update` gets the `exchange` then, and which parameters are the `first` time sent.
         step_: `(state, group, params, gradients)`, for a row that also moves the weights, by its own kernel; such
             a row has no recursion.
         layout: `(parameter) -> {key: tensor on the meta device}`, for such a row: what it keeps.
@@ -104,6 +113,7 @@ class Estimator:
     length: bool = False
     count: str | None = None
     kernel: Callable[[GroupOptions], Kernel | None] | None = None
+    messages: tuple[str, ...] = ()
     step_: StepKernel | None = None
     layout: Callable[[Tensor], dict[str, Tensor]] | None = None
 
@@ -122,7 +132,20 @@ class Estimator:
         Args:
             options: Options of a group.
         """
-        return options if self.schedule is None else self.schedule(options)
+        changing = self.changing(options)
+        return {**options, **changing} if changing else options
+
+    def changing(self, options: GroupOptions) -> GroupOptions:
+        """Return the numbers of this step that are not those of the one before, see `schedule`.
+
+        Args:
+            options: Options of a group.
+
+        Example:
+            >>> ESTIMATORS["mvr1"].changing({"gamma": "auto", "gamma_moments": (0.2, 0.8)})
+            {'gamma': 0.25}
+        """
+        return {} if self.schedule is None else self.schedule(options)
 
     def names(self, options: GroupOptions) -> tuple[str, ...]:
         """Return the names of the buffers that are kept under these options.
@@ -130,6 +153,8 @@ class Estimator:
         Args:
             options: Options of a group.
         """
+        if self.messages and options["workers"] == 1:  # everybody's sum is the worker's own
+            return self.buffers[:-1]
         return self.buffers if self.count is None else self.buffers[: options[self.count]]
 
     def gradients(self, options: GroupOptions) -> int:
@@ -152,9 +177,9 @@ def _nesterov(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOption
     return list(torch._foreach_lerp(new, momentum, options["momentum"]))
 
 
-def _recursive_(buffer: Tensors, new: Tensors, old: Tensors, keep: float, gamma: float) -> None:
+def _recursive_(buffer: Tensors, new: Tensors, old: Tensors, keep: float, gamma: Weight) -> None:
     """Advance a buffer by `keep (buffer + gamma (new - old)) + (1 - keep) new`."""
-    if gamma == 0:
+    if not isinstance(gamma, Tensor) and gamma == 0:
         torch._foreach_lerp_(buffer, new, 1 - keep)
         return
     torch._foreach_sub_(buffer, _damped(new, old, gamma))  # the difference first, so equal pairs cancel exactly
@@ -162,8 +187,10 @@ def _recursive_(buffer: Tensors, new: Tensors, old: Tensors, keep: float, gamma:
     torch._foreach_add_(buffer, new)
 
 
-def _damped(new: Tensors, old: Tensors, gamma: float) -> Tensors:
+def _damped(new: Tensors, old: Tensors, gamma: Weight) -> Tensors:
     """Return `new - gamma (new - old)`: what stands in for `old` in a damped correction."""
+    if isinstance(gamma, Tensor):
+        return [gradient.lerp(other, gamma) for gradient, other in zip(new, old, strict=True)]
     return old if gamma == 1 else list(torch._foreach_lerp(new, old, gamma))
 
 
@@ -180,8 +207,8 @@ def _mvr2(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -
 def _mvr3(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     momentum = _mvr2(buffers, new, old, options)
     weight = options["momentum"] * options["gamma"]
-    if weight:
-        torch._foreach_add_(momentum, list(torch._foreach_sub(new, old)), alpha=weight)
+    if isinstance(weight, Tensor) or weight:
+        add_(momentum, list(torch._foreach_sub(new, old)), weight)
     return momentum
 
 
@@ -208,6 +235,22 @@ def _dual_ema(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOption
     return direction
 
 
+def _ef21(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
+    _ema(buffers, new, old, options)
+    return correspond(buffers, options)
+
+
+def _ef21_mvr(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
+    _mvr1(buffers, new, old, options)
+    return correspond(buffers, options)
+
+
+def _ef21_sarah(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
+    restarts = options["steps"] % options["sarah_restart"] == 0
+    _recursive_(buffers["momentum"], new, old, 0.0 if restarts else 1.0, 1.0)
+    return correspond(buffers, options)
+
+
 def _uncorrected(options: GroupOptions) -> Kernel | None:
     """Return the kernel of the rows that are an ema without their correction; with it there is none."""
     return ema_kernel(options) if options["gamma"] == 0 and options.get("clip") is None else None
@@ -225,6 +268,9 @@ def _none(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -
     raise NotImplementedError("This row moves the weights itself and has no direction.")
 
 
+# Rows with a share of the correction by a second gradient, at the previous iterate.
+_corrected = partial(Estimator, reference="previous", share="gamma", schedule=live_gamma)
+
 ESTIMATES = ("momentum", "gradient_estimate")
 MVR1_OPTIONS = {"gamma": 1.0, "reference": "copy", "fold": False}
 MVR2_OPTIONS = {"gamma": 1.0, "q": 0.1, "reference": "copy"}
@@ -236,6 +282,11 @@ MARS_OPTIONS = {"gamma": 0.025, "clip": 1.0}  # MARS 2411.10438, section 5: gamm
 # over the last fifth. Nothing was measured here yet.
 AVERAGED_OPTIONS = {"lookahead": 0.6, "average_age": 0.032}
 ANCHORED_OPTIONS = {"lookahead": 0.45, "average_age": 0.039, "ramp": 0.2}
+
+COMPRESSED = ("momentum", *MESSAGES)
+
+# As long as a momentum of .9 remembers. Not measured yet.
+SARAH_OPTIONS = {**EF21_OPTIONS, "sarah_restart": 10, "reference": "copy"}
 
 AVERAGES = tuple(f"momentum{number}" for number in range(8))
 
@@ -251,19 +302,11 @@ MIX_OPTIONS = {"mix": 8, "mix_ages": (3 / 640, 32 / 640), "mix_weights": (0.857,
 ESTIMATORS: dict[str, Estimator] = {
     "ema": Estimator(_ema, kernel=ema_kernel),
     "nesterov": Estimator(_nesterov, kernel=nesterov_kernel),
-    "mvr1": Estimator(_mvr1, reference="previous", share="gamma", options=MVR1_OPTIONS, kernel=_uncorrected),
-    "mvr2": Estimator(_mvr2, ESTIMATES, "previous", "gamma", MVR2_OPTIONS, kernel=_nested),
-    "mvr3": Estimator(_mvr3, ESTIMATES, "previous", "gamma", MVR2_OPTIONS, kernel=_nested),
-    "limuon": Estimator(
-        _mvr1, reference="previous", share="gamma", options={**MVR1_OPTIONS, **CARRY_OPTIONS}, kernel=_uncorrected
-    ),
-    "mars": Estimator(
-        _mars,
-        reference="previous",
-        share="gamma",
-        options={**MARS_OPTIONS, "reference": "copy"},
-        kernel=_uncorrected,
-    ),
+    "mvr1": _corrected(_mvr1, options=MVR1_OPTIONS, kernel=_uncorrected),
+    "mvr2": _corrected(_mvr2, ESTIMATES, options=MVR2_OPTIONS, kernel=_nested),
+    "mvr3": _corrected(_mvr3, ESTIMATES, options=MVR2_OPTIONS, kernel=_nested),
+    "limuon": _corrected(_mvr1, options={**MVR1_OPTIONS, **CARRY_OPTIONS}, kernel=_uncorrected),
+    "mars": _corrected(_mars, options={**MARS_OPTIONS, "reference": "copy"}, kernel=_uncorrected),
     "mars_approximate": Estimator(
         _mars_approximate, ("momentum", "last_gradient"), options=MARS_OPTIONS, kernel=_uncorrected
     ),
@@ -277,6 +320,16 @@ ESTIMATORS: dict[str, Estimator] = {
     "dual_ema": Estimator(_dual_ema, options={"momentum_carry": 0.99}, kernel=carried_kernel),
     "dual": Estimator(dual, options=DUAL_OPTIONS, schedule=dual_at, length=True, kernel=dual_kernel),
     "mix": Estimator(mix, AVERAGES, options=MIX_OPTIONS, schedule=mix_at, length=True, count="mix", kernel=mix_kernel),
+    "ef21": Estimator(_ef21, COMPRESSED, options=EF21_OPTIONS, messages=MESSAGES),
+    "ef21_mvr": Estimator(
+        _ef21_mvr,
+        COMPRESSED,
+        "previous",
+        "gamma",
+        options={**EF21_OPTIONS, "gamma": 1.0, "reference": "copy"},
+        messages=MESSAGES,
+    ),
+    "ef21_sarah": Estimator(_ef21_sarah, COMPRESSED, "previous", options=SARAH_OPTIONS, messages=MESSAGES),
     "adamw": Estimator(
         _none,
         ("exp_avg", "exp_avg_sq"),

@@ -34,10 +34,11 @@ def partition(
 
         X_i <- (1 - lr * weight_decay) X_i - lr * radius[role_i] * D_i(M_i)        D_i: LMO of the norm of role_i
 
-    - `hidden`: linear maps and convolutions between features, recurrent weights, routers, stacked experts, LoRA.
+    - `hidden`: linear maps and convolutions between features, recurrent weights, stacked experts, LoRA.
     - `input`: linear maps of dense inputs (patch embedding, first convolution).
     - `embedding`: lookup tables. A tied table is one tensor.
     - `head`: output layers.
+    - `router`: maps to the experts of a mixture, of two rows and more.
     - `bias`: biases, norm gains, layer scales, gates of one row and other vectors.
     - `elementwise`: arrays that are no map: tokens, positions, relative-position tables, logit scales, depthwise
       filters, `A_log` of Mamba.

@@ -35,8 +35,8 @@ class Route:
         name: First qualified name of the parameter.
         aliases: Its other names, when the tensor is tied.
         shape: Shape of the tensor.
-        role: One of `hidden`, `input`, `embedding`, `head`, `bias`, `elementwise`.
-        norm: Norm of that role under method `gluon`: `spectral`, `conv`, `sign` or `rms`.
+        role: One of `hidden`, `input`, `embedding`, `head`, `router`, `bias`, `elementwise`.
+        norm: Norm of that role under method `gluon`: `spectral`, `conv`, `sign`, `centred_row` or `rms`.
         reason: Why it has this role, one short sentence.
         views: The matrices it holds, for the roles that hold matrices; empty for the other roles.
         frozen: True when the parameter did not require a gradient.

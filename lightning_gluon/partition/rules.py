@@ -27,6 +27,7 @@ from lightning_gluon.partition.arrays import (
     table,
     vector,
 )
+from lightning_gluon.partition.experts import ROUTER_REASON, leads_to_experts
 from lightning_gluon.partition.finding import Finding, depthwise_filter, whole_array
 from lightning_gluon.partition.heads import OutputLayers
 from lightning_gluon.partition.inputs import input_reason
@@ -74,7 +75,7 @@ def _as_vector(
 
 
 def _steps_as_map(finding: Finding) -> bool:
-    return finding.role == "hidden"
+    return finding.role in ("hidden", "router")
 
 
 # ---- adapters
@@ -173,6 +174,8 @@ def weight_of_layer(
     if is_depthwise(owner):
         return depthwise_filter(place)
     views, note = layer_views(place)
+    if leads_to_experts(place):
+        return Finding("router", f"{ROUTER_REASON} ({place.kind})", views)
     reason = heads.reason(place)
     if reason is not None:
         return Finding("head", reason + note, views)

@@ -25,7 +25,7 @@ def anywhere(trainer: Trainer, flags: Sequence[bool]) -> list[bool]:
     if trainer.world_size == 1:
         return list(flags)
     values = torch.tensor(flags, dtype=torch.float32, device=trainer.strategy.root_device)
-    return (_mean(trainer, values) > 0).tolist()
+    return (mean(trainer, values) > 0).tolist()
 
 
 def agreed(trainer: Trainer, values: Tensor) -> list[float]:
@@ -41,7 +41,7 @@ def agreed(trainer: Trainer, values: Tensor) -> list[float]:
     if trainer.world_size == 1:
         return values.tolist()
     own = values.to(trainer.strategy.root_device)
-    return _mean(trainer, own).tolist()
+    return mean(trainer, own).tolist()
 
 
 def averaged(trainer: Trainer, params: Sequence[Tensor], gradients: Mapping[Tensor, Tensor]) -> dict[Tensor, Tensor]:
@@ -65,13 +65,19 @@ def averaged(trainer: Trainer, params: Sequence[Tensor], gradients: Mapping[Tens
             own = gradients[parameter].detach().clone()
         else:
             own = torch.zeros_like(parameter)
-        found[parameter] = _mean(trainer, own)
+        found[parameter] = mean(trainer, own)
     return found
 
 
-def _mean(trainer: Trainer, tensor: Tensor) -> Tensor:
+def mean(trainer: Trainer, tensor: Tensor) -> Tensor:
+    """Return the mean of a tensor over the ranks.
+
+    Args:
+        trainer: The Trainer.
+        tensor: It, of one shape on all ranks; it may be written to.
+    """
     if trainer.world_size == 1:
         return tensor
-    mean = trainer.strategy.reduce(tensor, reduce_op="mean")
-    assert isinstance(mean, Tensor)
-    return mean
+    found = trainer.strategy.reduce(tensor, reduce_op="mean")
+    assert isinstance(found, Tensor)
+    return found

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from functools import partial
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,12 +29,14 @@ from lightning_gluon.replay.lightning import (
     skips_backward,
 )
 from lightning_gluon.replay.optimizers import own_optimizers, parameters_of, unwrapped
+from lightning_gluon.replay.ranks import mean
 from lightning_gluon.replay.replay import Replay
 from lightning_gluon.replay.snapshot import Moment
 from lightning_gluon.replay.window import Window, load_window_, save_window
 from lightning_gluon.smoothness.readings import Pair
 from lightning_gluon.step.layers import Layer
 from lightning_gluon.two_point.exchange import Swap, exchanged
+from lightning_gluon.two_point.parts import BatchParts
 
 
 class Session(Callback):
@@ -42,10 +45,13 @@ class Session(Callback):
     def __init__(self) -> None:
         self.optimizer: Gluon | None = None
         self.supplied: Callback | None = None
+        self.reads_parts = False  # whether somebody wants the noise of the gradients that are supplied
         self.undo = ExitStack()  # what is to be undone when the fit ends
         self._kept = Kept()  # this iterate, for the coming step
         self._last = Kept()  # the one before, while a step is being measured
         self._window: Window | None = None  # loaded, until training starts
+        self._loaded_parts: Mapping[str, Tensor] = {}
+        self._parts = BatchParts()
         self._replay: Replay | None = None
         self._look: Moment | None = None
         self._moving: set[Tensor] = set()  # frozen parameters that steps write to
@@ -130,6 +136,7 @@ class Session(Callback):
             self._last = Kept()
         self.optimizer = optimizer
         self.supplied = self._window = None
+        self.reads_parts = False
         self._running = True
         if optimizer is None:
             return
@@ -148,6 +155,7 @@ class Session(Callback):
         """Continue the accumulation window that the checkpoint was taken in: Lightning has cleared its gradients."""
         if self._window is not None and self.optimizer is not None:
             load_window_(self.optimizer, self._window)
+            self._parts.load(self.optimizer.param_groups, self._loaded_parts)
         self._window = None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -191,6 +199,8 @@ class Session(Callback):
             self._look = Moment(trainer.lightning_module, self._moving)
         if second and not self._free:
             self._shift.enter_context(optimizer.at_reference())
+        if second and self._read:
+            self._shift.enter_context(self._parts.first(optimizer.param_groups))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Run the same micro-batch at the points that are wanted; or, with igt, go back to X."""
@@ -212,7 +222,8 @@ class Session(Callback):
             replay.fold(optimizer, optimizer.at_reference())
             return
         so_far = optimizer.reference_gradients
-        optimizer.reference_gradients = replay.gradients(optimizer, optimizer.at_reference(), so_far)
+        with self._parts.second(optimizer.param_groups) if self._read else nullcontext():
+            optimizer.reference_gradients = replay.gradients(optimizer, optimizer.at_reference(), so_far)
         if scaler_of(replay.trainer) is not None:
             show_overflow_(optimizer.reference_gradients)
 
@@ -233,6 +244,7 @@ class Session(Callback):
         if self.supplied is not None and self.optimizer is not None:
             self.optimizer.reference_gradients = {}
             self.optimizer.folded = False
+            self._parts.begin()
 
     # ------------------------------------------------------------------ one step
 
@@ -243,6 +255,8 @@ class Session(Callback):
         scale = loss_scale(trainer)
         if self._supplies(trainer):
             unscale_(list(self.optimizer.reference_gradients.values()), scale)
+            if self._read and self.optimizer.needs_reference:
+                self._tell_parts(trainer, scale)
         self._last = self._kept
         self._last.complete(scale)
         self._kept = Kept()
@@ -252,6 +266,16 @@ class Session(Callback):
     ) -> None:
         """Let go of the iterate that was shown."""
         self._last = Kept()
+
+    def _tell_parts(self, trainer: Trainer, scale: float) -> None:
+        optimizer = self._own()
+        optimizer.readings = self._parts.end(
+            optimizer.param_groups,
+            optimizer.reference_gradients,
+            scale,
+            partial(mean, trainer),
+            trainer.world_size,
+        )
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -265,12 +289,15 @@ class Session(Callback):
         needed = self.supplied is not None and self.optimizer.reference_point is not None
         if needed and inside_window(trainer):
             saved[index]["window"] = save_window(trainer, self.optimizer)
+            if self._read:
+                saved[index]["parts"] = self._parts.saved(self.optimizer.param_groups, partial(mean, trainer))
         if self._kept.wanted:
             saved[index]["kept"] = self._kept.saved(self.optimizer)
 
     def _load(self, optimizer: object, state_dict: dict[str, Any]) -> None:
         """Hold a loaded window until training starts, and take the iterate that was kept."""
         self._window = state_dict.get("window")
+        self._loaded_parts = state_dict.get("parts", {})
         if "kept" in state_dict:
             self._kept = Kept.load(self._own(), state_dict["kept"])
 
@@ -285,6 +312,11 @@ class Session(Callback):
     def _free(self) -> bool:
         """True if the method itself takes a second gradient at the previous iterate."""
         return self._own().reference_point == "previous"
+
+    @property
+    def _read(self) -> bool:
+        """True if the parts of the batch are compared."""
+        return self._free and (self.reads_parts or bool(self._own().estimated_groups))
 
     def _supplies(self, trainer: Trainer) -> bool:
         return self.supplied is not None and self.supplied in callbacks_of(trainer)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.estimators.carry import Carry
+from lightning_gluon.estimators.ef21 import begins_anew
+from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms.needs import Context, Needs, Statistic
 from lightning_gluon.norms.numerics import Workspace
@@ -46,7 +48,7 @@ class Job:
         keep: What decay leaves of the weights, such as `1 - lr * weight_decay`.
         signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
         options: What the estimator reads in this step.
-        carries: What keeps the buffers between steps.
+        carry: What keeps the buffers between steps.
     """
 
     chunk: Chunk
@@ -60,13 +62,13 @@ class Job:
     keep: float | Tensor = 1.0
     signal: Signal | None = None
     options: StepOptions = field(default_factory=dict)
-    carries: list[Carry] = field(default_factory=list)
+    carry: Carry | None = None
 
     def finish(self) -> None:
         """Keep the buffers for the next step."""
+        assert self.carry is not None
         for name, values in self.buffers.items():
-            for carry, value in zip(self.carries, values, strict=True):
-                carry.store(name, value)
+            self.carry.store(name, values)
 
     def to_tensors(self) -> None:
         """Prepare for a compiled step.
@@ -77,8 +79,10 @@ class Job:
         dtype, device = self.new[0].dtype, self.params[0].device
         # Non-blocking, or the host would wait for the device.
         self.lengths = torch.tensor(self.lengths, dtype=dtype).to(device, non_blocking=True)
-        if ESTIMATORS[self.chunk.group["estimator"]].schedule is not None:
-            self.options = {name: _as_tensors(value, dtype, device) for name, value in self.options.items()}
+        changing = ESTIMATORS[self.chunk.group["estimator"]].changing(self.chunk.group)
+        if changing:
+            tensors = {name: _as_tensors(value, dtype, device) for name, value in changing.items()}
+            self.options = {**self.options, **tensors}
         if self.chunk.group["weight_decay"]:
             self.keep = torch.full((), float(self.keep), dtype=dtype, device=device)
         statistics = itertools.chain.from_iterable(kept.values() for kept in self.kept)
@@ -121,6 +125,7 @@ def prepare(
     old: list[Tensor] | None,
     signal: Signal | None,
     partners: Mapping[Tensor, Tensor],
+    exchange: Exchange = ALONE,
 ) -> Job | None:
     """Load the buffers of a chunk; a chunk of an estimator that steps by itself is stepped here and now.
 
@@ -131,6 +136,7 @@ def prepare(
         old: Their gradients at the previous iterate; `None` if there are none yet.
         signal: 0 if a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
         partners: Result of `partners_of`.
+        exchange: Exchange with other workers, for estimators that send messages.
 
     Returns:
         What is left to do.
@@ -145,30 +151,25 @@ def prepare(
     old = new if old is None else [gradient.to(work) for gradient in old]
     for stack in chunk.stacks:
         stack.norm = norm.on(new[0], (stack.count, *stack.shape))
-    carries = _carries(state, chunk)
+    states = [state[parameter] for parameter in params]
+    carry = Carry(states, params, chunk.factored, group)
+    options = estimator.at(group)
+    if estimator.messages:
+        options = {**options, "exchange": exchange, "first": [begins_anew(own) for own in states]}
     return Job(
         chunk=chunk,
         params=params,
         new=new,
         old=old,
-        buffers={name: _loaded(carries, name, new) for name in estimator.names(group)},
+        buffers={name: carry.load(name, new, zero=name in estimator.messages) for name in estimator.names(group)},
         kept=_read_statistics(state, chunk, params),
         partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
         lengths=[group["lr"] * radius for radius in chunk.radii],
         keep=1 - _decay_of(chunk).share(group),
         signal=signal,
-        options=estimator.at(group),
-        carries=carries,
+        options=options,
+        carry=carry,
     )
-
-
-def _carries(state: MutableState, chunk: Chunk) -> list[Carry]:
-    pairs = zip(chunk.params, chunk.factored, strict=True)
-    return [Carry(state[parameter], parameter, views, chunk.group) for parameter, views in pairs]
-
-
-def _loaded(carries: list[Carry], name: str, gradients: list[Tensor]) -> list[Tensor]:
-    return [carry.load(name, gradient) for carry, gradient in zip(carries, gradients, strict=True)]
 
 
 def _read_statistics(state: MutableState, chunk: Chunk, params: list[Tensor]) -> list[SlotTensors]:

@@ -10,8 +10,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_gluon.estimators.gamma import is_estimated
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.methods import METHODS, Method
+from lightning_gluon.norms.clipped import ClippedRow
 from lightning_gluon.norms.spectral import Spectral
 from lightning_gluon.norms.table import NORMS, REFINEMENTS, norm_of
 from lightning_gluon.options import CHECKS, SETTINGS, Group
@@ -30,7 +32,8 @@ COMMON: dict[str, Any] = {
     "retract": None,
 }
 USUAL_DECAY = "plain"
-ANY_METHOD = ("start", "decay", *Spectral.options)  # any method may be given a spectral norm
+# Any method may be given a spectral norm, or one of rows for its tables.
+ANY_METHOD = ("start", "decay", *Spectral.options, *ClippedRow.options)
 LAYERS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 
 
@@ -110,6 +113,7 @@ def check_values(group: Group) -> None:
     _check_kind_of_decay(group, where)
     _check_retraction(group, where)
     norm_of(group)  # which checks how its options go together
+    _check_correction(group, where)
 
 
 def values_of(group: Group) -> list[object]:
@@ -138,6 +142,22 @@ def _check_kind_of_decay(group: Group, where: str) -> None:
         raise ValueError(
             f"Expected `decay`{where} to be {USUAL_DECAY!r}, but got {decay!r}: AdamW decays all of its weights alike. "
             "Leave `decay` out."
+        )
+
+
+def _check_correction(group: Group, where: str) -> None:
+    """Raise if a gamma is to be estimated, but the second gradient it is read from is not there."""
+    if not is_estimated(group):
+        return
+    if ESTIMATORS[group["estimator"]].reference is None:
+        raise ValueError(
+            f"Expected `gamma`{where} to be a number, but got 'auto': estimator {group['estimator']!r} takes no second "
+            "gradient of the same sample, whose noise could be read. Give `gamma` a number."
+        )
+    if group.get("fold"):
+        raise ValueError(
+            f"Expected `gamma`{where} to be a number with `fold`, but got 'auto': the two gradients share one buffer, "
+            "so their difference cannot be read. Remove one of the two."
         )
 
 

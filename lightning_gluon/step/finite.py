@@ -13,7 +13,7 @@ from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import Group
 from lightning_gluon.step.plan import Chunk
 
-RAISE, IGNORE = "raise", "ignore"  # of `on_nonfinite`; a third one skips the step
+RAISE, IGNORE, SKIP = "raise", "ignore", "skip"  # of `on_nonfinite`
 HIGHEST = torch.finfo(torch.float32).max  # of a norm, which is computed in fp32
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
@@ -10,16 +11,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_gluon.estimators.gamma import MOMENTS
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import CHECKS, SETTINGS, Group
 from lightning_gluon.step.checks import check_group
 from lightning_gluon.step.finite import IGNORE
 from lightning_gluon.step.state import ParameterState, State, StateLayout, state_layout
 from lightning_gluon.two_point.reference import ReferencePoint, Visit
-from lightning_gluon.valid import whole
+from lightning_gluon.valid import number, pair_of, whole
 
 WRAPPING = re.compile(r"(^|\.)((_orig_mod|_forward_module)\.)+")
 COUNTS = ("steps", "gradient_evaluations")
+FINITE_PAIR = pair_of(number(-math.inf, signs="< <"))
 
 
 def match_saved_state(groups: Sequence[Group], state_dict: ParameterState) -> tuple[list[Group], State]:
@@ -110,6 +113,8 @@ class _Match:
             check_group(merged)
             for key in COUNTS:
                 whole(0)(key, merged[key], f" of group {name!r}")
+            if MOMENTS in self.saved:
+                self.saved[MOMENTS] = FINITE_PAIR(MOMENTS, self.saved[MOMENTS], f" of group {name!r}")
         except ValueError as error:
             raise ValueError(f"The saved state cannot be loaded. {error}") from None
         for key in read:

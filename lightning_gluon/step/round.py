@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.options import Group
 from lightning_gluon.step.advance import Job, advance_, advance_all_, partners_of, prepare
@@ -79,6 +80,7 @@ class Round:
         gradients: list[Tensor],
         references: list[Tensor],
         signal: list[Tensor | None] | None,
+        exchange: Exchange = ALONE,
     ) -> None:
         """Move all parameters of a plan.
 
@@ -89,6 +91,7 @@ class Round:
             gradients: Their gradients, in the plan's order.
             references: Those at the previous iterate; empty on a step that takes none.
             signal: 0 if a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
+            exchange: Exchange with other workers.
         """
         jobs: list[Job] = []
         partners = partners_of(plan.chunks)
@@ -100,7 +103,7 @@ class Round:
                 old = references[part] if references else None
                 heard = signal[part] if signal is not None else None
                 tracked.enter_context(reference.tracking(chunk.group, chunk.params))
-                job = prepare(state, chunk, gradients[part], old, heard, partners)
+                job = prepare(state, chunk, gradients[part], old, heard, partners, exchange)
                 if self.compile:
                     jobs += [job] if job is not None else []
                     continue

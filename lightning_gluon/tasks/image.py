@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_gluon.extras import require
 from lightning_gluon.tasks.optimizer import OptimizerByCallback
+from lightning_gluon.tasks.sharding import shard
 from lightning_gluon.valid import number, whole
 
 __all__ = ["ImageClassifier"]
@@ -30,6 +31,7 @@ class ImageClassifier(OptimizerByCallback):
         label_smoothing: Probability that is spread over the wrong classes.
         gradient_checkpointing: Whether to recompute activations in the backward pass.
         compile: Whether to compile the network.
+        sharding: Arguments of `lightning_gluon.tasks.sharding.shard`, for a strategy that cuts weights over ranks.
 
     Raises:
         ValueError: If timm does not know the model or its arguments, or a number is out of range.
@@ -51,6 +53,7 @@ class ImageClassifier(OptimizerByCallback):
         label_smoothing: float = 0.0,
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        sharding: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         whole(1)("num_classes", num_classes)
@@ -65,8 +68,16 @@ class ImageClassifier(OptimizerByCallback):
         self.loss = torch.nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.train_accuracy, self.val_accuracy, self.test_accuracy = (accuracy.clone() for _ in range(3))
+        self.sharding = sharding or {}
+        self._unsharded: list[torch.nn.Module] = []
         self._flops_per_image: float | None = None
         self._images = 0
+
+    def configure_model(self) -> None:
+        """Cut the weights over the ranks, if the strategy asks for it."""
+        if self.device_mesh is not None and not self._unsharded:
+            self._unsharded = [copy.deepcopy(self.net).to("meta")]  # a sharded network cannot be copied, to count on
+        shard(self, **self.sharding)
 
     def setup(self, stage: str) -> None:
         """Check that the data fits the model.
@@ -125,7 +136,8 @@ class ImageClassifier(OptimizerByCallback):
     def _measure(self, images: Tensor) -> None:
         self._images = len(images)
         if self._flops_per_image is None:
-            self._flops_per_image = _flops(self.net, images[:1])
+            network = self._unsharded[0] if self._unsharded else self.net
+            self._flops_per_image = _flops(network, images[:1])
 
     @property
     def flops_per_batch(self) -> int:

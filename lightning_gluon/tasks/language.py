@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.functional import cross_entropy
 
 from lightning_gluon.tasks.batches import Predictions, TokenBatch, read_batch
@@ -14,9 +16,12 @@ from lightning_gluon.tasks.hub import ModelSource, add_lora, build_causal_lm, ch
 from lightning_gluon.tasks.loss import Score, chunked_loss, score_chunks, score_logits
 from lightning_gluon.tasks.metrics import LanguageMetrics
 from lightning_gluon.tasks.optimizer import OptimizerByCallback
+from lightning_gluon.tasks.sharding import shard
 from lightning_gluon.valid import one_of, whole
 
 __all__ = ["CausalLM"]
+
+T = TypeVar("T")
 
 # Entries of configurations that scale or cap the logits behind the output layer.
 _BEHIND_THE_HEAD = (
@@ -50,6 +55,7 @@ class CausalLM(OptimizerByCallback):
         gradient_checkpointing: Whether to recompute activations in the backward pass.
         compile: Whether to compile the network.
         generation: Arguments of `generate` of transformers for answers, such as `{max_new_tokens: 64}`.
+        sharding: Arguments of `lightning_gluon.tasks.sharding.shard`, for a strategy that cuts weights over ranks.
 
     Raises:
         ValueError: If the model type or an entry of the configuration is unknown, or an option does not fit the model.
@@ -81,6 +87,7 @@ class CausalLM(OptimizerByCallback):
         gradient_checkpointing: bool = False,
         compile: bool = False,
         generation: dict[str, Any] | None = None,
+        sharding: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         whole(1, none="all at once")("loss_chunk", loss_chunk)
@@ -105,7 +112,13 @@ class CausalLM(OptimizerByCallback):
         self.loss_chunk = loss_chunk
         self.generation = generation or {}
         self.val_metrics, self.test_metrics = LanguageMetrics(), LanguageMetrics()
+        self.sharding = sharding or {}
         self._shape = (0, 0)
+
+    def configure_model(self) -> None:
+        """Cut the weights over the ranks, if the strategy asks for it."""
+        if shard(self, **self.sharding):
+            register_fsdp_forward_method(self, "_chunked")  # it calls the parts of the network one by one
 
     def setup(self, stage: str) -> None:
         """Check that data and precision fit the model.
@@ -144,20 +157,19 @@ class CausalLM(OptimizerByCallback):
     def mean_loss(self, batch: TokenBatch) -> Tensor:
         """Return the mean cross-entropy (nats) over all counted predictions of a `batch`."""
         tokens = self._read(batch)
-        targets = tokens.targets.flatten()
         if self.loss_chunk is None:
             logits = self(tokens.inputs, tokens.positions).flatten(0, 1)
-            return cross_entropy(logits.float(), targets)
-        return chunked_loss(self._hidden(tokens), self.net.get_output_embeddings(), targets, self.loss_chunk)
+            return cross_entropy(logits.float(), tokens.targets.flatten())
+        return self._chunked(tokens, chunked_loss)
 
     @torch.no_grad()
     def score(self, batch: TokenBatch) -> Score:
         """Return cross-entropy, count and hits over all counted predictions of a `batch`, as sums."""
         tokens = self._read(batch)
-        targets = tokens.targets.flatten()
         if self.loss_chunk is None:
-            return score_logits(self(tokens.inputs, tokens.positions).flatten(0, 1), targets)
-        return score_chunks(self._hidden(tokens), self.net.get_output_embeddings(), targets, self.loss_chunk)
+            logits = self(tokens.inputs, tokens.positions).flatten(0, 1)
+            return score_logits(logits, tokens.targets.flatten())
+        return self._chunked(tokens, score_chunks)
 
     def _read(self, batch: TokenBatch) -> Predictions:
         tokens = read_batch(batch)
@@ -165,10 +177,11 @@ class CausalLM(OptimizerByCallback):
         self._shape = (samples, length)
         return tokens
 
-    def _hidden(self, tokens: Predictions) -> Tensor:
-        """Return the inputs of the output layer, one row per token."""
+    def _chunked(self, tokens: Predictions, reduce: Callable[..., T]) -> T:
+        """Return a sum over predictions that is made from the logits of some of them at a time."""
         output = self._body(input_ids=tokens.inputs, use_cache=False, **_position_arguments(tokens.positions))
-        return output[0].flatten(0, 1)
+        hidden = output[0].flatten(0, 1)
+        return reduce(hidden, self.net.get_output_embeddings(), tokens.targets.flatten(), self.loss_chunk)
 
     @property
     def _body(self) -> Any:

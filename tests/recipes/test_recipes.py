@@ -42,6 +42,7 @@ SETTINGS = [(model, overlay) for model, overlays in OVERLAYS.items() for overlay
 METHOD_FILES = sorted(path.stem for path in (RECIPES / "methods").glob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 LOGGERS = sorted(path.stem for path in (RECIPES / "loggers").glob("*.yaml"))
+STRATEGIES = [("ddp",), ("fsdp2",), ("hsdp",), ("fsdp2", "one_file")]
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +93,8 @@ def parser() -> Any:
 def test_every_file_is_listed_here() -> None:
     listed = {f"{m}/{name}" for m, overlay in SETTINGS for name in ("base", *overlay)}
     found = {p.relative_to(RECIPES).with_suffix("").as_posix() for p in RECIPES.rglob("*.yaml")}
-    assert found == listed | {f"methods/{m}" for m in METHOD_FILES} | {f"loggers/{name}" for name in LOGGERS}
+    listed |= {f"methods/{m}" for m in METHOD_FILES} | {f"loggers/{name}" for name in LOGGERS}
+    assert found == listed | {f"strategies/{name}" for names in STRATEGIES for name in names}
 
 
 def test_every_method_has_an_overlay() -> None:
@@ -115,6 +117,19 @@ def test_every_combination_parses(parser: Any) -> None:
     for logger in LOGGERS:
         arguments = ["--config", str(RECIPES / "loggers" / f"{logger}.yaml")]
         assert parser.parse_args([*files("vit"), *arguments]).trainer.logger.init_args.save_dir == "runs"
+
+
+@pytest.mark.parametrize("model", ["vit", "qwen2_5"])
+def test_every_strategy_parses(parser: Any, model: str) -> None:
+    for names in STRATEGIES:
+        paths = [str(RECIPES / "strategies" / f"{name}.yaml") for name in names]
+        config = parser.parse_args([*files(model), *[part for path in paths for part in ("--config", path)]])
+        strategy = config.trainer.strategy
+        if names == ("ddp",):
+            assert strategy == "ddp"
+        else:
+            assert strategy.init_args.data_parallel_size == config.trainer.devices
+            assert strategy.init_args.save_distributed_checkpoint == ("one_file" not in names)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from lightning_gluon import configure_optimizers
 from tests._two_point import QUIET, SaveAt, data, free_port, gluon, state
@@ -31,6 +31,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=lambda: {"method": "gluon-mvr1"})
     accumulate: int = 2
     precision: str = "32-true"
+    halves: bool = False  # one process takes as micro-batches what two take at once
     spare: str = ""  # when a second part of the model is used: in "odd" or "even" batches, or "apart" by the ranks
 
 
@@ -43,6 +44,7 @@ CASES = {
     "unused on one rank": Case(UNUSED, spare="apart"),
     "igt": Case(options={"method": "gluon-igt"}),
     "mvr2 step": Case(UNUSED, {"method": "gluon-mvr2", "reference": "step"}),
+    "auto": Case(options={"method": "gluon-mvr1", "gamma": "auto"}, halves=True),
     "static": Case({"static_graph": True}, accumulate=1, precision="64-true"),  # torch allows no accumulation there
 }
 
@@ -83,10 +85,19 @@ def train(case: Case, path: Path, ranks: int, rank: int = 0, **given: Any) -> di
         "max_epochs": 2,
         "callbacks": [SaveAt(path, 1, 2)],
     }
+    if case.halves:
+        options.update(accumulate_grad_batches=2 // ranks, gradient_clip_val=None)
     runner = pl.Trainer(**{**QUIET, **options, **given}, use_distributed_sampler=False)
     share = DistributedSampler(samples, ranks, rank, shuffle=False)  # of two ranks, even and odd samples of a batch
-    runner.fit(model, DataLoader(samples, batch_size=4 // ranks, sampler=share))
+    loader = DataLoader(samples, batch_size=4 // ranks, sampler=share)
+    if case.halves and ranks == 1:
+        order = [4 * batch + sample for batch in range(5) for sample in (0, 2, 1, 3)]
+        loader = DataLoader(Subset(samples, order), batch_size=2)
+    runner.fit(model, loader)
     runner.strategy.barrier()
+    if case.halves:
+        moments = {group["name"]: torch.tensor(group["gamma_moments"]) for group in gluon(runner).param_groups}
+        return {**state(model, gluon(runner)), **moments}
     window = torch.load(path, weights_only=True)["optimizer_states"][0].get("window", {})
     sums = {f"{part}.{name}": value for part, some in window.items() for name, value in some.items()}
     return {**state(model, gluon(runner)), **sums}
@@ -126,7 +137,7 @@ def check(folder: Path, names: list[str]) -> None:
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
-    check(tmp_path, ["plain", "bucket view", "unused", "unused at the end", "unused on one rank", "igt"])
+    check(tmp_path, ["plain", "bucket view", "unused", "unused at the end", "unused on one rank", "igt", "auto"])
 
 
 @pytest.mark.slow
