@@ -2,7 +2,7 @@
 
 | declaration | what is given |
 |---|---|
-| `reads_weights` | the weights of a stack, as `Context.weights` |
+| `reads_weights` | the weights of a stack, as `Context.weights`; for a retraction those before the step |
 | `reads_scales` | the factor of every matrix that its direction is multiplied by, as `Context.scales` |
 | `reads_partner` | the other factor of a product of two parameters, before the step, as `Context.partners` |
 | `statistics` | tensors of its own that persist from step to step, as `Context.statistics` |

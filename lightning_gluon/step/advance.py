@@ -268,8 +268,9 @@ def advance_(
             pieces.append(slot.update(units, parameter.shape))
         if decays and decay.reads_units:
             decay.shrink_(targets, keep, pieces)
+        before = _weights_before(chunk, stack, params, workspace)
         _subtract_(targets, pieces, _scaled(stack, lengths))
-        _retract_(chunk, stack, params, statistics, workspace)
+        _retract_(chunk, stack, params, statistics, before, workspace)
 
 
 def _heard(direction: list[Tensor], signal: Signal) -> list[Tensor]:
@@ -366,7 +367,23 @@ def _part_(stack: Stack, joined: Mapping[str, Tensor], statistics: SlotTensors) 
             own.copy_(whole[slot.start : slot.stop])
 
 
-def _retract_(chunk: Chunk, stack: Stack, params: list[Tensor], statistics: SlotTensors, workspace: Workspace) -> None:
+def _weights_before(chunk: Chunk, stack: Stack, params: list[Tensor], workspace: Workspace) -> Tensor | None:
+    """Return a copy of a stack's weights before they move, for a retraction that reads them."""
+    retraction = _retraction_of(chunk)
+    if retraction is None or not retraction.reads_weights:
+        return None
+    wide = torch.promote_types(params[0].dtype, torch.float32)
+    return _gather(stack, params, wide, workspace, "before", copy=True)
+
+
+def _retract_(
+    chunk: Chunk,
+    stack: Stack,
+    params: list[Tensor],
+    statistics: SlotTensors,
+    before: Tensor | None,
+    workspace: Workspace,
+) -> None:
     """Bring the matrices of a stack back to where the group's retraction wants them."""
     retraction = _retraction_of(chunk)
     if retraction is None:
@@ -374,7 +391,7 @@ def _retract_(chunk: Chunk, stack: Stack, params: list[Tensor], statistics: Slot
     wide = torch.promote_types(params[0].dtype, torch.float32)
     weights = workspace.take("weights", (stack.count, *stack.shape), params[0], dtype=wide)
     stack_views(stack, params, weights)
-    context = Context(workspace, statistics=_stack_statistics(retraction, statistics))
+    context = Context(workspace, before, statistics=_stack_statistics(retraction, statistics))
     retraction.retract_(weights, context)
     _part_(stack, context.statistics, statistics)
     for slot in stack.slots:
