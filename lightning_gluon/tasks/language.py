@@ -21,7 +21,7 @@ from lightning_gluon.valid import one_of, whole
 
 __all__ = ["CausalLM"]
 
-T = TypeVar("T")
+Reduced = TypeVar("Reduced")
 
 # Entries of configurations that scale or cap the logits behind the output layer.
 _BEHIND_THE_HEAD = (
@@ -177,7 +177,7 @@ class CausalLM(OptimizerByCallback):
         self._shape = (samples, length)
         return tokens
 
-    def _chunked(self, tokens: Predictions, reduce: Callable[..., T]) -> T:
+    def _chunked(self, tokens: Predictions, reduce: Callable[..., Reduced]) -> Reduced:
         """Return a sum over predictions that is made from the logits of some of them at a time."""
         output = self._body(input_ids=tokens.inputs, use_cache=False, **_position_arguments(tokens.positions))
         hidden = output[0].flatten(0, 1)

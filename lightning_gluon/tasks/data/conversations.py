@@ -14,7 +14,7 @@ from lightning_gluon.tasks.data.text_files import TableRow
 __all__ = ["ChatColumns", "Conversation", "Example", "Template", "read_conversation"]
 
 # A turn of a conversation: `role` and `content`, as chat templates read them.
-Message: TypeAlias = dict[str, str]
+ChatTurn: TypeAlias = dict[str, str]
 
 SPEAKERS = ("system", "user", "assistant")
 
@@ -54,7 +54,7 @@ class Conversation:
     """
 
     place: str
-    messages: list[Message]
+    messages: list[ChatTurn]
 
     @property
     def answers(self) -> list[int]:
@@ -94,7 +94,7 @@ def read_conversation(row: TableRow, columns: ChatColumns) -> Conversation:
     return conversation
 
 
-def _column_turn(row: TableRow, role: str, column: str) -> Message:
+def _column_turn(row: TableRow, role: str, column: str) -> ChatTurn:
     if column not in row.values:
         raise ValueError(
             f"Expected a column '{column}', but {row.place} has {sorted(row.values)}. Set `prompt` and `response`, or "
@@ -162,7 +162,7 @@ class Template:
                 "or to a file with it."
             )
 
-    def text(self, place: str, messages: Sequence[Message], *, prompt: bool = False) -> str:
+    def text(self, place: str, messages: Sequence[ChatTurn], *, prompt: bool = False) -> str:
         """Render turns.
 
         Args:
