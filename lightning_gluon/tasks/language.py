@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -11,6 +12,15 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from torch.nn.functional import cross_entropy
 
 from lightning_gluon.tasks.batches import Predictions, TokenBatch, read_batch
+from lightning_gluon.tasks.checkpoints import (
+    add_frozen,
+    drop_frozen,
+    fingerprint,
+    plain_entries,
+    task_notes,
+    tokenizer_files,
+)
+from lightning_gluon.tasks.export import card, export_language_model
 from lightning_gluon.tasks.generate import answer
 from lightning_gluon.tasks.hub import ModelSource, add_lora, build_causal_lm, check_packing, freeze_others
 from lightning_gluon.tasks.loss import Score, chunked_loss, score_chunks, score_logits
@@ -209,23 +219,85 @@ class CausalLM(OptimizerByCallback):
             self.log(f"{split}/{name}", metric, prog_bar=name == "loss", batch_size=self._shape[0])
 
     def predict_step(self, batch: Any, batch_idx: int) -> Any:
-        """Return answers to a batch of prompts, or of tokens the most likely next one at every place."""
+        """Return answers to a batch of prompts, or of tokens the most likely next one at every place.
+
+        Args:
+            batch: A mapping with `prompts`, or tokens `(batch, length + 1)`.
+            batch_idx: Number of the batch.
+
+        Returns:
+            A list of text, or tokens `(batch, length)`.
+
+        Raises:
+            ValueError: If there are prompts and no tokenizer.
+        """
         if isinstance(batch, Tensor):
             return self(batch[:, :-1]).argmax(-1)
+        if self.tokenizer is None:
+            raise ValueError("Expected data with a tokenizer of transformers, such as `ChatData`, but there is none.")
         return answer(self.net, self.tokenizer, batch["prompts"], **self.generation)
 
     @property
     def tokenizer(self) -> Any:
-        """The tokenizer of transformers that the data uses.
+        """The tokenizer of transformers that the data uses; None if it has none."""
+        data = getattr(self.trainer, "datamodule", None)
+        return getattr(data, "pretrained_tokenizer", None)
+
+    @property
+    def _adapters_only(self) -> bool:
+        """True if the frozen weights can be had again by their name."""
+        return self.hparams["lora"] is not None and self.hparams["pretrained"]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a checkpoint stand alone: it holds configuration and tokenizer, and of adapters those only.
+
+        Args:
+            checkpoint: Lightning's.
+        """
+        tokenizer = self.tokenizer
+        notes = task_notes(self)
+        notes["tokenizer"] = {} if tokenizer is None else tokenizer_files(tokenizer)
+        checkpoint["task"] = notes
+        if self._adapters_only:
+            notes["base"] = fingerprint(self.net)
+            drop_frozen(self, checkpoint["state_dict"])
+        elif self.hparams["pretrained"] and "hyper_parameters" in checkpoint:
+            config = self.net.config
+            built = {"name": config.model_type, "config": plain_entries(config), "pretrained": False}
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], **built}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Put the frozen weights beside adapters that were saved alone.
+
+        Args:
+            checkpoint: Lightning's.
 
         Raises:
-            ValueError: If the data has none.
+            ValueError: If the adapters were trained on other weights.
         """
-        data = getattr(self.trainer, "datamodule", None)
-        tokenizer = getattr(data, "pretrained_tokenizer", None)
-        if tokenizer is None:
-            raise ValueError("Expected data with a tokenizer of transformers, such as `ChatData`, but there is none.")
-        return tokenizer
+        base = checkpoint.get("task", {}).get("base")
+        if base is None:
+            return
+        if base and base != fingerprint(self.net):
+            raise ValueError(
+                f"Expected the weights that the adapters were trained on, but '{self.hparams['name']}' has others. "
+                "Give the same model as `name`."
+            )
+        add_frozen(self, checkpoint["state_dict"])
+
+    def export(self, folder: Path, *, merge: bool = False, **run: Any) -> None:
+        """Write a folder that `AutoModelForCausalLM.from_pretrained` loads, with tokenizer and model card.
+
+        Args:
+            folder: An empty folder.
+            merge: Whether adapters become part of the weights.
+            **run: `notes`, `groups` and `tokenizer` of the run; the module's Trainer has the rest.
+        """
+        if not run.get("notes"):
+            run |= {"notes": task_notes(self), "tokenizer": self.tokenizer}
+        export_language_model(self.net, run["tokenizer"], folder, merge=merge)
+        text = card(self.hparams["name"], run["notes"], run.get("groups", ()), library="transformers")
+        (folder / "README.md").write_text(text, encoding="utf-8")
 
     @property
     def flops_per_batch(self) -> int:

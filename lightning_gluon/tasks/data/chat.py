@@ -199,7 +199,7 @@ class ChatData(LightningDataModule):
         rows: Any = self.rows["val"]
         if not rows:
             return []
-        return DataLoader(rows, self.batch_size, collate_fn=self._collate, num_workers=self.num_workers)
+        return DataLoader(rows, batch_size=self.batch_size, collate_fn=self._collate, num_workers=self.num_workers)
 
     def test_dataloader(self) -> DataLoader[Any] | list[Any]:
         """Return the held-out rows in order."""
@@ -207,14 +207,17 @@ class ChatData(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Return the held-out prompts in order, with their answers: mappings of lists `prompts` and `references`."""
-        prompts = [(self.template.prompt(one), one.messages[one.answers[-1]]["content"]) for one in self.held_out]
-        dataset: Any = prompts
-        return DataLoader(dataset, self.batch_size, collate_fn=_prompts)
+        dataset: Any = self.held_out
+        return DataLoader(dataset, batch_size=self.batch_size, collate_fn=self._prompts)
 
+    def prompts(self, count: int) -> dict[str, list[str]]:
+        """Return the first held-out `count` prompts, as lists `prompts` and `references`."""
+        return self._prompts(self.held_out[:count])
 
-def _prompts(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
-    prompts, references = zip(*pairs, strict=True)
-    return {"prompts": list(prompts), "references": list(references)}
+    def _prompts(self, conversations: Sequence[Conversation]) -> dict[str, list[str]]:
+        prompts = [self.template.prompt(one) for one in conversations]
+        references = [one.messages[one.answers[-1]]["content"] for one in conversations]
+        return {"prompts": prompts, "references": references}
 
 
 def _file_rows(path: str) -> Iterator[TableRow]:
