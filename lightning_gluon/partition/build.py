@@ -14,6 +14,7 @@ from lightning_gluon.partition.finding import Finding
 from lightning_gluon.partition.heads import OutputLayers
 from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.overrides import Decision, Overrides, Rules
+from lightning_gluon.partition.per_head import apart
 from lightning_gluon.partition.place import Place
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.partition.route import BLOCK_INDEX, Route, default_norm
@@ -29,6 +30,7 @@ def partition(
     rules: Rules | None = None,
     strict: bool = True,
     batch: object = None,
+    per_head: bool = False,
 ) -> Partition:
     """Give every parameter of a module a role, by what the module that owns it is and does.
 
@@ -59,6 +61,8 @@ def partition(
             `reason`, or a callable `(name, parameter, module)` that returns one of them, or None for no opinion.
             A matrix role from a glob or type leaves vectors to the built-in rules.
         strict: Raise for a parameter that no rule fits; False sends it to `elementwise` with a warning.
+        per_head: Read queries, keys and values as one matrix per head, and so the parts of MLA and Mamba 2 that have
+            heads. Grouped keys and values have a matrix per key head.
         batch: Inputs of `forward`, as for `example_input_array`: a tensor, a tuple of arguments or a dict of keyword
             arguments; or a batch of the data loader, whose first entry holds the inputs.
 
@@ -89,7 +93,7 @@ def partition(
             f"Expected a module with parameters, but {type(module).__name__} has none. Build its layers first "
             "(in `__init__` or `configure_model`)."
         )
-    router = _RouteFinder(OutputLayers(LayerOrder(Network(module), batch)), Overrides(rules))
+    router = _RouteFinder(OutputLayers(LayerOrder(Network(module), batch)), Overrides(rules), per_head)
     routes = [router.route(names, parameter) for names, parameter in tensors]
     router.overrides.check_used([name for names, _ in tensors for name in names])
     message = _without_rule(router.unknown) if router.unknown else ""
@@ -120,14 +124,17 @@ class _RouteFinder:
     Args:
         heads: The output layers of the network, with the evidence for them.
         overrides: The user's rules.
+        per_head: Whether maps of an attention are read head by head.
     """
 
     def __init__(
         self,
         heads: OutputLayers,
         overrides: Overrides,
+        per_head: bool,
     ) -> None:
         self.heads = heads
+        self.per_head = per_head
         self.network = heads.network
         self.overrides = overrides
         self.added = registered()
@@ -170,6 +177,8 @@ class _RouteFinder:
             finding = find(place, self.heads)
             if finding is None:
                 continue
+            if self.per_head:
+                finding = apart(finding, place)
             if best is None or ROLES[finding.role].tie < ROLES[best.role].tie:
                 best = finding
         return best
