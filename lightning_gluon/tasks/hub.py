@@ -18,7 +18,7 @@ from lightning_gluon.extras import require
 __all__ = ["ModelSource", "add_lora", "build_causal_lm", "check_packing", "freeze_others"]
 
 # Layers that look at positions, and so at documents. A recurrent state goes on from one document to the next.
-ATTENTION = ("full_attention", "sliding_attention", "chunked_attention")
+STATELESS = ("full_attention", "sliding_attention", "chunked_attention")
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def check_packing(net: Any) -> None:
     """
     whole = net.get_base_model() if hasattr(net, "get_base_model") else net
     kinds = set(getattr(whole.config, "layer_types", None) or ())
-    if "position_ids" in inspect.signature(whole.forward).parameters and kinds.issubset(ATTENTION):
+    if "position_ids" in inspect.signature(whole.forward).parameters and kinds.issubset(STATELESS):
         return
     raise ValueError(
         f"Expected a model whose attention stays inside a document with packing, but {type(whole).__name__} carries a "
