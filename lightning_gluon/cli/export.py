@@ -72,7 +72,7 @@ def generate(arguments: Sequence[str]) -> None:
 def _answers(given: Any) -> list[str]:
     from lightning_gluon.tasks.generate import answer
 
-    net, tokenizer = _load(given.model)
+    net, tokenizer = _load_language_model(given.model)
     prompts = given.prompts or [line.rstrip("\n") for line in sys.stdin]
     if not given.raw and tokenizer.chat_template is not None:
         turns = [[{"role": "user", "content": prompt}] for prompt in prompts]
@@ -83,7 +83,7 @@ def _answers(given: Any) -> list[str]:
     return answer(net, tokenizer, prompts, **options)
 
 
-def _load(name: str) -> tuple[Any, Any]:
+def _load_language_model(name: str) -> tuple[Any, Any]:
     """Return the model and the tokenizer of a checkpoint, a folder or a hub id."""
     from lightning_gluon.tasks.checkpoints import load_task, read_tokenizer
     from lightning_gluon.tasks.data.tokenizer import load_pretrained

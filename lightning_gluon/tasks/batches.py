@@ -17,7 +17,7 @@ TokenBatch: TypeAlias = Tensor | Mapping[str, Tensor]
 
 
 class Predictions(NamedTuple):
-    """What a language model reads and what it should say, one place apart; all of shape `(batch, length)`.
+    """Inputs of a language model and its targets, one place apart; all of shape `(batch, length)`.
 
     Args:
         inputs: Tokens.

@@ -172,7 +172,7 @@ class ExportBest(Callback):
         Raises:
             ValueError: If the metric was not logged.
         """
-        if trainer.sanity_checking or trainer.fast_dev_run:
+        if trainer.sanity_checking or getattr(trainer, "fast_dev_run", False):
             return
         if self.monitor not in trainer.callback_metrics:
             raise ValueError(

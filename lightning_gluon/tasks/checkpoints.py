@@ -31,7 +31,7 @@ Checkpoint: TypeAlias = dict[str, Any]
 # Entries of a configuration that say how it was saved, not what the model is.
 BOOKKEEPING = ("model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures")
 
-SAMPLE = 64  # values per weight that a fingerprint reads
+VALUES_READ = 64  # values per weight that a fingerprint reads
 
 
 def plain_entries(config: Any) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def fingerprint(net: nn.Module) -> int:
         if hasattr(parameter, "to_local"):
             return 0
         if not parameter.requires_grad:
-            values = parameter.detach().flatten()[:SAMPLE].float().cpu()
+            values = parameter.detach().flatten()[:VALUES_READ].float().cpu()
             checksum = zlib.crc32(values.numpy().tobytes(), checksum)
     return checksum
 

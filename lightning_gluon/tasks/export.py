@@ -15,6 +15,9 @@ from lightning_gluon.tasks.generate import end_tokens
 
 __all__ = ["card", "export_image_model", "export_language_model", "new_folder"]
 
+# Settings of a group of the optimizer that a card shows.
+SETTINGS_SHOWN = ("role", "norm", "estimator", "lr", "radius", "weight_decay")
+
 
 @contextmanager
 def new_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
@@ -109,18 +112,33 @@ def card(title: str, notes: Mapping[str, Any], groups: Sequence[Mapping[str, Any
         >>> "| val/loss | 1.5 |" in text
         True
     """
-    lines = ["---", f"library_name: {library}", "tags: [lightning-gluon]", "---", "", f"# {title}", ""]
-    data = ", ".join(f"{key} {value}" for key, value in notes.get("data", {}).items())
-    lines += [f"Trained for {notes.get('step', 'an unknown number of')} steps with lightning-gluon. Data: {data}.", ""]
-    if groups:
-        lines += ["| role | norm | estimator | lr | radius | weight decay |", "|---|---|---|---|---|---|"]
-    for group in groups:
-        cells = (_cell(group.get(name)) for name in ("role", "norm", "estimator", "lr", "radius", "weight_decay"))
-        lines.append(f"| {' | '.join(cells)} |")
-    lines += ["", "| metric | value |", "|---|---|"]
-    lines += [f"| {name} | {_cell(value)} |" for name, value in sorted(notes.get("metrics", {}).items())]
-    return "\n".join(lines) + "\n"
+    parts = [f"{key} {value}" for key, value in notes.get("data", {}).items()]
+    data = ", ".join(parts)
+    steps = notes.get("step", "an unknown number of")
+    metrics = sorted(notes.get("metrics", {}).items())
+    settings = [[group.get(name) for name in SETTINGS_SHOWN] for group in groups]
+    lines = [
+        *("---", f"library_name: {library}", "tags: [lightning-gluon]", "---", ""),
+        *(f"# {title}", ""),
+        *(f"Trained for {steps} steps with lightning-gluon. Data: {data}.", ""),
+        *_table_lines(SETTINGS_SHOWN, settings),
+        *_table_lines(("metric", "value"), metrics),
+    ]
+    return "\n".join(lines)
+
+
+def _table_lines(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:
+    """Yield the lines of a table, none if it has no rows."""
+    if not rows:
+        return
+    rule = ["---"] * len(names)
+    for row in (names, rule, *rows):
+        cells = [_cell(value) for value in row]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    return str(value)

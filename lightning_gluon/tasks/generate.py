@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-__all__ = ["answer", "end_tokens"]
+__all__ = ["answer", "end_tokens", "filler_token"]
 
 NEW_TOKENS = 128  # unless `max_new_tokens` says otherwise
 
@@ -26,22 +27,49 @@ def answer(net: Any, tokenizer: Any, prompts: Sequence[str], **options: Any) -> 
     Returns:
         An answer per prompt, without the tokens that end it.
     """
-    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    rows = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    width = max(len(row) for row in rows)
+    filler = filler_token(tokenizer)
+    encoded = tokenizer(list(prompts), add_special_tokens=False)
+    tokens, mask = _pad_left(encoded["input_ids"], filler)
     device = net.get_input_embeddings().weight.device
-    tokens = torch.tensor([[filler] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    settings = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": filler}
-    settings |= {"eos_token_id": end_tokens(tokenizer), **options}
+    settings: dict[str, Any] = {
+        "max_new_tokens": NEW_TOKENS,
+        "do_sample": False,
+        "pad_token_id": filler,
+        "eos_token_id": end_tokens(tokenizer),
+    }
+    settings.update(options)
     training = net.training
     net.eval()
     try:
         with torch.no_grad():
-            written = net.generate(input_ids=tokens, attention_mask=mask, **settings)
+            written = net.generate(
+                input_ids=tokens.to(device),
+                attention_mask=mask.to(device),
+                **settings,
+            )
     finally:
         net.train(training)
-    return tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+    answers = written[:, tokens.shape[1] :]
+    return tokenizer.batch_decode(answers, skip_special_tokens=True)
+
+
+def filler_token(tokenizer: Any) -> int:
+    """Return the token that pads rows: that of the `tokenizer`, or the end of a document."""
+    if tokenizer.pad_token_id is None:
+        return tokenizer.eos_token_id
+    return tokenizer.pad_token_id
+
+
+def _pad_left(rows: Sequence[Sequence[int]], filler: int) -> tuple[Tensor, Tensor]:
+    """Return rows as one tensor that ends where each of them ends, and where they are."""
+    width = max(len(row) for row in rows)
+    tokens = torch.full((len(rows), width), filler)
+    mask = torch.zeros_like(tokens)
+    for number, row in enumerate(rows):
+        start = width - len(row)
+        tokens[number, start:] = torch.tensor(row)
+        mask[number, start:] = 1
+    return tokens, mask
 
 
 def end_tokens(tokenizer: Any) -> list[int]:
@@ -55,7 +83,10 @@ def end_tokens(tokenizer: Any) -> list[int]:
     """
     ends = [tokenizer.eos_token_id]
     if tokenizer.chat_template is not None:
-        turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        turns = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b"},
+        ]
         text = tokenizer.apply_chat_template(turns, tokenize=False)
         *_, last = tokenizer(text.rstrip(), add_special_tokens=False)["input_ids"]
         if last in tokenizer.added_tokens_decoder and last not in ends:

@@ -51,7 +51,12 @@ def score_logits(logits: Tensor, targets: Tensor) -> Score:
 def score_chunks(hidden: Tensor, head: nn.Module, targets: Tensor, size: int) -> Score:
     """Return the sums over some predictions, whose logits are made `size` tokens at a time."""
     parts = [score_logits(head(one), other) for one, other in _chunks(hidden, targets, size)]
-    return Score(*(torch.stack(sums).sum() for sums in zip(*parts, strict=True)))
+    nats, tokens, hits = zip(*parts, strict=True)
+    return Score(_add_up(nats), _add_up(tokens), _add_up(hits))
+
+
+def _add_up(values: Iterable[Tensor]) -> Tensor:
+    return torch.stack(list(values)).sum()
 
 
 def chunked_loss(hidden: Tensor, head: nn.Module, targets: Tensor, size: int) -> Tensor:
@@ -80,7 +85,8 @@ def chunked_loss(hidden: Tensor, head: nn.Module, targets: Tensor, size: int) ->
     losses = []
     for one, other in _chunks(hidden, targets, size):
         losses.append(checkpoint(_chunk_loss, head, one, other, use_reentrant=False))
-    return torch.stack(losses).sum() / (targets != IGNORED).sum()
+    counted = targets != IGNORED
+    return _add_up(losses) / counted.sum()
 
 
 def _chunks(hidden: Tensor, targets: Tensor, size: int) -> Iterable[tuple[Tensor, Tensor]]:

@@ -19,6 +19,7 @@ from lightning_gluon.tasks.data.loader import ResumableLoader, default_seed
 from lightning_gluon.tasks.data.packing import collate, pack
 from lightning_gluon.tasks.data.text_files import TableRow, find_files, read_rows
 from lightning_gluon.tasks.data.tokenizer import load_pretrained
+from lightning_gluon.tasks.generate import filler_token
 from lightning_gluon.valid import number, one_of, whole
 
 __all__ = ["ChatData"]
@@ -178,9 +179,8 @@ class ChatData(LightningDataModule):
 
     @property
     def _collate(self) -> partial[dict[str, torch.Tensor]]:
-        tokenizer = self.pretrained_tokenizer
-        filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        return partial(collate, filler=filler, width=self.seq_len if self.packing else None)
+        width = self.seq_len if self.packing else None
+        return partial(collate, filler=filler_token(self.pretrained_tokenizer), width=width)
 
     def train_dataloader(self) -> ResumableLoader:
         """Return shuffled rows that can be resumed inside an epoch."""

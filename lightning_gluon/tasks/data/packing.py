@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,26 +59,40 @@ def collate(rows: Sequence[Sequence[Example]], *, filler: int, width: int | None
         `input_ids` and `labels`, of shape `(rows, width)`, and `position_ids` if there is a width.
 
     Example:
+        >>> import numpy as np
         >>> one = Example(np.array([5, 6, 7]), np.array([False, True, True]))
         >>> batch = collate([[one, one.cut(2)]], filler=0, width=6)
         >>> batch["labels"].tolist(), batch["position_ids"].tolist()
         ([[-100, 6, 7, -100, 6, -100]], [[0, 1, 2, 0, 1, 0]])
     """
-    lengths = [sum(len(example.tokens) for example in row) for row in rows]
-    shape = (len(rows), width or max(lengths))
-    tokens = np.full(shape, filler, dtype=np.int64)
-    labels = np.full(shape, IGNORED, dtype=np.int64)
-    positions = np.zeros(shape, dtype=np.int64)
+    columns = width or max(_row_length(row) for row in rows)
+    batch = {
+        "input_ids": torch.full((len(rows), columns), filler),
+        "labels": torch.full((len(rows), columns), IGNORED),
+        "position_ids": torch.zeros(len(rows), columns, dtype=torch.long),
+    }
     for number, row in enumerate(rows):
         start = 0
         for example in row:
             end = start + len(example.tokens)
-            tokens[number, start:end] = example.tokens
-            labels[number, start:end] = np.where(example.counted, example.tokens, IGNORED)
-            labels[number, start] = IGNORED
-            positions[number, start:end] = np.arange(end - start)
+            place = (number, slice(start, end))
+            _write_example(batch, place, example)
             start = end
-    batch = {"input_ids": torch.from_numpy(tokens), "labels": torch.from_numpy(labels)}
-    if width is not None:
-        batch["position_ids"] = torch.from_numpy(positions)
+    if width is None:
+        del batch["position_ids"]
     return batch
+
+
+def _row_length(row: Sequence[Example]) -> int:
+    return sum(len(example.tokens) for example in row)
+
+
+def _write_example(batch: dict[str, Tensor], place: tuple[int, slice], example: Example) -> None:
+    """Write an example at its place of a batch."""
+    tokens = torch.from_numpy(example.tokens)
+    uncounted = torch.from_numpy(~example.counted)
+    labels = tokens.masked_fill(uncounted, IGNORED)
+    labels[0] = IGNORED  # nothing of its own document stands before it
+    batch["input_ids"][place] = tokens
+    batch["labels"][place] = labels
+    batch["position_ids"][place] = torch.arange(len(tokens))
