@@ -19,7 +19,7 @@ from lightning_gluon.estimators.kernels import Kernel
 from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import CHECKS, Group, Options
-from lightning_gluon.ranks.groups import ONE_RANK, Ranks
+from lightning_gluon.ranks.groups import Ranks
 from lightning_gluon.step.checks import (
     check_lengths,
     check_options,
@@ -33,6 +33,7 @@ from lightning_gluon.step.late import Construction, follow_family, late_groups, 
 from lightning_gluon.step.layers import Layer
 from lightning_gluon.step.load import match_saved_state
 from lightning_gluon.step.round import Plan, Plans, Round
+from lightning_gluon.step.sharing import Sharing, check_sharing
 from lightning_gluon.step.sources import read_source
 from lightning_gluon.step.state import ParameterState, State, memory
 from lightning_gluon.step.workers import agreed_signal, agreed_skip, check_exchange, check_messages
@@ -116,8 +117,8 @@ class Gluon(Optimizer):
         share_work: bool | str = "auto",
         **options: Unpack[Options],
     ) -> None:
-        self.process_group, self.share_work = process_group, share_work
         self.compile: bool | str = CHECKS["compile"]("compile", options.pop("compile", None)) or False
+        self.process_group, self.share_work = process_group, check_sharing(share_work, self.compile)
         check_options(method, options)
         given = dict(options) if decay is None else {**options, "decay": decay}
         partial_groups, self._partition = read_source(params)
@@ -145,7 +146,7 @@ class Gluon(Optimizer):
         self._checked: list[list[object]] = []
 
     def _new_plans(self) -> Plans:
-        return Plans(Ranks.of(self.process_group) if self.share_work else ONE_RANK)
+        return Plans(Sharing(Ranks.of(self.process_group), self.share_work))
 
     def __setstate__(self, state: ParameterState) -> None:
         """Restore from a pickle or a loaded state."""
@@ -352,7 +353,8 @@ class Gluon(Optimizer):
         if references:
             self._observe(readings)
         signal = agreed_signal(self.exchange, plan.guard.signal(gradients, norms))
-        with held():  # Ctrl-C waits: half a step would leave torn weights
+        # Ctrl-C waits: half a step would leave torn weights.
+        with held(), self._plans.sharing.timed(gradients[0].device):
             self._round.update_(plan, self.state, reference, gradients, references, signal, self.exchange)
             for group in self.param_groups:
                 group["steps"] += 1

@@ -22,6 +22,7 @@ from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms.needs import Context, Needs, Partner, Statistic
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
+from lightning_gluon.ranks.whole import WholeNorms
 from lightning_gluon.step.decay import DECAYS, Decay
 from lightning_gluon.step.factors import LentCarry
 from lightning_gluon.step.plan import Chunk, Stack, stack_views
@@ -157,6 +158,8 @@ def prepare(
     states = [state[piece] for piece in params]
     carry = _carry_of(chunk, states, params)
     options = estimator.at(group)
+    if chunk.sharded:
+        options = {**options, "norms": WholeNorms(chunk.layouts)}
     if estimator.messages:
         anew = [begins_anew(own) for own in states]
         options = {**options, "exchange": exchange, "first": anew}

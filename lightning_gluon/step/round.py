@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -15,12 +15,13 @@ from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.norms.needs import Partner
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.options import Group
-from lightning_gluon.ranks.groups import ONE_RANK, Ranks
+from lightning_gluon.ranks.groups import ONE_RANK
 from lightning_gluon.step.advance import Job, advance_, advance_all_, partners_of, prepare
 from lightning_gluon.step.consensus import Consensus
 from lightning_gluon.step.finite import GradientCheck
 from lightning_gluon.step.noise import NoiseGuard
 from lightning_gluon.step.plan import Chunk, build_plan
+from lightning_gluon.step.sharing import Sharing
 from lightning_gluon.step.trip import Loan, Trip
 from lightning_gluon.step.world import Together, World, world_plan
 from lightning_gluon.two_point.reference import ReferencePoint
@@ -89,10 +90,10 @@ class Plans:
     """The plans of an optimizer, built when they are first needed.
 
     Args:
-        data_parallel: Ranks that hold the same plain parameters, and share their LMOs.
+        sharing: Whether ranks that hold the same plain parameters share their LMOs.
     """
 
-    data_parallel: Ranks = ONE_RANK
+    sharing: Sharing = field(default_factory=partial(Sharing, ONE_RANK, False))
     kept: dict[tuple[bool, ...], Plan | None] = field(default_factory=dict)
     world: World | None = None
     consensus: Consensus | None = None
@@ -112,13 +113,14 @@ class Plans:
         """
         if not self.known:
             self._meet(groups)
-        present = tuple(parameter.grad is not None for group in groups for parameter in group["params"])
+        together = self.world is not None and (self.world.sharded or self.sharing.now)
+        present = (together, *(parameter.grad is not None for group in groups for parameter in group["params"]))
         if present not in self.kept:
             if len(self.kept) == PLANS:
                 del self.kept[next(iter(self.kept))]
-            self.kept[present] = Plan.of(*self._build(groups), self.consensus)
+            self.kept[present] = self._together() if together else Plan.of(build_plan(groups), [], None)
         plan = self.kept[present]
-        if plan is None and self.consensus is not None:
+        if together and plan is None and self.consensus is not None:
             self.consensus.check_none()
         return plan
 
@@ -127,19 +129,17 @@ class Plans:
         groups: list[Group],
     ) -> None:
         """Find out whether there are other ranks, and whether they have the same parameters."""
-        self.world = World.of(groups, self.data_parallel)
+        self.world = World.of(groups, self.sharing.ranks)
         if self.world is not None:
             self.consensus = Consensus(self.world)
             self.consensus.check()
         self.known = True
 
-    def _build(
-        self,
-        groups: list[Group],
-    ) -> tuple[list[Chunk], list[Together]]:
-        if self.world is None:
-            return build_plan(groups), []
-        return world_plan(self.world, share=True)
+    def _together(self) -> Plan | None:
+        """Return the plan of what the ranks do together."""
+        assert self.world is not None
+        chunks, trips = world_plan(self.world, share=self.sharing.now)
+        return Plan.of(chunks, trips, self.consensus)
 
 
 class Round:
@@ -176,7 +176,12 @@ class Round:
             references: Those at the previous iterate; empty on a step that takes none.
             signal: 0 if a gradient is rounding noise, 1 elsewhere; `None` for a parameter that is not judged.
             exchange: Exchange with other workers.
+
+        Raises:
+            NotImplementedError: If the step is compiled, and matrices travel; nothing has changed then.
         """
+        if self.compile and plan.trips:
+            raise NotImplementedError("`compile` does not work where weights are spread over ranks yet. Leave it out.")
         jobs: list[Job] = []
         partners = partners_of(plan.every)
         given = _StepInputs(state, reference, gradients, references, signal, partners, exchange)
