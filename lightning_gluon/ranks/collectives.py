@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lightning_gluon.ranks.groups import Ranks
-from lightning_gluon.ranks.packing import TensorForm, pack, tensors_in, total_room
+from lightning_gluon.ranks.packing import TensorForm, tensors_in, total_room, write_packed
 
 Delivered = TypeVar("Delivered")
 
@@ -48,7 +48,7 @@ def all_to_all(
     outgoing = [total_room(map(TensorForm.of, tensors)) for tensors in sent]
     incoming = [total_room(some) for some in forms]
     data = torch.empty(sum(outgoing), dtype=torch.uint8, device=device)
-    pack(data, [tensor for tensors in sent for tensor in tensors])
+    write_packed(data, [tensor for tensors in sent for tensor in tensors])
     found = torch.empty(sum(incoming), dtype=torch.uint8, device=device)
     work = dist.all_to_all_single(found, data, incoming, outgoing, group=ranks.group, async_op=True)
 
@@ -75,7 +75,7 @@ def all_gather(
     """
     width = max(total_room(some) for some in forms)
     data = torch.zeros(width, dtype=torch.uint8, device=device)
-    pack(data, own)
+    write_packed(data, own)
     found = torch.empty(width * ranks.size, dtype=torch.uint8, device=device)
     work = dist.all_gather_into_tensor(found, data, group=ranks.group, async_op=True)
 

@@ -55,7 +55,7 @@ def tensors_in(buffer: Tensor, forms: Sequence[TensorForm]) -> list[Tensor]:
     Example:
         >>> buffer = torch.zeros(32, dtype=torch.uint8)
         >>> first, second = tensors_in(buffer, [TensorForm((2,), torch.float32), TensorForm((1,), torch.float64)])
-        >>> pack(buffer, [torch.ones(2), torch.tensor([2.0], dtype=torch.float64)])
+        >>> write_packed(buffer, [torch.ones(2), torch.tensor([2.0], dtype=torch.float64)])
         >>> first.tolist(), second.tolist()
         ([1.0, 1.0], [2.0])
     """
@@ -68,7 +68,7 @@ def tensors_in(buffer: Tensor, forms: Sequence[TensorForm]) -> list[Tensor]:
     return found
 
 
-def pack(buffer: Tensor, tensors: Sequence[Tensor]) -> None:
+def write_packed(buffer: Tensor, tensors: Sequence[Tensor]) -> None:
     """Write tensors to a buffer, one after the other.
 
     Args:

@@ -23,7 +23,7 @@ from lightning_gluon.step.noise import NoiseGuard
 from lightning_gluon.step.plan import Chunk, build_plan
 from lightning_gluon.step.sharing import Sharing
 from lightning_gluon.step.trip import Loan, Trip
-from lightning_gluon.step.world import Together, World, world_plan
+from lightning_gluon.step.world import TripChunks, World, world_plan
 from lightning_gluon.two_point.reference import ReferencePoint
 
 # Plans kept, one for every set of parameters with a gradient, the oldest forgotten first: where experts are idle by
@@ -43,7 +43,7 @@ class Plan:
     """
 
     chunks: list[Chunk]
-    trips: list[Together]
+    trips: list[TripChunks]
     check: GradientCheck
     guard: NoiseGuard
 
@@ -51,7 +51,7 @@ class Plan:
     def of(
         cls,
         chunks: list[Chunk],
-        trips: list[Together],
+        trips: list[TripChunks],
         consensus: Consensus | None,
     ) -> Plan | None:
         """Return the plan of chunks and trips; `None` if there are none."""
@@ -78,7 +78,7 @@ class Plan:
 
 def _all_chunks(
     chunks: list[Chunk],
-    trips: list[Together],
+    trips: list[TripChunks],
 ) -> Iterator[Chunk]:
     yield from chunks
     for trip in trips:
@@ -201,7 +201,7 @@ class Round:
 
     def _travel_(
         self,
-        trips: list[Together],
+        trips: list[TripChunks],
         given: _StepInputs,
     ) -> None:
         """Take the trips: while one works at its owners, the next is on its way there, and the last one back."""

@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from lightning_gluon.ranks.groups import Ranks
 
-AUTO = "auto"
+BY_CLOCK = "auto"
 TURNS = 3  # of each way; the first one makes plans and buffers and does not count
 
 Elapsed = Callable[[], float]  # milliseconds, once the device has got there
@@ -35,7 +35,7 @@ class Sharing:
         asked: bool | str,
     ) -> None:
         self.ranks = ranks
-        undecided = asked == AUTO and ranks.size > 1
+        undecided = asked == BY_CLOCK and ranks.size > 1
         self.decided = None if undecided else bool(asked)
         self.readings: list[Elapsed] = []
 
@@ -62,7 +62,7 @@ class Sharing:
         if self.decided is not None:
             yield
             return
-        stop = _start(device)
+        stop = _stopwatch(device)
         yield
         self.readings.append(stop())
         if len(self.readings) == 2 * TURNS:
@@ -81,7 +81,7 @@ class Sharing:
         self.readings = []
 
 
-def _start(device: torch.device) -> Callable[[], Elapsed]:
+def _stopwatch(device: torch.device) -> Callable[[], Elapsed]:
     """Start a clock; it returns a function that stops it, and that one what it says."""
     if device.type == "cuda":
         first, last = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
@@ -119,7 +119,7 @@ def check_sharing(
     Raises:
         ValueError: If it is no answer, or asks for what cannot be compiled.
     """
-    if asked not in (True, False, AUTO):
+    if asked not in (True, False, BY_CLOCK):
         raise ValueError(f"Expected `share_work` to be True, False or 'auto', but got {asked!r}.")
     if compiled and asked is True:
         raise ValueError("Expected no `compile` with `share_work=True`: a graph waits for no rank. Leave one out.")

@@ -26,7 +26,7 @@ from lightning_gluon.ranks.pieces import is_sharded
 from lightning_gluon.step.plan import Chunk, Stack, build_plan, chunk_limit, factored_of, stacks_of, views_of
 from lightning_gluon.step.state import shared_layout
 
-Together = list[Chunk]  # chunks whose matrices travel together
+TripChunks = list[Chunk]  # chunks whose matrices travel together
 
 
 @dataclass
@@ -204,7 +204,7 @@ def world_plan(
     *,
     share: bool,
     chunk_numel: int | None = None,
-) -> tuple[list[Chunk], list[Together]]:
+) -> tuple[list[Chunk], list[TripChunks]]:
     """Return the chunks that a rank steps by itself, and the trips of those that travel.
 
     Args:
@@ -247,7 +247,7 @@ def _by_ranks(members: Iterable[Placed]) -> list[list[Placed]]:
 def _trips(
     members: Sequence[Placed],
     chunk_numel: int | None,
-) -> list[Together]:
+) -> list[TripChunks]:
     """Find the owners of members on the same ranks, and cut their work in trips."""
     costs = [member.cost for member in members]
     sizes = [math.prod(member.layout.shape) for member in members]

@@ -14,7 +14,7 @@ from lightning_gluon import Gluon
 from lightning_gluon.ranks.collectives import all_gather, all_to_all
 from lightning_gluon.ranks.groups import ONE_RANK, MeshGroups, Ranks
 from lightning_gluon.ranks.layout import Layout, layout_of
-from lightning_gluon.ranks.packing import TensorForm, pack, tensors_in, total_room
+from lightning_gluon.ranks.packing import TensorForm, tensors_in, total_room, write_packed
 from lightning_gluon.ranks.pieces import PieceState, is_sharded, local, local_gradient, wrap
 from lightning_gluon.ranks.transfer import Parcel, Transfer
 from lightning_gluon.ranks.whole import WholeNorms
@@ -34,7 +34,7 @@ def test_packed_tensors_of_several_dtypes_come_out_as_they_went_in() -> None:
     ]
     forms = [TensorForm.of(tensor) for tensor in sent]
     buffer = torch.zeros(total_room(forms), dtype=torch.uint8)
-    pack(buffer, sent)
+    write_packed(buffer, sent)
     for one, other in zip(sent, tensors_in(buffer, forms), strict=True):
         assert torch.equal(one, other) and one.dtype == other.dtype
 
