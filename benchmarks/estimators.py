@@ -214,17 +214,8 @@ class Study:
     def table(self) -> str:
         """Return the losses as Markdown, best first: of the other seeds where there are some, else of the screen."""
         levels = [f"test loss, {share:g} of the gradients" for share in self.given.levels]
-        heads = (
-            "estimator",
-            "test loss",
-            "seeds",
-            "val loss, seed 0",
-            "lr",
-            "momentum",
-            "bytes per parameter",
-            "steps",
-        )
-        columns = (*heads, *levels)
+        columns = ["estimator", "test loss", "seeds", "val loss, seed 0", "lr", "momentum", "bytes per parameter"]
+        columns += ["steps", *levels]
         lines = [
             f"{self.budget} gradient evaluations per run; test loss over the seeds, validation loss on the first. "
             "`*`: the best rate is at the edge of those tried.",
