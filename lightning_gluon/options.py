@@ -79,6 +79,8 @@ class Options(TypedDict, total=False):
         gate_form: What `gate` bounds: the Frobenius `norm`, or the smallest `gap` of two singular values.
         row_scaling: Length of the rows of norms of rows: RMS 1 (`rms`), that of `sign`, or 1 (`none`).
         row_clip: Largest entry of a row of `clipped_row`, relative to its RMS; 1 is the norm `sign`.
+        damping: Share of the first factor's size that is added to the other one's before its inverse is taken, in the
+            steps of low-rank adapters.
         retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with,
             `brake` halves the part of the step that makes them longer.
         compressor: Compressor of the messages of `ef21-muon` and its relatives: `identity`, `bf16`, `natural`, `top-k`,
@@ -137,6 +139,7 @@ class Options(TypedDict, total=False):
     row_scaling: Annotated[MaybeText, one_of("rms", "sign", "none")]
     row_clip: Annotated[MaybeNumber, number(1)]
     retract: Annotated[MaybeText, text(none=True)]
+    damping: Annotated[MaybeNumber, number()]
     compressor: Annotated[MaybeText, one_of("identity", "bf16", "natural", "top-k", "random-k", "rank-r")]
     compressor_share: Annotated[MaybeNumber, number(0, 1, signs="< <=")]
     compressor_rank: Annotated[MaybeWhole, whole(1)]
