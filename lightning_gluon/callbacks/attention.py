@@ -1,4 +1,4 @@
-"""Attention modules whose heads are known: the rows of their projections by head, and the largest logit of every head.
+"""AttentionHeads modules whose heads are known: the rows of their projections by head, and the largest logit of every head.
 
 | form | query rows | key rows |
 |---|---|---|
@@ -72,7 +72,7 @@ def _weight_of(layer: nn.Module) -> Tensor:
 
 
 @dataclass
-class Attention:
+class AttentionHeads:
     """An attention module.
 
     Args:
@@ -129,7 +129,7 @@ def _scale_rows_(layer: nn.Module, rows: Tensor) -> None:
 # ---------------------------------------------------------------------- find them
 
 
-def find_attention(root: nn.Module) -> list[Attention]:
+def find_attention(root: nn.Module) -> list[AttentionHeads]:
     """Return the attention modules whose heads are known.
 
     Args:
@@ -158,7 +158,7 @@ def find_attention(root: nn.Module) -> list[Attention]:
     return found
 
 
-def _check_projections(attention: Attention) -> None:
+def _check_projections(attention: AttentionHeads) -> None:
     where = f"of {attention.name!r}, a {type(attention.module).__name__}"
     for name, child in attention.module.named_children():
         if NORMS_OF_HEADS.fullmatch(name) and not isinstance(child, nn.Identity):
@@ -182,7 +182,7 @@ class _Finder:
     path: str
     module: nn.Module
 
-    def latent(self) -> Attention | None:
+    def latent(self) -> AttentionHeads | None:
         """Return latent attention."""
         layer = self._child(LATENT)
         queries = [own for own in map(self._child, LATENT_QUERIES) if own is not None]
@@ -197,7 +197,7 @@ class _Finder:
         query, rotary = Projection(queries[0], rows[:, :plain]), Projection(queries[0], rows[:, plain:])
         return self._attention(query, key, rotary)
 
-    def separate(self) -> Attention | None:
+    def separate(self) -> AttentionHeads | None:
         """Return attention with a layer for the queries and one for the keys."""
         for names in SEPARATE:
             query, key = map(self._child, names)
@@ -209,7 +209,7 @@ class _Finder:
             return self._by_head(query, rows, key, torch.arange(_features_of(key)))
         return None
 
-    def fused(self) -> Attention | None:
+    def fused(self) -> AttentionHeads | None:
         """Return attention with queries and keys in one layer."""
         for name, layer in self.module.named_children():
             split = self._split(name, layer) if self._child(name) is not None else None
@@ -228,7 +228,7 @@ class _Finder:
         place = self.network.place(f"{path}.weight")
         return find_split(place, _features_of(layer), _weight_of(layer).numel() // _features_of(layer))
 
-    def _by_head(self, query: nn.Module, queries: Tensor, key: nn.Module, keys: Tensor) -> Attention | None:
+    def _by_head(self, query: nn.Module, queries: Tensor, key: nn.Module, keys: Tensor) -> AttentionHeads | None:
         size = look_up((self.module,), *HEAD_SIZES)
         if not isinstance(size, int):
             heads = look_up((self.module,), *ALIASES["heads"])
@@ -237,10 +237,10 @@ class _Finder:
             return None
         return self._attention(Projection(query, queries.view(-1, size)), Projection(key, keys.view(-1, size)))
 
-    def _attention(self, query: Projection, key: Projection, rotary: Projection | None = None) -> Attention | None:
+    def _attention(self, query: Projection, key: Projection, rotary: Projection | None = None) -> AttentionHeads | None:
         if not len(key.rows) or len(query.rows) % len(key.rows):
             return None
-        return Attention(self.path, self.module, query, key, rotary)
+        return AttentionHeads(self.path, self.module, query, key, rotary)
 
 
 def _features_of(layer: nn.Module) -> int:
@@ -354,7 +354,7 @@ def _forbidden(query: Tensor, key: Tensor, mask: Tensor | None, causal: bool) ->
     return excluded.expand(*excluded.shape[:-2], queries, keys)
 
 
-def hooks_of(attentions: Iterable[Attention], meters: Iterable[LogitMeter]) -> Iterator[Any]:
+def hooks_of(attentions: Iterable[AttentionHeads], meters: Iterable[LogitMeter]) -> Iterator[Any]:
     """Let meters look into the calls of attention modules, and yield the handles of the hooks."""
     for attention, meter in zip(attentions, meters, strict=True):
         yield attention.module.register_forward_pre_hook(meter.before)

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_gluon.callbacks.attention import Attention, LogitMeter, find_attention, hooks_of
+from lightning_gluon.callbacks.attention import AttentionHeads, LogitMeter, find_attention, hooks_of
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.replay.lightning import check_log, log_values, should_log
 from lightning_gluon.replay.optimizers import own_optimizer
@@ -55,7 +55,7 @@ class QKClip(Callback):
         self.threshold = positive("threshold", threshold)
         self.logging = log  # Lightning sets `log` on callbacks
         self._logs = False
-        self._attentions: list[Attention] = []
+        self._attentions: list[AttentionHeads] = []
         self._meters: list[LogitMeter] = []
         self._hooks: list[Any] = []
         self._steps = 0
@@ -130,7 +130,7 @@ def _check_point(optimizer: Gluon) -> None:
         raise ValueError(f"Expected gradients at the weights, but got the point {point!r}. Take another `method`.")
 
 
-def _check_found(attentions: list[Attention]) -> None:
+def _check_found(attentions: list[AttentionHeads]) -> None:
     if not attentions:
         raise ValueError(
             "Expected attention modules whose heads are known, such as those of transformers and timm, but got none. "

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_gluon import configure_optimizers
 from lightning_gluon.callbacks import QKClip
-from lightning_gluon.callbacks.attention import Attention, LogitMeter, find_attention, hooks_of
+from lightning_gluon.callbacks.attention import AttentionHeads, LogitMeter, find_attention, hooks_of
 from tests._two_point import fit
 
 SMALL = {"vocab_size": 11, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 16}
@@ -91,7 +91,7 @@ def logits_of(net: nn.Module) -> Tensor:
     return recorder.seen[0]
 
 
-def metered(net: Any, attention: Attention) -> Tensor:
+def metered(net: Any, attention: AttentionHeads) -> Tensor:
     meter = LogitMeter(attention.heads, lambda module: True)
     handles = list(hooks_of([attention], [meter]))
     with torch.no_grad():
