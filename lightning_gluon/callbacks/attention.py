@@ -1,4 +1,4 @@
-"""AttentionHeads modules whose heads are known: the rows of their projections by head, and the largest logit of every head.
+"""Attention modules whose heads are known: the rows of their projections by head, and the largest logit of every head.
 
 | form | query rows | key rows |
 |---|---|---|
