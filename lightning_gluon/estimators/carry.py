@@ -91,12 +91,17 @@ class Carry:
 
         An LMO then reads a stack of equal ones where they lie.
         """
-        alone = [index for index, value in enumerate(found) if self.states[index].get(name) is value and _owns(value)]
+        alone = []
+        for index, value in enumerate(found):
+            kept = self.states[index].get(name)
+            if kept is value and _owns(value):
+                alone.append(index)
         if len(alone) < 2:
             return
         own = [found[index] for index in alone]
-        whole = own[0].new_empty(sum(value.numel() for value in own))
-        parts = whole.split([value.numel() for value in own])
+        sizes = [value.numel() for value in own]
+        whole = own[0].new_empty(sum(sizes))
+        parts = whole.split(sizes)
         for index, value, part in zip(alone, own, parts, strict=True):
             self.states[index][name] = found[index] = part.view(value.shape)
         torch._foreach_copy_([found[index] for index in alone], own)

@@ -81,12 +81,15 @@ class Workspace:
             owner: Whoever asks for them, always in the same way.
             make: Makes them.
         """
-        if torch.compiler.is_compiling() or all(view is not own for own in self._views.values()):
+        if torch.compiler.is_compiling():
             return make()
         key = (id(view), owner)
-        if key not in self._parts:
-            self._parts[key] = make()
-        return self._parts[key]
+        if key in self._parts:
+            return self._parts[key]
+        made = make()
+        if any(view is own for own in self._views.values()):
+            self._parts[key] = made
+        return made
 
     def take_like(self, slot: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return an uninitialised tensor like another, its last two dimensions in the same order in memory."""

@@ -277,13 +277,17 @@ def _normalize_(squares: Squares, step: Step, safety: float | None, columns: int
         poly.add_(gram, alpha=b)
         return bound.rsqrt().to(kind)
     least = 1 / max(columns, JOINED_COLUMNS)  # the square of a row that is not zero; A^2 of norm 1 has much more
-    norm = _frobenius(gram, wide).clamp_min_(least)
+    norm = _frobenius(gram, wide)
+    norm.clamp_min_(least)
     gram.div_(norm)  # of norm 1, A^2 and c / bound^2 <= c n^(1/2) are in its range
     symmetric_product(None, gram, gram, poly)
-    bound = _frobenius(poly, wide).clamp_min_(least).sqrt_().mul_(safety**2)
+    bound = _frobenius(poly, wide)
+    bound.clamp_min_(least).sqrt_().mul_(safety**2)
     gram.div_(bound)
-    poly.div_(bound.square() / c).add_(gram, alpha=b)
-    return (norm * bound).rsqrt_().clamp_max_(least**-0.5)
+    poly.div_(bound.square() / c)
+    poly.add_(gram, alpha=b)
+    scale = (norm * bound).rsqrt_()
+    return scale.clamp_max_(least**-0.5)
 
 
 def _frobenius(matrices: Tensor, dtype: torch.dtype) -> Tensor:

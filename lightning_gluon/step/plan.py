@@ -99,9 +99,15 @@ class Stack:
             tensors: Tensors of the parameters' shapes.
             workspace: The workspace.
         """
-        return workspace.parts(
-            buffer, self, lambda: [slot.place(buffer, tensors[slot.member].shape) for slot in self.slots]
-        )
+
+        def make() -> list[Tensor]:
+            found = []
+            for slot in self.slots:
+                shape = tensors[slot.member].shape
+                found.append(slot.place(buffer, shape))
+            return found
+
+        return workspace.parts(buffer, self, make)
 
     def choose(self, norm: Norm, like: Tensor) -> None:
         """Take the norm of a step, with every choice made that depends on the stack: again only if it is another one.
@@ -114,8 +120,11 @@ class Stack:
         if self._asked != asked:
             self._asked = asked
             self.norm = norm.on(like, (self.count, *self.shape))
-            views = [slot.view for slot in self.slots]
-            self.scales = [self.norm.scale(view.matrix[1], view.matrix[2], view.kernel) for view in views]
+            self.scales = []
+            for slot in self.slots:
+                _, rows, columns = slot.view.matrix
+                scale = self.norm.scale(rows, columns, slot.view.kernel)
+                self.scales.append(scale)
 
     def joined(self, tensors: Sequence[Tensor]) -> Tensor | None:
         """Return the stack without a copy, if the parts of parameter-shaped tensors lie in memory one after the other.
@@ -133,11 +142,14 @@ class Stack:
             alone = len(self.slots) == 1 and slot.whole and not slot.transposed
             return tensors[slot.member].reshape(self.count, rows, columns) if alone else None
         first = self.slots[0].of(tensors[self.slots[0].member])
-        storage, start = first.untyped_storage()._cdata, first.storage_offset()
+        storage = first.untyped_storage()._cdata
+        start = first.storage_offset()
         for slot in self.slots:
             part = slot.of(tensors[slot.member])
-            in_order = slot.transposed == self.transposed and slot.view.is_plain and part.is_contiguous()
-            if not in_order or part.storage_offset() != start + slot.start * size:
+            as_read = slot.transposed == self.transposed and slot.view.is_plain
+            if not as_read or not part.is_contiguous():
+                return None
+            if part.storage_offset() != start + slot.start * size:
                 return None
             if part.untyped_storage()._cdata != storage:
                 return None
