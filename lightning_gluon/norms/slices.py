@@ -152,16 +152,18 @@ class CentredRow(RowNorm):
         rows = self._read(g)
         if rows.shape[-2] == 1:
             return super().lmo(g)
-        unit = to_wide(rows) / one_if_zero(largest(rows, MATRIX))
-        apart = _centre(unit)
-        lengths = length(apart, (-1,))
-        noise = CENTRING_NOISE * torch.finfo(unit.dtype).eps * length(unit, (-1,)).amax(-2, keepdim=True)
-        units = apart / one_if_zero(lengths) * (lengths > noise)
-        return _centre(units * self._root(rows)).to(g.dtype).view(g.shape)
+        units = to_wide(rows) / one_if_zero(largest(rows, MATRIX))
+        longest = length(units, (-1,)).amax(-2, keepdim=True)
+        _centre_(units)
+        lengths = length(units, (-1,))
+        noise = CENTRING_NOISE * torch.finfo(units.dtype).eps * longest
+        units.mul_(torch.where(lengths > noise, self._root(rows) / one_if_zero(lengths), 0.0))
+        return _centre_(units).to(g.dtype).view(g.shape)
 
 
-def _centre(rows: Tensor) -> Tensor:
-    return rows - rows.mean(-2, keepdim=True)
+def _centre_(rows: Tensor) -> Tensor:
+    """Take the mean row away, in place."""
+    return rows.sub_(rows.mean(-2, keepdim=True))
 
 
 @dataclass(frozen=True)
