@@ -15,7 +15,7 @@ Radii are relative to the hidden radius, which `lr` itself is. Where the default
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
@@ -124,6 +124,7 @@ def _layerwise(
         # ViT for CIFAR-10, 400 steps: evaluation loss 1.80 with signs at 25, 1.59, 1.58, 1.59 spectral at 0.1, 0.3, 1.
         "input": Rule(matrix, estimator, 0.3, "rms", options),
         "embedding": Rule("sign", estimator, table, None, options),
+        "adapter": Rule("factor", estimator, 1.0, "rms", options),
         "head": Rule("sign", estimator, table, None, options),
         "router": hidden if router is None else Rule("centred_row", estimator, router, None, centred),
         "bias": Rule("rms", estimator, vector, None, options),
@@ -142,7 +143,9 @@ def _with_adamw(
     """Hidden matrices and routers on a spectral LMO, everything else on AdamW (betas of K. Jordan's companion)."""
     adamw = Rule("identity", "adamw", radius, None, {"betas": (0.9, 0.95), "eps": 1e-10})
     matrix = Rule(norm, estimator, 1.0, scaling, options)
-    return dict.fromkeys(ROLES, adamw) | {"hidden": matrix, "router": matrix}
+    of_factors = {name: value for name, value in options.items() if name != "retract"}  # the second starts at zero
+    factor = Rule("factor", estimator, 1.0, scaling, of_factors)
+    return dict.fromkeys(ROLES, adamw) | {"hidden": matrix, "router": matrix, "adapter": factor}
 
 
 def _symmetric() -> dict[str, Rule]:
@@ -164,7 +167,8 @@ def _without_adam() -> dict[str, Rule]:
     table = Rule("clipped_row", "ema", 30.0)
     vector = Rule("rms", "ema", 0.015)
     matrices, tables = dict.fromkeys(MATRIX_ROLES, matrix), dict.fromkeys(("embedding", "head"), table)
-    return {**dict.fromkeys(ROLES, vector), **matrices, **tables}
+    factor = replace(matrix, norm="factor")
+    return {**dict.fromkeys(ROLES, vector), **matrices, **tables, "adapter": factor}
 
 
 GLUON_PAPER = "Gluon, arXiv 2505.13416"

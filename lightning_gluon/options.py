@@ -81,6 +81,8 @@ class Options(TypedDict, total=False):
         row_clip: Largest entry of a row of `clipped_row`, relative to its RMS; 1 is the norm `sign`.
         retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with,
             `brake` halves the part of the step that makes them longer.
+        damping: Share of the first factor's size that is added to the other one's before its inverse is taken, in the
+            steps of low-rank adapters.
         compressor: Compressor of the messages of `ef21-muon` and its relatives: `identity`, `bf16`, `natural`, `top-k`,
             `random-k` or `rank-r`.
         compressor_share: Share of the entries that `top-k` and `random-k` send.
@@ -137,6 +139,7 @@ class Options(TypedDict, total=False):
     row_scaling: Annotated[MaybeText, one_of("rms", "sign", "none")]
     row_clip: Annotated[MaybeNumber, number(1)]
     retract: Annotated[MaybeText, text(none=True)]
+    damping: Annotated[MaybeNumber, number()]
     compressor: Annotated[MaybeText, one_of("identity", "bf16", "natural", "top-k", "random-k", "rank-r")]
     compressor_share: Annotated[MaybeNumber, number(0, 1, signs="< <=")]
     compressor_rank: Annotated[MaybeWhole, whole(1)]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lightning_gluon.estimators.recursions import Estimator
 from lightning_gluon.norms.base import Norm
-from lightning_gluon.norms.needs import Context
+from lightning_gluon.norms.needs import Context, Partner
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.step.checks import find_method
 
@@ -158,7 +158,7 @@ def _make_context(norm: Norm, stack: Tensor) -> Context:
         context.scales = stack.new_full((len(stack), 1, 1), scale)
     if norm.reads_partner:
         partner = torch.ones(stack.shape[-1], 2, dtype=stack.dtype)
-        context.partners = [partner] * len(stack)
+        context.partners = [Partner(partner)] * len(stack)
     return context
 
 

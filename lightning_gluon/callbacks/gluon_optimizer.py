@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from typing_extensions import Unpack
 
 from lightning_gluon.configure import check_lr, configure_optimizers, warmup_steps
+from lightning_gluon.norms.needs import Partner
 from lightning_gluon.options import CHECKS, Group, Options
 from lightning_gluon.partition.build import partition
 from lightning_gluon.partition.overrides import Overrides, Rules
@@ -158,7 +159,8 @@ class GluonOptimizer(Callback):
         large = torch.empty(ANY_RANK, ANY_RANK, device="meta")  # takes no memory
         groups: list[Group] = []
         for role in ROLES:
-            groups += read_group({"params": [torch.nn.Parameter(large)], "role": role})
+            partners = [Partner(large)]
+            groups += read_group({"params": [torch.nn.Parameter(large)], "role": role, "partners": partners})
         lr = self.settings.get("lr")
         options = {key: value for key, value in self.settings.items() if key not in NO_OPTIONS}
         _, kind = read_decay(self.settings.get("decay"))

@@ -10,6 +10,7 @@ from lightning_gluon.norms.balanced import Balanced
 from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.clipped import ClippedRow
 from lightning_gluon.norms.entries import Max, Sign
+from lightning_gluon.norms.factor import Factor
 from lightning_gluon.norms.gated import GatedSpectral
 from lightning_gluon.norms.relative import Relative
 from lightning_gluon.norms.slices import CentredRow, ColumnNorm, Euclidean, Identity, RMSVector, RowNorm
@@ -23,6 +24,7 @@ NORMS: dict[str, type[Norm]] = {
     "alternating": Alternating,
     "balanced": Balanced,
     "relative": Relative,
+    "factor": Factor,
     "gated": GatedSpectral,
     "sign": Sign,
     "row": RowNorm,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -36,11 +37,12 @@ def partition(
 
         X_i <- (1 - lr * weight_decay) X_i - lr * radius[role_i] * D_i(M_i)        D_i: LMO of the norm of role_i
 
-    - `hidden`: linear maps and convolutions between features, recurrent weights, stacked experts, LoRA.
+    - `hidden`: linear maps and convolutions between features, recurrent weights, stacked experts.
     - `input`: linear maps of dense inputs (patch embedding, first convolution).
     - `embedding`: lookup tables. A tied table is one tensor.
     - `head`: output layers.
     - `router`: maps to the experts of a mixture, of two rows and more.
+    - `adapter`: both factors of a LoRA of a linear map, each with its pair.
     - `bias`: biases, norm gains, layer scales, gates of one row and other vectors.
     - `elementwise`: arrays that are no map: tokens, positions, relative-position tables, logit scales, depthwise
       filters, `A_log` of Mamba.
@@ -155,7 +157,7 @@ class _RouteFinder:
         elif finding is None:
             finding = self._unfit(places[0], frozen=not parameter.requires_grad)
         if finding.role in MATRIX_ROLES and not covers(finding.views, shape):  # a packed (quantised) weight, say
-            finding = Finding(finding.role, finding.reason, (MatrixView.whole(shape),))
+            finding = replace(finding, views=(MatrixView.whole(shape),))
         first, *others = names
         tied = f"; tied with {', '.join(others)}" if others else ""
         norm = decision.norm if decision is not None else None
@@ -168,6 +170,7 @@ class _RouteFinder:
             reason=finding.reason + tied,
             views=finding.views,
             frozen=not parameter.requires_grad,
+            pair=finding.pair,
         )
 
     def _found(self, places: Iterable[Place]) -> Finding | None:
@@ -207,7 +210,8 @@ def _overridden(
         return Finding(decision.role, decision.reason)
     known = finding.views if finding is not None else ()
     plain = (MatrixView.whole(shape),)  # `(out, in)`, or a batch of such matrices
-    return Finding(decision.role, decision.reason, decision.views or known or plain)
+    pair = finding.pair if finding is not None else None
+    return Finding(decision.role, decision.reason, decision.views or known or plain, pair)
 
 
 def _without_rule(places: list[Place]) -> str:

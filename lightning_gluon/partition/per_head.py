@@ -10,7 +10,7 @@ from torch import nn
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.partition.finding import Finding
 from lightning_gluon.partition.formula import formula_value
-from lightning_gluon.partition.knowledge import names_match, table_entries
+from lightning_gluon.partition.knowledge import matching, names_match, table_entries
 from lightning_gluon.partition.place import Place, is_adapter
 from lightning_gluon.partition.splits import Scope, find_split
 
@@ -25,6 +25,8 @@ def apart(finding: Finding, place: Place) -> Finding:
     if not finding.views or is_adapter(place.path):
         return finding
     layer, holder = _attention(place)
+    if len(finding.views) == 1 and not matching("QUERY_LAYERS", [*holder._modules, *holder._parameters]):
+        return finding
     names = _maps(place, layer, finding.views)
     views = []
     for name, view in zip(names, finding.views, strict=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from lightning_gluon.estimators.carry import Carry
 from lightning_gluon.estimators.ef21 import begins_anew
 from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
-from lightning_gluon.norms.needs import Context, Needs, Statistic
+from lightning_gluon.norms.needs import Context, Needs, Partner, Statistic
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
 from lightning_gluon.step.decay import DECAYS, Decay
@@ -57,7 +57,7 @@ class Job:
     old: list[Tensor]
     buffers: dict[str, list[Tensor]]
     kept: list[SlotTensors]
-    partners: list[Tensor]
+    partners: list[Partner]
     lengths: Sequence[float] | Tensor = ()
     keep: float | Tensor = 1.0
     signal: Signal | None = None
@@ -102,19 +102,20 @@ def _as_tensors(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     return torch.full((), value, dtype=dtype, device=device)
 
 
-def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Tensor]:
+def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Partner]:
     """Return the partners of all parameters whose norm reads one, as they are before anything moves.
 
-    A group names them in `partners`, one parameter or `None` for each of its parameters.
+    A group names them in `partners`, a `Partner` or `None` for each of its parameters.
     """
-    partners: dict[Tensor, Tensor] = {}
+    partners: dict[Tensor, Partner] = {}
     for chunk in chunks:
         if not norm_of(chunk.group).reads_partner:
             continue
         for index in chunk.indices:
             partner = chunk.group["partners"][index]
             if partner is not None:
-                partners[chunk.group["params"][index]] = partner.clone()
+                held = replace(partner, weight=partner.weight.detach().clone())
+                partners[chunk.group["params"][index]] = held
     return partners
 
 
@@ -124,7 +125,7 @@ def prepare(
     new: list[Tensor],
     old: list[Tensor] | None,
     signal: Signal | None,
-    partners: Mapping[Tensor, Tensor],
+    partners: Mapping[Tensor, Partner],
     exchange: Exchange = ALONE,
 ) -> Job | None:
     """Load the buffers of a chunk; a chunk of an estimator that steps by itself is stepped here and now.
@@ -222,7 +223,7 @@ def advance_(
     old: list[Tensor],
     buffers: dict[str, list[Tensor]],
     kept: list[SlotTensors],
-    partners: list[Tensor],
+    partners: list[Partner],
     lengths: Sequence[float] | Tensor,
     keep: float | Tensor,
     options: StepOptions,
@@ -311,7 +312,7 @@ def _lmo(
     params: list[Tensor],
     direction: list[Tensor],
     statistics: SlotTensors,
-    partners: list[Tensor],
+    partners: list[Partner],
     workspace: Workspace,
 ) -> Tensor:
     """Return the directions of a stack, up to the norm's scale."""

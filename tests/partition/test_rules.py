@@ -102,7 +102,7 @@ def test_an_output_of_one_feature_stays_a_head() -> None:
 def test_a_rank_of_one_stays_an_adapter() -> None:
     peft = pytest.importorskip("peft")
     net = peft.get_peft_model(mlp(), peft.LoraConfig(r=1, target_modules=["0"]))
-    assert {route.role for route, _ in partition(net)} == {"hidden"}
+    assert {route.role for route, _ in partition(net)} == {"adapter"}
 
 
 def mixture(gate: nn.Module, **attributes: Any) -> nn.Module:
