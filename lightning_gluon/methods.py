@@ -166,9 +166,13 @@ def _without_adam() -> dict[str, Rule]:
     # (3000 / 50) / 2 and 3e-4 / .02, relative to Muon's rate.
     table = Rule("clipped_row", "ema", 30.0)
     vector = Rule("rms", "ema", 0.015)
-    matrices, tables = dict.fromkeys(MATRIX_ROLES, matrix), dict.fromkeys(("embedding", "head"), table)
-    factor = replace(matrix, norm="factor")
-    return {**dict.fromkeys(ROLES, vector), **matrices, **tables, "adapter": factor}
+    return {
+        **dict.fromkeys(ROLES, vector),
+        **dict.fromkeys(MATRIX_ROLES, matrix),
+        "embedding": table,
+        "head": table,
+        "adapter": replace(matrix, norm="factor"),
+    }
 
 
 GLUON_PAPER = "Gluon, arXiv 2505.13416"

@@ -152,18 +152,24 @@ class CentredRow(RowNorm):
         rows = self._read(g)
         if rows.shape[-2] == 1:
             return super().lmo(g)
-        units = to_wide(rows) / one_if_zero(largest(rows, MATRIX))
-        longest = length(units, (-1,)).amax(-2, keepdim=True)
+        top = largest(rows, MATRIX)
+        units = to_wide(rows) / one_if_zero(top)
+        before = length(units, (-1,))
+        longest = before.amax(-2, keepdim=True)
         _centre_(units)
         lengths = length(units, (-1,))
-        noise = CENTRING_NOISE * torch.finfo(units.dtype).eps * longest
-        units.mul_(torch.where(lengths > noise, self._root(rows) / one_if_zero(lengths), 0.0))
-        return _centre_(units).to(g.dtype).view(g.shape)
+        rounding = torch.finfo(units.dtype).eps
+        noise = CENTRING_NOISE * rounding * longest
+        factors = self._root(rows) / one_if_zero(lengths)
+        units.mul_(torch.where(lengths > noise, factors, 0.0))
+        _centre_(units)
+        return units.to(g.dtype).view(g.shape)
 
 
-def _centre_(rows: Tensor) -> Tensor:
+def _centre_(rows: Tensor) -> None:
     """Take the mean row away, in place."""
-    return rows.sub_(rows.mean(-2, keepdim=True))
+    mean = rows.mean(-2, keepdim=True)
+    rows.sub_(mean)
 
 
 @dataclass(frozen=True)
