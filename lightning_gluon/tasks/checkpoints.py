@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import tempfile
 import zlib
 from pathlib import Path
@@ -30,6 +31,12 @@ Checkpoint: TypeAlias = dict[str, Any]
 
 # Entries of a configuration that say how it was saved, not what the model is.
 BOOKKEEPING = ("model_type", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "architectures")
+
+# Modules that such checkpoints are of, imported when one is read.
+MODULES = {
+    "CausalLM": "lightning_gluon.tasks.language:CausalLM",
+    "ImageClassifier": "lightning_gluon.tasks.image:ImageClassifier",
+}
 
 VALUES_READ = 64  # values per weight that a fingerprint reads
 
@@ -130,11 +137,10 @@ def load_task(file: str) -> tuple[LightningModule, Checkpoint]:
     Raises:
         ValueError: If it is no checkpoint of a module of `lightning_gluon.tasks`.
     """
-    from lightning_gluon import tasks
-
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        notes, given = checkpoint["task"], dict(checkpoint["hyper_parameters"])
+        place = MODULES[checkpoint["task"]["class"]]
+        given = dict(checkpoint["hyper_parameters"])
     except (EOFError, KeyError, OSError, RuntimeError, TypeError, UnpicklingError) as error:
         raise ValueError(
             f"Expected a checkpoint of CausalLM or ImageClassifier, but '{file}' is none that can be read "
@@ -142,7 +148,7 @@ def load_task(file: str) -> tuple[LightningModule, Checkpoint]:
         ) from error
     for key in ("_instantiator", "_class_path"):
         given.pop(key, None)
-    module = getattr(tasks, notes["class"])(**given)
+    module = pkgutil.resolve_name(place)(**given)
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     return module.eval(), checkpoint
