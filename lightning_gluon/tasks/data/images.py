@@ -238,7 +238,8 @@ class ImageData(LightningDataModule):
         self.val_fraction = val_fraction
         self.limit = limit
         self.augment: dict[str, Any] = {"crop_padding": crop_padding, "flip": flip, "rand_augment": rand_augment}
-        self.mixup, self.cutmix = mixup, cutmix
+        self.mixup = mixup
+        self.cutmix = cutmix
         self.mean = mean
         self.std = std
         if timm_model is not None:
