@@ -56,6 +56,7 @@ class RowNorm(Norm):
         12.0
     """
 
+    separable: ClassVar[tuple[int, ...]] = (-2,)
     options: ClassVar[Mapping[str, str]] = {"row_scaling": "scaling"}
     _dim: ClassVar[int] = -1
 
@@ -112,6 +113,7 @@ class ColumnNorm(RowNorm):
         3.0
     """
 
+    separable: ClassVar[tuple[int, ...]] = (-1,)
     _dim: ClassVar[int] = -2
 
 
