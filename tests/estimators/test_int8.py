@@ -65,7 +65,7 @@ def momentum(optimizer: Gluon, parameter: nn.Parameter) -> Tensor:
 
 @pytest.mark.parametrize("beta", [0.9, 0.95, 0.99])
 def test_the_error_of_the_momentum(beta: float) -> None:
-    """The rounding adds up over `1 / (1 - b)` steps at most: relative to the momentum's length, after 60 of them."""
+    """Relative to the length of the momentum, after 60 steps; the comments say what was measured."""
     options: list[dict[str, Any]] = [{}, {"momentum_dtype": "int8"}]
     modules = [net() for _ in options]
     optimizers = [Gluon(one, lr=0.01, momentum=beta, **own) for one, own in zip(modules, options, strict=True)]
@@ -82,7 +82,7 @@ def test_the_error_of_the_momentum(beta: float) -> None:
     assert 0.001 < max(errors) < ERRORS[beta], errors
 
 
-ERRORS = {0.9: 0.02, 0.95: 0.03, 0.99: 0.05}
+ERRORS = {0.9: 0.02, 0.95: 0.03, 0.99: 0.06}  # .0139, .0208, .0409
 
 
 @pytest.mark.parametrize("method", ["gluon", "muon", "gluon-mvr2", "lionmuon", "gluon-lowrank"])
