@@ -109,8 +109,7 @@ def _choose_scan(loaded: Any) -> None:
         rank_zero_info("Mamba runs on the parallel scan of mambapy.")
     else:
         rank_zero_warn(
-            "Mamba runs token by token, which is slow. Install mambapy, or on a GPU mamba-ssm and causal-conv1d: "
-            "pip install 'lightning-gluon[mamba]'."
+            "Mamba runs token by token, which is slow. Install mambapy, or on a GPU mamba-ssm and causal-conv1d."
         )
 
 

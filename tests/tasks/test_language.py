@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from lightning.pytorch import Trainer
 
 from lightning_gluon.callbacks import GluonOptimizer
 from lightning_gluon.tasks import CausalLM
+from lightning_gluon.tasks.hub import _choose_scan
 from tests.tasks._chat import TINY
 
 MAMBA = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
@@ -59,5 +61,7 @@ def test_parts_of_a_mamba(tmp_path: Path) -> None:
 
 def test_the_slow_path_of_mamba_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config = SimpleNamespace(use_mambapy=True)
     with pytest.warns(UserWarning, match=r"Mamba runs token by token, which is slow. Install mambapy, or .*mamba-ssm"):
-        CausalLM("mamba", MAMBA)
+        _choose_scan(config)
+    assert not config.use_mambapy
