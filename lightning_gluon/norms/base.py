@@ -9,7 +9,7 @@ A norm declares its needs. The step reads the declarations and asks for no names
 | `turns` | tall matrices turned, so that rows <= columns |
 | `guarded` | biases without the entries that are rounding noise |
 | `overwrites` | its own stack, which it may write to |
-| `separable` | pieces of matrices, where a parameter is spread over ranks, cut along these of its two dimensions |
+| `separable` | on many ranks pieces, cut along these of a matrix' two dimensions; a subclass declares it anew |
 
 and those of `lightning_gluon.norms.needs`.
 """
