@@ -97,7 +97,7 @@ class Carry:
         Args:
             name: Name of the buffer.
             gradients: The gradients, in fp32 or wider.
-            zero: FirstMomentum at zero, whatever the group says.
+            zero: Start at zero, whatever the group says.
         """
         first = torch.zeros_like if zero or self.group["start"] == "zero" else torch.clone
         found = list(gradients)
