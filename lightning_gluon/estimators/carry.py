@@ -42,7 +42,7 @@ def carry_layout(
     """
     if factored:
         return factors_layout(parameter, factored, group)
-    quantizer = _quantizer(parameter, group)
+    quantizer = _codes_of(parameter, group)
     entries = {}
     for name in buffers:
         if quantizer is None:
@@ -59,7 +59,7 @@ def scale_of(name: str) -> str:
     return f"{name}_scale"
 
 
-def _quantizer(parameter: Tensor, group: Mapping[str, Any]) -> Quantizer | None:
+def _codes_of(parameter: Tensor, group: Mapping[str, Any]) -> Quantizer | None:
     """Return what rounds a parameter's dense buffers; `None` if they are kept in a dtype of torch."""
     return QUANTIZERS.get(group["momentum_dtype"]) if parameter.ndim > 1 else None
 
@@ -111,7 +111,7 @@ class Carry:
         return found
 
     def _rounding(self, index: int) -> Quantizer | None:
-        return None if self.factored[index] else _quantizer(self.params[index], self.group)
+        return None if self.factored[index] else _codes_of(self.params[index], self.group)
 
     def _restored(
         self, quantizer: Quantizer, state: Entries, name: str, gradient: Tensor, first: FirstMomentum
