@@ -63,7 +63,7 @@ class Swap:
 
     def go_(self) -> None:
         """Exchange the values."""
-        self.held = _copies(self.ones)
+        self.held = _held_copies(self.ones)
         self.stage = _Stage.LEAVING
         torch._foreach_copy_(self.ones, self.others)
         self.stage = _Stage.CROSSING
@@ -80,7 +80,7 @@ class Swap:
             self._fill_(self.ones)
             self.stage = _Stage.REST
         if self.stage is _Stage.AWAY:
-            self.held = _copies(self.ones)
+            self.held = _held_copies(self.ones)
             self.stage = _Stage.RETURNING
         if self.stage is _Stage.RETURNING:
             torch._foreach_copy_(self.ones, self.others)
@@ -95,7 +95,7 @@ class Swap:
         torch._foreach_copy_(tensors, self.held)
 
 
-def _copies(tensors: list[Tensor]) -> list[Tensor]:
+def _held_copies(tensors: list[Tensor]) -> list[Tensor]:
     copies = [torch.empty_like(tensor) for tensor in tensors]
     torch._foreach_copy_(copies, tensors)
     return copies
