@@ -81,22 +81,23 @@ class LanguageMetrics(nn.Module):
 
 
 def count_samples(batch: Any) -> int:
-    """Return the number of images or sequences in a batch, for Lightning's `ThroughputMonitor`."""
-    first, _ = _first_tensor(batch)
-    return len(first)
+    """Return the number of images, sequences or prompts in a batch, for Lightning's `ThroughputMonitor`."""
+    return len(_first_part(batch))
 
 
 def count_items(batch: Any) -> int:
-    """Return the number of images or predicted tokens in a batch, for Lightning's `ThroughputMonitor`."""
-    first, tokens = _first_tensor(batch)
-    return len(first) * (first.shape[1] - 1 if tokens else 1)
+    """Return the number of images, prompts or predicted tokens in a batch, for Lightning's `ThroughputMonitor`."""
+    samples = _first_part(batch)
+    if isinstance(samples, Tensor) and samples.ndim == 2:
+        return samples.shape[0] * (samples.shape[1] - 1)
+    return len(samples)
 
 
-def _first_tensor(batch: Any) -> tuple[Tensor, bool]:
-    """Return the tensor of a batch, and whether it is one of tokens."""
+def _first_part(batch: Any) -> Tensor | list[str]:
+    """Return the images, tokens or prompts of a batch."""
     if isinstance(batch, (tuple, list)):
         images, *_ = batch
-        return images, False
+        return images
     if isinstance(batch, Mapping):
-        return batch["input_ids"], True
-    return batch, True
+        return batch.get("input_ids", batch.get("prompts"))
+    return batch
