@@ -85,7 +85,8 @@ class GradientCheck:
                 raise RuntimeError(f"The gradient of {one.name!r} is sparse. Build its embedding with `sparse=False`.")
         watches = any(one.policy != IGNORE for one in self.watched)
         points = [gradients, references] if references and watches else [gradients]
-        norms = torch.stack([self._norms(point) for point in points])
+        rows = [self._norms(point) for point in points]
+        norms = torch.stack(rows) if len(rows) > 1 else rows[0].unsqueeze(0)
         if self.consensus is not None:
             norms, counts = self.consensus.whole_norms(norms, self.where)
             self.consensus.check_counts(counts)
