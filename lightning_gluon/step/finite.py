@@ -135,6 +135,8 @@ class GradientCheck:
     def _norms(self, tensors: list[Tensor]) -> Tensor:
         # The 2-norm is vectorised on a CPU, the maximum is not: 40 times slower.
         norms = torch._foreach_norm(tensors)
+        if len({(norm.dtype, norm.device) for norm in norms}) == 1:
+            return torch.stack(norms).to(self.device, torch.float32)
         return torch.stack([norm.float().to(self.device) for norm in norms])
 
 

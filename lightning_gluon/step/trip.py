@@ -99,7 +99,7 @@ class Loan:
         own, direction = self.own, [tensors[0] for tensors in whole]
         weights = [tensors[1] for tensors in whole] if self.moves_whole else direction
         for stack in own.stacks:
-            stack.norm = self.norm.on(self.like, (stack.count, *stack.shape))
+            stack.choose(self.norm, self.like)
         found = self._step(weights, direction)
         momenta = [tensors[-1] if len(tensors) > 1 + self.moves_whole else tensors[0] for tensors in whole]
         states = [self.state[parameter] for parameter in own.params]
@@ -143,7 +143,7 @@ class Loan:
             batch = lmo_of(stack, direction, direction, statistics, partners, self.workspace)
             for slot in stack.slots:
                 unit = units[slot.member]
-                slot.of(unit).copy_(slot.update(batch, unit.shape))
+                slot.of(unit).copy_(slot.read(slot.place(batch, unit.shape)))
         return units
 
     @property
@@ -215,7 +215,10 @@ class Loan:
         """Return the parts of a piece that have steps of one length: all of it, or the part of each matrix."""
         views = views_of(self.chunk.group, self.chunk.indices[member])
         length: Any = self.job.lengths[member]
-        scaled = [length * self.norm.scale(*view.matrix[1:], view.kernel) for view in views]
+        scaled = []
+        for view in views:
+            chosen = self.norm.on(self.like, view.matrix)  # the scale belongs to the units that the owner has made
+            scaled.append(length * chosen.scale(*view.matrix[1:], view.kernel))
         if len(set(scaled)) == 1:
             return [(parameter, piece, scaled[0])]
         region = self.chunk.layouts[member].own
