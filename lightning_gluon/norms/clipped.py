@@ -41,6 +41,7 @@ class ClippedRow(RowNorm):
         tensor([ 1.5000,  0.9350, -0.9350,  0.0000])
     """
 
+    separable: ClassVar[tuple[int, ...]] = (-2,)
     options: ClassVar[Mapping[str, str]] = {**RowNorm.options, "row_clip": "clip"}
 
     scaling: str = "sign"

@@ -144,12 +144,13 @@ class Placed:
         if not layout.cuts:
             return self.views
         size = layout.own.size
+        separable = vars(norm).get("separable", ())  # a subclass may see more of a matrix, and has to say so itself
         if not norm.matrices:
-            return (MatrixView.flat(size),) if set(norm.separable) == {-2, -1} else None
+            return (MatrixView.flat(size),) if set(separable) == {-2, -1} else None
         shape = layout.shape
         plain = self.views == (MatrixView.whole(shape),) and len(shape) > 1
         rank = len(shape)
-        allowed = {*range(rank - 2), *(rank + dim for dim in norm.separable)}
+        allowed = {*range(rank - 2), *(rank + dim for dim in separable)}
         return (MatrixView.whole(size),) if plain and layout.cuts <= allowed else None
 
     def is_lent(
