@@ -90,7 +90,8 @@ class GradientCheck:
         if judged is not None and not watches and self.consensus is None:
             return self._norms_of(gradients, judged)
         points = [gradients, references] if references and watches else [gradients]
-        norms = torch.stack([self._norms(point) for point in points])
+        rows = [self._norms(point) for point in points]
+        norms = torch.stack(rows) if len(rows) > 1 else rows[0].unsqueeze(0)
         if self.consensus is not None:
             norms, counts = self.consensus.whole_norms(norms, self.where)
             self.consensus.check_counts(counts)
@@ -123,11 +124,13 @@ class GradientCheck:
         listed = ", ".join(str(self.watched[index]) for index in first)
         if len(refused) > len(first):
             listed += f" and {len(refused) - len(first)} more"
-        finite = True
-        for index in refused:
-            for point in points:
-                finite &= bool(point[index].isfinite().all())
-        if finite:
+        infinite = []
+        for index in range(len(self.watched)):
+            finite = [bool(point[index].isfinite().all()) for point in points]
+            infinite.append(not all(finite))
+        if self.consensus is not None:
+            infinite = self.consensus.anywhere(infinite, self.where)
+        if not any(infinite[index] for index in refused):
             return FloatingPointError(
                 f"Gradient too large for its `momentum_dtype` in {listed}. No weight and no state was changed. Take "
                 "'bfloat16', which has the range of fp32, or set `on_nonfinite='skip'` to drop such steps."
