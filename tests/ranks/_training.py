@@ -44,8 +44,8 @@ class Run:
         callbacks: Names of callbacks.
         save: A checkpoint to write, and the step after which.
         load: A checkpoint to go on from.
+        double: Whether the weights are in fp64; Lightning's `64-true` is not for sharded ones.
         sharded: Whether every rank writes its part of a checkpoint.
-        fault: A fault by name, see `_faults`.
     """
 
     strategy: str = "one"
@@ -59,6 +59,7 @@ class Run:
     save: tuple[str, int] | None = None
     load: str | None = None
     sharded: bool = True
+    double: bool = False
 
     def grid(self, size: int) -> tuple[int, int]:
         """Return the ranks that share the data, and those that share a layer."""
@@ -73,7 +74,7 @@ class Module(pl.LightningModule):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.run, self.wrapped = run, False
-        self.net = build(run.model)
+        self.net = build(run.model).to(torch.float64 if run.double else torch.float32)
         self.losses: list[float] = []
 
     def configure_model(self) -> None:
@@ -91,10 +92,10 @@ class Module(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
         if x.is_floating_point():
-            loss = cross_entropy(self.net(x), y)
+            loss = cross_entropy(self.net(x.to(next(self.net.parameters()).dtype)), y)
         else:
             logits = self.net(input_ids=x[:, :-1]).logits
-            loss = cross_entropy(logits.flatten(0, 1).float(), x[:, 1:].flatten())
+            loss = cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten())
         self.losses.append(float(loss.detach()))
         return loss
 
@@ -175,10 +176,7 @@ def fit(run: Run, callbacks: Sequence[pl.Callback] = ()) -> dict[str, np.ndarray
     module, trainer = Module(run), trainer_of(run, size, callbacks)
     trainer.fit(module, loader(run, size, rank), ckpt_path=run.load, weights_only=False if run.load else None)
     assert trainer.global_step == run.steps
-    weights = {name: whole(one).float() for name, one in module.net.named_parameters()}
-    if module.dtype == torch.float64:
-        weights = {name: whole(one) for name, one in module.net.named_parameters()}
-    return {name: one.numpy() for name, one in weights.items()}
+    return {name: whole(one).double().numpy() for name, one in module.net.named_parameters()}
 
 
 def fit_all(runs: Sequence[Run]) -> list[dict[str, np.ndarray]]:
