@@ -38,7 +38,7 @@ FLAT_TOUCHES, FLAT_PRODUCTS = 12, 6
 SPEED = 4e14  # operations per second
 WIRE = 4e11  # bytes per second
 EVEN = 1.05  # largest over mean work at which no larger teams are tried
-SIZES = (2, 4, 8, 16, 32, 64, 256, 1024)
+SIZES = (8, 16, 32, 64, 256, 1024)
 
 
 @dataclass(frozen=True)
@@ -193,10 +193,10 @@ class Measure:
 
     def cells(self) -> list[str]:
         """Return a row of the table."""
-        team = [str(self.team), f"{size(self.together)}, {1e3 * self.together / WIRE:.2g} ms"]
+        team = [str(self.team), f"{size(self.together)}, {duration(self.together / WIRE)}"]
         if self.team == 1:
             team = ["1", "-"]
-        numbers = [f"{self.work:.3f}", str(self.rounds), f"{1e3 * self.seconds:.2g} ms"]
+        numbers = [f"{self.work:.3f}", str(self.rounds), duration(self.seconds)]
         return [str(self.ranks), team[0], *numbers, size(self.sent), team[1], size(self.state), size(self.held)]
 
 
@@ -238,6 +238,11 @@ def size(value: float) -> str:
     return f"{value / 1e3:.3g} kB"
 
 
+def duration(seconds: float) -> str:
+    """Return a time for people."""
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
+
+
 HEADER = (
     "ranks", "ranks per LMO", "work, max/mean", "rounds", "LMO", "sent", "sent in a team", "state", "whole matrices",
 )  # fmt: skip
@@ -261,7 +266,7 @@ def main() -> None:
         found = list(measures(MODELS[name], given.ranks))
         for one in found:
             journal.append("balance", model=name, **asdict(one))
-        print(f"{name}: {work(MODELS[name].items) / 1e12:.3g} TFLOP\n\n{table(found)}")
+        print(f"{name}, {work(MODELS[name].items) / 1e12:,.3f} TFLOP of LMOs per step:\n\n{table(found)}")
 
 
 if __name__ == "__main__":

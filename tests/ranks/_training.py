@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from lightning_gluon import configure_optimizers
 from lightning_gluon.callbacks import RadiusScheduler, SmoothnessMonitor
-from tests._two_point import QUIET
+from tests._two_point import QUIET, Loader
 from tests.ranks._layouts import VOCABULARY, build, mesh_of, shard, split, whole
 
 SAMPLES, LENGTH, BATCH = 40, 12, 8
@@ -161,10 +161,17 @@ def trainer_of(run: Run, size: int, callbacks: Sequence[pl.Callback] = ()) -> pl
     return pl.Trainer(**options, strategy=strategy_of(run, size), callbacks=found, use_distributed_sampler=False)
 
 
-def loader(run: Run, size: int, rank: int) -> DataLoader:
+class SharedLoader(Loader):
+    """The batches of one rank, which go on inside an epoch after a checkpoint."""
+
+    def __init__(self, dataset: TensorDataset, share: Share) -> None:
+        DataLoader.__init__(self, dataset, batch_size=share.own, sampler=share)
+        self.start = self.given = 0
+
+
+def loader(run: Run, size: int, rank: int) -> SharedLoader:
     data, tensor = run.grid(size)
-    share = Share(data, rank // tensor)
-    return DataLoader(samples(run.model), batch_size=BATCH // data, sampler=share)
+    return SharedLoader(samples(run.model), Share(data, rank // tensor))
 
 
 def fit(run: Run, callbacks: Sequence[pl.Callback] = ()) -> dict[str, np.ndarray]:
