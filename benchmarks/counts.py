@@ -272,6 +272,16 @@ ROWS = {
     "lionmuon": OurRow("lionmuon"),  # the third step is a spectral one
     "gluon-mvr1": OurRow("gluon-mvr1"),
     "limuon r=16": OurRow("limuon", {"rank": 16}),
+    "gluon-nesterov": OurRow("gluon-nesterov"),
+    "gluon-lookahead": OurRow("gluon-lookahead"),
+    "gluon-ema-nesterov": OurRow("gluon-ema-nesterov", {"total_steps": 1000}),
+    "gluon-anchor": OurRow("gluon-anchor", {"total_steps": 1000}),
+    "gluon-dual": OurRow("gluon-dual", {"total_steps": 1000}),
+    "muon-dual": OurRow("muon-dual", {"total_steps": 1000}),
+    "gluon-mix": OurRow("gluon-mix", {"total_steps": 1000}),
+    "gluon-lowrank r=16": OurRow("gluon-lowrank"),
+    "gluon-lowrank r=16, int8": OurRow("gluon-lowrank", {"feedback": "int8"}),
+    "gluon-lowrank r=16, int4": OurRow("gluon-lowrank", {"feedback": "int4"}),
 }
 STEPS = 3
 
@@ -310,7 +320,7 @@ def count(model: nn.Module, row: OurRow) -> dict[str, Any]:
         row: A method with its options.
 
     Returns:
-        The sums of `Counts.summary`, and the number of parameters.
+        The sums of `Counts.summary`, the number of parameters, and the bytes of state.
     """
     with _fake_gpu(), StepCounter() as counter:
         model = model.to_empty(device=DEVICE)
@@ -326,7 +336,8 @@ def count(model: nn.Module, row: OurRow) -> dict[str, Any]:
             counter.counts = Counts()
             _step(optimizer, params)
         size = sum(parameter.numel() for parameter in params)
-        return {"parameters": size, **counter.counts.summary(size)}
+        state = optimizer.memory()["bytes_per_parameter"]
+        return {"parameters": size, "state_bytes_per_parameter": state, **counter.counts.summary(size)}
 
 
 def show(model: str, rows: dict[str, dict[str, Any]], console: Console) -> None:

@@ -162,6 +162,15 @@ ROWS: dict[str, Callable[[nn.Module], Any]] = {
         for rank in (8, 16, 64)
         for kind in ("copy", "step", "step8")
     },
+    **{
+        f"gluon-lowrank r={rank}, {feedback}": _ours("gluon-lowrank", rank=rank, feedback=feedback)
+        for rank in (4, 8, 16, 64)
+        for feedback in (None, "int8", "int4")
+    },
+    "gluon-lowrank r=16, bf16": _ours("gluon-lowrank", factor_dtype="bfloat16"),
+    **{name: _ours(name) for name in ("gluon-nesterov", "gluon-lookahead")},
+    **{name: _ours(name, total_steps=1000) for name in ("gluon-ema-nesterov", "gluon-anchor")},
+    **{name: _ours(name, total_steps=1000) for name in ("gluon-dual", "muon-dual", "gluon-mix")},
     "limuon r=16, step, fold": _ours("limuon", rank=16, reference="step", fold=True),
     "limuon r=16, step8, fold": _ours("limuon", rank=16, reference="step8", fold=True),
     "limuon r=16, step, fold bf16": _ours("limuon", rank=16, reference="step", fold="bfloat16"),

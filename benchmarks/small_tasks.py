@@ -180,9 +180,20 @@ class _Batches:
 
 
 def train(
-    task: Task, options: dict[str, Any], *, seed: int, steps: int, batch: int, callbacks: list[Callback] | None = None
+    task: Task,
+    options: dict[str, Any],
+    *,
+    seed: int,
+    steps: int,
+    batch: int,
+    callbacks: list[Callback] | None = None,
+    parts: int = 1,
 ) -> dict[str, Any]:
-    """Train once and return `loss` (evaluation, nan if it diverged), `seconds`, and the radii at the end."""
+    """Train once, every batch in so many `parts`.
+
+    Returns:
+        `loss` (evaluation, nan if it diverged), `seconds`, and the radii at the end.
+    """
     _quiet()
     torch.manual_seed(seed)
     module = Module(task, options)
@@ -194,10 +205,11 @@ def train(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        accumulate_grad_batches=parts,
     )
     start, failure = time.perf_counter(), ""
     try:
-        trainer.fit(module, _Batches(task, seed, batch, steps))
+        trainer.fit(module, _Batches(task, seed, batch // parts, steps * parts))
     except FloatingPointError as error:
         failure = str(error)[:80]
     seconds = time.perf_counter() - start

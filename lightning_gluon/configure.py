@@ -55,6 +55,7 @@ def configure_optimizers(
     total_steps: int | None = None,
     partition: Partition | None = None,
     rules: Rules | None = None,
+    per_head: bool = False,
     **options: Unpack[Options],
 ) -> Any:
     """Return what a module's `configure_optimizers` should: the optimizer of a method, and its schedule.
@@ -79,6 +80,7 @@ def configure_optimizers(
         total_steps: Optimizer steps in all; default: the Trainer's `estimated_stepping_batches`.
         partition: A partition to use instead of `lightning_gluon.partition(module)`.
         rules: Roles by name glob or module type, for `lightning_gluon.partition`, as in `{"stem.*": "hidden"}`.
+        per_head: Whether queries, keys and values are one matrix per head, see `lightning_gluon.partition`.
         **options: Options of the method, see `lightning_gluon.options.Options`.
 
     Returns:
@@ -108,7 +110,7 @@ def configure_optimizers(
     plan = Schedule(schedule, length, warmup_steps(warmup, length), share, row.theory)
     check_options(method, [option for option in options if option != "compile"])
     check_whole_module(module)
-    routed = _routed(module, partition, rules)
+    routed = _routed(module, partition, rules, per_head)
     if isinstance(lr, str):
         lr = _calibrated(lr, trainer)
     if trainer is not None:
@@ -145,13 +147,16 @@ def _is_share(warmup: int | float) -> bool:
     return isinstance(warmup, float) and 0 < warmup < 1
 
 
-def _routed(module: nn.Module, partition: Partition | None, rules: Rules | None) -> Partition | None:
-    """Return the partition that was asked for, by itself or by rules."""
-    if rules is not None and partition is not None:
-        raise ValueError("Expected `partition` or `rules`, but got both. Give the rules to the partition.")
-    if partition is not None:
-        _check_own(partition, module)
-    return partition if rules is None else route(module, rules=rules)
+def _routed(module: nn.Module, partition: Partition | None, rules: Rules | None, per_head: bool) -> Partition | None:
+    """Return the partition that was asked for, by itself, by rules or by heads."""
+    if partition is None:
+        asked = rules is not None or per_head
+        return route(module, rules=rules, per_head=per_head) if asked else None
+    for name, given in (("rules", rules is not None), ("per_head", per_head)):
+        if given:
+            raise ValueError(f"Expected `partition` or `{name}`, but got both. Give `{name}` to the partition.")
+    _check_own(partition, module)
+    return partition
 
 
 def _attach_second_gradient(optimizer: Gluon, trainer: Trainer) -> None:

@@ -13,13 +13,13 @@ Radii are relative to the hidden radius, which `lr` itself is. Where the default
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.registry import add_row
-from lightning_gluon.roles import ROLES
+from lightning_gluon.roles import MATRIX_ROLES, ROLES
 
 __all__ = ["METHODS", "Method", "Rule"]
 
@@ -36,6 +36,7 @@ class Rule:
         radius: Length of a step in units of the hidden one.
         scaling: Scaling of a spectral norm; default: that of the norm.
         options: Options of the norm and the estimator that differ from their defaults.
+        weight_decay: Decay of the role; default: the method's.
 
     References:
         A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
@@ -50,6 +51,7 @@ class Rule:
     radius: float = 1.0
     scaling: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    weight_decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -101,16 +103,28 @@ class Method:
 
 
 def _layerwise(
-    estimator: str, *, matrix: str = "spectral", table: float = 25.0, vector: float = 0.1, **options: object
+    estimator: str,
+    *,
+    matrix: str = "spectral",
+    table: float = 25.0,
+    router: float | None = 3.0,
+    vector: float = 0.1,
+    **options: object,
 ) -> dict[str, Rule]:
     """Gluon's geometry: spectral matrices, sign tables, RMS vectors, one estimator for all."""
+    # A router ends in a softmax over its experts, which does not see a shift of all rows: hence centred ones
+    # (arXiv 2605.18106). Rows of papers that say nothing of routers step them as hidden matrices.
+    hidden = Rule(matrix, estimator, 1.0, "rms", options)
+    centred = {**options, "row_scaling": "sign"}
     return {
-        "hidden": Rule(matrix, estimator, 1.0, "rms", options),
+        "hidden": hidden,
         # A dense input layer is a map: behind a one-hot input one row acts at a time, behind pixels all entries add up.
         # ViT for CIFAR-10, 400 steps: evaluation loss 1.80 with signs at 25, 1.59, 1.58, 1.59 spectral at 0.1, 0.3, 1.
         "input": Rule(matrix, estimator, 0.3, "rms", options),
         "embedding": Rule("sign", estimator, table, None, options),
+        "adapter": Rule("factor", estimator, 1.0, "rms", options),
         "head": Rule("sign", estimator, table, None, options),
+        "router": hidden if router is None else Rule("centred_row", estimator, router, None, centred),
         "bias": Rule("rms", estimator, vector, None, options),
         "elementwise": Rule("rms", estimator, vector, None, options),
     }
@@ -124,9 +138,35 @@ def _uniform(norm: str, estimator: str = "ema", **options: object) -> dict[str, 
 def _with_adamw(
     estimator: str, *, scaling: str, radius: float = 0.015, norm: str = "spectral", **options: object
 ) -> dict[str, Rule]:
-    """Hidden matrices on a spectral LMO, everything else on AdamW (betas of K. Jordan's Muon companion)."""
+    """Hidden matrices and routers on a spectral LMO, everything else on AdamW (betas of K. Jordan's companion)."""
     adamw = Rule("identity", "adamw", radius, None, {"betas": (0.9, 0.95), "eps": 1e-10})
-    return dict.fromkeys(ROLES, adamw) | {"hidden": Rule(norm, estimator, 1.0, scaling, options)}
+    matrix = Rule(norm, estimator, 1.0, scaling, options)
+    of_factors = {name: value for name, value in options.items() if name != "retract"}  # the second starts at zero
+    factor = Rule("factor", estimator, 1.0, scaling, of_factors)
+    return dict.fromkeys(ROLES, adamw) | {"hidden": matrix, "router": matrix, "adapter": factor}
+
+
+def _symmetric() -> dict[str, Rule]:
+    """Rows of length 1 for tables, centred ones in front of a softmax; no decay of either."""
+    rows = {"row_scaling": "none"}
+    # Rates of the authors relative to that of Muon: .5, 5e-3 and 2e-2 on Qwen3-0.6B, 7.5e-4 and 5e-3 on OLMoE.
+    return {
+        **_with_adamw("ema", scaling="muon"),
+        "embedding": Rule("row", "ema", 25.0, None, rows, weight_decay=0.0),
+        "head": Rule("centred_row", "ema", 0.25, None, rows, weight_decay=0.0),
+        "router": Rule("centred_row", "ema", 0.15, None, rows, weight_decay=0.0),
+    }
+
+
+def _without_adam() -> dict[str, Rule]:
+    """Muon's matrices beside clipped rows for tables and vectors over their RMS."""
+    matrix = Rule("spectral", "nesterov", 1.0, "muon")
+    # (3000 / 50) / 2 and 3e-4 / .02, relative to Muon's rate.
+    table = Rule("clipped_row", "ema", 30.0)
+    vector = Rule("rms", "ema", 0.015)
+    matrices, tables = dict.fromkeys(MATRIX_ROLES, matrix), dict.fromkeys(("embedding", "head"), table)
+    factor = replace(matrix, norm="factor")
+    return {**dict.fromkeys(ROLES, vector), **matrices, **tables, "adapter": factor}
 
 
 GLUON_PAPER = "Gluon, arXiv 2505.13416"
@@ -145,7 +185,7 @@ METHODS: dict[str, Method] = {
     "scion": Method(
         "layer-wise LMO over a norm ball, constrained",
         "Scion, arXiv 2502.07529",
-        _layerwise("ema", table=60.0, vector=1.0),
+        _layerwise("ema", table=60.0, vector=1.0, router=None),
         weight_decay=0.02,
         start="zero",
     ),
@@ -174,7 +214,7 @@ METHODS: dict[str, Method] = {
     "limuon": Method(
         "Gluon on STORM's momentum, carried at low rank",
         "LiMuon, arXiv 2509.14562",
-        _layerwise("limuon"),
+        _layerwise("limuon", router=None),
         theory=STORM_RATE,
     ),
     "gluon-lowrank": Method(
@@ -183,12 +223,16 @@ METHODS: dict[str, Method] = {
         _layerwise("limuon", gamma=0.0, rank=16),
     ),
     "mars": Method(  # at zero: the first gradient is clipped like all others, and would else outweigh them
-        "Gluon on MARS' scaled correction", "MARS, arXiv 2411.10438", _layerwise("mars"), momentum=0.95, start="zero"
+        "Gluon on MARS' scaled correction",
+        "MARS, arXiv 2411.10438",
+        _layerwise("mars", router=None),
+        momentum=0.95,
+        start="zero",
     ),
     "mars-approximate": Method(
         "MARS with the last minibatch's gradient for c_old",
         "MARS, arXiv 2411.10438",
-        _layerwise("mars_approximate"),
+        _layerwise("mars_approximate", router=None),
         momentum=0.95,
         start="zero",
     ),
@@ -201,7 +245,7 @@ METHODS: dict[str, Method] = {
     "lionmuon": Method(
         "spectral every second step, signs between; two momenta",
         "LionMuon, arXiv 2605.19811",
-        _layerwise("dual_ema", matrix="alternating", every=2),
+        _layerwise("dual_ema", matrix="alternating", router=None, every=2),
     ),
     # Moonlight's scaling makes the steps of Muon as large as AdamW's: one learning rate for both. That is our reading.
     "muoneq": Method(
@@ -232,6 +276,22 @@ METHODS: dict[str, Method] = {
         "Muon that leaves a small momentum as it is: asks for `gate`",
         "MiMuon, arXiv 2605.19619",
         _with_adamw("nesterov", scaling="muon", norm="gated", gate=None),
+        momentum=0.95,
+        start="zero",
+    ),
+    # AdamW of vectors is the companion of our `muon`: the authors' rate for it is not told apart from their baseline's.
+    "symmetry-compatible": Method(
+        "Muon beside rows of equal length for tables, centred for heads and routers",
+        "Symmetry-compatible optimizers, arXiv 2605.18106",
+        _symmetric(),
+        momentum=0.95,
+        weight_decay=0.001,
+        start="zero",
+    ),
+    "af-muon": Method(
+        "Muon without Adam: rows of bounded entries for tables, vectors over their RMS",
+        "AF-Muon, 2026",
+        _without_adam(),
         momentum=0.95,
         start="zero",
     ),

@@ -192,6 +192,11 @@ class Gluon(Optimizer):
         return self._reference.needed
 
     @property
+    def away(self) -> bool:
+        """True while the weights are at the reference point."""
+        return self._visit.away
+
+    @property
     def keeps_previous(self) -> bool:
         """True if the state holds a copy of every weight's previous value."""
         return self._reference.exact
@@ -361,6 +366,20 @@ class Gluon(Optimizer):
 
     # ------------------------------------------------------------------ state
 
+    def state_dict(self) -> ParameterState:
+        """Return state and groups as plain values and tensors, parameters by their index.
+
+        Shapes: buffers have the shapes of their parameters, low-rank factors those of their matrices.
+
+        Example:
+            >>> sorted(Gluon(torch.nn.Linear(2, 2), lr=0.1).state_dict())
+            ['param_groups', 'state']
+        """
+        saved = super().state_dict()
+        for group in saved["param_groups"]:
+            group.pop("partners", None)  # which are parameters, and the model's to save
+        return saved
+
     def load_state_dict(self, state_dict: ParameterState) -> None:
         """Load a state, matching parameters by name and keeping every buffer's dtype, AdamW's moments apart.
 
@@ -371,6 +390,7 @@ class Gluon(Optimizer):
             ValueError: If names, groups, values or buffers do not match; nothing has changed then.
         """
         state: State = {}
+        partners = [group.get("partners") for group in self.param_groups]
 
         def match(_: Optimizer, saved: ParameterState) -> ParameterState:
             matched, moved = match_saved_state(self.param_groups, saved)
@@ -387,6 +407,9 @@ class Gluon(Optimizer):
         finally:
             for hook in hooks:
                 hook.remove()
+        for group, own in zip(self.param_groups, partners, strict=True):
+            if own is not None:
+                group["partners"] = own
 
     def memory(self) -> ParameterState:
         """Return the bytes the optimizer keeps, by role and by kind; see `lightning_gluon.step.state.memory`."""

@@ -77,7 +77,12 @@ class Options(TypedDict, total=False):
         balance_momentum: Weight on the old mean of `balance`.
         gate: Norm of a momentum below which it is the step itself, as it is; `mimuon` asks for it, 0 is `muon`.
         gate_form: What `gate` bounds: the Frobenius `norm`, or the smallest `gap` of two singular values.
-        retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with.
+        row_scaling: Length of the rows of norms of rows: RMS 1 (`rms`), that of `sign`, or 1 (`none`).
+        row_clip: Largest entry of a row of `clipped_row`, relative to its RMS; 1 is the norm `sign`.
+        retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with,
+            `brake` halves the part of the step that makes them longer.
+        damping: Share of the first factor's size that is added to the other one's before its inverse is taken, in the
+            steps of low-rank adapters.
         compressor: Compressor of the messages of `ef21-muon` and its relatives: `identity`, `bf16`, `natural`, `top-k`,
             `random-k` or `rank-r`.
         compressor_share: Share of the entries that `top-k` and `random-k` send.
@@ -131,7 +136,10 @@ class Options(TypedDict, total=False):
     balance_momentum: Annotated[MaybeNumber, FRACTION]
     gate: Annotated[MaybeNumber, number(0, none=True)]
     gate_form: Annotated[MaybeText, one_of("norm", "gap")]
+    row_scaling: Annotated[MaybeText, one_of("rms", "sign", "none")]
+    row_clip: Annotated[MaybeNumber, number(1)]
     retract: Annotated[MaybeText, text(none=True)]
+    damping: Annotated[MaybeNumber, number()]
     compressor: Annotated[MaybeText, one_of("identity", "bf16", "natural", "top-k", "random-k", "rank-r")]
     compressor_share: Annotated[MaybeNumber, number(0, 1, signs="< <=")]
     compressor_rank: Annotated[MaybeWhole, whole(1)]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from lightning_gluon.estimators.recursions import Estimator
 from lightning_gluon.norms.base import Norm
-from lightning_gluon.norms.needs import Context
+from lightning_gluon.norms.needs import Context, Partner
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.step.checks import find_method
 
@@ -38,7 +38,7 @@ def check_norm(norm: Norm) -> None:
     """Check the promises of a norm and its LMO that a step relies on.
 
         <G, D(G)> = ||G||_*  and  ||D(G)|| = 1        a norm that `attains`
-        ||D(G)|| <= 1                                 any other
+        ||D(G)|| <= longest                           any other; 1 if it declares no other bound
         D(c G) = D(G), c > 0;   D(0) = 0;   a batch is its points;   the input, its dtype and its device are kept
 
     Shapes: points of (6, 10), (10, 6) and (7, 7), or vectors of their length for a norm of vectors.
@@ -89,7 +89,7 @@ def _check_duality(norm: Norm, shape: tuple[int, ...]) -> None:
         dual = norm.dual_norm(g)
         product = (x * g).sum()
         bound = norm.norm(x) * dual
-        _demand(length <= 1 + EXACT, "||D(G)|| <= 1", norm)
+        _demand(length <= norm.longest + EXACT, f"||D(G)|| <= {norm.longest:g}", norm)
         _demand(product.abs() <= bound * (1 + EXACT), "|<X, G>| <= ||X|| ||G||_*", norm)
         if norm.attains:
             attained = (g * d).sum()
@@ -158,7 +158,7 @@ def _make_context(norm: Norm, stack: Tensor) -> Context:
         context.scales = stack.new_full((len(stack), 1, 1), scale)
     if norm.reads_partner:
         partner = torch.ones(stack.shape[-1], 2, dtype=stack.dtype)
-        context.partners = [partner] * len(stack)
+        context.partners = [Partner(partner)] * len(stack)
     return context
 
 

@@ -50,7 +50,7 @@ class Paired(Euclidean):
     reads_partner: ClassVar[bool] = True
 
     def lmo_(self, stack: Tensor, context: Context) -> Tensor:
-        lengths = torch.stack([1 / (1 + partner.norm()) for partner in context.partners])
+        lengths = torch.stack([1 / (1 + partner.weight.norm()) for partner in context.partners])
         return self.lmo(stack) * lengths[:, None, None]
 
 

@@ -24,20 +24,20 @@ class Limit:
 
 LIMITS = {
     "vit_s/4": {  # 3 of 12 layers
-        "gluon": Limit(342, 76.1, 0.0541),
-        "muon": Limit(172, 80.6, 0.0511),
-        "lionmuon": Limit(347, 88.1, 0.0541),
-        "gluon-mvr1": Limit(709, 164.2, 0.0541),
-        "limuon r=16": Limit(1504, 172.3, 0.0554, linalg=210),
+        "gluon": Limit(311, 67.5, 0.0541),
+        "muon": Limit(154, 73.2, 0.0511),
+        "lionmuon": Limit(316, 79.5, 0.0541),
+        "gluon-mvr1": Limit(678, 155.5, 0.0541),
+        "limuon r=16": Limit(1473, 163.7, 0.0554, linalg=210),
     },
     "qwen2_5/12": {  # 2 of 24 layers
-        "gluon": Limit(282, 60.8, 0.516),
-        "gluon, five steps": Limit(257, 57.4, 0.464),
-        "gluon, no check": Limit(280, 60.8, 0.516, waits=0),
-        "muon": Limit(240, 64.0, 0.516),
-        "lionmuon": Limit(286, 72.8, 0.516),
-        "gluon-mvr1": Limit(505, 148.8, 0.516),
-        "limuon r=16": Limit(1113, 152.1, 0.524, linalg=225),
+        "gluon": Limit(251, 54.8, 0.516),
+        "gluon, five steps": Limit(234, 54.0, 0.464),
+        "gluon, no check": Limit(249, 54.8, 0.516, waits=0),
+        "muon": Limit(209, 58.0, 0.516),
+        "lionmuon": Limit(255, 66.8, 0.516),
+        "gluon-mvr1": Limit(474, 142.8, 0.516),
+        "limuon r=16": Limit(1082, 146.1, 0.524, linalg=225),
     },
 }
 CASES = [(model, row) for model, rows in LIMITS.items() for row in rows]

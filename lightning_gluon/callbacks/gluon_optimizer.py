@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from typing_extensions import Unpack
 
 from lightning_gluon.configure import check_lr, configure_optimizers, warmup_steps
+from lightning_gluon.norms.needs import Partner
 from lightning_gluon.options import CHECKS, Group, Options
 from lightning_gluon.partition.build import partition
 from lightning_gluon.partition.overrides import Overrides, Rules
@@ -75,6 +76,7 @@ class GluonOptimizer(Callback):
         rules: Roles by glob over parameter names, for `lightning_gluon.partition`; also dicts with `role` and `norm`,
             `views` or `reason`.
         strict: Whether a parameter that no rule fits is an error.
+        per_head: Whether queries, keys and values are one matrix per head, see `lightning_gluon.partition`.
         **options: Options of the method, see `lightning_gluon.options.Options`.
 
     Raises:
@@ -109,6 +111,7 @@ class GluonOptimizer(Callback):
         total_steps: int | None = None,
         rules: dict[str, str | dict[str, Any]] | None = None,
         strict: bool = True,
+        per_head: bool = False,
         **options: Unpack[Options],
     ) -> None:
         super().__init__()
@@ -128,6 +131,7 @@ class GluonOptimizer(Callback):
         self.settings: dict[str, Any] = {key: plain(value) for key, value in given.items() if value is not None}
         self.rules: Rules | None = plain(rules)
         self.strict = strict
+        self.per_head = per_head
         self._check()
 
     @property
@@ -155,7 +159,8 @@ class GluonOptimizer(Callback):
         large = torch.empty(ANY_RANK, ANY_RANK, device="meta")  # takes no memory
         groups: list[Group] = []
         for role in ROLES:
-            groups += read_group({"params": [torch.nn.Parameter(large)], "role": role})
+            partners = [Partner(large)]
+            groups += read_group({"params": [torch.nn.Parameter(large)], "role": role, "partners": partners})
         lr = self.settings.get("lr")
         options = {key: value for key, value in self.settings.items() if key not in NO_OPTIONS}
         _, kind = read_decay(self.settings.get("decay"))
@@ -199,8 +204,8 @@ class GluonOptimizer(Callback):
         """
         if not self.active:
             raise ValueError("Expected `lr` to be given to GluonOptimizer, such as lr=0.02, but got none.")
-        usual = self.rules is None and self.strict
-        routes = None if usual else partition(module, rules=self.rules, strict=self.strict)
+        usual = self.rules is None and self.strict and not self.per_head
+        routes = None if usual else partition(module, rules=self.rules, strict=self.strict, per_head=self.per_head)
         return configure_optimizers(module, partition=routes, **self.settings)
 
     def bind(self, module: LightningModule) -> None:

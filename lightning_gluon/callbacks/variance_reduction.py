@@ -24,6 +24,7 @@ from lightning_gluon.replay.session import Session
 from lightning_gluon.replay.snapshot import Moment, untouched
 from lightning_gluon.two_point.closures import CALLBACK, CLOSURE, NOBODY
 from lightning_gluon.two_point.exchange import exchanged_gradients
+from lightning_gluon.two_point.payoff import PayOff
 
 # Strategies whose parameters are shards, or which own the backward pass or the step.
 UNSUPPORTED = (
@@ -55,6 +56,11 @@ class VarianceReduction(Callback):
     With `gamma="auto"` the gradients of micro-batches and ranks are compared before they are added up, which holds one
     more copy of them. The estimate of every group is logged as `gluon/gamma/<group>`, in [0, 1].
 
+    With `readings` two numbers of every group tell whether the second gradient can pay, see
+    `lightning_gluon.two_point.payoff`. `gluon/sd_to_sigma/<group>` is the noise of the difference over that of the
+    gradient. `gluon/turning/<group>` is the share of the gradient that turns round within the memory of the momentum.
+    They need two micro-batches or ranks, hold two more copies of the gradients, and begin anew in a resumed run.
+
     The second pass runs `training_step` itself, silently. `self.log`, `self.print`, loggers, metric states, buffers,
     attributes, random streams and frozen parameters of the module come out as if it had never run. It starts from what
     the first one started from, such as a recurrent state or a counter. What the step changes elsewhere, in files or in
@@ -63,6 +69,9 @@ class VarianceReduction(Callback):
     them into `configure_gradient_clipping`, which is applied to both.
 
     A checkpoint taken inside an accumulation window holds the gradients so far, so training resumes exactly there too.
+
+    Args:
+        readings: Whether to log the two numbers.
 
     Raises:
         ValueError: Before the first step, under manual optimization, `training_step(dataloader_iter)`, sharded
@@ -92,7 +101,9 @@ class VarianceReduction(Callback):
         5
     """
 
-    def __init__(self) -> None:
+    def __init__(self, readings: bool = False) -> None:
+        self.readings = readings
+        self._payoff: PayOff | None = None
         self._optimizer: Gluon | None = None
         self._warned = False
 
@@ -125,6 +136,8 @@ class VarianceReduction(Callback):
             refuse_clipping(trainer, pl_module)
         session = Session.of(trainer)
         session.supply(self)
+        session.reads_parts = self.readings
+        self._payoff = PayOff() if self.readings else None
         optimizer.two_point = CALLBACK
         session.undo.callback(setattr, optimizer, "two_point", CLOSURE)
         session.patch(pl_module, "configure_gradient_clipping", self._clip(trainer, pl_module, optimizer))
@@ -132,9 +145,21 @@ class VarianceReduction(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to estimate a gamma from a batch that has one part; a loaded checkpoint may ask for it too."""
-        parts = trainer.accumulate_grad_batches * trainer.world_size
-        if parts < 2 and self._optimizer is not None and self._optimizer.estimated_groups:
+        if trainer.accumulate_grad_batches * trainer.world_size > 1 or self._optimizer is None:
+            return
+        if self._optimizer.estimated_groups:
             raise ValueError(NO_PARTS)
+        if self.readings:
+            rank_zero_warn(
+                "`VarianceReduction(readings=True)` compares parts of a batch, but a single micro-batch on a single "
+                "rank has none: nothing is read. Accumulate two or more micro-batches, or train on two ranks."
+            )
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
+        """Take the readings of this step's parts, if asked to."""
+        own = self._optimizer
+        if self._payoff is not None and own is not None and own.readings is not None:
+            self._payoff.observe(own.param_groups, own.readings)
 
     def _clip(self, trainer: Trainer, pl_module: LightningModule, optimizer: Gluon) -> Callable[..., None]:
         """Wrap `configure_gradient_clipping`: the same rule for both gradients, each by its own norm."""
@@ -178,6 +203,8 @@ class VarianceReduction(Callback):
             pl_module.log("gluon/gradient_evaluations", count, on_step=True, on_epoch=False)
             for group, gamma in self._optimizer.gammas.items():
                 pl_module.log(f"gluon/gamma/{group}", gamma, on_step=True, on_epoch=False)
+            for name, value in (self._payoff or PayOff()).values().items():
+                pl_module.log(f"gluon/{name}", value, on_step=True, on_epoch=False)
 
 
 def refuse(trainer: Trainer, pl_module: LightningModule) -> None:

@@ -35,17 +35,17 @@ def print_partition(arguments: Sequence[str]) -> None:
 
 def _print(given: Namespace) -> None:
     options, rules = _parse_entries("--kwargs", given.kwargs), _parse_entries("--rules", given.rules)
-    strict = not given.no_strict
+    strict, per_head = not given.no_strict, given.per_head
     search_working_directory()
     if given.config:
         model, section = _from_yaml(given.config)
         for name, role in (section.rules or {}).items():
             rules.setdefault(name, role)
-        strict = strict and section.strict
+        strict, per_head = strict and section.strict, per_head or section.per_head
     else:
         model = build_model(given.model, options)
     _build_late_layers(model)
-    print(route(model, rules=rules or None, strict=strict))
+    print(route(model, rules=rules or None, strict=strict, per_head=per_head))
 
 
 def _parser() -> Arguments:
@@ -62,6 +62,7 @@ def _parser() -> Arguments:
     parser.add_argument("--kwargs", default="{}", help="JSON: arguments of the model or entries of its configuration")
     parser.add_argument("--rules", default="{}", help="JSON: roles by glob over parameter names; ahead of the YAML's")
     parser.add_argument("--no-strict", action="store_true", help="elementwise, with a warning, where no rule fits")
+    parser.add_argument("--per-head", action="store_true", help="queries, keys and values as one matrix per head")
     return parser
 
 

@@ -122,17 +122,20 @@ def detail(name: str, row: Method) -> Table:
 
     Example:
         >>> detail("muon", METHODS["muon"]).row_count
-        6
+        7
     """
     title = f"{name}: {row.summary} ({row.source})"
     table = Table(title=title, caption_justify="left", pad_edge=False)
     for column in ("role", "norm", "scaling", "estimator", "radius"):
         table.add_column(column, overflow="fold")  # no name loses its end
     options: dict[str, dict[str, object]] = {}
+    decays: dict[str, object] = {}
     for role in ROLES:
         rule = row.rules[role]
         scaling = rule.scaling or ""
         table.add_row(role, rule.norm, scaling, rule.estimator, _number_text(rule.radius))
+        if rule.weight_decay is not None:
+            decays[role] = rule.weight_decay
         options[rule.norm] = _row_defaults(NORMS[rule.norm].defaults(), rule)
         options[rule.estimator] = _row_defaults(ESTIMATORS[rule.estimator].options, rule)
     numbers = {
@@ -140,6 +143,7 @@ def detail(name: str, row: Method) -> Table:
         "weight_decay": _number_text(row.weight_decay),
     }
     lines = [_option_list(numbers)]
+    options["weight_decay"] = decays
     for part, values in options.items():
         if values:
             lines.append(f"options of {part}: {_option_list(values)}")

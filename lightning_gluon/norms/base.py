@@ -58,6 +58,7 @@ class Norm(Needs, ABC):
     turns: ClassVar[bool] = False
     guarded: ClassVar[bool] = False
     attains: ClassVar[bool] = True  # `lmo` attains the dual norm; a direction that is balanced does not
+    longest: ClassVar[float] = 1.0  # bound on the norm of a direction that does not attain it
     overwrites: ClassVar[bool] = False  # `lmo_` takes the stack as its working memory
     stacks: ClassVar[bool] = True  # goes through `lmo_`; else the direction itself is the step
 

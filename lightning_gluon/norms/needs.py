@@ -2,7 +2,7 @@
 
 | declaration | what is given |
 |---|---|
-| `reads_weights` | the weights of a stack, as `Context.weights` |
+| `reads_weights` | the weights of a stack, as `Context.weights`; for a retraction those before the step |
 | `reads_scales` | the factor of every matrix that its direction is multiplied by, as `Context.scales` |
 | `reads_partner` | the other factor of a product of two parameters, before the step, as `Context.partners` |
 | `statistics` | tensors of its own that persist from step to step, as `Context.statistics` |
@@ -54,6 +54,25 @@ class Statistic:
         return weights.new_zeros((batch, *self.shape(rows, columns)), dtype=wide)
 
 
+@dataclass(frozen=True)
+class Partner:
+    """The other factor of a product of two parameters, such as B of `s B A` for A.
+
+    Args:
+        weight: The factor, a matrix.
+        gain: The factor s of the product.
+        rows: Rows of the smallest map, if the product is several maps in one, such as queries, keys and values.
+
+    Example:
+        >>> Partner(torch.ones(2, 3)).gain
+        1.0
+    """
+
+    weight: Tensor
+    gain: float = 1.0
+    rows: int | None = None
+
+
 @dataclass
 class Context:
     """Companions of a stack of matrices `(count, rows, columns)` in a step; only those that were declared are there.
@@ -68,8 +87,8 @@ class Context:
 
     workspace: Workspace = field(default_factory=Workspace)
     weights: Tensor | None = None
+    partners: Sequence[Partner] = ()
     scales: Tensor | None = None
-    partners: Sequence[Tensor] = ()
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
 
 

@@ -63,6 +63,12 @@ class Workspace:
             self._buffers[key] = buffer
         return buffer[:size].view(tuple(shape))
 
+    def take_like(self, slot: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Return an uninitialised tensor like another, its last two dimensions in the same order in memory."""
+        if like.is_contiguous() or not like.mT.is_contiguous():
+            return self.take(slot, like.shape, like, dtype=dtype)
+        return self.take(slot, like.mT.shape, like, dtype=dtype).mT
+
     def nbytes(self) -> int:
         """Return the bytes held."""
         return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())

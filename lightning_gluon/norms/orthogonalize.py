@@ -157,10 +157,11 @@ def orthogonalize_(
     dtype: torch.dtype | None = None,
     workspace: Workspace | None = None,
 ) -> Tensor:
-    """Orthogonalise a stack of oriented matrices, overwriting it: no checks, no copies, no host synchronisation.
+    """Orthogonalise a stack of oriented matrices: no checks, no host synchronisation.
 
     Args:
-        stack: Contiguous (B, m, n) with m <= n, in `staging_dtype` of the compute dtype; its contents are lost.
+        stack: (B, m, n) with m <= n, contiguous or the transposes of contiguous matrices, in `staging_dtype` of the
+            compute dtype. If that is its own dtype, its contents are lost; else it is only read.
         method: As in `orthogonalize`; `svd` may synchronise.
         steps: As in `orthogonalize`.
         dtype: Compute dtype; default: that of `stack`.
@@ -170,14 +171,13 @@ def orthogonalize_(
         (B, m, n) in the compute dtype. May share memory with `stack` or `workspace`: use it before the next call.
     """
     amax = largest_magnitude(stack, (-2, -1))
-    # Rows of at most unit length: fp16 can hold X X^T.
+    # Rows of at most unit length: fp16 can hold X X^T. Ranks that hold parts of a matrix agree on its maximum.
     scale = one_if_zero(amax) * math.sqrt(stack.shape[-1])
     workspace = workspace or Workspace()
     if dtype is None or dtype == stack.dtype:
         stack.div_(scale)
     else:
-        out = workspace.take("x", stack.shape, stack, dtype=dtype)
-        stack = torch.div(stack, scale, out=out)
+        stack = torch.div(stack, scale, out=workspace.take_like("x", stack, dtype))
     if method == "svd":
         return _svd(stack)
     if steps is None and ITERATIONS[method].rational and rational.pays(stack):

@@ -25,8 +25,8 @@ class Precision:
         safety: Factor `s` of a step `p(x / s)` that covers rounding, for Polar Express.
         roundoff: Unit roundoff.
         run: Steps on the Gram matrix between two touches of X.
-        joined: Keep constants of the polynomial and the scale of X in the small matrix. That saves two passes over X
-            and rounds the constants: too coarse in bf16.
+        joined: Keep constants of the polynomial and the scale of X in the small matrices. That saves two passes over X
+            and two over each of them, and rounds the constants: too coarse in bf16.
     """
 
     safety: float
@@ -96,7 +96,7 @@ def iterate(
     rows, columns = x.shape[-2:]
     precision = PRECISIONS[x.dtype]
     squares = Squares.take(workspace, x)
-    other = workspace.take("y", x.shape, x)
+    other = workspace.take_like("y", x)
     aspect = columns / rows if runs else 1.0
     lengths = _runs(len(coefficients), precision.run, aspect)
     joined = precision.joined and columns <= JOINED_COLUMNS
@@ -106,26 +106,30 @@ def iterate(
     for number, length in enumerate(lengths):
         own = steps[first : first + length]
         last = length > 1 and 0 < number == len(lengths) - 1
-        shift = GRAM_SHIFT if last else 0.0
+        shift = GRAM_SHIFT if last and not joined else 0.0
         _gram(x, squares.gram, shift)
         scale = None
         if first == 0:
             scale = _normalize_(squares, own[0], safety if tight else None)
-        poly, constant = _compose(squares, own, shift, started=first == 0)
-        _touch_(x, poly, constant, scale, other, joined=joined)
+        if joined:
+            _touch_by_(x, _joined(squares, own, started=first == 0), scale, other)
+        else:
+            poly, constant = _compose(squares, own, shift, started=first == 0)
+            _touch_(x, poly, constant, scale, other)
         x, other = other, x
         first += length
     return x
 
 
-def _touch_(x: Tensor, poly: Tensor, constant: float, scale: Tensor | None, out: Tensor, *, joined: bool) -> None:
+def _touch_by_(x: Tensor, poly: Tensor, scale: Tensor | None, out: Tensor) -> None:
+    """Write `poly (scale X)` to `out`; `poly` is lost."""
+    if scale is not None:
+        poly.mul_(scale)
+    torch.bmm(poly, x, out=out)
+
+
+def _touch_(x: Tensor, poly: Tensor, constant: float, scale: Tensor | None, out: Tensor) -> None:
     """Write `(constant + poly) (scale X)` to `out`."""
-    if joined:
-        poly.diagonal(dim1=-2, dim2=-1).add_(constant)
-        if scale is not None:
-            poly.mul_(scale)
-        torch.bmm(poly, x, out=out)
-        return
     if scale is not None:
         x.mul_(scale)
     torch.baddbmm(x, poly, x, beta=constant, out=out)
@@ -168,6 +172,27 @@ def _gram(x: Tensor, gram: Tensor, shift: float) -> None:
     rows = x.shape[-2]
     identity = torch.eye(rows, dtype=x.dtype, device=x.device)
     symmetric_product(identity.expand_as(gram), x, x.mT, gram, beta=-shift)
+
+
+def _joined(squares: Squares, steps: Sequence[Step], *, started: bool) -> Tensor:
+    """Return `Q_r ... Q_1` for steps `Q = a + b A + c A^2`, `A <- Q A Q`, with all constants on the diagonals.
+
+    What rounds on a diagonal of Q rounds in `A` and in the product alike. `started`: `poly` holds the first Q without
+    its constant.
+    """
+    gram, poly, work = squares.gram, squares.poly, squares.work
+    for number, (a, b, c) in enumerate(steps):
+        factor = squares.factor if number else poly
+        if number or not started:
+            symmetric_product(gram, gram, gram, factor, beta=b, alpha=c)
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
+        if number < len(steps) - 1:
+            symmetric_product(None, factor, gram, work)
+            symmetric_product(None, work, factor, gram)
+        if number:
+            symmetric_product(None, factor, poly, work)
+            poly, work = work, poly
+    return poly
 
 
 def _compose(squares: Squares, steps: Sequence[Step], shift: float, *, started: bool) -> tuple[Tensor, float]:
@@ -226,17 +251,21 @@ def _normalize_(squares: Squares, step: Step, safety: float | None) -> Tensor:
         gram.mul_(_held_in(kind, trace.reciprocal()))
         symmetric_product(gram, gram, gram, poly, beta=b, alpha=c)
         return trace.rsqrt().to(kind)
-    norm = torch.ones((), device=gram.device)
-    if kind == torch.float16:  # of norm 1, A^2 and c / bound^2 <= c n^(1/2) are in its range
-        norm = one_if_zero(_frobenius(gram, wide))
-        gram.mul_(_held_in(kind, norm.reciprocal()))
+    if kind != torch.float16:
+        symmetric_product(None, gram, gram, poly)
+        # Schatten-8: ||A||_2 <= ||A^2||_F^(1/2).
+        bound = one_if_zero(_frobenius(poly, wide)).sqrt() * safety**2
+        gram.mul_(_held_in(kind, bound.reciprocal()))
+        poly.mul_(_held_in(kind, c / bound.square()))
+        poly.add_(gram, alpha=b)
+        return bound.rsqrt().to(kind)
+    norm = one_if_zero(_frobenius(gram, wide))
+    gram.div_(norm)  # of norm 1, A^2 and c / bound^2 <= c n^(1/2) are in its range
     symmetric_product(None, gram, gram, poly)
-    # Schatten-8: ||A||_2 <= ||A^2||_F^(1/2).
     bound = one_if_zero(_frobenius(poly, wide)).sqrt() * safety**2
-    gram.mul_(_held_in(kind, bound.reciprocal()))
-    poly.mul_(_held_in(kind, c / bound.square()))
-    poly.add_(gram, alpha=b)
-    return (norm * bound).rsqrt().to(kind)
+    gram.div_(bound)
+    poly.div_(bound.square() / c).add_(gram, alpha=b)
+    return (norm * bound).rsqrt()
 
 
 def _frobenius(matrices: Tensor, dtype: torch.dtype) -> Tensor:

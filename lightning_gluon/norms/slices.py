@@ -3,21 +3,49 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
-from lightning_gluon.norms.base import MATRIX, Norm, direction, length
+from lightning_gluon.norms.base import MATRIX, Norm, direction, largest, length, to_wide
+from lightning_gluon.norms.numerics import one_if_zero
+
+
+@dataclass(frozen=True)
+class RowScaling:
+    """Size of a row of n entries in a direction: the same number as its length and as its RMS."""
+
+    length: Callable[[int], float]
+    rms: Callable[[int], float]
+
+
+ROW_SCALINGS = {
+    "rms": RowScaling(math.sqrt, lambda n: 1.0),
+    "sign": RowScaling(lambda n: 1 / math.sqrt(n), lambda n: 1 / n),
+    "none": RowScaling(lambda n: 1.0, lambda n: 1 / math.sqrt(n)),
+}
 
 
 @dataclass(frozen=True)
 class RowNorm(Norm):
-    """Largest row RMS: `||X|| = max_i ||X_i|| / sqrt(n)`, `D_i = sqrt(n) G_i / ||G_i||`, dual `sqrt(n) sum_i ||G_i||`.
+    """Longest row: `||X|| = max_i ||X_i|| / s`, `D_i = s G_i / ||G_i||`, dual `s sum_i ||G_i||`.
 
-    The 1 -> RMS norm of a lookup table (vocabulary, n). A row that is zero stays zero.
+        s(n) = sqrt(n)        rms: rows of RMS 1, the 1 -> RMS norm of a lookup table (vocabulary, n)
+               1 / sqrt(n)    sign: rows as long as those of `Sign`, the RMS -> inf norm of an output layer
+               1              none
+
+    A row that is zero stays zero.
 
     Shapes: (..., m, n).
+
+    Args:
+        scaling: `rms`, `sign` or `none`.
+
+    Raises:
+        ValueError: If `scaling` is none of them.
 
     References:
         T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
@@ -28,38 +56,52 @@ class RowNorm(Norm):
         12.0
     """
 
+    options: ClassVar[Mapping[str, str]] = {"row_scaling": "scaling"}
     _dim: ClassVar[int] = -1
 
+    scaling: str = "rms"
+
+    def __post_init__(self) -> None:
+        """Check the scaling."""
+        if self.scaling not in ROW_SCALINGS:
+            raise ValueError(
+                f"Expected `scaling` of rows to be one of {', '.join(ROW_SCALINGS)}, but got {self.scaling!r}. Check "
+                "the spelling."
+            )
+
     def norm(self, x: Tensor) -> Tensor:
-        """Return the largest RMS."""
+        """Return the largest length, in units of s."""
         x = self._read(x)
         lengths = length(x, (self._dim,))
         return lengths.amax(MATRIX) / self._root(x)
 
     def dual_norm(self, g: Tensor) -> Tensor:
-        """Return the scaled sum of lengths."""
+        """Return the sum of lengths, times s."""
         g = self._read(g)
         lengths = length(g, (self._dim,))
         return lengths.sum(MATRIX) * self._root(g)
 
     def lmo(self, g: Tensor) -> Tensor:
-        """Return every row (column) scaled to RMS 1."""
+        """Return every row (column) at the length s."""
         rows = self._read(g)
         units = direction(rows, (self._dim,), self._root(rows))
         return units.view(g.shape)
 
     def _root(self, matrices: Tensor) -> float:
-        """Return the length of a row (column) of RMS 1."""
-        return math.sqrt(matrices.shape[self._dim])
+        """Return the length s of a row (column) of the direction."""
+        return ROW_SCALINGS[self.scaling].length(matrices.shape[self._dim])
 
 
 @dataclass(frozen=True)
 class ColumnNorm(RowNorm):
-    """Largest column RMS: `RowNorm` of the transposed matrix, for tables stored (n, vocabulary).
+    """Longest column: `RowNorm` of the transposed matrix, for tables stored (n, vocabulary).
 
-        ||X|| = max_j ||X_j|| / sqrt(m),        D_j = sqrt(m) G_j / ||G_j||,        ||G||_* = sqrt(m) sum_j ||G_j||
+        ||X|| = max_j ||X_j|| / s,        D_j = s G_j / ||G_j||,        ||G||_* = s sum_j ||G_j||,        s = s(m)
 
     Shapes: (..., m, n).
+
+    Args:
+        scaling: As in `RowNorm`.
 
     References:
         T. Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs" (Scion), arXiv 2502.07529.
@@ -71,6 +113,55 @@ class ColumnNorm(RowNorm):
     """
 
     _dim: ClassVar[int] = -2
+
+
+# Of a row that is the mean row, centring leaves the rounding of some sums: lengths relative to the longest row.
+CENTRING_NOISE = 16
+
+
+@dataclass(frozen=True)
+class CentredRow(RowNorm):
+    """Rows of equal length around their mean, for maps into a softmax: `P = I - 1 1^T / m` takes the mean row away.
+
+        D = P U,        U_i = s (P G)_i / ||(P G)_i||
+
+    A softmax does not see a vector that is added to all rows. Up to such shifts this is the LMO of `RowNorm`:
+    `<G, D> = s sum_i ||(P G)_i||`, the dual norm of the gradients that shifts do not change. `norm` and `dual_norm` are
+    those of `RowNorm`, which see shifts: there D is not exactly 1 long, at most 2. One row by itself is not centred,
+    as nothing would be left. It is no norm for lookup tables: rows that a batch does not read would move too.
+
+    Shapes: (..., m, n).
+
+    Args:
+        scaling: As in `RowNorm`.
+
+    References:
+        "Symmetry-compatible" optimizers, arXiv 2605.18106.
+
+    Example:
+        >>> CentredRow("none").lmo(torch.tensor([[4.0, 1.0], [1.0, 5.0]]))
+        tensor([[ 0.6000, -0.8000],
+                [-0.6000,  0.8000]])
+    """
+
+    attains: ClassVar[bool] = False
+    longest: ClassVar[float] = 2.0
+
+    def lmo(self, g: Tensor) -> Tensor:
+        """Return rows of the length s around the mean, without the mean of what results."""
+        rows = self._read(g)
+        if rows.shape[-2] == 1:
+            return super().lmo(g)
+        unit = to_wide(rows) / one_if_zero(largest(rows, MATRIX))
+        apart = _centre(unit)
+        lengths = length(apart, (-1,))
+        noise = CENTRING_NOISE * torch.finfo(unit.dtype).eps * length(unit, (-1,)).amax(-2, keepdim=True)
+        units = apart / one_if_zero(lengths) * (lengths > noise)
+        return _centre(units * self._root(rows)).to(g.dtype).view(g.shape)
+
+
+def _centre(rows: Tensor) -> Tensor:
+    return rows - rows.mean(-2, keepdim=True)
 
 
 @dataclass(frozen=True)

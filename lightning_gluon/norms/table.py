@@ -8,10 +8,12 @@ from typing import Any
 
 from lightning_gluon.norms.balanced import Balanced
 from lightning_gluon.norms.base import Norm
+from lightning_gluon.norms.clipped import ClippedRow
 from lightning_gluon.norms.entries import Max, Sign
+from lightning_gluon.norms.factor import Factor
 from lightning_gluon.norms.gated import GatedSpectral
 from lightning_gluon.norms.relative import Relative
-from lightning_gluon.norms.slices import ColumnNorm, Euclidean, Identity, RMSVector, RowNorm
+from lightning_gluon.norms.slices import CentredRow, ColumnNorm, Euclidean, Identity, RMSVector, RowNorm
 from lightning_gluon.norms.spectral import Alternating, Spectral, SpectralConv
 from lightning_gluon.options import check_registered
 from lightning_gluon.registry import add_row
@@ -22,10 +24,13 @@ NORMS: dict[str, type[Norm]] = {
     "alternating": Alternating,
     "balanced": Balanced,
     "relative": Relative,
+    "factor": Factor,
     "gated": GatedSpectral,
     "sign": Sign,
     "row": RowNorm,
     "column": ColumnNorm,
+    "centred_row": CentredRow,
+    "clipped_row": ClippedRow,
     "rms": RMSVector,
     "euclidean": Euclidean,
     "max": Max,

@@ -194,6 +194,11 @@ class MatrixView:
         matrix = (math.prod(batch) * parts, groups * size, columns)
         return (cls._of_all(shape, split, order, matrix),)
 
+    def by_rows(self, size: int) -> MatrixView:
+        """Read every matrix as several of `size` rows, such as one per head; `size` divides its rows."""
+        batch, rows, columns = self.matrix
+        return replace(self, matrix=(batch * (rows // size), size, columns))
+
     @property
     def is_plain(self) -> bool:
         """True when nothing is reordered: gathering is a plain reshape of the block."""

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 from lightning_gluon.norms.views import MatrixView
-from lightning_gluon.partition.experts import expert_views
+from lightning_gluon.partition.experts import ROUTER_REASON, expert_views, leads_to_experts
 from lightning_gluon.partition.finding import Finding, depthwise_filter, whole_array
 from lightning_gluon.partition.heads import OutputLayers
 from lightning_gluon.partition.knowledge import names_match, pattern, table_entries
@@ -80,7 +80,8 @@ def router(
     """Routers kept as a bare `weight`: maps from features to experts."""
     if not _is_bare_weight(place, "ROUTER_CLASSES"):
         return None
-    return Finding("hidden", f"router: linear map to the experts ({place.kind})", whole_array(place))
+    role = "router" if leads_to_experts(place) else "hidden"
+    return Finding(role, f"{ROUTER_REASON} ({place.kind})", whole_array(place))
 
 
 def bare_map(

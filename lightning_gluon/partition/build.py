@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import nn
 from torch.nn.parameter import UninitializedParameter
@@ -14,6 +15,7 @@ from lightning_gluon.partition.finding import Finding
 from lightning_gluon.partition.heads import OutputLayers
 from lightning_gluon.partition.network import Network
 from lightning_gluon.partition.overrides import Decision, Overrides, Rules
+from lightning_gluon.partition.per_head import apart
 from lightning_gluon.partition.place import Place
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.partition.route import BLOCK_INDEX, Route, default_norm
@@ -29,15 +31,18 @@ def partition(
     rules: Rules | None = None,
     strict: bool = True,
     batch: object = None,
+    per_head: bool = False,
 ) -> Partition:
     """Give every parameter of a module a role, by what the module that owns it is and does.
 
         X_i <- (1 - lr * weight_decay) X_i - lr * radius[role_i] * D_i(M_i)        D_i: LMO of the norm of role_i
 
-    - `hidden`: linear maps and convolutions between features, recurrent weights, routers, stacked experts, LoRA.
+    - `hidden`: linear maps and convolutions between features, recurrent weights, stacked experts.
     - `input`: linear maps of dense inputs (patch embedding, first convolution).
     - `embedding`: lookup tables. A tied table is one tensor.
     - `head`: output layers.
+    - `router`: maps to the experts of a mixture, of two rows and more.
+    - `adapter`: both factors of a LoRA of a linear map, each with its pair.
     - `bias`: biases, norm gains, layer scales, gates of one row and other vectors.
     - `elementwise`: arrays that are no map: tokens, positions, relative-position tables, logit scales, depthwise
       filters, `A_log` of Mamba.
@@ -58,6 +63,8 @@ def partition(
             `reason`, or a callable `(name, parameter, module)` that returns one of them, or None for no opinion.
             A matrix role from a glob or type leaves vectors to the built-in rules.
         strict: Raise for a parameter that no rule fits; False sends it to `elementwise` with a warning.
+        per_head: Read queries, keys and values as one matrix per head, and so the parts of MLA and Mamba 2 that have
+            heads. Grouped keys and values have a matrix per key head.
         batch: Inputs of `forward`, as for `example_input_array`: a tensor, a tuple of arguments or a dict of keyword
             arguments; or a batch of the data loader, whose first entry holds the inputs.
 
@@ -88,7 +95,7 @@ def partition(
             f"Expected a module with parameters, but {type(module).__name__} has none. Build its layers first "
             "(in `__init__` or `configure_model`)."
         )
-    router = _RouteFinder(OutputLayers(LayerOrder(Network(module), batch)), Overrides(rules))
+    router = _RouteFinder(OutputLayers(LayerOrder(Network(module), batch)), Overrides(rules), per_head)
     routes = [router.route(names, parameter) for names, parameter in tensors]
     router.overrides.check_used([name for names, _ in tensors for name in names])
     message = _without_rule(router.unknown) if router.unknown else ""
@@ -119,14 +126,17 @@ class _RouteFinder:
     Args:
         heads: The output layers of the network, with the evidence for them.
         overrides: The user's rules.
+        per_head: Whether maps of an attention are read head by head.
     """
 
     def __init__(
         self,
         heads: OutputLayers,
         overrides: Overrides,
+        per_head: bool,
     ) -> None:
         self.heads = heads
+        self.per_head = per_head
         self.network = heads.network
         self.overrides = overrides
         self.added = registered()
@@ -147,7 +157,7 @@ class _RouteFinder:
         elif finding is None:
             finding = self._unfit(places[0], frozen=not parameter.requires_grad)
         if finding.role in MATRIX_ROLES and not covers(finding.views, shape):  # a packed (quantised) weight, say
-            finding = Finding(finding.role, finding.reason, (MatrixView.whole(shape),))
+            finding = replace(finding, views=(MatrixView.whole(shape),))
         first, *others = names
         tied = f"; tied with {', '.join(others)}" if others else ""
         norm = decision.norm if decision is not None else None
@@ -160,6 +170,7 @@ class _RouteFinder:
             reason=finding.reason + tied,
             views=finding.views,
             frozen=not parameter.requires_grad,
+            pair=finding.pair,
         )
 
     def _found(self, places: Iterable[Place]) -> Finding | None:
@@ -169,6 +180,8 @@ class _RouteFinder:
             finding = find(place, self.heads)
             if finding is None:
                 continue
+            if self.per_head:
+                finding = apart(finding, place)
             if best is None or ROLES[finding.role].tie < ROLES[best.role].tie:
                 best = finding
         return best
@@ -197,7 +210,8 @@ def _overridden(
         return Finding(decision.role, decision.reason)
     known = finding.views if finding is not None else ()
     plain = (MatrixView.whole(shape),)  # `(out, in)`, or a batch of such matrices
-    return Finding(decision.role, decision.reason, decision.views or known or plain)
+    pair = finding.pair if finding is not None else None
+    return Finding(decision.role, decision.reason, decision.views or known or plain, pair)
 
 
 def _without_rule(places: list[Place]) -> str:

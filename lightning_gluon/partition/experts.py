@@ -1,4 +1,4 @@
-"""Experts that are stacked in one parameter, read as a batch of maps."""
+"""Experts that are stacked in one parameter, read as a batch of maps, and the routers that choose them."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import math
 from torch import Tensor, nn
 
 from lightning_gluon.norms.views import MatrixView
-from lightning_gluon.partition.knowledge import names_match, table_entries
+from lightning_gluon.partition.knowledge import names_match, pattern, table_entries
 from lightning_gluon.partition.layouts import TRANSPOSED, Read, split_views
-from lightning_gluon.partition.place import Place
+from lightning_gluon.partition.place import Place, class_names, look_up
 from lightning_gluon.partition.splits import Split
 
-__all__ = ["expert_views"]
+__all__ = ["ROUTER_REASON", "expert_views", "leads_to_experts"]
+
+ROUTER_REASON = "router: linear map to the experts"
 
 _GATED = ("gate", "up")
 
@@ -86,3 +88,27 @@ def _are_transposed(owner: nn.Module) -> bool:
     hidden, doubled = first.shape[-2:]
     inner, gives = second.shape[-2:]
     return bool(doubled == 2 * inner and hidden == gives)
+
+
+def leads_to_experts(place: Place) -> bool:
+    """Tell whether a map chooses among experts: a router by name or class, beside experts, with one row for each."""
+    holders = [holder for _, holder in place.holders[:2]]  # of a layer in a router the router, and the block around it
+    router = names_match("ROUTER_LAYERS", place.layer)
+    if not router and not any(map(_is_router, [place.owner, *holders[:1]])):
+        return False
+    if not any(map(_holds_experts, holders)):
+        return False
+    count = look_up(place.around, *table_entries("ROUTED_COUNTS"))
+    return not isinstance(count, int) or count in place.shape[-2:]
+
+
+def _is_router(module: nn.Module) -> bool:
+    return any(pattern("ROUTER_CLASSES").search(name) for name in class_names(module))
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    """Tell whether a child of a module holds experts, by its name or class."""
+    for name, child in module.named_children():
+        if names_match("EXPERT_PARTS", name) or pattern("EXPERT_CLASSES").search(type(child).__name__):
+            return True
+    return False

@@ -7,16 +7,32 @@ from dataclasses import dataclass
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.partition.place import Place
 
-__all__ = ["Finding", "depthwise_filter", "whole_array"]
+__all__ = ["Finding", "OtherFactor", "depthwise_filter", "whole_array"]
+
+
+@dataclass(frozen=True)
+class OtherFactor:
+    """The other factor of a product that a parameter belongs to.
+
+    Args:
+        name: Qualified name of the other factor.
+        gain: The factor s of `s B A`.
+        rows: Rows of the smallest map, if `B A` is several maps in one.
+    """
+
+    name: str
+    gain: float
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A role with its reason and matrices."""
+    """A role with its reason and matrices, and the other factor of a product."""
 
     role: str
     reason: str
     views: tuple[MatrixView, ...] = ()
+    pair: OtherFactor | None = None
 
     @property
     def is_degenerate(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from lightning_gluon.methods import METHODS
 from lightning_gluon.norms.views import MatrixView
+from lightning_gluon.partition.finding import OtherFactor
 
 __all__ = ["BLOCK_INDEX", "Route", "default_norm"]
 
@@ -35,11 +36,12 @@ class Route:
         name: First qualified name of the parameter.
         aliases: Its other names, when the tensor is tied.
         shape: Shape of the tensor.
-        role: One of `hidden`, `input`, `embedding`, `head`, `bias`, `elementwise`.
-        norm: Norm of that role under method `gluon`: `spectral`, `conv`, `sign` or `rms`.
+        role: One of `lightning_gluon.roles.ROLES`.
+        norm: Norm of that role under method `gluon`: `spectral`, `conv`, `sign`, `centred_row` or `rms`.
         reason: Why it has this role, one short sentence.
         views: The matrices it holds, for the roles that hold matrices; empty for the other roles.
         frozen: True when the parameter did not require a gradient.
+        pair: The other factor of the product that the parameter belongs to, by name, with the factor of the product.
 
     Example:
         >>> route = Route("fc.bias", (), (3,), "bias", "rms", "bias of a Linear")
@@ -55,6 +57,7 @@ class Route:
     reason: str
     views: tuple[MatrixView, ...] = ()
     frozen: bool = False
+    pair: OtherFactor | None = None
 
     @property
     def numel(self) -> int:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from torch import nn
 
 from lightning_gluon.norms.views import MatrixView
+from lightning_gluon.partition.adapters import adapter_factor, adapter_pair, adapter_table
 from lightning_gluon.partition.arrays import (
     bare_map,
     bias,
@@ -27,6 +28,7 @@ from lightning_gluon.partition.arrays import (
     table,
     vector,
 )
+from lightning_gluon.partition.experts import ROUTER_REASON, leads_to_experts
 from lightning_gluon.partition.finding import Finding, depthwise_filter, whole_array
 from lightning_gluon.partition.heads import OutputLayers
 from lightning_gluon.partition.inputs import input_reason
@@ -74,33 +76,7 @@ def _as_vector(
 
 
 def _steps_as_map(finding: Finding) -> bool:
-    return finding.role == "hidden"
-
-
-# ---- adapters
-
-
-def adapter_table(
-    place: Place,
-    heads: OutputLayers,
-) -> Finding | None:
-    """Adapter of a lookup table: the first factor is a table, the second a map."""
-    parts = [part for part in place.path.split(".") if names_match("TABLE_FACTORS", part)]
-    if not parts or len(place.shape) != 2:
-        return None
-    if parts[0].endswith("A"):
-        return Finding("embedding", "LoRA factor of a lookup table", whole_array(place, transposed=True))
-    return Finding("hidden", "LoRA factor", whole_array(place))
-
-
-def adapter_factor(
-    place: Place,
-    heads: OutputLayers,
-) -> Finding | None:
-    """Low-rank factors that an adapter keeps as bare arrays `(out, in)`."""
-    if len(place.shape) == 2 and names_match("ADAPTER_FACTORS", place.path.split(".")[-1]):
-        return Finding("hidden", "low-rank factor of an adapter", whole_array(place))
-    return None
+    return finding.role in ("hidden", "router")
 
 
 # ---- layers
@@ -173,6 +149,8 @@ def weight_of_layer(
     if is_depthwise(owner):
         return depthwise_filter(place)
     views, note = layer_views(place)
+    if leads_to_experts(place):
+        return Finding("router", f"{ROUTER_REASON} ({place.kind})", views)
     reason = heads.reason(place)
     if reason is not None:
         return Finding("head", reason + note, views)
@@ -233,6 +211,7 @@ def recurrent_weight(
 
 
 ROLE_RULES: tuple[Callable[[Place, OutputLayers], Finding | None], ...] = (
+    adapter_pair,
     adapter_table,
     gain_of_weight_norm,
     lookup_table,

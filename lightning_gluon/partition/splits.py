@@ -20,7 +20,7 @@ from lightning_gluon.partition.known.transformers import ALIASES
 from lightning_gluon.partition.layers import is_weight_layer
 from lightning_gluon.partition.place import Place, class_names, look_up
 
-__all__ = ["Split", "find_split"]
+__all__ = ["Scope", "Split", "find_split"]
 
 _MOST_PARTS = 9
 _DEPTH = 3  # how far up the module that says how its layer is fused may lie
@@ -47,7 +47,7 @@ class Split:
         return f"{text} in {self.groups} groups" if self.groups > 1 else text
 
 
-class _Scope:
+class Scope:
     """The names that formulas may use: attributes of the holder and of what lies around it, and the layer's size."""
 
     def __init__(
@@ -112,8 +112,8 @@ _SIZES = {
     "rows": lambda scope: scope.rows,
     "columns": lambda scope: scope.columns,
     "children": lambda scope: len(list(scope.holder.children())),
-    "next_reads": _Scope.next_reads,
-    "output_reads": _Scope.output_reads,
+    "next_reads": Scope.next_reads,
+    "output_reads": Scope.output_reads,
 }
 
 
@@ -136,7 +136,7 @@ def find_split(
         if name.isdigit():
             continue
         around = place.around[place.around.index(holder) :]
-        scope = _Scope(name, holder, around, rows, columns)
+        scope = Scope(name, holder, around, rows, columns)
         split = _several(scope)
         if split is not None:
             return split
@@ -145,7 +145,7 @@ def find_split(
     return None
 
 
-def _several(scope: _Scope) -> Split | None:
+def _several(scope: Scope) -> Split | None:
     """Return a split into several parts, as the holder declares it or as the tables know it."""
     split = _listed_sizes(scope) or _known(scope)
     return None if split is None or len(split.sizes) < 2 else split
@@ -157,10 +157,10 @@ def named_split(
     columns: int,
 ) -> Split | None:
     """Return how a bare array divides, whose own name stands for a layer's."""
-    return _known(_Scope(place.local, place.owner, place.around, rows, columns))
+    return _known(Scope(place.local, place.owner, place.around, rows, columns))
 
 
-def _listed_sizes(scope: _Scope) -> Split | None:
+def _listed_sizes(scope: Scope) -> Split | None:
     """A holder that writes its split down as a list of sizes."""
     if not names_match("DECLARED_LAYERS", scope.layer):
         return None
@@ -171,7 +171,7 @@ def _listed_sizes(scope: _Scope) -> Split | None:
     return None
 
 
-def _known(scope: _Scope) -> Split | None:
+def _known(scope: Scope) -> Split | None:
     """A row of the tables that fits."""
     for row in table_entries("FUSED"):
         if _fits(row, scope):
@@ -188,7 +188,7 @@ def _compiled(text: str) -> re.Pattern[str]:
 
 def _fits(
     row: Fused,
-    scope: _Scope,
+    scope: Scope,
 ) -> bool:
     """Tell whether a row is about this layer of this holder."""
     if not _compiled(row.layer).fullmatch(scope.layer):
@@ -202,7 +202,7 @@ def _fits(
 
 def _divided(
     row: Fused,
-    scope: _Scope,
+    scope: Scope,
 ) -> Split | None:
     """Divide the rows as a row of the tables says, when they divide so."""
     groups = formula_value(row.groups, scope.value)
@@ -221,7 +221,7 @@ def _divided(
 
 def _counted(
     row: Fused,
-    scope: _Scope,
+    scope: Scope,
 ) -> tuple[str, ...]:
     """Name the parts if only their number is known."""
     count = formula_value(row.count, scope.value) if scope.columns else 0

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.options import Group
 from lightning_gluon.radius.observe import Fields, Measurement, Observation, StepRecord, WindowLoss, measurements_of
-from lightning_gluon.radius.radii import Limits, Radius, first_radius, set_radii_, stepped_by_adamw
+from lightning_gluon.radius.radii import Limits, Radius, first_radius, radius_each, set_radii_, stepped_by_adamw
 from lightning_gluon.radius.rule import RadiusRule
 from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.valid import number, whole
@@ -174,8 +174,16 @@ class RadiusControl:
             total_steps=self._total_steps,
             momentum=max(group["momentum"] for group in optimizer.param_groups),
             variance_reduced=optimizer.reference_point == "previous",
+            base=self._base_of_layers(optimizer.param_groups),
             **measured,
         )
+
+    def _base_of_layers(self, groups: list[Group]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for group in groups:
+            radii = radius_each(self.base[group["name"]], group)
+            found.update(zip(group["param_names"], radii, strict=True))
+        return found
 
     def _admit(self, groups: list[Group]) -> None:
         """Take in groups that were added late: a factor on the radius that all others of their kind have is theirs."""

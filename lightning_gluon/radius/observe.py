@@ -43,6 +43,9 @@ class Observation:
         adamw_agreement: Agreement over the groups that AdamW steps next to an LMO; `None` if there are none.
         loss: Training loss of this step's sample.
         warming_up: Share of its peak that a rising learning-rate schedule has reached; 1 when it is not rising.
+        base: Initial radii by layer name.
+        model: Value at the weights of the linear model that the momentum stands for; `None` if it was not measured.
+        model_weight: Sum of the weights that the model gives to past losses; 1 unless its momentum started at zero.
         layers: Readings by group or layer name (see `lightning_gluon.smoothness.readings`), with `lr` (the peak of the
             group's schedule) and `radius`; empty on steps without a sample.
 
@@ -63,6 +66,9 @@ class Observation:
     adamw_agreement: float | None = None
     loss: float | None = None
     warming_up: float = 1.0
+    base: Mapping[str, float] = field(default_factory=dict)
+    model: float | None = None
+    model_weight: float = 1.0
     layers: Mapping[str, dict[str, float]] = field(default_factory=dict)
 
 

@@ -133,8 +133,8 @@ def set_radii_(
     written = []
     for group in groups:
         name = group["name"]
-        start = _one_each(base[name], group)
-        now = _one_each(group["radius"], group)
+        start = radius_each(base[name], group)
+        now = radius_each(group["radius"], group)
         wanted = _wanted(proposal, group, start, now)
         radii = []
         for one, current, first in zip(wanted, now, start, strict=True):
@@ -211,7 +211,8 @@ def _one_or_several(radii: list[float], group: Group) -> Radius:
     return radii
 
 
-def _one_each(radius: Radius, group: Group) -> list[float]:
+def radius_each(radius: Radius, group: Group) -> list[float]:
+    """Return one radius for every parameter of a group."""
     if isinstance(radius, list):
         return list(radius)
     return [radius] * len(group["params"])

@@ -2,6 +2,8 @@
 
     smoothness   t = kappa ||g||_* / (L0 + L1 ||g||_*)           per role or layer, from the live same-sample fit
     calibrate    grow from tiny, slow down, hold, freeze         `lightning_gluon.radius.calibrate`
+    floor        a least length relative to the weights          `lightning_gluon.radius.relative`
+    momo, ngn    in proportion to what is left to lose           `lightning_gluon.radius.polyak`
 
 A rule from outside the package gets its name by `register_radius_rule`. A rule or a plain function also works as it is,
 without a name. `schedule="theory"` of `configure_optimizers` is the decay of the papers' theorems.
@@ -16,7 +18,9 @@ from typing import Any
 
 from lightning_gluon.radius.calibrate import Calibrate
 from lightning_gluon.radius.observe import GroupReadings, LayerReadings, Observation
+from lightning_gluon.radius.polyak import Momo, Ngn
 from lightning_gluon.radius.radii import Proposal
+from lightning_gluon.radius.relative import UpdateFloor
 from lightning_gluon.radius.rule import Adapter, RadiusRule
 from lightning_gluon.radius.saved import Saved, SavedState
 from lightning_gluon.smoothness.fit import RunningFit
@@ -126,6 +130,9 @@ class Smoothness(RadiusRule):
 RADIUS_RULES: dict[str, Callable[..., Any]] = {
     "smoothness": Smoothness,
     "calibrate": Calibrate,
+    "floor": UpdateFloor,
+    "momo": Momo,
+    "ngn": Ngn,
 }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from lightning_gluon.estimators.carry import Carry
 from lightning_gluon.estimators.ef21 import begins_anew
 from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
-from lightning_gluon.norms.needs import Context, Needs, Statistic
+from lightning_gluon.norms.needs import Context, Needs, Partner, Statistic
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
 from lightning_gluon.step.decay import DECAYS, Decay
@@ -57,7 +57,7 @@ class Job:
     old: list[Tensor]
     buffers: dict[str, list[Tensor]]
     kept: list[SlotTensors]
-    partners: list[Tensor]
+    partners: list[Partner]
     lengths: Sequence[float] | Tensor = ()
     keep: float | Tensor = 1.0
     signal: Signal | None = None
@@ -102,19 +102,20 @@ def _as_tensors(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
     return torch.full((), value, dtype=dtype, device=device)
 
 
-def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Tensor]:
+def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Partner]:
     """Return the partners of all parameters whose norm reads one, as they are before anything moves.
 
-    A group names them in `partners`, one parameter or `None` for each of its parameters.
+    A group names them in `partners`, a `Partner` or `None` for each of its parameters.
     """
-    partners: dict[Tensor, Tensor] = {}
+    partners: dict[Tensor, Partner] = {}
     for chunk in chunks:
         if not norm_of(chunk.group).reads_partner:
             continue
         for index in chunk.indices:
             partner = chunk.group["partners"][index]
             if partner is not None:
-                partners[chunk.group["params"][index]] = partner.clone()
+                held = replace(partner, weight=partner.weight.detach().clone())
+                partners[chunk.group["params"][index]] = held
     return partners
 
 
@@ -124,7 +125,7 @@ def prepare(
     new: list[Tensor],
     old: list[Tensor] | None,
     signal: Signal | None,
-    partners: Mapping[Tensor, Tensor],
+    partners: Mapping[Tensor, Partner],
     exchange: Exchange = ALONE,
 ) -> Job | None:
     """Load the buffers of a chunk; a chunk of an estimator that steps by itself is stepped here and now.
@@ -222,7 +223,7 @@ def advance_(
     old: list[Tensor],
     buffers: dict[str, list[Tensor]],
     kept: list[SlotTensors],
-    partners: list[Tensor],
+    partners: list[Partner],
     lengths: Sequence[float] | Tensor,
     keep: float | Tensor,
     options: StepOptions,
@@ -268,8 +269,9 @@ def advance_(
             pieces.append(slot.update(units, parameter.shape))
         if decays and decay.reads_units:
             decay.shrink_(targets, keep, pieces)
+        before = _weights_before(chunk, stack, params, workspace)
         _subtract_(targets, pieces, _scaled(stack, lengths))
-        _retract_(chunk, stack, params, statistics, workspace)
+        _retract_(chunk, stack, params, statistics, before, workspace)
 
 
 def _heard(direction: list[Tensor], signal: Signal) -> list[Tensor]:
@@ -310,7 +312,7 @@ def _lmo(
     params: list[Tensor],
     direction: list[Tensor],
     statistics: SlotTensors,
-    partners: list[Tensor],
+    partners: list[Partner],
     workspace: Workspace,
 ) -> Tensor:
     """Return the directions of a stack, up to the norm's scale."""
@@ -366,7 +368,23 @@ def _part_(stack: Stack, joined: Mapping[str, Tensor], statistics: SlotTensors) 
             own.copy_(whole[slot.start : slot.stop])
 
 
-def _retract_(chunk: Chunk, stack: Stack, params: list[Tensor], statistics: SlotTensors, workspace: Workspace) -> None:
+def _weights_before(chunk: Chunk, stack: Stack, params: list[Tensor], workspace: Workspace) -> Tensor | None:
+    """Return a copy of a stack's weights before they move, for a retraction that reads them."""
+    retraction = _retraction_of(chunk)
+    if retraction is None or not retraction.reads_weights:
+        return None
+    wide = torch.promote_types(params[0].dtype, torch.float32)
+    return _gather(stack, params, wide, workspace, "before", copy=True)
+
+
+def _retract_(
+    chunk: Chunk,
+    stack: Stack,
+    params: list[Tensor],
+    statistics: SlotTensors,
+    before: Tensor | None,
+    workspace: Workspace,
+) -> None:
     """Bring the matrices of a stack back to where the group's retraction wants them."""
     retraction = _retraction_of(chunk)
     if retraction is None:
@@ -374,7 +392,7 @@ def _retract_(chunk: Chunk, stack: Stack, params: list[Tensor], statistics: Slot
     wide = torch.promote_types(params[0].dtype, torch.float32)
     weights = workspace.take("weights", (stack.count, *stack.shape), params[0], dtype=wide)
     stack_views(stack, params, weights)
-    context = Context(workspace, statistics=_stack_statistics(retraction, statistics))
+    context = Context(workspace, before, statistics=_stack_statistics(retraction, statistics))
     retraction.retract_(weights, context)
     _part_(stack, context.statistics, statistics)
     for slot in stack.slots:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_gluon.estimators.gamma import is_estimated
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.methods import METHODS, Method
+from lightning_gluon.norms.clipped import ClippedRow
 from lightning_gluon.norms.spectral import Spectral
 from lightning_gluon.norms.table import NORMS, REFINEMENTS, norm_of
 from lightning_gluon.options import CHECKS, SETTINGS, Group
@@ -31,7 +32,8 @@ COMMON: dict[str, Any] = {
     "retract": None,
 }
 USUAL_DECAY = "plain"
-ANY_METHOD = ("start", "decay", *Spectral.options)  # any method may be given a spectral norm
+# Any method may be given a spectral norm, or one of rows for its tables.
+ANY_METHOD = ("start", "decay", *Spectral.options, *ClippedRow.options)
 LAYERS = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd)
 
 
@@ -200,6 +202,7 @@ def _check_parameters(group: Group, where: str) -> None:
     count = len(group["params"])
     if len(group["param_names"]) != count or len(group["views"]) != count:
         raise ValueError(f"`param_names` and `views`{where} must be as long as `params` ({count}).")
+    _check_partners(group, where)
     matrices = NORMS[group["norm"]].matrices
     for name, parameter in zip(group["param_names"], group["params"], strict=True):
         check_whole(name, parameter)
@@ -210,6 +213,21 @@ def _check_parameters(group: Group, where: str) -> None:
                 f"Norm {group['norm']!r}{where} is a norm of matrices, but {name!r} has shape "
                 f"{tuple(parameter.shape)}. Give it the role 'bias', or the norm 'rms'."
             )
+
+
+def _check_partners(group: Group, where: str) -> None:
+    """Raise unless every parameter has its partner, where the norm reads one."""
+    if not NORMS[group["norm"]].reads_partner:
+        return
+    names = group["param_names"]
+    partners = group.get("partners") or [None] * len(names)
+    lacking = [name for name, partner in zip(names, partners, strict=False) if partner is None]
+    if lacking or len(partners) != len(names):
+        name = (lacking or names)[0]
+        raise ValueError(
+            f"Norm {group['norm']!r}{where} reads the other factor of a product, but that of {name!r} is not known. "
+            "Pass the model itself, give `partners`, or give it the role 'hidden'."
+        )
 
 
 def check_whole(name: str, parameter: Tensor) -> None:

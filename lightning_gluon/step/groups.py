@@ -54,12 +54,14 @@ def build_groups(
     for group in partial:
         role = group["role"]
         check_names(group)
-        given = {**shared, "weight_decay": _for_role(weight_decay, role, row.weight_decay)}
-        given["radius"] = _for_role(radius, role, row.rules[role].radius)
+        rule = row.rules[role]
+        usual = row.weight_decay if rule.weight_decay is None else rule.weight_decay
+        given = {**shared, "weight_decay": _for_role(weight_decay, role, usual)}
+        given["radius"] = _for_role(radius, role, rule.radius)
         for key, value in given.items():
             if key not in _FOR_SOME or _FOR_SOME[key](group, row):
                 group.setdefault(key, value)
-        if ESTIMATORS[group.get("estimator", row.rules[role].estimator)].length:
+        if ESTIMATORS[group.get("estimator", rule.estimator)].length:
             group.setdefault("total_steps", total_steps)
     return [complete_group(group, row) for group in partial]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +89,13 @@ class Layer:
             return g.new_zeros((), dtype=torch.promote_types(g.dtype, torch.float32))
         return torch.stack([block.dual_norm(exact) for block in self._blocks(g)]).sum()
 
+    def direction_size(self) -> float:
+        """Return the Frobenius norm of a direction that the layer's norm gives a momentum of full rank."""
+        shape = self.parameter.shape
+        draw = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        squares = [block.direction_size() ** 2 for block in self._blocks(draw)]
+        return math.sqrt(sum(squares))
+
     def _blocks(self, tensor: Tensor) -> list[_MatrixBlock]:
         """Return the matrices of every view of a parameter-shaped tensor."""
         tensor = torch.atleast_1d(tensor)  # a scalar, such as a temperature
@@ -122,6 +130,13 @@ class _MatrixBlock:
         if self.spectral and not exact:
             return _power_iteration(self.matrices).amax() / self.scale
         return self.unscaled.norm(self.matrices).amax() / self.scale
+
+    def direction_size(self) -> float:
+        """Return the Frobenius norm of the directions of matrices of full rank."""
+        if self.spectral:  # all singular values are one
+            count, rows, columns = self.matrices.shape
+            return self.scale * math.sqrt(count * min(rows, columns))
+        return self.scale * float(self.unscaled.lmo(self.matrices).norm())
 
     def dual_norm(self, exact: bool) -> Tensor:
         """Return the sum of dual norms."""

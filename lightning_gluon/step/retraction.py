@@ -29,7 +29,7 @@ class Retraction(Needs, ABC):
 
         Args:
             weights: Matrices `(count, rows, columns)` after the step, in fp32 or wider.
-            context: The statistics that the retraction declares.
+            context: The statistics and the weights before the step, if the retraction declares them.
         """
 
 
@@ -49,4 +49,34 @@ class SphereRetraction(Retraction):
         weights.mul_(torch.where(factor > 0, factor, torch.ones_like(factor)))
 
 
-RETRACTIONS: dict[str, Retraction] = {"sphere": SphereRetraction()}
+class BrakeRetraction(Retraction):
+    """Half of the way outward: the step's outward part along W counts half, and the norm grows by that part alone.
+
+        T = W_new - W,   r = <T, W> / ||W||_F,   r' = r / 2 if r > 0 else r,   rho = ||W||_F + r'
+        W <- rho N(W + T - (r - r') W / ||W||_F),        N(X) = X / ||X||_F
+
+    `W` are the weights after the decay. A step along a sphere leaves it too, by the root of the sum of the squares:
+    the rescaling takes that away. A matrix of zeros is left alone.
+
+    References:
+        The radial brake of `modded-nanogpt`, track 3. That `rho` is its "intended norm" is our reading.
+    """
+
+    reads_weights: ClassVar[bool] = True
+    outward: ClassVar[float] = 0.5
+
+    def retract_(self, weights: Tensor, context: Context) -> None:
+        """Shorten the outward part and set the norm."""
+        assert context.weights is not None
+        before = context.weights
+        size = length(before, MATRIX)
+        axis = before / one_if_zero(size)
+        radial = ((weights - before) * axis).sum(MATRIX, keepdim=True)
+        braked = torch.where(radial > 0, self.outward * radial, radial)
+        moved = weights - (radial - braked) * axis
+        wanted = (size + braked).abs()
+        factor = wanted / one_if_zero(length(moved, MATRIX))
+        weights.copy_(torch.where(size > 0, moved * factor, weights))
+
+
+RETRACTIONS: dict[str, Retraction] = {"sphere": SphereRetraction(), "brake": BrakeRetraction()}

@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_gluon.norms.needs import Partner
 from lightning_gluon.options import Group
 from lightning_gluon.partition.build import partition
 from lightning_gluon.partition.names import route_by_name
@@ -24,7 +25,7 @@ from lightning_gluon.roles import ROLES
 from lightning_gluon.step.checks import check_whole_module
 from lightning_gluon.valid import plain
 
-LISTED = ("param_names", "views", "radius")  # one entry per parameter; the radius, if it is a list
+LISTED = ("param_names", "views", "partners", "radius")  # one entry per parameter; the radius, if it is a list
 PARTITION_NORMS = {"conv": "spectral_conv"}  # what partitions call differently
 OWN_FRAMES = ("lightning_gluon", "torch")
 PARAMETERS = (nn.Module.parameters.__code__, nn.Module.named_parameters.__code__)
@@ -70,7 +71,7 @@ def read_source(source: object) -> tuple[list[Group], Partition | None]:
         check_whole_module(source)
         source = partition(source)
     if isinstance(source, Partition):
-        groups = groups_of_routes(source)
+        groups = groups_of_routes(source, source)
         if not groups:
             raise ValueError("The module has no trainable parameter: every one has `requires_grad=False`.")
         return groups, source
@@ -124,8 +125,13 @@ def as_list(params: Iterable[object]) -> list:
     return [params] if isinstance(params, Tensor) else list(params)
 
 
-def groups_of_routes(pairs: Iterable[tuple[Route, Tensor]]) -> list[Group]:
-    """Return one group per role, and one for every norm that a rule of the partition asks for."""
+def groups_of_routes(pairs: Iterable[tuple[Route, Tensor]], known: Partition | None = None) -> list[Group]:
+    """Return one group per role, and one for every norm that a rule of the partition asks for.
+
+    Args:
+        pairs: Parameters with their routes.
+        known: The partition that has the other factors of products, frozen ones included.
+    """
     groups: dict[tuple[int, str], Group] = {}
     order = list(ROLES)
     for route, parameter in pairs:
@@ -139,12 +145,23 @@ def groups_of_routes(pairs: Iterable[tuple[Route, Tensor]]) -> list[Group]:
         groups[key]["params"].append(parameter)
         groups[key]["param_names"].append(route.name)
         groups[key]["views"].append(views or None)
+        groups[key]["partners"].append(_partner_of(route, known))
+    for group in groups.values():
+        if not any(group["partners"]):
+            del group["partners"]
     return [groups[key] for key in sorted(groups)]
+
+
+def _partner_of(route: Route, known: Partition | None) -> Partner | None:
+    """Return the other factor of a product that a parameter belongs to."""
+    if route.pair is None or known is None:
+        return None
+    return Partner(known.parameter(route.pair.name), route.pair.gain, route.pair.rows)
 
 
 def _empty_group(role: str, norm: str = "") -> Group:
     """Return a group without members; `norm` is one that a rule asks for."""
-    group: Group = {"params": [], "param_names": [], "views": []}
+    group: Group = {"params": [], "param_names": [], "views": [], "partners": []}
     group["role"] = group["name"] = role
     if norm:
         group["norm"] = PARTITION_NORMS.get(norm, norm)
@@ -238,7 +255,7 @@ def _read_parameters(items: Sequence[object], known: Partition | None) -> list[G
             raise TypeError(f"Expected parameters to be tensors, but {name!r} is {kind}.")
     given = [GivenParameter.read(item) for item in items]
     pairs = routes_of(given, known) or infer_routes(given, "param")
-    return groups_of_routes(pairs)
+    return groups_of_routes(pairs, known)
 
 
 def read_group(group: Group, known: Partition | None = None) -> list[Group]:
@@ -269,7 +286,7 @@ def read_group(group: Group, known: Partition | None = None) -> list[Group]:
     base = str(group.get("name", group.get("role", "param")))
     if "role" not in group:
         pairs = routes_of(given, known) or infer_routes(given, base)
-        return split_group(group, pairs)
+        return split_group(group, pairs, known)
     names = [one.name or f"{base}_{index}" for index, one in enumerate(given)]
     group.setdefault("param_names", names)
     group.setdefault("views", [None] * len(given))
@@ -277,18 +294,19 @@ def read_group(group: Group, known: Partition | None = None) -> list[Group]:
     return [group]
 
 
-def split_group(group: Group, pairs: Sequence[tuple[Route, Tensor]]) -> list[Group]:
+def split_group(group: Group, pairs: Sequence[tuple[Route, Tensor]], known: Partition | None = None) -> list[Group]:
     """Return a given group as one per role; what it lists per parameter goes with the parameter.
 
     Args:
         group: The group.
         pairs: Its parameters with their routes.
+        known: The partition they are from.
 
     Returns:
         Groups with the options of the given one.
     """
     place = {parameter: index for index, (_, parameter) in enumerate(pairs)}
-    parts = groups_of_routes(pairs) or [_empty_group("hidden")]
+    parts = groups_of_routes(pairs, known) or [_empty_group("hidden")]
     for part in parts:
         indices = [place[parameter] for parameter in part["params"]]
         part.update(_listed_part(group, indices, len(pairs)))

@@ -22,6 +22,9 @@ from tests._two_point import Loader, data, differing, fit, gluon, state
         ("muon", "calibrate", 12),  # two ramps
         ("muon-mvr", "calibrate", 12),  # of which one needs copies
         ("gluon", "smoothness", 11),
+        ("gluon", "momo", 12),
+        ("muon", "ngn", 12),
+        ("muon", "floor", 12),
     ],
 )
 def test_resumed_run_equals_the_whole_one(tmp_path: Path, method, rule, at):

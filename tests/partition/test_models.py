@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_gluon.norms.views import covers
 from lightning_gluon.partition import Partition, Route, partition
+from lightning_gluon.partition.finding import OtherFactor
 from lightning_gluon.roles import MATRIX_ROLES
 from tests.partition.expected.timm_models import TIMM
 from tests.partition.expected.transformers_models import LLAMA, MODELS, VISION
@@ -207,6 +208,10 @@ def test_lora() -> None:
     layer = "base_model.model.transformer.h.0.attn.c_attn"
     assert p.views(f"{layer}.lora_A.default.weight") == [(3, 12)]
     assert p.views(f"{layer}.lora_B.default.weight") == [(12, 3)] * 3, "its rows are queries, keys and values"
+    pair = p.route(f"{layer}.lora_A.default.weight").pair
+    assert pair == OtherFactor(f"{layer}.lora_B.default.weight", 8 / 3, rows=12)
+    assert p.route(pair.name).pair == OtherFactor(f"{layer}.lora_A.default.weight", 8 / 3)
+    assert p.role(pair.name) == "adapter"
     table = "base_model.model.transformer.wte.lora_embedding"
     assert p.role(f"{table}_A.default") == "embedding" and p.role(f"{table}_B.default") == "hidden"
     trainable = {route.name: route.role for route, _ in p}

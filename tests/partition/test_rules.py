@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from torch import nn
 from torch.nn.utils import prune
@@ -100,11 +102,34 @@ def test_an_output_of_one_feature_stays_a_head() -> None:
 def test_a_rank_of_one_stays_an_adapter() -> None:
     peft = pytest.importorskip("peft")
     net = peft.get_peft_model(mlp(), peft.LoraConfig(r=1, target_modules=["0"]))
-    assert {route.role for route, _ in partition(net)} == {"hidden"}
+    assert {route.role for route, _ in partition(net)} == {"adapter"}
 
 
-def test_a_router_of_two_rows_is_a_map() -> None:
+def mixture(gate: nn.Module, **attributes: Any) -> nn.Module:
+    experts = nn.ModuleList([mlp(16, 8, 16) for _ in range(3)])
+    block = Attributes(gate=gate, experts=experts)
+    for name, value in attributes.items():
+        setattr(block, name, value)
+    return Attributes(block=block, head=nn.Linear(16, 4))
+
+
+def test_a_gate_of_two_rows_is_a_map_and_beside_experts_a_router() -> None:
     assert "gate" in names_of("hidden", Attributes(gate=nn.Linear(16, 2), body=mlp(16, 16, 4)))
+    net = mixture(nn.Linear(16, 3))
+    assert names_of("router", net) == ["block.gate"]
+    assert partition(net).reason("block.gate.weight") == "router: linear map to the experts (Linear)"
+    assert names_of("router", mixture(Attributes(wg=nn.Linear(16, 3)))) == ["block.gate.wg"]
+
+
+def test_a_router_of_one_row_is_a_vector() -> None:
+    assert roles(mixture(nn.Linear(16, 1)))["block.gate.weight"] == "bias"
+
+
+def test_a_router_has_a_row_for_every_expert() -> None:
+    assert names_of("router", mixture(nn.Linear(16, 3), num_experts=3)) == ["block.gate"]
+    assert names_of("router", mixture(nn.Linear(16, 5), num_experts=3)) == []
+    other = Attributes(body=mixture(nn.Identity(), up=nn.Linear(16, 3)).block, head=nn.Linear(3, 2))
+    assert names_of("router", other) == []
 
 
 # ---- towers of CLIP

@@ -65,7 +65,10 @@ def test_each_rule_says_what_it_needs():
         ({"freeze_step": "0.5"}, "0 < freeze_step < inf, but got '0.5'"),
         ({"freeze_step": 0}, "0 < freeze_step < inf, but got 0"),
         ({"options": {"largst": 3}}, "Unknown option 'largst' of rule 'calibrate'. Expected one of: start, .*largest"),
-        ({"rule": "secant"}, "`rule` to be one of smoothness, calibrate, or a function, but got 'secant'"),
+        (
+            {"rule": "secant"},
+            "`rule` to be one of smoothness, calibrate, .*ngn, or a function, but got 'secant'",
+        ),
         ({"rule": lambda observation: 1.0, "options": {"start": 1}}, "`options` are for rules given by name"),
     ],
 )

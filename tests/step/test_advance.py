@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lightning_gluon import Gluon, register_norm
+from lightning_gluon.norms.needs import Partner
 from tests._toys import Balanced, Paired, Weighted, gradients
 
 pytestmark = pytest.mark.usefixtures("tables")
@@ -46,7 +47,7 @@ def test_a_norm_reads_its_partner_as_it_was_before_the_step() -> None:
     """Two factors that move in one step: each reads the old value of the other, whichever comes first."""
     register_norm("toy", Paired)
     a, b = (nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in ((2, 5), (3, 2)))
-    group = {"params": [a, b], "role": "hidden", "norm": "toy", "partners": [b, a]}
+    group = {"params": [a, b], "role": "hidden", "norm": "toy", "partners": [Partner(b), Partner(a)]}
     optimizer = Gluon([group], lr=0.5, momentum=0.0)
     old = {p: p.detach().clone() for p in (a, b)}
     gradients([a, b], 0)

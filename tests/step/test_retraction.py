@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -59,12 +61,50 @@ def test_hyperball_is_its_definition() -> None:
             torch.testing.assert_close(p.detach(), x, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_the_brake_is_its_definition(decay: float) -> None:
+    """The outward part of the step counts half, and the norm changes by the radial part alone."""
+    params = weights()
+    group = {"params": params, "role": "hidden"}
+    options: dict[str, Any] = {"scaling": "none", "orthogonalizer": "svd", "momentum": 0.0, "weight_decay": decay}
+    optimizer = Gluon([group], method="gluon", lr=0.3, retract="brake", **options)
+    expected = [p.detach().clone() for p in params]
+    signs = set()
+    for step in range(6):
+        gradients(params, step)
+        for index, p in enumerate(params):
+            assert p.grad is not None
+            left, _, right = torch.linalg.svd(p.grad, full_matrices=False)
+            before, t = (1 - 0.3 * decay) * expected[index], -0.3 * left @ right
+            size = before.norm()
+            radial = (t * before).sum() / size
+            signs.add(radial.item() > 0)
+            braked = radial / 2 if radial > 0 else radial
+            moved = before + t - (radial - braked) * before / size
+            expected[index] = (size + braked) * moved / moved.norm()
+        optimizer.step()
+        for p, x in zip(params, expected, strict=True):
+            torch.testing.assert_close(p.detach(), x, rtol=0, atol=1e-10)
+    assert signs == {True, False}
+
+
+def test_the_brake_keeps_no_state_and_leaves_zeros_alone() -> None:
+    plain = Gluon([{"params": weights(), "role": "hidden"}]).memory()["state_bytes"]
+    params = weights(zero=True)
+    optimizer = Gluon([{"params": params, "role": "hidden"}], lr=0.1, retract="brake", orthogonalizer="svd")
+    gradients(params, 0)
+    optimizer.step()
+    assert all(p.detach().norm() > 0.1 for p in params)
+    assert optimizer.memory()["state_bytes"] == plain
+
+
+@pytest.mark.parametrize("retract", ["sphere", "brake"])
 @pytest.mark.parametrize("method", ["hyperball", "gluon", "muon"])
-def test_a_step_of_radius_zero_stays(method: str) -> None:
+def test_a_step_of_radius_zero_stays(method: str, retract: str) -> None:
     params = weights()
     before = [p.detach().clone() for p in params]
     group = {"params": params, "role": "hidden"}
-    optimizer = Gluon([group], method=method, radius={"hidden": 0.0}, retract="sphere", weight_decay=0.0)
+    optimizer = Gluon([group], method=method, radius={"hidden": 0.0}, retract=retract, weight_decay=0.0)
     for step in range(3):
         gradients(params, step)
         optimizer.step()
@@ -91,7 +131,7 @@ def test_the_size_is_counted_and_only_matrices_are_retracted() -> None:
     assert {group["role"] for group in muon if group["retract"]} == {"hidden"}
     with pytest.raises(ValueError, match=r"`retract` of group .* to be None, but got 'sphere': norm 'identity'"):
         Gluon(net, method="adamw", retract="sphere")
-    with pytest.raises(ValueError, match=r"`retract` of group .* to be one of None, sphere, but got 'cube'"):
+    with pytest.raises(ValueError, match=r"`retract` of group .* to be one of None, sphere, brake, but got 'cube'"):
         Gluon(net, retract="cube")
     ball = Gluon([{"params": weights(), "role": "hidden"}], method="hyperball")
     muon_bytes = Gluon([{"params": weights(), "role": "hidden"}], method="muon").memory()["state_bytes"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["Fused", "MapLayout", "RawMap"]
+__all__ = ["Fused", "HeadRows", "MapLayout", "RawMap"]
 
 
 class MapLayout(Enum):
@@ -71,3 +71,18 @@ class Fused:
     holder: str = ""
     when: str = ""
     count: str = ""
+
+
+@dataclass(frozen=True)
+class HeadRows:
+    """The rows of one head in a family of maps; `rows` and `when` are formulas as in `Fused`.
+
+    Args:
+        part: Pattern of the map's name: that of a part of a fused weight, else that of the layer.
+        rows: Rows of one head.
+        when: Condition on the holder's own attributes; empty for none.
+    """
+
+    part: str
+    rows: str
+    when: str = ""

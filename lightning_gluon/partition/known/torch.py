@@ -148,6 +148,10 @@ FILTERS = ("static_weight",)  # depthwise filters kept as a bare array
 # ---- classes that own a bare `weight`
 
 ROUTER_CLASSES = ("Router|Gate|Gating|TopK",)
+ROUTER_LAYERS = ("gate|router|gating|wg|w_gate",)
+EXPERT_PARTS = (r"(.+_)?experts?",)
+EXPERT_CLASSES = ("Experts",)
+ROUTED_COUNTS = ("n_routed_experts", "num_local_experts", "num_experts", "moe_num_experts", "n_experts")
 BARE_MAP_CLASSES = ("Linear|Dense|Projection",)
 
 # ---- lookup tables

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_gluon.partition.known.rows import Fused, MapLayout, RawMap
+from lightning_gluon.partition.known.rows import Fused, HeadRows, MapLayout, RawMap
 
 QKV = ("q", "k", "v")
 
@@ -10,7 +10,7 @@ QKV = ("q", "k", "v")
 ALIASES = {
     "heads": ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads"),
     "shared": ("num_key_value_heads", "num_kv_heads", "num_heads_kv", "n_kv_heads", "kv_n_heads"),
-    "size": ("head_dim", "head_size", "dim_head"),
+    "size": ("head_dim", "attention_head_size", "head_size", "dim_head"),
     "state": ("ssm_state_size", "d_state", "state_size"),
     "inner": ("intermediate_size", "d_inner"),
     "mixers": ("n_groups", "ngroups"),
@@ -145,4 +145,24 @@ FUSED = (
         ("inner", "inner", "(mixers or 1) * state", "(mixers or 1) * state", "state_heads"),
         when="A_log",
     ),
+)
+
+# ---- heads
+
+_QUERIES = "(to_|linear_|[wW])?(q|query|queries)(_proj|_lin|_linear|_layer|_proj_weight)?"
+_KEYS_AND_VALUES = "(to_|linear_|[wW])?(k|v|key|value|keys|values)(_proj|_lin|_linear|_layer|_proj_weight)?"
+
+HEAD_ROWS = (
+    # DeepSeek's latent attention: up-projections have heads, down-projections have none.
+    HeadRows("q(_b)?_proj", "qk_nope_head_dim + qk_rope_head_dim", "kv_lora_rank"),
+    HeadRows("k", "qk_nope_head_dim", "kv_lora_rank"),
+    HeadRows("v", "v_head_dim", "kv_lora_rank"),
+    # Mamba 2: B and C are shared by groups of heads.
+    HeadRows("[zx]", "head_dim", "A_log and dt_bias and not head_k_dim"),
+    HeadRows("[BC]", "state", "A_log and dt_bias"),
+    # Gated delta nets.
+    HeadRows("q|k", "head_k_dim", "head_k_dim"),
+    HeadRows("v|z", "head_v_dim", "head_v_dim"),
+    HeadRows(_QUERIES, "size or rows // heads"),
+    HeadRows(_KEYS_AND_VALUES, "size or rows // (shared or heads)"),
 )

@@ -13,6 +13,11 @@ def hidden(*views: tuple[int, int]) -> tuple[str, Views]:
     return "hidden", list(views)
 
 
+def router(*views: tuple[int, int]) -> tuple[str, Views]:
+    """A map to experts."""
+    return "router", list(views)
+
+
 def first(*views: tuple[int, int]) -> tuple[str, Views]:
     """An input layer."""
     return "input", list(views)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.partition.expected.timm_models import BIAS, FIXED, Views, first, head, hidden
+from tests.partition.expected.timm_models import BIAS, FIXED, Views, first, head, hidden, router
 
 Case = tuple[str, dict[str, Any], dict[str, str | tuple[str, Views]]]
 
@@ -121,7 +121,7 @@ MODELS: dict[str, Case] = {
         "MixtralForCausalLM",
         dict(LLAMA, num_local_experts=3),
         {
-            "model.layers.0.mlp.gate.weight": hidden((3, 16)),
+            "model.layers.0.mlp.gate.weight": router((3, 16)),
             "model.layers.0.mlp.experts.gate_up_proj": hidden(*[(24, 16)] * 6),
             "model.layers.0.mlp.experts.down_proj": hidden(*[(16, 24)] * 3),
         },
@@ -138,14 +138,14 @@ MODELS: dict[str, Case] = {
     "qwen3-moe": (
         "Qwen3MoeForCausalLM",
         dict(LLAMA, num_experts=3, moe_intermediate_size=8, head_dim=4),
-        {"model.layers.0.mlp.gate.weight": hidden((3, 16))},
+        {"model.layers.0.mlp.gate.weight": router((3, 16))},
     ),
     "gpt-oss": (
         "GptOssForCausalLM",
         dict(LLAMA, head_dim=4, num_local_experts=3),
         {
             "model.layers.0.self_attn.sinks": BIAS,
-            "model.layers.0.mlp.router.weight": hidden((3, 16)),
+            "model.layers.0.mlp.router.weight": router((3, 16)),
             "model.layers.0.mlp.experts.gate_up_proj": hidden(*[(24, 16)] * 6),
             "model.layers.0.mlp.experts.gate_up_proj_bias": BIAS,
             "model.layers.0.mlp.experts.down_proj": hidden(*[(16, 24)] * 3),
@@ -158,14 +158,30 @@ MODELS: dict[str, Case] = {
             "model.layers.0.self_attn.q_a_proj.weight": hidden((10, 16)),
             "model.layers.0.self_attn.kv_a_proj_with_mqa.weight": hidden((6, 16), (4, 16)),
             "model.layers.0.self_attn.kv_b_proj.weight": hidden((12, 6), (20, 6)),
-            "model.layers.1.mlp.gate.weight": hidden((4, 16)),
+            "model.layers.1.mlp.gate.weight": router((4, 16)),
             "model.layers.1.mlp.experts.gate_up_proj": hidden(*[(8, 16)] * 8),
+        },
+    ),
+    "jetmoe": (
+        "JetMoeForCausalLM",
+        dict(TEXT, intermediate_size=24, num_key_value_heads=4, kv_channels=4, num_local_experts=3),
+        {
+            "model.layers.0.mlp.router.layer.weight": router((3, 16)),
+            "model.layers.0.self_attention.experts.router.layer.weight": router((3, 16)),
+        },
+    ),
+    "llama4": (
+        "Llama4ForCausalLM",
+        dict(LLAMA, head_dim=4, intermediate_size_mlp=24, num_local_experts=3, num_experts_per_tok=1),
+        {
+            "model.layers.0.feed_forward.router.weight": router((3, 16)),
+            "model.layers.0.feed_forward.shared_expert.gate_proj.weight": hidden((24, 16)),
         },
     ),
     "granite-moe": (
         "GraniteMoeForCausalLM",
         dict(LLAMA, num_local_experts=3),
-        {"model.layers.0.block_sparse_moe.router.weight": hidden((3, 16))},
+        {"model.layers.0.block_sparse_moe.router.weight": router((3, 16))},
     ),
     # state spaces and recurrences
     "mamba2": (
