@@ -1,10 +1,13 @@
-"""LMO work is even between ranks, by the package's own owners."""
+"""LMO work is even between ranks, by the package's own owners; the docs show what the benchmark computes."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.ranks import MODELS, Item, Schedule, decoder, transformer
+from benchmarks.journal import Journal
+from benchmarks.ranks import MODELS, RESULTS, Item, Measure, Schedule, decoder, table, transformer
 from lightning_gluon import partition
 from tests.ranks._layouts import qwen, vit
 
@@ -59,3 +62,14 @@ def test_shapes_are_those_of_the_partition(network, model) -> None:
     assert sorted(found) == sorted(item.shapes for item in model.items)
     if network is qwen:
         assert sum(one.numel() for one in net.parameters()) == model.parameters
+
+
+def test_the_docs_show_the_results() -> None:
+    page = Path("docs/many-gpus.md").read_text()
+    rows = Journal(RESULTS).latest("balance", "model", "ranks", "team")
+    found = [(row.pop("model"), Measure(**row)) for row in rows]
+    for name in ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-72B"):
+        assert table(one for model, one in found if model == name) in page
+    for name, one in found:
+        if name == "ViT-S":
+            assert Schedule(MODELS[name], one.ranks, one.team).measure() == one
