@@ -88,6 +88,8 @@ def rows() -> dict[str, Row]:
     found |= {
         "af-muon": Row("af-muon", momentum=0.95),
         "symmetry-compatible": Row("symmetry-compatible", momentum=0.95),
+        "gluon, heads apart": Row("gluon", {"per_head": True}),
+        "muon, heads apart": Row("muon", {"per_head": True}, momentum=0.95),
         "ema": Row("gluon"),
         "nesterov": Row("gluon-nesterov"),
         "dual": Row("gluon-dual"),

@@ -73,16 +73,38 @@ class Carry:
         Args:
             name: Name of the buffer.
             gradients: The gradients, in fp32 or wider.
-            zero: FirstMomentum at zero, whatever the group says.
+            zero: Start at zero, whatever the group says.
         """
         first = torch.zeros_like if zero or self.group["start"] == "zero" else torch.clone
         found = list(gradients)
         for index, gradient in enumerate(gradients):
             if not self.factored[index]:
                 found[index] = self._dense(index, name, gradient, first)
+        if gathers(gradients[0].device.type):
+            self._gather_(name, found)
         for stack in self.stacks:
             stack.load_(found, gradients, first, self.group)
         return found
+
+    def _gather_(self, name: str, found: list[Tensor]) -> None:
+        """Move buffers that each have memory of their own into one piece of memory, in their order.
+
+        An LMO then reads a stack of equal ones where they lie.
+        """
+        alone = []
+        for index, value in enumerate(found):
+            kept = self.states[index].get(name)
+            if kept is value and _owns(value):
+                alone.append(index)
+        if len(alone) < 2:
+            return
+        own = [found[index] for index in alone]
+        sizes = [value.numel() for value in own]
+        whole = own[0].new_empty(sum(sizes))
+        parts = whole.split(sizes)
+        for index, value, part in zip(alone, own, parts, strict=True):
+            self.states[index][name] = found[index] = part.view(value.shape)
+        torch._foreach_copy_([found[index] for index in alone], own)
 
     def store(self, name: str, values: Sequence[Tensor]) -> None:
         """Keep a buffer for the next step.
@@ -103,7 +125,22 @@ class Carry:
         if name not in state:
             kept = dense_dtype(self.params[index], self.group)
             state[name] = _saturated(first(gradient), kept).to(kept)
-        return state[name].to(gradient.dtype)
+        kept = state[name]
+        return kept if kept.dtype == gradient.dtype else kept.to(gradient.dtype)
+
+
+def as_dtype(tensors: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Return tensors in a dtype; asking each that has it already costs the host as much as a small kernel."""
+    return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]
+
+
+def gathers(device: str) -> bool:
+    """Return whether dense buffers that are stepped together share memory: a GPU takes one kernel for all then."""
+    return device != "cpu"
+
+
+def _owns(buffer: Tensor) -> bool:
+    return buffer.is_contiguous() and buffer.untyped_storage().nbytes() == buffer.nbytes
 
 
 def _saturated(value: Tensor, dtype: torch.dtype) -> Tensor:

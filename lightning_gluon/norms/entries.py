@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.norms.base import MATRIX, Norm, largest, to_wide
+from lightning_gluon.norms.needs import Context
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,7 @@ class Max(Norm):
 
     matrices: ClassVar[bool] = False
     guarded: ClassVar[bool] = True
+    separable: ClassVar[tuple[int, ...]] = MATRIX
 
     def norm(self, x: Tensor) -> Tensor:
         """Return the largest magnitude."""
@@ -64,10 +67,30 @@ class Sign(Max):
 
     matrices: ClassVar[bool] = True
     guarded: ClassVar[bool] = False
+    separable: ClassVar[tuple[int, ...]] = (-2,)  # a piece of a row does not know the width
 
     def lmo(self, g: Tensor) -> Tensor:
         """Return `sign(g) / n`."""
         return torch.sign(self._read(g)).div_(g.shape[-1]).view(g.shape)
 
+    def on(self, like: Tensor, shape: Sequence[int]) -> Norm:
+        """Return, on a GPU, the signs alone: the length of the step takes the division then."""
+        return TableSigns() if like.is_cuda and type(self).lmo is Sign.lmo else self
+
     def _width(self, tensor: Tensor) -> int:
         return tensor.shape[-1]
+
+
+@dataclass(frozen=True)
+class TableSigns(Max):
+    """Directions of `Sign` as `sign(G)`, with the `1 / n` as their scale."""
+
+    matrices: ClassVar[bool] = True
+
+    def scale(self, rows: int, columns: int, kernel: int = 1) -> float:
+        """Return `1 / n`."""
+        return 1 / columns
+
+    def lmo_(self, stack: Tensor, context: Context) -> Tensor:
+        """Return the signs."""
+        return torch.sign(stack)

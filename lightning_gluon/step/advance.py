@@ -15,14 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gluon.estimators.carry import Carry
+from lightning_gluon.estimators.carry import Carry, as_dtype
 from lightning_gluon.estimators.ef21 import begins_anew
 from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms.needs import Context, Needs, Partner, Statistic
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
+from lightning_gluon.ranks.whole import WholeNorms
 from lightning_gluon.step.decay import DECAYS, Decay
+from lightning_gluon.step.factors import LentCarry
 from lightning_gluon.step.plan import Chunk, Stack, stack_views
 from lightning_gluon.step.retraction import RETRACTIONS, Retraction
 
@@ -142,39 +144,55 @@ def prepare(
     Returns:
         What is left to do.
     """
-    group, params = chunk.group, chunk.params
+    group, params = chunk.group, chunk.pieces
+    state = chunk.state_of(params, state)
     norm, estimator = norm_of(group).at(group["steps"]), ESTIMATORS[group["estimator"]]
     if estimator.step_ is not None:
         estimator.step_(state, group, params, new)
         return None
     work = torch.promote_types(new[0].dtype, torch.float32)
-    new = [gradient.to(work) for gradient in new]
-    old = new if old is None else [gradient.to(work) for gradient in old]
+    new = as_dtype(new, work)
+    old = new if old is None else as_dtype(old, work)
     for stack in chunk.stacks:
-        stack.norm = norm.on(new[0], (stack.count, *stack.shape))
-    states = [state[parameter] for parameter in params]
-    carry = Carry(states, params, chunk.factored, group)
+        stack.choose(norm, new[0])
+    states = [state[piece] for piece in params]
+    carry = _carry_of(chunk, states, params)
     options = estimator.at(group)
+    if chunk.sharded:
+        options = {**options, "norms": WholeNorms(chunk.layouts)}
     if estimator.messages:
-        options = {**options, "exchange": exchange, "first": [begins_anew(own) for own in states]}
+        anew = [begins_anew(own) for own in states]
+        options = {**options, "exchange": exchange, "first": anew}
     return Job(
         chunk=chunk,
         params=params,
         new=new,
         old=old,
         buffers={name: carry.load(name, new, zero=name in estimator.messages) for name in estimator.names(group)},
-        kept=_read_statistics(state, chunk, params),
+        kept=read_statistics(state, chunk, params),
         partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
         lengths=[group["lr"] * radius for radius in chunk.radii],
-        keep=1 - _decay_of(chunk).share(group),
+        keep=1 - decay_of(chunk).share(group),
         signal=signal,
         options=options,
         carry=carry,
     )
 
 
-def _read_statistics(state: MutableState, chunk: Chunk, params: list[Tensor]) -> list[SlotTensors]:
-    """Return the statistics of every stack, and begin those that are not there yet."""
+def _carry_of(chunk: Chunk, states: list[Any], params: list[Tensor]) -> Carry:
+    if chunk.owners:
+        return LentCarry(states, params, chunk.factored, chunk.group, chunk.layouts)
+    return Carry(states, params, chunk.factored, chunk.group)
+
+
+def read_statistics(state: MutableState, chunk: Chunk, params: list[Tensor]) -> list[SlotTensors]:
+    """Return the statistics of every stack, and begin those that are not there yet.
+
+    Args:
+        state: The optimizer's state, by parameter.
+        chunk: The chunk, with a norm in every stack.
+        params: The weights.
+    """
     found = []
     for stack in chunk.stacks:
         declared = [statistic for part in _parts(chunk, stack) for statistic in part.statistics]
@@ -197,15 +215,17 @@ def _of_slots(state: MutableState, stack: Stack, params: list[Tensor], statistic
 
 
 def _parts(chunk: Chunk, stack: Stack) -> list[Needs]:
-    parts = [stack.norm, _retraction_of(chunk)]
+    parts = [stack.norm, retraction_of(chunk)]
     return [part for part in parts if part is not None]
 
 
-def _decay_of(chunk: Chunk) -> Decay:
+def decay_of(chunk: Chunk) -> Decay:
+    """Return the way in which weights of a chunk decay."""
     return DECAYS[chunk.group["decay"]]
 
 
-def _retraction_of(chunk: Chunk) -> Retraction | None:
+def retraction_of(chunk: Chunk) -> Retraction | None:
+    """Return where matrices of a chunk are brought back to, if anywhere."""
     name = chunk.group.get("retract")
     return None if name is None else RETRACTIONS[name]
 
@@ -247,30 +267,52 @@ def advance_(
         signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
         workspace: Buffers to reuse.
     """
+    direction = direction_of(chunk, new, old, buffers, options, signal)
+    move_weights_(chunk, params, direction, kept, partners, lengths, keep, workspace)
+
+
+def direction_of(
+    chunk: Chunk,
+    new: list[Tensor],
+    old: list[Tensor],
+    buffers: dict[str, list[Tensor]],
+    options: StepOptions,
+    signal: Signal | None,
+) -> list[Tensor]:
+    """Advance the buffers, and return the directions; the arguments are those of `advance_`."""
     direction = ESTIMATORS[chunk.group["estimator"]].update(buffers, new, old, options)
-    if signal is not None:
-        direction = _heard(direction, signal)
-    decay = _decay_of(chunk)
+    return direction if signal is None else _heard(direction, signal)
+
+
+def move_weights_(
+    chunk: Chunk,
+    params: list[Tensor],
+    direction: list[Tensor],
+    kept: list[SlotTensors],
+    partners: list[Partner],
+    lengths: Sequence[float] | Tensor,
+    keep: float | Tensor,
+    workspace: Workspace,
+) -> None:
+    """Move the weights along the LMO of directions; the arguments are those of `advance_`."""
+    decay = decay_of(chunk)
     decays = isinstance(keep, Tensor) or keep != 1
     if decays and not decay.reads_units:
         decay.shrink_(params, keep, [])
     if not chunk.stacks:  # the direction itself is the step
         if decays and decay.reads_units:
             decay.shrink_(params, keep, direction)
-        _subtract_(params, direction, list(lengths))
+        subtract_(params, direction, list(lengths))
         return
     for stack, statistics in zip(chunk.stacks, kept, strict=True):
-        units = _lmo(stack, params, direction, statistics, partners, workspace)
-        targets = []
-        pieces = []
-        for slot in stack.slots:
-            parameter = params[slot.member]
-            targets.append(slot.of(parameter))
-            pieces.append(slot.update(units, parameter.shape))
+        units = lmo_of(stack, params, direction, statistics, partners, workspace)
+        targets = [slot.of(params[slot.member]) for slot in stack.slots]
+        places = stack.places(units, params, workspace)
+        pieces = [slot.read(place) for slot, place in zip(stack.slots, places, strict=True)]
         if decays and decay.reads_units:
             decay.shrink_(targets, keep, pieces)
         before = _weights_before(chunk, stack, params, workspace)
-        _subtract_(targets, pieces, _scaled(stack, lengths))
+        subtract_(targets, pieces, _scaled(stack, lengths))
         _retract_(chunk, stack, params, statistics, before, workspace)
 
 
@@ -286,15 +328,10 @@ def _heard(direction: list[Tensor], signal: Signal) -> list[Tensor]:
 
 def _scaled(stack: Stack, lengths: Sequence[float] | Tensor) -> list[Any]:
     """Return the length of every slot's step, by the factor that makes its unit a point of the unit sphere."""
-    assert stack.norm is not None
-    scaled = []
-    for slot in stack.slots:
-        _, rows, columns = slot.view.matrix
-        scaled.append(lengths[slot.member] * stack.norm.scale(rows, columns, slot.view.kernel))
-    return scaled
+    return [lengths[slot.member] * scale for slot, scale in zip(stack.slots, stack.scales, strict=True)]
 
 
-def _subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) -> None:
+def subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) -> None:
     """Subtract `length piece` from every target; equal numbers in one call."""
     if isinstance(lengths[0], Tensor):
         for target, piece, length in zip(targets, pieces, lengths, strict=True):
@@ -307,7 +344,7 @@ def _subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) 
         torch._foreach_add_(own_targets, own_pieces, alpha=-length)
 
 
-def _lmo(
+def lmo_of(
     stack: Stack,
     params: list[Tensor],
     direction: list[Tensor],
@@ -318,7 +355,7 @@ def _lmo(
     """Return the directions of a stack, up to the norm's scale."""
     norm = stack.norm
     assert norm is not None
-    context = Context(workspace)
+    context = Context(workspace, dtype=params[0].dtype)
     if norm.reads_weights:
         context.weights = _gather(stack, params, params[0].dtype, workspace, "weights")
     if norm.reads_scales:
@@ -326,7 +363,8 @@ def _lmo(
     if norm.reads_partner:
         context.partners = [partners[slot.member] for slot in stack.slots]
     context.statistics = _stack_statistics(norm, statistics)
-    batch = _gather(stack, direction, norm.staging_dtype(direction[0]), workspace, "gather", copy=norm.overwrites)
+    own = norm.overwrites and not norm.reads_only
+    batch = _gather(stack, direction, norm.staging_dtype(direction[0]), workspace, "gather", copy=own)
     units = norm.lmo_(batch, context)
     _part_(stack, context.statistics, statistics)
     return units
@@ -334,25 +372,28 @@ def _lmo(
 
 def _factors_of(stack: Stack, like: Tensor) -> Tensor:
     """Return the norm's scale of every matrix `(count, 1, 1)`: matrices that are turned may have different ones."""
-    assert stack.norm is not None
     scales = like.new_empty((stack.count, 1, 1))
-    for slot in stack.slots:
-        _, rows, columns = slot.view.matrix
-        scales[slot.start : slot.stop] = stack.norm.scale(rows, columns, slot.view.kernel)
+    for slot, scale in zip(stack.slots, stack.scales, strict=True):
+        scales[slot.start : slot.stop] = scale
     return scales
 
 
 def _gather(
     stack: Stack, tensors: list[Tensor], dtype: torch.dtype, workspace: Workspace, buffer: str, *, copy: bool = False
 ) -> Tensor:
-    """Return the matrices of a stack from parameter-shaped tensors; a single whole tensor is not copied."""
-    shape, slot = (stack.count, *stack.shape), stack.slots[0]
-    only = tensors[slot.member]
-    alone = len(stack.slots) == 1 and slot.whole and not slot.transposed
-    if alone and not copy and only.dtype == dtype:
-        return only.reshape(shape)
-    batch = workspace.take(buffer, shape, only, dtype=dtype)
-    stack_views(stack, tensors, batch)
+    """Return the matrices of a stack from parameter-shaped tensors; those that lie in memory like it are not copied."""
+    like = tensors[stack.slots[0].member]
+    rows, columns = stack.shape
+    if not copy:
+        joined = stack.joined(tensors) if like.dtype == dtype else None
+        if joined is not None:
+            return joined
+        if stack.transposed:
+            batch = workspace.take(buffer, (stack.count, columns, rows), like, dtype=dtype).mT
+            stack_views(stack, tensors, batch, workspace)
+            return batch
+    batch = workspace.take(buffer, (stack.count, rows, columns), like, dtype=dtype)
+    stack_views(stack, tensors, batch, workspace)
     return batch
 
 
@@ -370,7 +411,7 @@ def _part_(stack: Stack, joined: Mapping[str, Tensor], statistics: SlotTensors) 
 
 def _weights_before(chunk: Chunk, stack: Stack, params: list[Tensor], workspace: Workspace) -> Tensor | None:
     """Return a copy of a stack's weights before they move, for a retraction that reads them."""
-    retraction = _retraction_of(chunk)
+    retraction = retraction_of(chunk)
     if retraction is None or not retraction.reads_weights:
         return None
     wide = torch.promote_types(params[0].dtype, torch.float32)
@@ -386,7 +427,7 @@ def _retract_(
     workspace: Workspace,
 ) -> None:
     """Bring the matrices of a stack back to where the group's retraction wants them."""
-    retraction = _retraction_of(chunk)
+    retraction = retraction_of(chunk)
     if retraction is None:
         return
     wide = torch.promote_types(params[0].dtype, torch.float32)

@@ -60,37 +60,44 @@ class LanguageMetrics(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loss, self.perplexity, self.token_accuracy = MeanMetric(), Perplexity(), MeanMetric()
+        self.loss = MeanMetric()
+        self.perplexity = Perplexity()
+        self.token_accuracy = MeanMetric()
 
     def update(self, score: Score) -> None:
         """Add the sums of a batch."""
-        mean = score.nats / score.tokens
-        self.loss.update(mean, weight=score.tokens)
-        self.perplexity.update(mean, weight=score.tokens)
-        self.token_accuracy.update(score.hits / score.tokens, weight=score.tokens)
+        count = score.tokens
+        mean = score.nats / count
+        hits = score.hits / count
+        self.loss.update(mean, weight=count)
+        self.perplexity.update(mean, weight=count)
+        self.token_accuracy.update(hits, weight=count)
 
     def named(self) -> Iterator[tuple[str, Metric]]:
         """Yield the metrics with their names."""
-        yield from (("loss", self.loss), ("perplexity", self.perplexity), ("token_accuracy", self.token_accuracy))
+        yield "loss", self.loss
+        yield "perplexity", self.perplexity
+        yield "token_accuracy", self.token_accuracy
 
 
 def count_samples(batch: Any) -> int:
-    """Return the number of images or sequences in a batch, for Lightning's `ThroughputMonitor`."""
-    first, _ = _first_tensor(batch)
-    return len(first)
+    """Return the number of images, sequences or prompts in a batch, for Lightning's `ThroughputMonitor`."""
+    return len(_first_part(batch))
 
 
 def count_items(batch: Any) -> int:
-    """Return the number of images or predicted tokens in a batch, for Lightning's `ThroughputMonitor`."""
-    first, tokens = _first_tensor(batch)
-    return len(first) * (first.shape[1] - 1 if tokens else 1)
+    """Return the number of images, prompts or predicted tokens in a batch, for Lightning's `ThroughputMonitor`."""
+    samples = _first_part(batch)
+    if isinstance(samples, Tensor) and samples.ndim == 2:
+        return samples.shape[0] * (samples.shape[1] - 1)
+    return len(samples)
 
 
-def _first_tensor(batch: Any) -> tuple[Tensor, bool]:
-    """Return the tensor of a batch, and whether it is one of tokens."""
+def _first_part(batch: Any) -> Tensor | list[str]:
+    """Return the images, tokens or prompts of a batch."""
     if isinstance(batch, (tuple, list)):
         images, *_ = batch
-        return images, False
+        return images
     if isinstance(batch, Mapping):
-        return batch["input_ids"], True
-    return batch, True
+        return batch.get("input_ids", batch.get("prompts"))
+    return batch
