@@ -67,7 +67,9 @@ def test_options_of_a_strategy(two_ranks: Ranks, strategy: str) -> None:
     exact = [Run(strategy, "gluon-mvr1", {**EXACT, "fold": True}, trainer=UNCLIPPED, double=True)]
     if strategy not in ("ddp", "tp"):
         kept = {"reshard_after_forward": False}
-        exact += [Run(strategy, method, EXACT, trainer=WINDOW, given=kept, double=True) for method in ("gluon", "gluon-mvr1")]
+        exact += [
+            Run(strategy, method, EXACT, trainer=WINDOW, given=kept, double=True) for method in ("gluon", "gluon-mvr1")
+        ]
     check(two_ranks, exact)
 
 
