@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning.pytorch as pl
@@ -152,12 +152,12 @@ def strategy_of(run: Run, size: int) -> Any:
     return strategy
 
 
-def trainer_of(run: Run, size: int, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
+def trainer_of(run: Run, size: int, folder: str, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
     found = [CALLBACKS[name]() for name in run.callbacks] + list(callbacks)
     if run.save is not None:
         found.append(SaveAt(*run.save))
     options = {**QUIET, "devices": size, "max_epochs": 100, "max_steps": run.steps, "num_sanity_val_steps": 0}
-    options |= run.trainer
+    options |= {"default_root_dir": folder, **run.trainer}
     return pl.Trainer(**options, strategy=strategy_of(run, size), callbacks=found, use_distributed_sampler=False)
 
 
@@ -180,8 +180,10 @@ def fit(run: Run, callbacks: Sequence[pl.Callback] = ()) -> dict[str, np.ndarray
     size = 1 if alone else torch.distributed.get_world_size()
     rank = 0 if alone else torch.distributed.get_rank()
     torch.manual_seed(1)
-    module, trainer = Module(run), trainer_of(run, size, callbacks)
-    trainer.fit(module, loader(run, size, rank), ckpt_path=run.load, weights_only=False if run.load else None)
+    module = Module(run)
+    with TemporaryDirectory() as folder:  # for what monitors write
+        trainer = trainer_of(run, size, folder, callbacks)
+        trainer.fit(module, loader(run, size, rank), ckpt_path=run.load, weights_only=False if run.load else None)
     assert trainer.global_step == run.steps
     return {name: whole(one).double().numpy() for name, one in module.net.named_parameters()}
 
@@ -199,8 +201,3 @@ def far(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
         difference = np.abs(found[name] - one).max()
         worst = max(worst, float(difference / max(np.abs(one).max(), 1e-30)))
     return worst
-
-
-def at(path: Path, name: str) -> str:
-    """Return a path as text, which the ranks are sent."""
-    return str(path / name)
