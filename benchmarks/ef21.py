@@ -38,9 +38,9 @@ COMPRESSORS: dict[str, dict[str, Any]] = {
     "random-k 5 %": {"compressor_share": 0.05},
     "rank-r 4": {"compressor_rank": 4},
 }
-RATES = (0.01, 0.02, 0.05)
+RATES = (0.01, 0.02, 0.05, 0.1)
 NAMES = ("compressor", "rate", "seed")
-NEAR = 1.1  # times the final loss of `identity` is a loss as good
+GOALS = (0.5, 0.2)  # losses
 
 
 def main() -> None:
@@ -104,21 +104,38 @@ def table(runs: Iterable[dict[str, Any]]) -> str:
     for run in runs:
         curves[run["compressor"]][run["rate"]].append(run["curve"])
     best = {name: min(by_rate, key=lambda rate: final(by_rate[rate])) for name, by_rate in curves.items()}
-    lines = [
-        "| compressor | rate | final loss, mean (spread) | bytes sent by a worker | bytes to a loss as good | share |",
-        "|---|---|---|---|---|---|",
-    ]
     whole = curves["identity"][best["identity"]]
-    goal = NEAR * final(whole)
-    unit = bytes_to(whole, goal)
+    goals = " | ".join(f"bytes to {goal} | share" for goal in GOALS)
+    lines = [
+        f"| compressor | rate | final loss (spread) | bytes sent | `identity` at as many | {goals} |",
+        "|---" * (5 + 2 * len(GOALS)) + "|",
+    ]
     for name, rate in best.items():
         own = curves[name][rate]
         losses = [curve[-1][1] for curve in own]
-        sent = bytes_to(own, goal)
-        spread = max(losses) - min(losses)
-        needed = f"{sent:,.0f} | {sent / unit:.3f}" if sent is not None and unit else "not reached | "
-        lines.append(f"| {name} | {rate:g} | {final(own):.4f} ({spread:.4f}) | {own[0][-1][0]:,} | {needed} |")
+        sent = own[0][-1][0]
+        cells = [name, f"{rate:g}", f"{final(own):.3f} ({max(losses) - min(losses):.3f})", f"{sent:,}"]
+        cells.append(f"{loss_at(whole, sent):.3f}")
+        for goal in GOALS:
+            cells += _against(bytes_to(own, goal), bytes_to(whole, goal))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _against(own: float | None, whole: float | None) -> list[str]:
+    """Return bytes, and their share of those of `identity`."""
+    if own is None:
+        return ["not reached", ""]
+    return [f"{own:,.0f}", f"{own / whole:.2f}" if whole else ""]
+
+
+def loss_at(curves: list[list[list[float]]], sent: float) -> float:
+    """Return the mean loss at the last point that was reached with as many bytes."""
+    losses = []
+    for curve in curves:
+        reached = [loss for bytes_, loss in curve if bytes_ <= sent]
+        losses.append(reached[-1])
+    return statistics.mean(losses)
 
 
 def final(curves: list[list[list[float]]]) -> float:

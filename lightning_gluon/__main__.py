@@ -18,6 +18,8 @@ HELP = """usage: lightning-gluon COMMAND [options]
   fit | validate | test | predict    run a Trainer on any LightningModule; -c FILE.yaml (several merge), --help for all
   partition                          print the role, norm and matrices of every parameter of a model
   methods                            print the table of methods
+  export CKPT DIR [--merge]          write a model that transformers or timm loads, with tokenizer and model card
+  generate CKPT|DIR PROMPT ...       print the answers of a language model
   recipes                            list, show or copy the recipes that come with the package
 
   --version                          print the version
@@ -39,6 +41,8 @@ COMMANDS = {
     "partition": "partition:print_partition",
     "methods": "methods:print_methods",
     "recipes": "recipes:print_recipes",
+    "export": "export:export",
+    "generate": "export:generate",
 }
 
 

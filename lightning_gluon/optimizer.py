@@ -192,6 +192,11 @@ class Gluon(Optimizer):
         return self._reference.needed
 
     @property
+    def away(self) -> bool:
+        """True while the weights are at the reference point."""
+        return self._visit.away
+
+    @property
     def keeps_previous(self) -> bool:
         """True if the state holds a copy of every weight's previous value."""
         return self._reference.exact

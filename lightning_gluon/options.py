@@ -79,11 +79,10 @@ class Options(TypedDict, total=False):
         gate_form: What `gate` bounds: the Frobenius `norm`, or the smallest `gap` of two singular values.
         row_scaling: Length of the rows of norms of rows: RMS 1 (`rms`), that of `sign`, or 1 (`none`).
         row_clip: Largest entry of a row of `clipped_row`, relative to its RMS; 1 is the norm `sign`.
-        retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with.
-        damping: Share of the first factor's size that is added to the other one's before its inverse is taken, in the
-            steps of low-rank adapters.
         retract: Where matrices are brought back to after a step: `sphere` keeps the Frobenius norms they start with,
             `brake` halves the part of the step that makes them longer.
+        damping: Share of the first factor's size that is added to the other one's before its inverse is taken, in the
+            steps of low-rank adapters.
         compressor: Compressor of the messages of `ef21-muon` and its relatives: `identity`, `bf16`, `natural`, `top-k`,
             `random-k` or `rank-r`.
         compressor_share: Share of the entries that `top-k` and `random-k` send.

@@ -10,9 +10,10 @@ _HOMES = {
     "SmoothnessMonitor": "smoothness_monitor",
     "RadiusScheduler": "radius_scheduler",
     "GluonOptimizer": "gluon_optimizer",
+    "QKClip": "qk_clip",
 }
 
-__all__ = ["GluonOptimizer", "RadiusScheduler", "SmoothnessMonitor", "VarianceReduction"]  # noqa: F822 - see __getattr__
+__all__ = ["GluonOptimizer", "QKClip", "RadiusScheduler", "SmoothnessMonitor", "VarianceReduction"]  # noqa: F822 - see __getattr__
 
 
 def __getattr__(name: str) -> Any:

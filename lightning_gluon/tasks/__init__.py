@@ -9,23 +9,31 @@ import importlib
 from typing import Any
 
 _PLACE_OF = {
+    "ChatData": "data.chat",
     "CausalLM": "language",
+    "ExportBest": "callbacks",
     "ImageClassifier": "image",
     "ImageData": "data.images",
     "Perplexity": "metrics",
     "ResumableLoader": "data.loader",
+    "SampleAnswers": "callbacks",
     "TextData": "data.text",
+    "WriteAnswers": "callbacks",
     "count_items": "metrics",
     "count_samples": "metrics",
 }
 
 __all__ = [  # noqa: F822 - see __getattr__
     "CausalLM",
+    "ChatData",
+    "ExportBest",
     "ImageClassifier",
     "ImageData",
     "Perplexity",
     "ResumableLoader",
+    "SampleAnswers",
     "TextData",
+    "WriteAnswers",
     "count_items",
     "count_samples",
 ]

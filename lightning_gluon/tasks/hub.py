@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +15,67 @@ from torch import nn
 from lightning_gluon.configurations import configuration
 from lightning_gluon.extras import require
 
-__all__ = ["add_lora", "build_causal_lm"]
+__all__ = ["ModelSource", "add_lora", "build_causal_lm", "check_packing", "freeze_others"]
+
+# Layers that look at positions, and so at documents. A recurrent state goes on from one document to the next.
+STATELESS = ("full_attention", "sliding_attention", "chunked_attention")
 
 
-def build_causal_lm(name: str, config: dict[str, Any], *, pretrained: bool) -> Any:
-    """Build a causal language model.
-
-    Mamba runs on mambapy's parallel scan where mambapy is installed and mamba-ssm's kernels are not.
+@dataclass(frozen=True)
+class ModelSource:
+    """A causal language model: where it comes from, and as what it is built.
 
     Args:
         name: A model type of transformers, a hub id or a local folder.
         config: Entries of the configuration.
         pretrained: Whether to load weights.
+        dtype: Name of the weights' dtype.
+        attn_implementation: Attention of transformers; None is its default.
+    """
+
+    name: str
+    config: dict[str, Any]
+    pretrained: bool = False
+    dtype: str = "float32"
+    attn_implementation: str | None = None
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Arguments of transformers beside the configuration."""
+        options: dict[str, Any] = {"dtype": self.dtype}
+        if self.attn_implementation is not None:
+            options["attn_implementation"] = self.attn_implementation
+        return options
+
+
+def build_causal_lm(source: ModelSource) -> Any:
+    """Build a causal language model.
+
+    Mamba runs on mambapy's parallel scan where mambapy is installed and mamba-ssm's kernels are not.
+
+    Args:
+        source: Where the model comes from.
 
     Returns:
-        The model, in float32.
+        The model.
 
     Raises:
         ValueError: If the model type is unknown, an entry does not exist, or a model type is to be loaded with weights.
         ConnectionError: If a hub id is not in the local cache and the hub cannot be reached.
     """
-    transformers = require("transformers")
+    auto, name = require("transformers").AutoModelForCausalLM, source.name
     if "/" not in name and not Path(name).is_dir():
-        _check_type(name, pretrained=pretrained)
+        _check_type(name, pretrained=source.pretrained)
     try:
-        loaded = configuration(name, config)
+        loaded = configuration(name, source.config)
     except ConnectionError as error:
         raise ConnectionError(_without_network(name, error.__cause__ or error)) from error
-    if "use_mambapy" not in config:
+    if "use_mambapy" not in source.config:
         _choose_scan(loaded)
-    if not pretrained:
-        return transformers.AutoModelForCausalLM.from_config(loaded, dtype="float32", trust_remote_code=False)
+    if not source.pretrained:
+        return auto.from_config(loaded, trust_remote_code=False, **source.options)
     try:
-        net = transformers.AutoModelForCausalLM.from_pretrained(
-            name, config=loaded, dtype="float32", trust_remote_code=False
-        )
+        net = auto.from_pretrained(name, config=loaded, trust_remote_code=False, **source.options)
     except (OSError, ValueError) as error:
         raise ConnectionError(_without_network(name, error)) from error
     # It comes in evaluation mode, which Lightning leaves as it is: no dropout, no recomputation of activations.
@@ -99,3 +128,49 @@ def add_lora(net: Any, options: dict[str, Any]) -> nn.Module:
     except TypeError as error:
         raise ValueError(f"Expected arguments of `peft.LoraConfig`, but got {options}: {error}") from error
     return peft.get_peft_model(net, config)
+
+
+def freeze_others(net: nn.Module, targets: Sequence[str]) -> None:
+    """Freeze all parameters but those of some modules.
+
+    Args:
+        net: A model.
+        targets: Names of modules, or ends of their dotted names, such as `out_proj`.
+
+    Raises:
+        ValueError: If there is no module of a name.
+
+    Example:
+        >>> net = nn.ModuleDict({"up": nn.Linear(2, 2), "down": nn.Linear(2, 2)})
+        >>> freeze_others(net, ["down"])
+        >>> [name for name, parameter in net.named_parameters() if parameter.requires_grad]
+        ['down.weight', 'down.bias']
+    """
+    net.requires_grad_(False)
+    for target in targets:
+        found = [module for name, module in net.named_modules() if name == target or name.endswith(f".{target}")]
+        if not found:
+            names = {name.rpartition(".")[2] for name, _ in net.named_modules()}
+            ends = sorted(name for name in names if name and not name.isdigit())
+            raise ValueError(f"Expected names of modules as `targets`, but got {target!r}. There are {ends}.")
+        for module in found:
+            module.requires_grad_(True)
+
+
+def check_packing(net: Any) -> None:
+    """Check that a model can keep documents apart that share a row.
+
+    Args:
+        net: A model of transformers.
+
+    Raises:
+        ValueError: If it knows no positions, or carries a state from token to token.
+    """
+    whole = net.get_base_model() if hasattr(net, "get_base_model") else net
+    kinds = set(getattr(whole.config, "layer_types", None) or ())
+    if "position_ids" in inspect.signature(whole.forward).parameters and kinds.issubset(STATELESS):
+        return
+    raise ValueError(
+        f"Expected a model whose attention stays inside a document with packing, but {type(whole).__name__} carries a "
+        "state over its end. Set data.init_args.packing to false."
+    )

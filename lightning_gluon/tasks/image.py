@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_gluon.extras import require
+from lightning_gluon.tasks.checkpoints import task_notes
+from lightning_gluon.tasks.export import card, export_image_model
 from lightning_gluon.tasks.optimizer import OptimizerByCallback
 from lightning_gluon.tasks.sharding import shard
 from lightning_gluon.valid import number, whole
@@ -29,7 +32,7 @@ class ImageClassifier(OptimizerByCallback):
         pretrained: Whether to load the model's weights from the hub.
         model_kwargs: Further arguments of `timm.create_model`, such as `img_size` or `embed_dim`.
         label_smoothing: Probability that is spread over the wrong classes.
-        grad_checkpointing: Whether to recompute activations in the backward pass.
+        gradient_checkpointing: Whether to recompute activations in the backward pass.
         compile: Whether to compile the network.
         sharding: Arguments of `lightning_gluon.tasks.sharding.shard`, for a strategy that cuts weights over ranks.
 
@@ -51,7 +54,7 @@ class ImageClassifier(OptimizerByCallback):
         pretrained: bool = False,
         model_kwargs: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
-        grad_checkpointing: bool = False,
+        gradient_checkpointing: bool = False,
         compile: bool = False,
         sharding: dict[str, Any] | None = None,
     ) -> None:
@@ -60,7 +63,7 @@ class ImageClassifier(OptimizerByCallback):
         number(0, 1)("label_smoothing", label_smoothing)
         self.save_hyperparameters()
         self.net = _create(name, num_classes, pretrained, model_kwargs or {})
-        if grad_checkpointing:
+        if gradient_checkpointing:
             self.net.set_grad_checkpointing()
         if compile:
             self.net.compile()
@@ -95,6 +98,35 @@ class ImageClassifier(OptimizerByCallback):
                 f"Expected `num_classes` >= the data's {classes} classes, but got num_classes={self.num_classes}. "
                 f"Set model.init_args.num_classes to {classes}."
             )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let a checkpoint stand alone: it says how its images were prepared, and its weights need no other file.
+
+        Args:
+            checkpoint: Lightning's.
+        """
+        checkpoint["task"] = self._notes()
+        if "hyper_parameters" in checkpoint:
+            checkpoint["hyper_parameters"] = {**checkpoint["hyper_parameters"], "pretrained": False}
+
+    def _notes(self) -> dict[str, Any]:
+        data: Any = getattr(self.trainer, "datamodule", None)
+        images = {name: getattr(data, name, None) for name in ("mean", "std")}
+        return {**task_notes(self), "images": {name: value for name, value in images.items() if value is not None}}
+
+    def export(self, folder: Path, *, merge: bool = False, **run: Any) -> None:
+        """Write a folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads, with a model card.
+
+        Args:
+            folder: An empty folder.
+            merge: Of no effect: there are no adapters.
+            **run: `notes` and `groups` of the run; the module's Trainer has the rest.
+        """
+        notes = run.get("notes") or self._notes()
+        arguments = self.hparams["model_kwargs"] or {}
+        export_image_model(self.net, folder, model_args=arguments, **notes["images"])
+        text = card(self.hparams["name"], notes, run.get("groups", ()), library="timm")
+        (folder / "README.md").write_text(text, encoding="utf-8")
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits `(batch, num_classes)`."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
-from torchmetrics import Metric
+from torch import Tensor, nn
+from torchmetrics import MeanMetric, Metric
 
-__all__ = ["Perplexity", "count_items", "count_samples"]
+from lightning_gluon.tasks.loss import Score
+
+__all__ = ["LanguageMetrics", "Perplexity", "count_items", "count_samples"]
 
 
 class Perplexity(Metric):
@@ -34,7 +37,7 @@ class Perplexity(Metric):
             zero = torch.zeros((), dtype=torch.float32)
             self.add_state(name, zero, dist_reduce_fx="sum")
 
-    def update(self, loss: Tensor, weight: int) -> None:
+    def update(self, loss: Tensor, weight: int | Tensor) -> None:
         """Add the mean loss of `weight` tokens."""
         nats = weight * loss.detach().float()
         self.total = self.total.float() + nats
@@ -45,18 +48,49 @@ class Perplexity(Metric):
         return torch.exp(self.total / self.tokens)
 
 
+class LanguageMetrics(nn.Module):
+    """Loss, perplexity and token accuracy over all counted tokens of an epoch.
+
+    Example:
+        >>> metrics = LanguageMetrics()
+        >>> metrics.update(Score(torch.tensor(4.0).log() * 2, torch.tensor(2), torch.tensor(1)))
+        >>> {name: round(metric.compute().item(), 4) for name, metric in metrics.named()}
+        {'loss': 1.3863, 'perplexity': 4.0, 'token_accuracy': 0.5}
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss, self.perplexity, self.token_accuracy = MeanMetric(), Perplexity(), MeanMetric()
+
+    def update(self, score: Score) -> None:
+        """Add the sums of a batch."""
+        mean = score.nats / score.tokens
+        self.loss.update(mean, weight=score.tokens)
+        self.perplexity.update(mean, weight=score.tokens)
+        self.token_accuracy.update(score.hits / score.tokens, weight=score.tokens)
+
+    def named(self) -> Iterator[tuple[str, Metric]]:
+        """Yield the metrics with their names."""
+        yield from (("loss", self.loss), ("perplexity", self.perplexity), ("token_accuracy", self.token_accuracy))
+
+
 def count_samples(batch: Any) -> int:
     """Return the number of images or sequences in a batch, for Lightning's `ThroughputMonitor`."""
-    if isinstance(batch, (tuple, list)):
-        images, *_ = batch
-        return len(images)
-    return len(batch)
+    first, _ = _first_tensor(batch)
+    return len(first)
 
 
 def count_items(batch: Any) -> int:
     """Return the number of images or predicted tokens in a batch, for Lightning's `ThroughputMonitor`."""
-    samples = count_samples(batch)
+    first, tokens = _first_tensor(batch)
+    return len(first) * (first.shape[1] - 1 if tokens else 1)
+
+
+def _first_tensor(batch: Any) -> tuple[Tensor, bool]:
+    """Return the tensor of a batch, and whether it is one of tokens."""
     if isinstance(batch, (tuple, list)):
-        return samples
-    predictions = batch.shape[1] - 1
-    return samples * predictions
+        images, *_ = batch
+        return images, False
+    if isinstance(batch, Mapping):
+        return batch["input_ids"], True
+    return batch, True

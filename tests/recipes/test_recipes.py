@@ -27,7 +27,15 @@ RECIPES = Path("recipes")
 TASKS = Path("lightning_gluon/tasks")
 OVERLAYS = {  # every overlay of a model, with those it is to be used after
     "vit": [(), ("tiny",), ("cifar10",), ("cifar10", "cifar10_hub"), ("folder",), ("limuon_paper",), ("finetune",)],
-    "qwen2_5": [(), ("tiny",), ("limuon_paper",), ("finetune",), ("finetune", "lora"), ("tiny", "lora")],
+    "qwen2_5": [
+        (),
+        ("tiny",),
+        ("limuon_paper",),
+        ("finetune",),
+        ("finetune", "lora"),
+        ("tiny", "lora"),
+        ("finetune", "chat"),
+    ],
     "mamba": [(), ("tiny",), ("limuon_paper",), ("finetune",)],
 }
 SETTINGS = [(model, overlay) for model, overlays in OVERLAYS.items() for overlay in overlays]
@@ -103,9 +111,9 @@ def test_every_combination_parses(parser: Any) -> None:
             config = parser.parse_args(files(model, *overlay, method=method))
             assert config.optimizer.lr == "auto" or config.optimizer.lr > 0
             assert config.optimizer.schedule == ("theory" if method == "gluon-theory" else "cosine")
-            assert len(config.trainer.callbacks) == 4
+            assert len(config.trainer.callbacks) == (6 if "chat" in overlay else 4)
             count += 1
-    assert count == len(SETTINGS) * len(METHOD_FILES) == 17 * len(METHOD_FILES)
+    assert count == len(SETTINGS) * len(METHOD_FILES) == 18 * len(METHOD_FILES)
     for logger in LOGGERS:
         arguments = ["--config", str(RECIPES / "loggers" / f"{logger}.yaml")]
         assert parser.parse_args([*files("vit"), *arguments]).trainer.logger.init_args.save_dir == "runs"
@@ -166,7 +174,7 @@ def test_gradient_checkpointing_changes_nothing(model: str) -> None:
     options = yaml.safe_load((RECIPES / model / "tiny.yaml").read_text())["model"]["init_args"]
     base = yaml.safe_load((RECIPES / model / "base.yaml").read_text())["model"]["init_args"]
     cls = ImageClassifier if model == "vit" else CausalLM
-    plain, saving = (cls(**{**base, **options, "grad_checkpointing": on}).train() for on in (False, True))
+    plain, saving = (cls(**{**base, **options, "gradient_checkpointing": on}).train() for on in (False, True))
     saving.load_state_dict(plain.state_dict())
     batch: Any = torch.arange(2 * 65).view(2, 65) % 512
     if model == "vit":
@@ -240,7 +248,7 @@ def test_code_of_the_hub_is_never_run(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_every_call_says_that_it_trusts_no_code() -> None:
     loads = re.compile(r"\.(from_pretrained|load_dataset|from_config)\(([^()]|\([^()]*\))*\)")
     found = [call[0] for file in TASKS.rglob("*.py") for call in loads.finditer(file.read_text())]
-    assert len(found) == 4  # a configuration or its weights, a model of a configuration, a tokenizer, a dataset
+    assert len(found) == 5  # a configuration or its weights, a model of a configuration, tokenizers, a dataset
     assert all("trust_remote_code=False" in call for call in found)
 
 

@@ -251,7 +251,7 @@ def test_a_table_without_the_column_is_named(tmp_path: Path, suffix: str) -> Non
     TABLES[suffix](file, ["words"], "story")
     says(ValueError, f"a column 'text'.*{re.escape(str(file))}.*story.*Set `column`", lambda: read_all(file))
     TABLES[suffix](file, [3], "text")
-    says(ValueError, f"Expected text in column 'text', but row 0 of '{file}' has 3", lambda: read_all(file))
+    says(ValueError, f"Expected text in column 'text', but (row 0|line 1) of '{file}' has 3", lambda: read_all(file))
 
 
 def read_all(file: Path) -> Any:

@@ -137,6 +137,7 @@ class TextData(LightningDataModule):
             return
         tokenizer, tokens = self._tokenize()
         self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
+        self.pretrained_tokenizer = tokenizer.pretrained
         for split, array in tokens.items():
             if len(array) <= self.seq_len:
                 raise ValueError(

@@ -6,13 +6,14 @@ A file that is no text is refused by name: a model would learn its bytes without
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning_gluon.extras import require
 
-__all__ = ["SUFFIXES", "find_files", "read_code", "read_documents"]
+__all__ = ["SUFFIXES", "TableRow", "find_files", "read_code", "read_documents", "read_rows"]
 
 _REPLACED = "\N{REPLACEMENT CHARACTER}"
 _UNDECODABLE = 0.01  # share of a text's characters that may be no UTF-8, as a stray byte of another encoding is
@@ -61,10 +62,9 @@ def read_documents(file: Path, column: str) -> Iterator[str]:
     Returns:
         An iterator over the documents.
     """
-    read_rows = _ROWS.get(file.suffix.lower())
-    if read_rows is None:
-        return iter([read_text(file)])
-    return _column_texts(read_rows(file, column), file, column)
+    if file.suffix.lower() in _ROWS:
+        return _column_texts(file, column)
+    return iter([read_text(file)])
 
 
 def read_text(file: Path) -> str:
@@ -109,25 +109,60 @@ def _read_bytes(file: Path) -> bytes:
         ) from error
 
 
-def _column_texts(rows: Iterable[Any], file: Path, column: str) -> Iterator[str]:
-    for row, text in enumerate(rows):
+@dataclass(frozen=True)
+class TableRow:
+    """A row of a file with columns.
+
+    Args:
+        place: Where it is, for errors.
+        values: Its values by column.
+    """
+
+    place: str
+    values: dict[str, Any]
+
+
+def read_rows(file: Path, columns: list[str] | None = None) -> Iterator[TableRow]:
+    """Yield the rows of a JSON-lines or parquet file.
+
+    Args:
+        file: The file.
+        columns: Columns of a parquet file to read; None reads all.
+
+    Yields:
+        Rows.
+
+    Raises:
+        ValueError: If the file is of another kind, or cannot be read.
+    """
+    read = _ROWS.get(file.suffix.lower())
+    if read is None:
+        raise ValueError(f"Expected JSON lines or parquet ({', '.join(_ROWS)}), but got '{file}'.")
+    yield from read(file, columns)
+
+
+def _column_texts(file: Path, column: str) -> Iterator[str]:
+    for row in read_rows(file, [column]):
+        if column not in row.values:
+            raise ValueError(f"Expected a column '{column}', but {row.place} has {sorted(row.values)}. Set `column`.")
+        text = row.values[column]
         if text is None:
             continue
         if not isinstance(text, str):
-            raise ValueError(f"Expected text in column '{column}', but row {row} of '{file}' has {text!r:.40}.")
+            raise ValueError(f"Expected text in column '{column}', but {row.place} has {text!r:.40}.")
         whole = text.encode(errors="replace")  # JSON can spell halves of characters
         yield whole.decode()
 
 
-def _json_rows(file: Path, column: str) -> Iterator[Any]:
+def _json_rows(file: Path, columns: list[str] | None) -> Iterator[TableRow]:
     lines = read_text(file).split("\n")
     for number, line in enumerate(lines, start=1):
         place = f"line {number} of '{file}'"
         if line.strip():
-            yield _json_value(line, place, column)
+            yield TableRow(place, _json_object(line, place))
 
 
-def _json_value(line: str, place: str, column: str) -> Any:
+def _json_object(line: str, place: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -135,12 +170,10 @@ def _json_value(line: str, place: str, column: str) -> Any:
     if not isinstance(row, dict):
         kind = type(row).__name__
         raise ValueError(f"Expected one JSON object per line, but {place} is a {kind}.")
-    if column not in row:
-        raise ValueError(f"Expected a column '{column}', but {place} has {sorted(row)}. Set `column`.")
-    return row[column]
+    return row
 
 
-def _parquet_rows(file: Path, column: str) -> Iterator[Any]:
+def _parquet_rows(file: Path, columns: list[str] | None) -> Iterator[TableRow]:
     parquet = require("pyarrow.parquet")
     arrow_error = require("pyarrow").ArrowException
     try:
@@ -148,11 +181,15 @@ def _parquet_rows(file: Path, column: str) -> Iterator[Any]:
     except (arrow_error, OSError) as error:
         raise ValueError(f"Expected a readable parquet file, but '{file}' is not: {error}") from error
     names = table.schema_arrow.names
-    if column not in names:
-        raise ValueError(f"Expected a column '{column}' in '{file}', but it has {names}. Set `column`.")
+    for column in columns or ():
+        if column not in names:
+            raise ValueError(f"Expected a column '{column}' in '{file}', but it has {names}. Set `column`.")
+    number = 0
     try:
-        for batch in table.iter_batches(columns=[column]):
-            yield from batch.column(0).to_pylist()
+        for batch in table.iter_batches(columns=columns):
+            for values in batch.to_pylist():
+                yield TableRow(f"row {number} of '{file}'", values)
+                number += 1
     except (arrow_error, OSError) as error:
         raise ValueError(f"Expected whole rows in '{file}', but they cannot be read: {error}") from error
 

@@ -13,7 +13,7 @@ import numpy as np
 from lightning_gluon.extras import require
 from lightning_gluon.tasks.data.cache import cached, digest
 
-__all__ = ["ByteTokenizer", "Tokenizer", "load_tokenizer", "train_bpe"]
+__all__ = ["ByteTokenizer", "Tokenizer", "load_pretrained", "load_tokenizer", "train_bpe"]
 
 _END = "<|endoftext|>"
 _BATCH = 256  # documents that are encoded together
@@ -21,10 +21,14 @@ _LONGEST_WORD = 64  # bytes; the time of training grows with the square of a wor
 
 
 class Tokenizer(Protocol):
-    """The part of a tokenizer that the data module needs; `key` tells its tokens from those of any other."""
+    """The part of a tokenizer that the data module needs.
+
+    Its `key` tells its tokens from those of any other; `pretrained` is the same tokenizer in transformers, or None.
+    """
 
     vocab_size: int
     key: str
+    pretrained: Any
 
     def encode(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
         """Yield one array of tokens per document, its end marked."""
@@ -41,7 +45,7 @@ class ByteTokenizer:
         [104, 105, 256]
     """
 
-    vocab_size, key = 257, "bytes"
+    vocab_size, key, pretrained = 257, "bytes", None
 
     def encode(self, documents: Iterable[str]) -> Iterator[np.ndarray]:
         """Yield one array of tokens per document, its end marked."""
@@ -59,9 +63,13 @@ class BPETokenizer:
     Args:
         tokenizer: A `tokenizers.Tokenizer`.
         end: Token that ends a document.
+        pretrained: The same as a tokenizer of transformers; None makes one.
     """
 
-    def __init__(self, tokenizer: Any, end: str) -> None:
+    def __init__(self, tokenizer: Any, end: str, pretrained: Any = None) -> None:
+        if pretrained is None:
+            pretrained = require("transformers").PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end)
+        self.pretrained = pretrained
         self.tokenizer = tokenizer
         self.end = tokenizer.token_to_id(end)
         self.vocab_size = 1 + max(tokenizer.get_vocab().values())  # ids may have holes
@@ -132,7 +140,20 @@ def _train_tokenizer(tokenizers: ModuleType, documents: Iterable[str], vocab_siz
 
 
 def load_tokenizer(name: str) -> BPETokenizer:
-    """Load the tokenizer of a model by its hub id or local folder.
+    """Load the tokenizer of a model by its hub id or local folder, to encode documents.
+
+    Args:
+        name: The id or folder.
+
+    Returns:
+        The tokenizer.
+    """
+    loaded = load_pretrained(name)
+    return BPETokenizer(loaded.backend_tokenizer, loaded.eos_token, loaded)
+
+
+def load_pretrained(name: str) -> Any:
+    """Load the tokenizer of a model by its hub id or local folder, as transformers has it.
 
     Args:
         name: The id or folder.
@@ -157,4 +178,4 @@ def load_tokenizer(name: str) -> BPETokenizer:
             f"Expected a tokenizer with an `eos_token`, which ends a document, but '{name}' has none. Set it in its "
             "tokenizer_config.json, or use another `tokenizer`."
         )
-    return BPETokenizer(loaded.backend_tokenizer, loaded.eos_token)
+    return loaded
