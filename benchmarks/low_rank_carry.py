@@ -97,9 +97,8 @@ def train(task: small_tasks.Task, seed: int, carry: Carry, look: Callable[[int, 
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(images), labels).backward()
         for name, parameter in net.named_parameters():
-            gradient = parameter.grad
-            assert gradient is not None
-            momenta[name] = torch.lerp(gradient, momenta.get(name, gradient), B)
+            assert parameter.grad is not None
+            momenta[name] = torch.lerp(parameter.grad, momenta.get(name, parameter.grad), B)
             parameter.grad = momenta[name]
             if parameter.ndim == 2:
                 momenta[name] = carry(name, momenta[name])
@@ -107,10 +106,9 @@ def train(task: small_tasks.Task, seed: int, carry: Carry, look: Callable[[int, 
         for group in optimizer.param_groups:
             group["lr"] = LR * min(1.0, (STEPS - step) / (0.4 * STEPS))
         optimizer.step()
-    labels = task.train_labels
-    assert labels is not None
+    assert task.train_labels is not None
     with torch.no_grad():
-        return float(nn.functional.cross_entropy(net(task.train), labels))
+        return float(nn.functional.cross_entropy(net(task.train), task.train_labels))
 
 
 def spectra(task: small_tasks.Task) -> dict[str, Tensor]:

@@ -192,8 +192,8 @@ class MomentumModel(Measurement):
         group, parameter = layer.group, layer.parameter
         estimator = ESTIMATORS[group["estimator"]]
         kept = dict(self.optimizer.state.get(parameter, {}))
-        carry = Carry(kept, parameter, factored_of(group, layer.index), group)
-        buffers = {name: [carry.load(name, gradient).clone()] for name in estimator.names(group)}
+        carry = Carry([kept], [parameter], [factored_of(group, layer.index)], group)
+        buffers = {name: [carry.load(name, [gradient])[0].clone()] for name in estimator.names(group)}
         (direction,) = estimator.update(buffers, [gradient], [gradient], estimator.at(group))
         return direction
 
