@@ -166,7 +166,9 @@ def train(
     return {"method": name, "lr": lr, "companion": companion, **fit(task, path, given, seed, evaluations)}
 
 
-def fit(task: str, path: str | None, given: dict[str, Any], seed: int, evaluations: int) -> dict[str, Any]:
+def fit(
+    task: str, path: str | None, given: dict[str, Any], seed: int, evaluations: int, test: bool = True
+) -> dict[str, Any]:
     """Train once; a run that diverges has infinite losses.
 
     Args:
@@ -175,6 +177,7 @@ def fit(task: str, path: str | None, given: dict[str, Any], seed: int, evaluatio
         given: Arguments of `configure_optimizers`.
         seed: Seed of weights, order and augmentation.
         evaluations: Gradient evaluations.
+        test: Whether the test split is read at the end. A run that only tunes has no need of it.
 
     Returns:
         Metrics, the validation curve, and what the run cost.
@@ -204,7 +207,7 @@ def fit(task: str, path: str | None, given: dict[str, Any], seed: int, evaluatio
     try:
         trainer.fit(module, datamodule=batches)
         validated = trainer.validate(module, datamodule=batches, verbose=False)[0]
-        tested = trainer.test(module, datamodule=batches, verbose=False)[0]
+        tested = trainer.test(module, datamodule=batches, verbose=False)[0] if test else {}
         metrics = {**validated, **tested}
     except FloatingPointError as error:
         metrics = {"val/loss": math.inf, "test/loss": math.inf}

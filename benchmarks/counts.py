@@ -258,10 +258,11 @@ def _strides_agree(some: list[Tensor], others: list[Tensor]) -> bool:
 
 @dataclass(frozen=True)
 class OurRow:
-    """A method with its options."""
+    """A method with its options, and whether its attention is read head by head."""
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
+    per_head: bool = False
 
 
 ROWS = {
@@ -269,6 +270,12 @@ ROWS = {
     "gluon, five steps": OurRow("gluon", {"orthogonalizer_steps": 5}),
     "gluon, no check": OurRow("gluon", {"on_nonfinite": "ignore"}),
     "muon": OurRow("muon"),
+    "gluon, heads apart": OurRow("gluon", per_head=True),
+    "muon, heads apart": OurRow("muon", per_head=True),
+    "mimuon": OurRow("mimuon", {"gate": 0.001}),
+    "mimuon, gap": OurRow("mimuon", {"gate": 0.001, "gate_form": "gap"}),
+    "symmetry-compatible": OurRow("symmetry-compatible"),
+    "af-muon": OurRow("af-muon"),
     "lionmuon": OurRow("lionmuon"),  # the third step is a spectral one
     "gluon-mvr1": OurRow("gluon-mvr1"),
     "limuon r=16": OurRow("limuon", {"rank": 16}),
@@ -329,7 +336,8 @@ def count(model: nn.Module, row: OurRow) -> dict[str, Any]:
         params = list(model.parameters())
         for parameter in params:
             parameter.grad = torch.empty_like(parameter)
-        optimizer = lightning_gluon.Gluon(model, lr=1e-3, method=row.method, **row.options)
+        routed = lightning_gluon.partition(model, per_head=row.per_head)
+        optimizer = lightning_gluon.Gluon(routed, lr=1e-3, method=row.method, **row.options)
         if optimizer.reference_point is not None:
             optimizer.two_point = "loop"  # `_step` hands over the second gradient
         for _ in range(STEPS):

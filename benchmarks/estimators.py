@@ -9,6 +9,7 @@ of tuning:
     screen     seed 0, every learning rate, at the row's own momentum
     sweep      the best rows of the screen and the baselines: every momentum, at the best rate and its neighbours
     report     the same rows at their best rate and momentum, on the other seeds
+    levels     the same with a share of the gradients only: which row reaches the loss of `ema` with fewer?
 
 Choices go by the validation loss of seed 0, the table has the test loss of the others. A line is written per run, and a
 second call does only what is missing.
@@ -52,11 +53,17 @@ class Row:
         method: Its row of `METHODS`.
         options: Options beside the method's own.
         momentum: Momentum of the screen; `None` for a row without one.
+        unit: Its learning rates, relative to those of the others.
     """
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
     momentum: float | None = 0.9
+    unit: float = 1.0
+
+    def rates(self, given: Iterable[float]) -> list[float]:
+        """Return its learning rates."""
+        return [float(f"{self.unit * rate:.3g}") for rate in given]
 
 
 def register_tables() -> list[str]:
@@ -81,6 +88,8 @@ def rows() -> dict[str, Row]:
     found |= {
         "af-muon": Row("af-muon", momentum=0.95),
         "symmetry-compatible": Row("symmetry-compatible", momentum=0.95),
+        "gluon, heads apart": Row("gluon", {"per_head": True}),
+        "muon, heads apart": Row("muon", {"per_head": True}, momentum=0.95),
         "ema": Row("gluon"),
         "nesterov": Row("gluon-nesterov"),
         "dual": Row("gluon-dual"),
@@ -95,7 +104,7 @@ def rows() -> dict[str, Row]:
         "muon": Row("muon", momentum=0.95),
         "muon-dual": Row("muon-dual", momentum=0.95),
         "mars": Row("mars", momentum=0.95),
-        "adamw": Row("adamw", momentum=None),
+        "adamw": Row("adamw", momentum=None, unit=0.1),
     }
     for share in (0.1, 0.2, 0.3, 0.6, 1.0):
         found[f"igt {share:g}"] = Row("gluon-igt", {"lookahead": share})
@@ -137,36 +146,39 @@ class Study:
         self.rows = {name: known[name] for name in given.rows or known}
         self.end = time.monotonic() + 60 * given.minutes
 
-    def run(self, name: str, setting: Setting, seed: int) -> float:
+    def run(self, name: str, setting: Setting, seed: int, share: float = 1.0) -> float:
         """Return the validation loss of a run, from the file where it is there."""
-        found = self.find(name, setting, seed)
-        return loss_of(self._train(name, setting, seed) if found is None else found, "val/loss")
+        found = self.find(name, setting, seed, share)
+        return loss_of(self._train(name, setting, seed, share) if found is None else found, "val/loss")
 
-    def find(self, name: str, setting: Setting, seed: int) -> dict[str, Any] | None:
+    def find(self, name: str, setting: Setting, seed: int, share: float = 1.0) -> dict[str, Any] | None:
         """Return a run of the file; `None` if it is not there."""
-        wanted = {"row": name, **setting._asdict(), "seed": seed}
+        wanted = {"row": name, **setting._asdict(), "seed": seed, "share": share}
         for run in self.journal.of("run"):
             if all(run[key] == value for key, value in wanted.items()):
                 return run
         return None
 
-    def _train(self, name: str, setting: Setting, seed: int) -> dict[str, Any]:
+    def _train(self, name: str, setting: Setting, seed: int, share: float) -> dict[str, Any]:
         if time.monotonic() > self.end:
             raise TimeoutError
         row = self.rows[name]
         arguments = {"method": row.method, **row.options, "lr": setting.lr}
         if setting.momentum is not None:
             arguments["momentum"] = setting.momentum
-        done = compare.fit(self.given.task, self.given.path, arguments, seed, self.budget)
-        run = self.journal.append("run", row=name, **setting._asdict(), **done)
-        print(f"{name:22} {setting} seed {seed}  {loss_of(run, 'val/loss'):.4f}  {run['seconds']} s", flush=True)
+        budget = round(share * self.budget)
+        reported = seed != self.given.sweep_seed
+        done = compare.fit(self.given.task, self.given.path, arguments, seed, budget, test=reported)
+        run = self.journal.append("run", row=name, share=share, **setting._asdict(), **done)
+        loss = loss_of(run, "val/loss")
+        print(f"{name:22} {setting} seed {seed} share {share:g}  {loss:.4f}  {run['seconds']} s", flush=True)
         return run
 
     def screen(self) -> dict[str, dict[Setting, float]]:
         """Return the validation losses of every row at every rate, at its own momentum, on the first seed."""
         losses: dict[str, dict[Setting, float]] = {}
         for name, row in self.rows.items():
-            settings = [Setting(lr, row.momentum) for lr in self.given.rates]
+            settings = [Setting(lr, row.momentum) for lr in row.rates(self.given.rates)]
             losses[name] = {setting: self.run(name, setting, self.given.sweep_seed) for setting in settings}
         return losses
 
@@ -178,7 +190,8 @@ class Study:
 
     def sweep(self, name: str, losses: dict[Setting, float]) -> Setting:
         """Return the best rate and momentum of a row; every row has the same number of runs to find them."""
-        row, rates = self.rows[name], self.given.rates
+        row = self.rows[name]
+        rates = row.rates(self.given.rates)
         if row.momentum is None:
             return best(losses)
         place = rates.index(best(losses).lr)
@@ -192,18 +205,25 @@ class Study:
     def work(self) -> None:
         """Run what is missing, stage by stage."""
         screened = self.screen()
-        for name in self.finalists(screened):
-            setting = self.sweep(name, dict(screened[name]))
-            for seed in self.given.seeds:
-                self.run(name, setting, seed)
+        if self.given.screen:
+            return
+        chosen = {name: self.sweep(name, dict(screened[name])) for name in self.finalists(screened)}
+        for share in (1.0, *self.given.levels):
+            for name, setting in chosen.items():
+                for seed in self.given.seeds:
+                    self.run(name, setting, seed, share)
 
     def table(self) -> str:
         """Return the losses as Markdown, best first: of the other seeds where there are some, else of the screen."""
+        levels = [f"test loss, {share:g} of the gradients" for share in self.given.levels]
+        columns = ["estimator", "test loss", "seeds", "val loss, seed 0", "lr", "momentum", "bytes per parameter"]
+        columns += ["steps", *levels]
         lines = [
-            f"{self.budget} gradient evaluations per run; test loss over the seeds, validation loss on the first.",
+            f"{self.budget} gradient evaluations per run; test loss over the seeds, validation loss on the first. "
+            "`*`: the best rate is at the edge of those tried.",
             "",
-            "| estimator | test loss | seeds | val loss, seed 0 | lr | momentum | bytes per parameter | steps |",
-            "|---|---|---|---|---|---|---|---|",
+            f"| {' | '.join(columns)} |",
+            "|---" * len(columns) + "|",
         ]
         for entry in sorted(self._entries(), key=lambda entry: (entry.test is None, entry.order)):
             lines.append(entry.line())
@@ -211,14 +231,20 @@ class Study:
 
     def _entries(self) -> Iterator[Entry]:
         for name in self.rows:
-            runs = [run for run in self.journal.of("run") if run["row"] == name]
+            runs = [run for run in self.journal.of("run") if run["row"] == name and run["share"] == 1]
             swept = {setting_of(run): run for run in runs if run["seed"] == self.given.sweep_seed}
             if not swept:
                 continue
             setting = best({key: loss_of(run, "val/loss") for key, run in swept.items()})
-            others = [self.find(name, setting, seed) for seed in self.given.seeds]
-            tests = [loss_of(run, "test/loss") for run in others if run is not None]
-            yield Entry(name, setting, swept[setting], tests)
+            losses = {share: self._reported(name, setting, share) for share in (1.0, *self.given.levels)}
+            tried = {key.lr for key in swept}
+            edge = len(tried) > 1 and setting.lr in (min(tried), max(tried))
+            yield Entry(name, setting, swept[setting], losses, edge)
+
+    def _reported(self, name: str, setting: Setting, share: float) -> list[float]:
+        """Return the test losses of the reported seeds, at a share of the gradients."""
+        runs = [self.find(name, setting, seed, share) for seed in self.given.seeds]
+        return [loss_of(run, "test/loss") for run in runs if run is not None]
 
 
 @dataclass(frozen=True)
@@ -229,13 +255,20 @@ class Entry:
         name: The row.
         setting: Its best rate and momentum.
         first: The run of the first seed at these.
-        tests: Test losses of the other seeds.
+        losses: Test losses of the other seeds, by share of the gradients.
+        edge: Whether its rate is the lowest or highest that was tried.
     """
 
     name: str
     setting: Setting
     first: dict[str, Any]
-    tests: list[float]
+    losses: dict[float, list[float]]
+    edge: bool
+
+    @property
+    def tests(self) -> list[float]:
+        """Test losses at all gradients."""
+        return self.losses[1.0]
 
     @property
     def test(self) -> float | None:
@@ -249,13 +282,21 @@ class Entry:
 
     def line(self) -> str:
         """Return the line."""
-        spread = f" ± {statistics.stdev(self.tests):.3f}" if len(self.tests) > 1 else ""
-        test = "" if self.test is None else f"{self.test:.3f}{spread}"
         momentum = "" if self.setting.momentum is None else f"{self.setting.momentum:g}"
         first = f"{loss_of(self.first, 'val/loss'):.3f}"
         size, steps = self.first["bytes_per_parameter"], self.first["steps"]
-        cells = (self.name, test, len(self.tests), first, f"{self.setting.lr:g}", momentum, size, steps)
+        rate = f"{self.setting.lr:g}{'*' if self.edge else ''}"
+        levels = [told(losses) for share, losses in self.losses.items() if share != 1]
+        cells = (self.name, told(self.tests), len(self.tests), first, rate, momentum, size, steps, *levels)
         return f"| {' | '.join(map(str, cells))} |"
+
+
+def told(losses: list[float]) -> str:
+    """Return mean and standard deviation of some losses, as text."""
+    if not losses:
+        return ""
+    spread = f" ± {statistics.stdev(losses):.3f}" if len(losses) > 1 else ""
+    return f"{statistics.mean(losses):.3f}{spread}"
 
 
 def setting_of(run: dict[str, Any]) -> Setting:
@@ -293,6 +334,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="reported")
     parser.add_argument("--sweep-seed", type=int, default=0, help="everything is chosen on this one")
     parser.add_argument("--finalists", type=int, default=8, help="rows that go on beside the baselines")
+    parser.add_argument("--screen", action="store_true", help="stop after the screen")
+    parser.add_argument("--levels", type=float, nargs="*", default=[], help="shares of the gradients, such as 0.9 0.8")
     parser.add_argument("--evaluations", type=int, help="gradient evaluations per run")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this long")
     parser.add_argument("--threads", type=int, default=1)

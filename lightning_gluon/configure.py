@@ -17,7 +17,7 @@ from lightning_gluon.partition.build import partition as route
 from lightning_gluon.partition.overrides import Rules
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.radius.schedules import RadiusSchedule, Schedule
-from lightning_gluon.replay.lightning import stepping_batches, trainer_of
+from lightning_gluon.replay.lightning import replicas_of, stepping_batches, trainer_of
 from lightning_gluon.step.checks import check_options, check_whole_module, find_method
 from lightning_gluon.step.decay import read_decay
 from lightning_gluon.step.noise import NOISE_FLOOR
@@ -56,6 +56,7 @@ def configure_optimizers(
     partition: Partition | None = None,
     rules: Rules | None = None,
     per_head: bool = False,
+    share_work: bool | str = "auto",
     **options: Unpack[Options],
 ) -> Any:
     """Return what a module's `configure_optimizers` should: the optimizer of a method, and its schedule.
@@ -81,6 +82,7 @@ def configure_optimizers(
         partition: A partition to use instead of `lightning_gluon.partition(module)`.
         rules: Roles by name glob or module type, for `lightning_gluon.partition`, as in `{"stem.*": "hidden"}`.
         per_head: Whether queries, keys and values are one matrix per head, see `lightning_gluon.partition`.
+        share_work: Whether the ranks of DDP share the LMOs; `auto` times both ways in the first steps.
         **options: Options of the method, see `lightning_gluon.options.Options`.
 
     Returns:
@@ -91,7 +93,7 @@ def configure_optimizers(
         TypeError: If `rules` are no rules, or a parameter is not of a real floating-point type.
         ValueError: If a name is unknown, a value out of range, a parameter is without a role, a partition is of another
             module, or a schedule needs a length nobody knows.
-        NotImplementedError: If parameters are sharded over ranks.
+        NotImplementedError: If parameters are sharded over ranks by FSDP1 or DeepSpeed.
 
     References:
         A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
@@ -124,6 +126,8 @@ def configure_optimizers(
         momentum=momentum,
         decay=kind,
         total_steps=length,
+        process_group=None if trainer is None else replicas_of(trainer),
+        share_work=share_work,
         **options,
     )
     if trainer is not None and getattr(module, "automatic_optimization", True):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from lightning_gluon.estimators.kernels import Kernel
 from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import CHECKS, Group, Options
+from lightning_gluon.ranks.groups import Ranks
 from lightning_gluon.step.checks import (
     check_lengths,
     check_options,
@@ -32,6 +33,7 @@ from lightning_gluon.step.late import Construction, follow_family, late_groups, 
 from lightning_gluon.step.layers import Layer
 from lightning_gluon.step.load import match_saved_state
 from lightning_gluon.step.round import Plan, Plans, Round
+from lightning_gluon.step.sharing import Sharing, check_sharing
 from lightning_gluon.step.sources import read_source
 from lightning_gluon.step.state import ParameterState, State, memory
 from lightning_gluon.step.workers import agreed_signal, agreed_skip, check_exchange, check_messages
@@ -39,6 +41,9 @@ from lightning_gluon.two_point.closures import CLOSURE, LOOP, NOBODY, Closure, e
 from lightning_gluon.two_point.parts import PartReadings
 from lightning_gluon.two_point.reference import ReferencePoint, Visit
 from lightning_gluon.two_point.signals import held
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 __all__ = ["Gluon"]
 
@@ -67,6 +72,9 @@ class Gluon(Optimizer):
         decay: How weights decay, outside of AdamW's groups: `plain`; `cautious`, only where the step makes an entry
             smaller; or `follows_lr`, times `lr / initial_lr` of a schedule. Default: `plain`.
         total_steps: Optimizer steps of the whole training, for methods whose memory is a share of it.
+        process_group: Ranks that hold the same weights and the same gradients (DDP); `configure_optimizers` finds them.
+            Weights that are `DTensor`s know their ranks themselves.
+        share_work: Whether these ranks share the LMOs. `auto` times both ways in the first steps.
         **options: Options of the method, see `lightning_gluon.options.Options`. `compile` lets `torch.compile` make one
             graph of the step: the first one takes up to a minute. Learning rates and radii may change afterwards,
             momenta may not.
@@ -74,7 +82,7 @@ class Gluon(Optimizer):
     Raises:
         ValueError: If an option is unknown or out of range, or a parameter does not fit its group's norm.
         TypeError: If a parameter is not real floating-point.
-        NotImplementedError: If parameters are sharded over ranks.
+        NotImplementedError: If parameters are sharded over ranks by other means than `DTensor`s.
 
     References:
         A. Riabinin et al., "Gluon: Making Muon & Scion Great Again!", arXiv 2505.13416.
@@ -105,9 +113,12 @@ class Gluon(Optimizer):
         momentum: float | None = None,
         decay: str | None = None,
         total_steps: int | None = None,
+        process_group: ProcessGroup | None = None,
+        share_work: bool | str = "auto",
         **options: Unpack[Options],
     ) -> None:
         self.compile: bool | str = CHECKS["compile"]("compile", options.pop("compile", None)) or False
+        self.process_group, self.share_work = process_group, check_sharing(share_work, self.compile)
         check_options(method, options)
         given = dict(options) if decay is None else {**options, "decay": decay}
         partial_groups, self._partition = read_source(params)
@@ -128,11 +139,14 @@ class Gluon(Optimizer):
 
     def _transient(self) -> None:
         """Create the parts that are not saved: plans, buffers to reuse, numbers that were checked."""
-        self._plans = Plans()
+        self._plans = self._new_plans()
         self._round = Round(self.compile)
         self._visit = Visit()
         self.readings: PartReadings | None = None  # of the coming step's parts, from whoever sees them
         self._checked: list[list[object]] = []
+
+    def _new_plans(self) -> Plans:
+        return Plans(Sharing(Ranks.of(self.process_group), self.share_work))
 
     def __setstate__(self, state: ParameterState) -> None:
         """Restore from a pickle or a loaded state."""
@@ -140,6 +154,8 @@ class Gluon(Optimizer):
         self.__dict__.setdefault("reference_gradients", {})
         self.__dict__.setdefault("two_point", CLOSURE)
         self.__dict__.setdefault("compile", False)
+        self.__dict__.setdefault("process_group", None)  # no pickle holds it
+        self.__dict__.setdefault("share_work", "auto")
         self.__dict__.setdefault("exchange", ALONE)
         self._transient()
 
@@ -168,7 +184,7 @@ class Gluon(Optimizer):
             groups = late_groups(param_group, self._settings, self._partition, self.param_groups)
         for group in groups:
             super().add_param_group(group)
-        self._plans = Plans()
+        self._plans = self._new_plans()
 
     def layers(self) -> list[Layer]:
         """Return every parameter with its role, norm, views and radius, for monitors and schedulers."""
@@ -342,7 +358,8 @@ class Gluon(Optimizer):
         if references:
             self._observe(readings)
         signal = agreed_signal(self.exchange, plan.guard.signal(gradients, norms))
-        with held():  # Ctrl-C waits: half a step would leave torn weights
+        # Ctrl-C waits: half a step would leave torn weights.
+        with held(), self._plans.sharing.timed(gradients[0].device):
             self._round.update_(plan, self.state, reference, gradients, references, signal, self.exchange)
             for group in self.param_groups:
                 group["steps"] += 1

@@ -62,6 +62,7 @@ def check_norm(norm: Norm) -> None:
         _check_invariance(norm, point)
         _check_batch(norm, point)
         _check_stack(norm, shape)
+        _check_pieces(norm, shape)
 
 
 def _draw(*shape: int, seed: int = 0) -> Tensor:
@@ -146,6 +147,15 @@ def _check_stack(norm: Norm, shape: tuple[int, int]) -> None:
         whole = norm.lmo(points).view_as(stack)
         scaled = units * norm.scale(rows, columns)
         _demand(_near(scaled, whole, EXACT), "scale * lmo_(stack) = lmo(stack)", norm)
+
+
+def _check_pieces(norm: Norm, shape: tuple[int, int]) -> None:
+    """Check that matrices may be cut along the dimensions that the norm itself declares."""
+    g = _draw(*shape)
+    whole = norm.lmo(g)
+    for dim in vars(type(norm)).get("separable", ()):
+        pieces = [norm.lmo(piece) for piece in g.split(2, dim)]
+        _demand(_near(torch.cat(pieces, dim), whole, EXACT), "the LMO of a piece is the piece of the LMO", norm)
 
 
 def _make_context(norm: Norm, stack: Tensor) -> Context:

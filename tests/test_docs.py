@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import io
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 import lightning_gluon
 
@@ -41,6 +43,20 @@ def test_extending_page_runs() -> None:
     for block in blocks:
         exec(compile(block[1], str(page), "exec", dont_inherit=True), namespace)
     assert "gluon-eq" in lightning_gluon.METHODS
+
+
+def test_snippets_for_other_trainers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = README.parent / "docs" / "elsewhere.md"
+    text = page.read_text(encoding="utf-8")
+    namespace: dict[str, object] = {"__name__": "elsewhere"}
+    blocks = list(BLOCK.finditer(text))
+    assert len(blocks) == 8
+    for block in blocks:
+        exec(compile(block[1], str(page), "exec", dont_inherit=True), namespace)
+    (hydra,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    arguments = yaml.safe_load(hydra)
+    assert pkgutil.resolve_name(arguments.pop("_target_"))(**arguments).active
 
 
 def test_momentum_page_prints_what_it_says() -> None:

@@ -57,6 +57,11 @@ class Long(RowNorm):
 
 
 @dataclass(frozen=True)
+class Cut(Spectral):
+    separable: ClassVar[tuple[int, ...]] = (-2,)
+
+
+@dataclass(frozen=True)
 class Writing(RowNorm):
     def lmo(self, g: Tensor) -> Tensor:
         direction = super().lmo(g)
@@ -77,6 +82,7 @@ class Mixing(RowNorm):
         (Long(), r"\|\|D\(G\)\|\| <= 1"),
         (Writing(), "leaves its input|<= |="),
         (Mixing(), r"lmo_\(stack\) = lmo\(stack\)"),
+        (Cut(orthogonalizer="svd"), "the LMO of a piece is the piece of the LMO"),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -42,6 +42,7 @@ NO_OPTIONS = (
     "warmup",
     "decay",
     "total_steps",
+    "share_work",
 )
 
 
@@ -76,6 +77,7 @@ class GluonOptimizer(Callback):
         rules: Roles by glob over parameter names, for `lightning_gluon.partition`; also dicts with `role` and `norm`,
             `views` or `reason`.
         strict: Whether a parameter that no rule fits is an error.
+        share_work: Whether the ranks of DDP share the LMOs; None times both ways in the first steps.
         per_head: Whether queries, keys and values are one matrix per head, see `lightning_gluon.partition`.
         **options: Options of the method, see `lightning_gluon.options.Options`.
 
@@ -112,6 +114,7 @@ class GluonOptimizer(Callback):
         rules: dict[str, str | dict[str, Any]] | None = None,
         strict: bool = True,
         per_head: bool = False,
+        share_work: bool | str | None = None,
         **options: Unpack[Options],
     ) -> None:
         super().__init__()
@@ -125,6 +128,7 @@ class GluonOptimizer(Callback):
             "warmup": warmup,
             "decay": decay,
             "total_steps": total_steps,
+            "share_work": share_work,
             **options,
         }
         # Configurations of OmegaConf give lists and dicts of their own, which no checkpoint should hold.

@@ -29,7 +29,6 @@ from lightning_gluon.two_point.payoff import PayOff
 # Strategies whose parameters are shards, or which own the backward pass or the step.
 UNSUPPORTED = (
     "FSDPStrategy",
-    "ModelParallelStrategy",
     "DeepSpeedStrategy",
     "XLAStrategy",
     "XLAFSDPStrategy",
@@ -74,8 +73,8 @@ class VarianceReduction(Callback):
         readings: Whether to log the two numbers.
 
     Raises:
-        ValueError: Before the first step, under manual optimization, `training_step(dataloader_iter)`, sharded
-            parameters (FSDP, FSDP2), DeepSpeed or XLA, if the method needs a further gradient; with `fold` under
+        ValueError: Before the first step, under manual optimization, `training_step(dataloader_iter)`, FSDP1,
+            DeepSpeed or XLA, if the method needs a further gradient; with `fold` under
             gradient clipping; with `gamma="auto"` and a single micro-batch on a single rank.
 
     References:
@@ -223,7 +222,7 @@ def refuse(trainer: Trainer, pl_module: LightningModule) -> None:
         if kind.__name__ in UNSUPPORTED:
             raise ValueError(
                 f"A method that needs a further gradient cannot run under `{kind.__name__}` yet, because weights are "
-                "exchanged whole and in place. Use `strategy='ddp'`, or a single device."
+                "exchanged in place. Use `strategy='ddp'`, or `ModelParallelStrategy` with `fully_shard`."
             )
 
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from lightning_gluon.ranks.pieces import meta_like
+
 FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")  # where torch has a fused kernel
 
 
@@ -59,7 +61,7 @@ def adamw_(
 
 def adamw_layout(parameter: Tensor) -> dict[str, Tensor]:
     """Return the state of one parameter: both moments and the number of steps, as tensors on the meta device."""
-    moment = torch.empty_like(parameter, device="meta", requires_grad=False)
+    moment = meta_like(parameter)
     return {"exp_avg": moment, "exp_avg_sq": moment, "step": torch.empty((), dtype=torch.float32, device="meta")}
 
 

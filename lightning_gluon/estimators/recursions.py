@@ -75,7 +75,8 @@ class Estimator:
 
     Args:
         update: `(buffers, c_new, c_old, options) -> direction`; advances the buffers in place, may return one of them,
-            and never writes to `c_new` or `c_old`.
+            and never writes to `c_new` or `c_old`. It acts on entries alone, since many ranks hold pieces; norms of
+            whole tensors come from `options["norms"]`, if that is there.
         buffers: Names of the persistent buffers, each laid out like the parameter.
         reference: Place of a further gradient: `None` (none is needed), `"previous"` (`c_old`, the same sample at the
             last iterate), or one of `lightning_gluon.two_point.transport.TRANSPORTS` (`c_new` itself is taken there).
@@ -218,7 +219,8 @@ def _mars(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -
     torch._foreach_mul_(corrected, weight)
     torch._foreach_add_(corrected, new)
     if options["clip"]:
-        shrink = [norm.div_(options["clip"]).clamp_(min=1.0) for norm in torch._foreach_norm(corrected)]
+        norms = options.get("norms", torch._foreach_norm)(corrected)
+        shrink = [norm.div(options["clip"]).clamp_(min=1.0) for norm in norms]
         torch._foreach_div_(corrected, shrink)
     return _ema(buffers, corrected, old, options)
 

@@ -27,6 +27,7 @@ class Max(Norm):
 
     matrices: ClassVar[bool] = False
     guarded: ClassVar[bool] = True
+    separable: ClassVar[tuple[int, ...]] = MATRIX
 
     def norm(self, x: Tensor) -> Tensor:
         """Return the largest magnitude."""
@@ -64,6 +65,7 @@ class Sign(Max):
 
     matrices: ClassVar[bool] = True
     guarded: ClassVar[bool] = False
+    separable: ClassVar[tuple[int, ...]] = (-2,)  # a piece of a row does not know the width
 
     def lmo(self, g: Tensor) -> Tensor:
         """Return `sign(g) / n`."""

@@ -90,7 +90,8 @@ class GatedSpectral(Spectral):
         if not self.gate:
             return super().lmo_(stack, context)
         assert context.scales is not None
-        shut = GATE_FORMS[self.form](stack) < self.gate
+        size = GATE_FORMS[self.form](stack)
+        shut = size < self.gate
         raw = stack / context.scales
         units = super().lmo_(stack, context)
         return torch.where(shut, raw, units.to(raw.dtype))
@@ -101,5 +102,7 @@ class GatedSpectral(Spectral):
         polar = super().lmo(g)
         if not self.gate:
             return polar
-        shut = GATE_FORMS[self.form](matrices) < self.gate
-        return torch.where(shut, matrices, polar.view_as(matrices)).view(g.shape)
+        size = GATE_FORMS[self.form](matrices)
+        shut = size < self.gate
+        chosen = torch.where(shut, matrices, polar.view_as(matrices))
+        return chosen.view(g.shape)

@@ -56,6 +56,7 @@ class RowNorm(Norm):
         12.0
     """
 
+    separable: ClassVar[tuple[int, ...]] = (-2,)
     options: ClassVar[Mapping[str, str]] = {"row_scaling": "scaling"}
     _dim: ClassVar[int] = -1
 
@@ -112,6 +113,7 @@ class ColumnNorm(RowNorm):
         3.0
     """
 
+    separable: ClassVar[tuple[int, ...]] = (-1,)
     _dim: ClassVar[int] = -2
 
 
@@ -152,16 +154,24 @@ class CentredRow(RowNorm):
         rows = self._read(g)
         if rows.shape[-2] == 1:
             return super().lmo(g)
-        unit = to_wide(rows) / one_if_zero(largest(rows, MATRIX))
-        apart = _centre(unit)
-        lengths = length(apart, (-1,))
-        noise = CENTRING_NOISE * torch.finfo(unit.dtype).eps * length(unit, (-1,)).amax(-2, keepdim=True)
-        units = apart / one_if_zero(lengths) * (lengths > noise)
-        return _centre(units * self._root(rows)).to(g.dtype).view(g.shape)
+        top = largest(rows, MATRIX)
+        units = to_wide(rows) / one_if_zero(top)
+        before = length(units, (-1,))
+        longest = before.amax(-2, keepdim=True)
+        _centre_(units)
+        lengths = length(units, (-1,))
+        rounding = torch.finfo(units.dtype).eps
+        noise = CENTRING_NOISE * rounding * longest
+        factors = self._root(rows) / one_if_zero(lengths)
+        units.mul_(torch.where(lengths > noise, factors, 0.0))
+        _centre_(units)
+        return units.to(g.dtype).view(g.shape)
 
 
-def _centre(rows: Tensor) -> Tensor:
-    return rows - rows.mean(-2, keepdim=True)
+def _centre_(rows: Tensor) -> None:
+    """Take the mean row away, in place."""
+    mean = rows.mean(-2, keepdim=True)
+    rows.sub_(mean)
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,13 @@ def leads_to_experts(place: Place) -> bool:
     """Tell whether a map chooses among experts: a router by name or class, beside experts, with one row for each."""
     holders = [holder for _, holder in place.holders[:2]]  # of a layer in a router the router, and the block around it
     router = names_match("ROUTER_LAYERS", place.layer)
-    if not router and not any(map(_is_router, [place.owner, *holders[:1]])):
+    around = [place.owner, *holders[:1]]
+    if not router and not any(map(_is_router, around)):
         return False
     if not any(map(_holds_experts, holders)):
         return False
-    count = look_up(place.around, *table_entries("ROUTED_COUNTS"))
+    names = table_entries("ROUTED_COUNTS")
+    count = look_up(place.around, *names)
     return not isinstance(count, int) or count in place.shape[-2:]
 
 
@@ -109,6 +111,7 @@ def _is_router(module: nn.Module) -> bool:
 def _holds_experts(module: nn.Module) -> bool:
     """Tell whether a child of a module holds experts, by its name or class."""
     for name, child in module.named_children():
-        if names_match("EXPERT_PARTS", name) or pattern("EXPERT_CLASSES").search(type(child).__name__):
+        kind = type(child).__name__
+        if names_match("EXPERT_PARTS", name) or pattern("EXPERT_CLASSES").search(kind):
             return True
     return False

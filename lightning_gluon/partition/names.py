@@ -43,6 +43,7 @@ class _NamedParameter:
     shape: Shape
     first: bool  # the first array of two dimensions and more
     hidden: Shape | None = None  # shape of the hidden weight of the same recurrent layer
+    routes: bool = False  # the name is that of a router, with experts beside it
 
     @property
     def local(self) -> str:
@@ -100,6 +101,7 @@ def route_by_name(named_shapes: Mapping[str, Sequence[int]] | Iterable[tuple[str
         if name in shapes:
             raise ValueError(f"Expected every parameter to have a name of its own, but {name!r} comes twice.")
         shapes[name] = tuple(shape)
+    mixtures = _mixtures(shapes)
     routes = []
     first = True
     for name, shape in shapes.items():
@@ -109,6 +111,7 @@ def route_by_name(named_shapes: Mapping[str, Sequence[int]] | Iterable[tuple[str
             shape=shape,
             first=first and array,
             hidden=_hidden_shape(name, shapes),
+            routes=_is_beside(name, mixtures),
         )
         first = first and not array
         role, reason, views = _decide(named)
@@ -123,6 +126,23 @@ def route_by_name(named_shapes: Mapping[str, Sequence[int]] | Iterable[tuple[str
         )
         routes.append(route)
     return routes
+
+
+def _mixtures(names: Iterable[str]) -> set[str]:
+    """Return the paths of modules that hold experts."""
+    found = set()
+    for name in names:
+        parts = name.split(".")
+        for index, part in enumerate(parts[:-1]):
+            if names_match("EXPERT_PARTS", part):
+                found.add(".".join(parts[:index]))
+    return found
+
+
+def _is_beside(name: str, mixtures: set[str]) -> bool:
+    """Tell whether a weight has the name of a router and lies in a module that holds experts."""
+    *path, layer, own = ["", *name.split(".")]
+    return own == "weight" and names_match("ROUTER_LAYERS", layer) and ".".join(path[1:]) in mixtures
 
 
 def _hidden_shape(name: str, shapes: Mapping[str, Shape]) -> Shape | None:
@@ -175,6 +195,8 @@ def _position_role(named: _NamedParameter) -> tuple[str, str] | None:
 def _matrix_role(named: _NamedParameter) -> tuple[str, str]:
     """Return role and reason of a parameter that holds matrices."""
     layer = named.layer or named.local
+    if named.routes:
+        return "router", f"router, by its name {layer!r} beside experts"
     if len(named.shape) == 2 and _is_table(named, layer):
         return "embedding", f"lookup table, by its name {layer!r}"
     reason = _input_by_name(named)

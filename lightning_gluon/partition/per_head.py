@@ -10,7 +10,7 @@ from torch import nn
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.partition.finding import Finding
 from lightning_gluon.partition.formula import formula_value
-from lightning_gluon.partition.knowledge import names_match, table_entries
+from lightning_gluon.partition.knowledge import matching, names_match, table_entries
 from lightning_gluon.partition.place import Place, is_adapter
 from lightning_gluon.partition.splits import Scope, find_split
 
@@ -25,14 +25,19 @@ def apart(finding: Finding, place: Place) -> Finding:
     if not finding.views or is_adapter(place.path):
         return finding
     layer, holder = _attention(place)
+    if len(finding.views) == 1 and not matching("QUERY_LAYERS", [*holder._modules, *holder._parameters]):
+        return finding
     names = _maps(place, layer, finding.views)
     views = []
     for name, view in zip(names, finding.views, strict=True):
         size = _rows_of_head(name, layer, holder, place, view)
-        views.append(view if size is None else view.by_rows(size))
+        if size is not None:
+            view = view.by_rows(size)
+        views.append(view)
     if tuple(views) == finding.views:
         return finding
-    return replace(finding, views=tuple(views), reason=f"{finding.reason}, head by head")
+    reason = f"{finding.reason}, head by head"
+    return replace(finding, views=tuple(views), reason=reason)
 
 
 def _attention(place: Place) -> tuple[str, nn.Module]:
@@ -58,12 +63,19 @@ def _maps(place: Place, layer: str, views: tuple[MatrixView, ...]) -> tuple[str,
     return split.parts
 
 
-def _rows_of_head(name: str, layer: str, holder: nn.Module, place: Place, view: MatrixView) -> int | None:
+def _rows_of_head(
+    name: str,
+    layer: str,
+    holder: nn.Module,
+    place: Place,
+    view: MatrixView,
+) -> int | None:
     """Return how many rows of a map belong to one head; `None` if it has no heads."""
     batch, rows, columns = view.matrix
     if batch != 1:
         return None
-    around = place.around[place.around.index(holder) :]
+    first = place.around.index(holder)
+    around = place.around[first:]
     scope = Scope(layer, holder, around, rows, columns)
     together = rows // view.groups
     known = False
@@ -76,4 +88,6 @@ def _rows_of_head(name: str, layer: str, holder: nn.Module, place: Place, view: 
         size = formula_value(row.rows, scope.value)
         if size and together % size == 0:
             return int(size)
-    return together if known and view.groups > 1 else None
+    if known and view.groups > 1:
+        return together
+    return None

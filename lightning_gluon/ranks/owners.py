@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def assign(costs: Sequence[float], ranks: int) -> list[int]:
+def assign(
+    costs: Sequence[float],
+    ranks: int,
+) -> list[int]:
     """Return an owner for every item: the most costly first, to the rank with the least work so far.
 
     Ties go by the order of items and of ranks, so that all ranks find the same owners.
@@ -33,7 +36,12 @@ def assign(costs: Sequence[float], ranks: int) -> list[int]:
     return owners
 
 
-def cut_rounds(owners: Sequence[int], costs: Sequence[float], sizes: Sequence[int], limit: int) -> list[list[int]]:
+def cut_rounds(
+    owners: Sequence[int],
+    costs: Sequence[float],
+    sizes: Sequence[int],
+    limit: int,
+) -> list[list[int]]:
     """Return the items of every round: each rank takes its own in batches of bounded size, the most costly first.
 
     Args:
@@ -59,12 +67,19 @@ def cut_rounds(owners: Sequence[int], costs: Sequence[float], sizes: Sequence[in
     return [sorted(items) for items in rounds]
 
 
-def largest_first(items: Sequence[int], costs: Sequence[float]) -> list[int]:
+def largest_first(
+    items: Sequence[int],
+    costs: Sequence[float],
+) -> list[int]:
     """Return items by falling cost, equal ones in their order."""
     return sorted(items, key=lambda index: -costs[index])
 
 
-def _batches(items: Sequence[int], sizes: Sequence[int], limit: int) -> list[list[int]]:
+def _batches(
+    items: Sequence[int],
+    sizes: Sequence[int],
+    limit: int,
+) -> list[list[int]]:
     batches: list[list[int]] = []
     held = limit
     for index in items:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ PRIVATE = (
     Private("trainer._logger_connector.should_update_logs", "whether Lightning logs at this step"),
     Private("trainer._checkpoint_connector._loaded_checkpoint", "the state of a callback that is attached late"),
     Private("module._fabric", "a LightningModule under Fabric, whose `trainer` is a stand-in"),
+    Private("strategy._ddp_kwargs", "a process group of one's own under DDP"),
     Private("callback._generate_state_key", "the key of a callback's state in checkpoints"),
     Private("precision._wrap_closure", "telling Lightning's closure from others, by name, in `two_point.closures`"),
     Private(
@@ -130,6 +132,15 @@ def late_state(trainer: Trainer, callback: Callback) -> Mapping[str, Any] | None
 
 
 # ---------------------------------------------------------------- precision and strategy
+
+
+def replicas_of(trainer: Trainer) -> Any:
+    """Return the process group of the ranks that hold the same weights and gradients under DDP, else `None`."""
+    kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
+    if trainer.world_size == 1 or "DDPStrategy" not in kinds or not dist.is_initialized():
+        return None
+    given: Any = trainer.strategy
+    return given._ddp_kwargs.get("process_group") or dist.group.WORLD
 
 
 def scaler_of(trainer: Trainer) -> Any:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_gluon.ranks.pieces import is_sharded
+
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
@@ -55,11 +57,14 @@ def averaged(trainer: Trainer, params: Sequence[Tensor], gradients: Mapping[Tens
     Returns:
         The means, the same on all ranks.
     """
-    found = {}
+    found: dict[Tensor, Tensor] = {}
     present = [parameter in gradients for parameter in params]
     somewhere = anywhere(trainer, present)
     for parameter, averages in zip(params, somewhere, strict=True):
         if not averages:
+            continue
+        if parameter in gradients and is_sharded(parameter):  # a piece of the mean already
+            found[parameter] = gradients[parameter].detach().clone()
             continue
         if parameter in gradients:
             own = gradients[parameter].detach().clone()

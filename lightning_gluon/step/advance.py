@@ -22,7 +22,9 @@ from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms.needs import Context, Needs, Partner, Statistic
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
+from lightning_gluon.ranks.whole import WholeNorms
 from lightning_gluon.step.decay import DECAYS, Decay
+from lightning_gluon.step.factors import LentCarry
 from lightning_gluon.step.plan import Chunk, Stack, stack_views
 from lightning_gluon.step.retraction import RETRACTIONS, Retraction
 
@@ -142,7 +144,8 @@ def prepare(
     Returns:
         What is left to do.
     """
-    group, params = chunk.group, chunk.params
+    group, params = chunk.group, chunk.pieces
+    state = chunk.state_of(params, state)
     norm, estimator = norm_of(group).at(group["steps"]), ESTIMATORS[group["estimator"]]
     if estimator.step_ is not None:
         estimator.step_(state, group, params, new)
@@ -152,29 +155,44 @@ def prepare(
     old = new if old is None else [gradient.to(work) for gradient in old]
     for stack in chunk.stacks:
         stack.norm = norm.on(new[0], (stack.count, *stack.shape))
-    states = [state[parameter] for parameter in params]
-    carry = Carry(states, params, chunk.factored, group)
+    states = [state[piece] for piece in params]
+    carry = _carry_of(chunk, states, params)
     options = estimator.at(group)
+    if chunk.sharded:
+        options = {**options, "norms": WholeNorms(chunk.layouts)}
     if estimator.messages:
-        options = {**options, "exchange": exchange, "first": [begins_anew(own) for own in states]}
+        anew = [begins_anew(own) for own in states]
+        options = {**options, "exchange": exchange, "first": anew}
     return Job(
         chunk=chunk,
         params=params,
         new=new,
         old=old,
         buffers={name: carry.load(name, new, zero=name in estimator.messages) for name in estimator.names(group)},
-        kept=_read_statistics(state, chunk, params),
+        kept=read_statistics(state, chunk, params),
         partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
         lengths=[group["lr"] * radius for radius in chunk.radii],
-        keep=1 - _decay_of(chunk).share(group),
+        keep=1 - decay_of(chunk).share(group),
         signal=signal,
         options=options,
         carry=carry,
     )
 
 
-def _read_statistics(state: MutableState, chunk: Chunk, params: list[Tensor]) -> list[SlotTensors]:
-    """Return the statistics of every stack, and begin those that are not there yet."""
+def _carry_of(chunk: Chunk, states: list[Any], params: list[Tensor]) -> Carry:
+    if chunk.owners:
+        return LentCarry(states, params, chunk.factored, chunk.group, chunk.layouts)
+    return Carry(states, params, chunk.factored, chunk.group)
+
+
+def read_statistics(state: MutableState, chunk: Chunk, params: list[Tensor]) -> list[SlotTensors]:
+    """Return the statistics of every stack, and begin those that are not there yet.
+
+    Args:
+        state: The optimizer's state, by parameter.
+        chunk: The chunk, with a norm in every stack.
+        params: The weights.
+    """
     found = []
     for stack in chunk.stacks:
         declared = [statistic for part in _parts(chunk, stack) for statistic in part.statistics]
@@ -197,15 +215,17 @@ def _of_slots(state: MutableState, stack: Stack, params: list[Tensor], statistic
 
 
 def _parts(chunk: Chunk, stack: Stack) -> list[Needs]:
-    parts = [stack.norm, _retraction_of(chunk)]
+    parts = [stack.norm, retraction_of(chunk)]
     return [part for part in parts if part is not None]
 
 
-def _decay_of(chunk: Chunk) -> Decay:
+def decay_of(chunk: Chunk) -> Decay:
+    """Return the way in which weights of a chunk decay."""
     return DECAYS[chunk.group["decay"]]
 
 
-def _retraction_of(chunk: Chunk) -> Retraction | None:
+def retraction_of(chunk: Chunk) -> Retraction | None:
+    """Return where matrices of a chunk are brought back to, if anywhere."""
     name = chunk.group.get("retract")
     return None if name is None else RETRACTIONS[name]
 
@@ -247,20 +267,45 @@ def advance_(
         signal: 0 where an entry takes no step, 1 elsewhere; `None` for a parameter that steps whole.
         workspace: Buffers to reuse.
     """
+    direction = direction_of(chunk, new, old, buffers, options, signal)
+    move_weights_(chunk, params, direction, kept, partners, lengths, keep, workspace)
+
+
+def direction_of(
+    chunk: Chunk,
+    new: list[Tensor],
+    old: list[Tensor],
+    buffers: dict[str, list[Tensor]],
+    options: StepOptions,
+    signal: Signal | None,
+) -> list[Tensor]:
+    """Advance the buffers, and return the directions; the arguments are those of `advance_`."""
     direction = ESTIMATORS[chunk.group["estimator"]].update(buffers, new, old, options)
-    if signal is not None:
-        direction = _heard(direction, signal)
-    decay = _decay_of(chunk)
+    return direction if signal is None else _heard(direction, signal)
+
+
+def move_weights_(
+    chunk: Chunk,
+    params: list[Tensor],
+    direction: list[Tensor],
+    kept: list[SlotTensors],
+    partners: list[Partner],
+    lengths: Sequence[float] | Tensor,
+    keep: float | Tensor,
+    workspace: Workspace,
+) -> None:
+    """Move the weights along the LMO of directions; the arguments are those of `advance_`."""
+    decay = decay_of(chunk)
     decays = isinstance(keep, Tensor) or keep != 1
     if decays and not decay.reads_units:
         decay.shrink_(params, keep, [])
     if not chunk.stacks:  # the direction itself is the step
         if decays and decay.reads_units:
             decay.shrink_(params, keep, direction)
-        _subtract_(params, direction, list(lengths))
+        subtract_(params, direction, list(lengths))
         return
     for stack, statistics in zip(chunk.stacks, kept, strict=True):
-        units = _lmo(stack, params, direction, statistics, partners, workspace)
+        units = lmo_of(stack, params, direction, statistics, partners, workspace)
         targets = []
         pieces = []
         for slot in stack.slots:
@@ -270,7 +315,7 @@ def advance_(
         if decays and decay.reads_units:
             decay.shrink_(targets, keep, pieces)
         before = _weights_before(chunk, stack, params, workspace)
-        _subtract_(targets, pieces, _scaled(stack, lengths))
+        subtract_(targets, pieces, _scaled(stack, lengths))
         _retract_(chunk, stack, params, statistics, before, workspace)
 
 
@@ -294,7 +339,7 @@ def _scaled(stack: Stack, lengths: Sequence[float] | Tensor) -> list[Any]:
     return scaled
 
 
-def _subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) -> None:
+def subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) -> None:
     """Subtract `length piece` from every target; equal numbers in one call."""
     if isinstance(lengths[0], Tensor):
         for target, piece, length in zip(targets, pieces, lengths, strict=True):
@@ -307,7 +352,7 @@ def _subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) 
         torch._foreach_add_(own_targets, own_pieces, alpha=-length)
 
 
-def _lmo(
+def lmo_of(
     stack: Stack,
     params: list[Tensor],
     direction: list[Tensor],
@@ -370,7 +415,7 @@ def _part_(stack: Stack, joined: Mapping[str, Tensor], statistics: SlotTensors) 
 
 def _weights_before(chunk: Chunk, stack: Stack, params: list[Tensor], workspace: Workspace) -> Tensor | None:
     """Return a copy of a stack's weights before they move, for a retraction that reads them."""
-    retraction = _retraction_of(chunk)
+    retraction = retraction_of(chunk)
     if retraction is None or not retraction.reads_weights:
         return None
     wide = torch.promote_types(params[0].dtype, torch.float32)
@@ -386,7 +431,7 @@ def _retract_(
     workspace: Workspace,
 ) -> None:
     """Bring the matrices of a stack back to where the group's retraction wants them."""
-    retraction = _retraction_of(chunk)
+    retraction = retraction_of(chunk)
     if retraction is None:
         return
     wide = torch.promote_types(params[0].dtype, torch.float32)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -231,7 +230,7 @@ def _check_partners(group: Group, where: str) -> None:
 
 
 def check_whole(name: str, parameter: Tensor) -> None:
-    """Raise if a parameter is a piece of one: a DTensor, or the flat parameter of FSDP1.
+    """Raise if a parameter is a piece of one that does not know its place: the flat parameter of FSDP1.
 
     Args:
         name: Its name.
@@ -240,22 +239,19 @@ def check_whole(name: str, parameter: Tensor) -> None:
     Raises:
         NotImplementedError: If it is a piece.
     """
-    loaded = sys.modules.get("torch.distributed.tensor")  # without it there are no DTensors
-    if loaded is not None and isinstance(parameter, loaded.DTensor):
-        raise NotImplementedError(_sharded(f"{name!r} is a DTensor"))
     if getattr(parameter, "_is_flat_param", False) or "_fsdp_wrapped_module" in name:
         raise NotImplementedError(_sharded(f"{name!r} belongs to FSDP's flat parameter"))
 
 
 def _sharded(what: str) -> str:
     return (
-        f"{what}. Sharded training (FSDP, tensor parallelism, DeepSpeed ZeRO-3) is not supported yet, since an LMO "
-        "needs whole matrices. Train with DDP or on one device."
+        f"{what}. An LMO needs whole matrices, and pieces of FSDP1 or DeepSpeed do not say which they belong to. Shard "
+        "with `fully_shard` (FSDP2) or `parallelize_module`, which is what `ModelParallelStrategy` is for, or use DDP."
     )
 
 
 def check_whole_module(module: nn.Module) -> None:
-    """Raise if the matrices of a module are spread over ranks: as DTensors, or as flat pieces by FSDP1 or DeepSpeed.
+    """Raise if the matrices of a module are spread over ranks as flat pieces, by FSDP1 or DeepSpeed.
 
     Args:
         module: The module.

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_gluon.estimators.carry import dense_dtype
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import Group
+from lightning_gluon.step.consensus import Consensus
 from lightning_gluon.step.plan import Chunk
 
 RAISE, IGNORE, SKIP = "raise", "ignore", "skip"  # of `on_nonfinite`
@@ -52,13 +53,17 @@ class GradientCheck:
 
     Args:
         chunks: The plan.
+        consensus: The other ranks, if there are some: all of them decide alike.
     """
 
-    def __init__(self, chunks: list[Chunk]) -> None:
+    def __init__(self, chunks: list[Chunk], consensus: Consensus | None = None) -> None:
+        self.consensus = consensus
         self.watched = [one for chunk in chunks for one in _watched(chunk)]
         self.device = chunks[0].params[0].device
         limits = [min(one.largest, HIGHEST) for one in self.watched]
         self.limits = torch.tensor(limits, device=self.device)
+        params = [parameter for chunk in chunks for parameter in chunk.params]
+        self.where = consensus.where(params) if consensus is not None else self.limits
 
     def norms(self, gradients: list[Tensor], references: list[Tensor]) -> Tensor | None:
         """Return the 2-norm of every gradient, after checking that all are dense, finite and within range.
@@ -71,37 +76,41 @@ class GradientCheck:
             One number per gradient, or `None` if the step is to be skipped.
 
         Raises:
-            RuntimeError: If a gradient is sparse.
+            RuntimeError: If a gradient is sparse, or is there on some ranks only.
             FloatingPointError: If a gradient is not finite, or too large for the dtype that its momentum is stored in,
                 and its group's `on_nonfinite` is `raise`.
         """
         for one, gradient in zip(self.watched, gradients, strict=True):
             if gradient.layout != torch.strided:
                 raise RuntimeError(f"The gradient of {one.name!r} is sparse. Build its embedding with `sparse=False`.")
-        norms = self._norms(gradients)
-        if all(one.policy == IGNORE for one in self.watched):  # else the host waits for the device
-            return norms
+        watches = any(one.policy != IGNORE for one in self.watched)
+        points = [gradients, references] if references and watches else [gradients]
+        norms = torch.stack([self._norms(point) for point in points])
+        if self.consensus is not None:
+            norms, counts = self.consensus.whole_norms(norms, self.where)
+            self.consensus.check_counts(counts)
+        if not watches:  # else the host waits for the device
+            return norms[0]
         within = norms <= self.limits
-        if references:
-            within &= self._norms(references) <= self.limits
         if bool(within.all()):
-            return norms
-        points = [gradients, references] if references else [gradients]
-        unfit = list(self._unfit(points))
+            return norms[0]
+        unfit = self._unfit(points)
         if not unfit:  # a norm may be out of range where the entries are not
-            return norms
+            return norms[0]
         refused = [index for index in unfit if self.watched[index].policy == RAISE]
         if refused:
             raise self._error(points, refused)
         return None
 
-    def _unfit(self, points: list[list[Tensor]]) -> Iterator[int]:
+    def _unfit(self, points: list[list[Tensor]]) -> list[int]:
         """Find the gradients that do not fit, at one of their two points."""
+        flags = []
         for index, one in enumerate(self.watched):
-            if one.policy == IGNORE:
-                continue
-            if not all(one.holds(point[index]) for point in points):
-                yield index
+            fits = one.policy == IGNORE or all(one.holds(point[index]) for point in points)
+            flags.append(not fits)
+        if self.consensus is not None:
+            flags = self.consensus.anywhere(flags, self.where)
+        return [index for index, unfit in enumerate(flags) if unfit]
 
     def _error(self, points: list[list[Tensor]], refused: list[int]) -> FloatingPointError:
         """Return the error that names the first of the refused gradients."""

@@ -14,9 +14,10 @@ from torch import Tensor
 from lightning_gluon.estimators.gamma import MOMENTS
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import CHECKS, SETTINGS, Group
+from lightning_gluon.ranks.pieces import spread_like
 from lightning_gluon.step.checks import check_group
 from lightning_gluon.step.finite import IGNORE
-from lightning_gluon.step.state import ParameterState, State, StateLayout, state_layout
+from lightning_gluon.step.state import ParameterState, State, StateLayout, shared_layout, state_layout
 from lightning_gluon.two_point.reference import ReferencePoint, Visit
 from lightning_gluon.valid import number, pair_of, whole
 
@@ -242,9 +243,12 @@ def _take(group: Group, index: int, saved: ParameterState, layout: StateLayout) 
     for key, entry in layout.entries.items():
         _check_buffer(f"`{key}` of {name!r}", saved.get(key), entry, group)
     kernel = ESTIMATORS[group["estimator"]].layout is not None
+    shared = shared_layout(group, index)
     taken = {}
     for key, value in saved.items():
         moment = kernel and key in layout.momentum
+        if isinstance(value, Tensor) and key not in shared:
+            value = spread_like(parameter, value)
         taken[key] = _copy_to(parameter, value, alike=moment)
     return taken
 

@@ -22,6 +22,8 @@ from torch import Tensor
 
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.norms.views import MatrixView
+from lightning_gluon.ranks.layout import Layout
+from lightning_gluon.step.consensus import Consensus
 from lightning_gluon.step.plan import Chunk
 
 __all__ = ["NOISE_FLOOR", "NoiseGuard"]
@@ -42,6 +44,14 @@ class Member:
     parameter: Tensor
     views: tuple[MatrixView, ...]
     group: Mapping[str, Any]
+    layout: Layout | None = None
+
+    def piece_of(self, line: Tensor, dim: int = 0) -> Tensor:
+        """Return the part of a vector, one entry for each along a dimension, that belongs to this rank's piece."""
+        if self.layout is None:
+            return line
+        region = self.layout.own
+        return line.narrow(0, region.offset[dim], region.size[dim])
 
     @property
     def judged(self) -> bool:
@@ -74,6 +84,21 @@ class Affine:
         if self.weight.parameter.ndim != 2 or self.weight.maps < 2:
             return False
         return self.weight.rows == self.bias.parameter.numel()
+
+    @property
+    def out_dim(self) -> int:
+        """Dimension of a fused weight along which its maps lie."""
+        view = self.weight.views[0]
+        return 0 if view.permute[-1] == len(view.split) - 1 else 1
+
+    @cached_property
+    def labels(self) -> Tensor:
+        """The part that every entry of the bias belongs to, and every row of the weight."""
+        labels = torch.zeros(self.bias.parameter.numel(), dtype=torch.long)
+        if self.fused:
+            for number, part in enumerate(self.parts_of_bias(labels)):
+                part.fill_(number)
+        return labels
 
     @property
     def parts(self) -> int:
@@ -121,9 +146,7 @@ class Affine:
         if self.blocks:
             return list(tensor.split(self.blocks))
         shape = self.weight.parameter.shape
-        view = self.weight.views[0]
-        stored_in_out = view.permute[-1] != len(view.split) - 1
-        column = tensor if stored_in_out else tensor.unsqueeze(1)
+        column = tensor if self.out_dim == 1 else tensor.unsqueeze(1)
         parts = self.parts_of_weight(column.expand(shape))
         return [part[..., 0] for part in parts]
 
@@ -151,6 +174,7 @@ class NoiseGuard:
 
     Args:
         chunks: The plan.
+        consensus: The other ranks, if there are some: all of them judge alike.
 
     Example:
         >>> from lightning_gluon import Gluon
@@ -163,7 +187,8 @@ class NoiseGuard:
         [None, tensor([0., 0.])]
     """
 
-    def __init__(self, chunks: list[Chunk]) -> None:
+    def __init__(self, chunks: list[Chunk], consensus: Consensus | None = None) -> None:
+        self.consensus = consensus
         members = _number_members(chunks)
         self.count = len(members)
         self.device = members[0].parameter.device
@@ -202,7 +227,7 @@ class NoiseGuard:
         entries = heard[self.owner].to(norms.dtype)
         signal: list[Tensor | None] = [None] * self.count
         for layer, own in zip(self.affine, entries.split(self.lengths), strict=True):
-            signal[layer.bias.index] = own.to(layer.bias.parameter.device)
+            signal[layer.bias.index] = layer.bias.piece_of(own).to(layer.bias.parameter.device)
         return signal
 
     def shares(self, gradients: list[Tensor], norms: Tensor) -> Tensor:
@@ -221,6 +246,8 @@ class NoiseGuard:
 
     def _with_parts(self, gradients: list[Tensor], norms: Tensor) -> Tensor:
         """Append the norms of the parts of fused weights and of their biases."""
+        if self.consensus is not None:
+            return self._with_parts_of_all(self.consensus, gradients, norms)
         parts: list[Tensor] = []
         for layer in self.affine:
             if layer.fused:
@@ -231,16 +258,41 @@ class NoiseGuard:
         found = [norm.to(norms) for norm in torch._foreach_norm(parts)]
         return torch.cat([norms, torch.stack(found)])
 
+    def _with_parts_of_all(self, consensus: Consensus, gradients: list[Tensor], norms: Tensor) -> Tensor:
+        """Append the same norms of whole parts, from the pieces that every rank has of them."""
+        squares: list[Tensor] = []
+        params: list[Tensor] = []
+        for layer in self.affine:
+            if layer.fused:
+                for member, dim in ((layer.bias, 0), (layer.weight, layer.out_dim)):
+                    squares.append(
+                        _part_squares(member.piece_of(layer.labels, dim), gradients[member.index], dim, layer.parts)
+                    )
+                    params += [member.parameter] * layer.parts
+        if not squares:
+            return norms
+        sums = consensus.whole_sums(torch.cat(squares), consensus.where(params))
+        return torch.cat([norms, sums.sqrt().to(norms)])
+
+
+def _part_squares(labels: Tensor, piece: Tensor, dim: int, parts: int) -> Tensor:
+    """Return the sum of squares of every part of a piece, given the part of every entry along a dimension."""
+    others = [other for other in range(piece.ndim) if other != dim]
+    rows = torch.linalg.vector_norm(piece, dim=others) if others else piece.abs()
+    sums = torch.zeros(parts, dtype=torch.float64, device=piece.device)
+    return sums.index_add_(0, labels.to(piece.device), rows.double().square())
+
 
 def _number_members(chunks: list[Chunk]) -> list[Member]:
     """Number the parameters of a plan."""
     members: list[Member] = []
     for chunk in chunks:
         group = chunk.group
-        for position, name, parameter in zip(chunk.indices, chunk.names, chunk.params, strict=True):
+        layouts: Sequence[Layout | None] = chunk.layouts or [None] * len(chunk.indices)
+        for position, name, parameter, layout in zip(chunk.indices, chunk.names, chunk.params, layouts, strict=True):
             said = group["views"][position] or ()
             views = tuple(MatrixView(*view) for view in said)
-            members.append(Member(len(members), name, parameter, views, group))
+            members.append(Member(len(members), name, parameter, views, group, layout))
     return members
 
 
@@ -278,10 +330,6 @@ def _owners(layers: list[Affine]) -> Tensor:
     owners = [torch.zeros(0, dtype=torch.long)]
     first = 0
     for layer in layers:
-        own = torch.full(layer.bias.parameter.shape, first)
-        if layer.fused:
-            for number, part in enumerate(layer.parts_of_bias(own)):
-                part.fill_(first + number)
-        owners.append(own)
+        owners.append(layer.labels + first)
         first += layer.parts
     return torch.cat(owners)

@@ -6,8 +6,10 @@ are each other's transposes share a stack: a spectral LMO does not care which si
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,9 @@ from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.options import Group
+from lightning_gluon.ranks.layout import Layout
+from lightning_gluon.ranks.packing import TensorForm
+from lightning_gluon.ranks.pieces import PieceState, is_sharded, local, local_gradient
 
 __all__ = ["Chunk", "Slot", "Stack", "build_plan", "chunk_limit", "factored_of", "stack_views", "views_of"]
 
@@ -80,22 +85,57 @@ class Stack:
 
 @dataclass
 class Chunk:
-    """Parameters of one group that are stepped in one round."""
+    """Parameters of one group that are stepped in one round.
+
+    Args:
+        group: The group.
+        indices: Their positions in it.
+        stacks: Their matrices.
+        factored: For every parameter, the matrices that its momentum is carried as at low rank.
+        layouts: For every parameter, its place on the ranks of a run; empty where there is one rank.
+        owners: For every parameter, the rank that gets its matrices whole; empty where none travel.
+        own: The parameters among them that this rank owns, with their stacks; `None` where none travel.
+        shared: For every parameter that travels, the state that is the same on all ranks.
+    """
 
     group: Group
     indices: list[int]
     stacks: list[Stack]
     factored: list[tuple[MatrixView, ...]] = field(default_factory=list)
+    layouts: list[Layout] = field(default_factory=list)
+    owners: list[int] = field(default_factory=list)
+    own: Chunk | None = None
+    shared: list[dict[str, TensorForm]] = field(default_factory=list)
 
     @property
     def params(self) -> list[Tensor]:
         """The parameters themselves."""
         return [self.group["params"][index] for index in self.indices]
 
+    @cached_property
+    def sharded(self) -> bool:
+        """True if some are spread over ranks: then their pieces are stepped."""
+        return any(map(is_sharded, self.params))
+
+    @property
+    def pieces(self) -> list[Tensor]:
+        """The parts of them that this rank holds."""
+        return list(map(local, self.params)) if self.sharded else self.params
+
+    def state_of(self, pieces: Sequence[Tensor], state: MutableMapping[Tensor, Any]) -> MutableMapping[Tensor, Any]:
+        """Return the optimizer's state of these parameters, by their pieces and as pieces."""
+        if not self.sharded:
+            return state
+        pairs = zip(pieces, self.params, strict=True)
+        return {piece: PieceState(state[parameter], parameter) for piece, parameter in pairs}
+
     @property
     def gradients(self) -> list[Tensor]:
-        """Their gradients, which all of them had when the plan was built."""
-        return [parameter.grad for parameter in self.params if parameter.grad is not None]
+        """Their gradients, as pieces, which all of them had when the plan was built."""
+        pairs = [(parameter, parameter.grad) for parameter in self.params]
+        if self.sharded:
+            return [local_gradient(parameter, gradient) for parameter, gradient in pairs if gradient is not None]
+        return [gradient for _, gradient in pairs if gradient is not None]
 
     @property
     def names(self) -> list[str]:
@@ -132,12 +172,15 @@ def factored_of(group: Group, index: int) -> tuple[MatrixView, ...]:
     return factored_views(rank, shape, views_of(group, index))
 
 
-def build_plan(groups: list[Group], *, chunk_numel: int | None = None) -> list[Chunk]:
+def build_plan(
+    groups: list[Group], *, chunk_numel: int | None = None, away: Container[tuple[int, int]] = ()
+) -> list[Chunk]:
     """Return the chunks of a step over the parameters that have a gradient.
 
     Args:
         groups: Complete parameter groups.
         chunk_numel: Entries of one chunk, by default what suits the device; a larger parameter is its own chunk.
+        away: Parameters to leave out, by the identity of their group and their position there.
 
     Returns:
         Chunks, group by group; in each, parameters with equal matrices stand together.
@@ -147,7 +190,7 @@ def build_plan(groups: list[Group], *, chunk_numel: int | None = None) -> list[C
         members = [
             _Slot.of(group, index)
             for index, parameter in enumerate(group["params"])
-            if parameter.grad is not None and parameter.numel()
+            if parameter.grad is not None and parameter.numel() and (id(group), index) not in away
         ]
         members.sort(key=lambda member: (member.place, member.shapes))
         chunks += _cut(group, members, chunk_numel)
@@ -165,13 +208,14 @@ class _Slot:
 
     index: int
     parameter: Tensor
-    place: tuple[str, str]  # device and dtype
+    place: tuple[str, int, str]  # device and dtype
     shapes: tuple[tuple[int, ...], ...]
 
     @classmethod
     def of(cls, group: Group, index: int) -> _Slot:
         parameter = group["params"][index]
-        place = (str(parameter.device), str(parameter.dtype))
+        device = parameter.device
+        place = (device.type, device.index or 0, str(parameter.dtype))  # in the same order on all ranks
         sides = [sorted(view.matrix[1:]) for view in views_of(group, index)]
         return cls(index, parameter, place, tuple(map(tuple, sides)))
 
@@ -193,16 +237,23 @@ def _cut(group: Group, members: list[_Slot], chunk_numel: int | None) -> list[Ch
     for chunk in chunks:
         chunk.factored = [factored_of(group, index) for index in chunk.indices]
         if NORMS[group["norm"]].stacks:
-            _stack(chunk)
+            chunk.stacks = stacks_of(group, [views_of(group, index) for index in chunk.indices])
     return chunks
 
 
-def _stack(chunk: Chunk) -> None:
-    """Lay the matrices of a chunk out in stacks, merging transposes if the norm allows."""
-    turns = NORMS[chunk.group["norm"]].turns
+def stacks_of(group: Group, members: Sequence[tuple[MatrixView, ...]]) -> list[Stack]:
+    """Lay matrices out in stacks, merging transposes if the norm allows.
+
+    Args:
+        group: A complete group.
+        members: The matrices of each parameter.
+
+    Returns:
+        The stacks.
+    """
+    turns = NORMS[group["norm"]].turns
     stacks: dict[tuple[int, int], Stack] = {}
-    for member, index in enumerate(chunk.indices):
-        views = views_of(chunk.group, index)
+    for member, views in enumerate(members):
         for number, view in enumerate(views):
             batch, rows, columns = view.matrix
             transposed = turns and rows > columns
@@ -220,7 +271,7 @@ def _stack(chunk: Chunk) -> None:
             )
             stack.slots.append(slot)
             stack.count = slot.stop
-    chunk.stacks = list(stacks.values())
+    return list(stacks.values())
 
 
 def stack_views(stack: Stack, tensors: Sequence[Tensor], buffer: Tensor) -> None:

@@ -15,6 +15,7 @@ from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms.needs import Needs
 from lightning_gluon.norms.table import NORMS, norm_of
 from lightning_gluon.options import Group
+from lightning_gluon.ranks.pieces import is_sharded, local
 from lightning_gluon.step.plan import chunk_limit, factored_of, views_of
 from lightning_gluon.step.retraction import RETRACTIONS
 from lightning_gluon.two_point.reference import reference_layout
@@ -71,6 +72,17 @@ def state_layout(group: Group, index: int, reference: str | None) -> StateLayout
     return StateLayout(momentum, reference_layout(reference, parameter) if reference is not None else {})
 
 
+def shared_layout(group: Group, index: int) -> MetaTensors:
+    """Return the part of one parameter's state that is the same on all ranks: low-rank factors and statistics.
+
+    Args:
+        group: A complete group.
+        index: Position of the parameter in it.
+    """
+    factors = carry_layout((), group["params"][index], factored_of(group, index), {**group, "feedback": None})
+    return {**factors, **_statistics_layout(group, index)}
+
+
 def _statistics_layout(group: Group, index: int) -> MetaTensors:
     parts: list[Needs] = [norm_of(group)]
     if group.get("retract") is not None:
@@ -90,10 +102,22 @@ def _statistics_layout(group: Group, index: int) -> MetaTensors:
     return found
 
 
+def _share_here(group: Group, index: int) -> dict[str, float]:
+    """Return the part of a parameter's entries that this rank holds, by key of what is laid out like it."""
+    parameter = group["params"][index]
+    if not is_sharded(parameter):
+        return {}
+    part = local(parameter).numel() / max(1, parameter.numel())
+    entries = state_layout(group, index, None).entries.keys() - shared_layout(group, index).keys()
+    return dict.fromkeys([*entries, "previous", "displacement", "displacement_scale"], part)
+
+
 def memory(
     groups: Sequence[Group], state: Mapping[Tensor, ParameterState], *, reference: str | None, workspace_bytes: int = 0
 ) -> ParameterState:
     """Return the persistent bytes of an optimizer's state: counted after a step, before that computed from shapes.
+
+    On many ranks they are those of this one.
 
     Args:
         groups: Its complete groups; on the meta device the numbers are computed too.
@@ -117,11 +141,13 @@ def memory(
         for index, parameter in enumerate(group["params"]):
             layout = state_layout(group, index, reference)
             kept = state.get(parameter, layout.entries)
+            share = _share_here(group, index)
             for key, value in kept.items():
                 if isinstance(value, Tensor):
                     kind = "reference" if key in layout.reference else "momentum"
-                    by_kind[kind] += value.nbytes
-                    by_role[group["role"]] += value.nbytes
+                    here = round(value.nbytes * share.get(key, 1.0)) if value.is_meta else local(value).nbytes
+                    by_kind[kind] += here
+                    by_role[group["role"]] += here
     params = [parameter for group in groups for parameter in group["params"]]
     numels = [parameter.numel() for parameter in params]
     chunk = min(chunk_limit(params[0].device.type), sum(numels))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,8 +16,6 @@ from lightning_gluon.tasks.export import new_folder
 from lightning_gluon.valid import one_of, whole
 
 __all__ = ["ExportBest", "SampleAnswers", "WriteAnswers"]
-
-COLUMNS_OF_ANSWERS = ["step", "prompt", "answer", "reference"]
 
 
 class SampleAnswers(Callback):
@@ -56,9 +54,9 @@ class SampleAnswers(Callback):
             answers = pl_module.predict_step(batch, 0)
         if not trainer.is_global_zero:
             return
-        rows = zip(batch["prompts"], answers, batch["references"], strict=True)
-        table = [dict(zip(COLUMNS_OF_ANSWERS, (trainer.global_step, *row), strict=True)) for row in rows]
-        append_lines(Path(trainer.log_dir or trainer.default_root_dir) / "answers.jsonl", table)
+        table = [{"step": trainer.global_step, **row} for row in answer_rows(batch, answers)]
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        append_lines(folder / "answers.jsonl", table)
         for logger in trainer.loggers:
             _log_text(logger, table, trainer.global_step)
 
@@ -66,10 +64,24 @@ class SampleAnswers(Callback):
 def _log_text(logger: Any, table: Sequence[dict[str, Any]], step: int) -> None:
     """Log rows to a logger that takes text."""
     if hasattr(logger, "log_text"):  # W&B
-        logger.log_text("answers", columns=COLUMNS_OF_ANSWERS, data=[list(row.values()) for row in table], step=step)
+        columns = list(table[0])
+        values = [list(row.values()) for row in table]
+        logger.log_text("answers", columns=columns, data=values, step=step)
     elif hasattr(logger.experiment, "add_text"):  # TensorBoard
-        text = "\n\n".join(f"{row['prompt']}\n**{row['answer']}**" for row in table)
-        logger.experiment.add_text("answers", text, step)
+        texts = []
+        for row in table:
+            texts += [row["prompt"], row["answer"]]
+        logger.experiment.add_text("answers", "\n\n".join(texts), step)
+
+
+def answer_rows(batch: Mapping[str, Sequence[str]], answers: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the `answers` to a `batch` as rows of a table."""
+    for place, answer in enumerate(answers):
+        yield {
+            "prompt": batch["prompts"][place],
+            "answer": answer,
+            "reference": batch["references"][place],
+        }
 
 
 def append_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -119,8 +131,8 @@ class WriteAnswers(BasePredictionWriter):
         dataloader_idx: int,
     ) -> None:
         """Write the answers of a batch."""
-        rows = zip(batch["prompts"], prediction, batch["references"], strict=True)
-        append_lines(self.path, (dict(zip(COLUMNS_OF_ANSWERS[1:], row, strict=True)) for row in rows))
+        rows = answer_rows(batch, prediction)
+        append_lines(self.path, rows)
 
 
 class ExportBest(Callback):
@@ -143,7 +155,9 @@ class ExportBest(Callback):
     def __init__(
         self, folder: str, monitor: str = "val/loss", mode: Literal["min", "max"] = "min", merge: bool = False
     ) -> None:
-        self.folder, self.monitor, self.merge = folder, monitor, merge
+        self.folder = folder
+        self.monitor = monitor
+        self.merge = merge
         one_of("min", "max")("mode", mode)
         self.sign = {"min": 1, "max": -1}[mode]
         self.best: float | None = None

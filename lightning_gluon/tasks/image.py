@@ -138,7 +138,7 @@ class ImageClassifier(OptimizerByCallback):
         self._measure(images)
         logits = self(images)
         loss = self.loss(logits, labels)
-        self.train_accuracy(logits, labels)
+        self.train_accuracy(logits, _classes_of(labels))
         self.log("train/loss", loss, prog_bar=True)
         self.log("train/accuracy", self.train_accuracy, on_step=False, on_epoch=True)
         return loss
@@ -176,6 +176,13 @@ class ImageClassifier(OptimizerByCallback):
         """Operations of a training batch (forward and backward, 2 per multiply-add), or of a forward pass alone."""
         share = 1.0 if self.training else 1 / 3  # a backward pass costs two forward passes
         return int(share * (self._flops_per_image or 0) * self._images)
+
+
+def _classes_of(labels: Tensor) -> Tensor:
+    """Return the classes of labels, or of shares of classes the largest."""
+    if labels.is_floating_point():
+        return labels.argmax(-1)
+    return labels
 
 
 def _create(name: str, num_classes: int, pretrained: bool, kwargs: dict[str, Any]) -> Any:

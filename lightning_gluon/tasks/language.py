@@ -105,7 +105,13 @@ class CausalLM(OptimizerByCallback):
         if lora is not None and targets is not None:
             raise ValueError("Expected `lora` or `targets`, but got both. Adapters take `target_modules` in `lora`.")
         self.save_hyperparameters()
-        source = ModelSource(name, config or {}, pretrained, dtype, attn_implementation)
+        source = ModelSource(
+            name,
+            config or {},
+            pretrained=pretrained,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+        )
         self.net = build_causal_lm(source)
         self.vocab_size = int(self.net.get_input_embeddings().num_embeddings)
         if targets is not None:
@@ -121,7 +127,8 @@ class CausalLM(OptimizerByCallback):
             called.compile()
         self.loss_chunk = loss_chunk
         self.generation = generation or {}
-        self.val_metrics, self.test_metrics = LanguageMetrics(), LanguageMetrics()
+        self.val_metrics = LanguageMetrics()
+        self.test_metrics = LanguageMetrics()
         self.sharding = sharding or {}
         self._shape = (0, 0)
 

@@ -60,18 +60,24 @@ class LanguageMetrics(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loss, self.perplexity, self.token_accuracy = MeanMetric(), Perplexity(), MeanMetric()
+        self.loss = MeanMetric()
+        self.perplexity = Perplexity()
+        self.token_accuracy = MeanMetric()
 
     def update(self, score: Score) -> None:
         """Add the sums of a batch."""
-        mean = score.nats / score.tokens
-        self.loss.update(mean, weight=score.tokens)
-        self.perplexity.update(mean, weight=score.tokens)
-        self.token_accuracy.update(score.hits / score.tokens, weight=score.tokens)
+        count = score.tokens
+        mean = score.nats / count
+        hits = score.hits / count
+        self.loss.update(mean, weight=count)
+        self.perplexity.update(mean, weight=count)
+        self.token_accuracy.update(hits, weight=count)
 
     def named(self) -> Iterator[tuple[str, Metric]]:
         """Yield the metrics with their names."""
-        yield from (("loss", self.loss), ("perplexity", self.perplexity), ("token_accuracy", self.token_accuracy))
+        yield "loss", self.loss
+        yield "perplexity", self.perplexity
+        yield "token_accuracy", self.token_accuracy
 
 
 def count_samples(batch: Any) -> int:

@@ -9,6 +9,7 @@ from typing import TypeAlias, TypeGuard
 import torch
 from torch import Tensor
 
+from lightning_gluon.ranks.pieces import local, local_gradient
 from lightning_gluon.two_point.exchange import exchanged_gradients
 from lightning_gluon.two_point.reference import ReferencePoint
 from lightning_gluon.two_point.streams import rng_state, set_rng_state
@@ -123,7 +124,7 @@ def _old(parameter: Tensor, gradient: Tensor, reference: ReferencePoint, taken: 
     if parameter not in reference.state:
         return gradient
     old = taken.get(parameter)
-    return gradient.new_zeros(()).expand_as(gradient) if old is None else old
+    return gradient.new_zeros(()).expand_as(gradient) if old is None else local_gradient(parameter, old)
 
 
 def _check_closure(closure: Closure | None, reference: ReferencePoint) -> None:
@@ -143,7 +144,7 @@ def _prepares(reference: ReferencePoint) -> bool:
     if any(float(group["lr"]) != 0 for group in reference.groups):
         return False
     params = [parameter for group in reference.groups for parameter in group["params"]]
-    return not any(bool(parameter.grad.any()) for parameter in params if parameter.grad is not None)
+    return not any(bool(local(parameter.grad).any()) for parameter in params if parameter.grad is not None)
 
 
 def _bare(closure: Closure) -> Closure:

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.options import Group
+from lightning_gluon.ranks.pieces import has_whole_rows, is_sharded, local, meta_like, piece_state
 from lightning_gluon.two_point.exchange import Detour, Move, Shift, Swap, exchanged
-from lightning_gluon.two_point.transport import TRANSPORTS, Transport
+from lightning_gluon.two_point.transport import TRANSPORTS, MutableEntries, Transport
 
 REFERENCES = ("copy", "step", "step8")
 
@@ -29,7 +30,7 @@ REFERENCES = ("copy", "step", "step8")
 TRANSPORT_OF = {transport.key: transport for transport in TRANSPORTS.values()}
 
 
-def record_(kind: str, state: dict[str, Tensor], parameter: Tensor, before: Tensor) -> None:
+def record_(kind: str, state: MutableEntries, parameter: Tensor, before: Tensor) -> None:
     """Store where the parameter came from, and with a rebuilt reference snap it to an exactly reversible point.
 
     Args:
@@ -80,9 +81,9 @@ def reference_layout(kind: str, parameter: Tensor) -> dict[str, Tensor]:
         >>> {key: entry.dtype for key, entry in reference_layout("step", torch.ones(2, 3)).items()}
         {'displacement': torch.bfloat16}
     """
-    shape = parameter.shape
+    shape, kind = parameter.shape, form_of(kind, parameter)
     if kind == "copy":
-        return {"previous": torch.empty_like(parameter, device="meta", requires_grad=False)}
+        return {"previous": meta_like(parameter)}
     if kind == "step":
         return {"displacement": torch.empty(shape, dtype=torch.bfloat16, device="meta")}
     if kind not in REFERENCES:
@@ -94,7 +95,12 @@ def reference_layout(kind: str, parameter: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _store(state: dict[str, Tensor], key: str, value: Tensor) -> None:
+def form_of(kind: str, parameter: Tensor) -> str:
+    """Return how the previous iterate of one parameter is kept: 8 bits need rows that no other rank has a part of."""
+    return "step" if kind == "step8" and not has_whole_rows(parameter) else kind
+
+
+def _store(state: MutableEntries, key: str, value: Tensor) -> None:
     if key in state:
         state[key].copy_(value)
     else:
@@ -104,6 +110,8 @@ def _store(state: dict[str, Tensor], key: str, value: Tensor) -> None:
 def _row_scale(step: Tensor) -> Tensor:
     """Return `max |step| / 127` of every row, 1 if a row has not moved."""
     dims = tuple(range(1, step.ndim)) if step.ndim > 1 else tuple(range(step.ndim))
+    if not step.numel():  # a piece of none of the rows
+        return step.new_ones([1 if dim in dims else size for dim, size in enumerate(step.shape)])
     top = step.abs().amax(dim=dims, keepdim=True) if step.ndim else step.abs()
     return torch.where(top > 0, top / 127, torch.ones_like(top))
 
@@ -223,12 +231,12 @@ class ReferencePoint:
 
     def _move(self, group: Group, point: str | None, parameter: Tensor) -> Move | None:
         """Return the move of one parameter; `None` if nothing is kept of it, or its group stays."""
-        kind, state = self.kind, self.state.get(parameter, {})
+        kind, state = self.kind, piece_state(self.state.get(parameter, {}), parameter)
         if kind is None or not state.keys() & reference_layout(kind, parameter).keys():
             return None
         if self.transport is None:
-            return way_back(kind, state, parameter)
-        return way_ahead(self.transport, group, state, parameter) if point is not None else None
+            return way_back(form_of(kind, parameter), state, local(parameter))
+        return way_ahead(self.transport, group, state, local(parameter)) if point is not None else None
 
     @contextmanager
     def tracking(self, group: Group, params: Sequence[Tensor]) -> Iterator[None]:
@@ -244,10 +252,10 @@ class ReferencePoint:
         if self.point is None:
             yield
             return
-        before = [parameter.clone() for parameter in params]
+        before = [local(parameter).clone() for parameter in params]
         if self.transport is not None and self._own_point(group) is not None:
             for parameter in params:
-                self.transport.begin_(group, self.state[parameter], parameter)
+                self.transport.begin_(group, piece_state(self.state[parameter], parameter), local(parameter))
         yield
         for parameter, previous in zip(params, before, strict=True):
             self._record(group, parameter, previous)
@@ -256,10 +264,11 @@ class ReferencePoint:
         return next(point for other, point in zip(self.groups, self.points, strict=True) if other is group)
 
     def _record(self, group: Group, parameter: Tensor, before: Tensor) -> None:
+        state, piece = piece_state(self.state[parameter], parameter), local(parameter)
         if self.transport is not None:
-            self.transport.record_(group, self.state[parameter], parameter, before)
+            self.transport.record_(group, state, piece, before)
         elif self.kind is not None:
-            record_(self.kind, self.state[parameter], parameter, before)
+            record_(form_of(self.kind, parameter), state, piece, before)
 
     def stay(self, stepped: set[Tensor]) -> None:
         """Record that a parameter which took no step was already here one iterate ago."""
@@ -269,7 +278,7 @@ class ReferencePoint:
             for parameter in group["params"]:
                 state = self.state.get(parameter)
                 if state and parameter not in stepped:
-                    self._record(group, parameter, parameter.clone())
+                    self._record(group, parameter, local(parameter).clone())
 
     @contextmanager
     def folding(self) -> Iterator[None]:
@@ -286,20 +295,29 @@ class ReferencePoint:
             Nothing; run the backward pass of the second gradient inside.
         """
         hooks, waiting = [], {}
+        shares: dict[Tensor, float] = {}
         for group in self.groups:
+            asked = getattr(torch, group["fold"]) if isinstance(group.get("fold"), str) else None
             for parameter in filter(_learns, group["params"]):
-                hooks.append(parameter.register_hook(_times(self._share(group, parameter))))
-            if isinstance(group.get("fold"), str):
-                waiting.update(_set_aside_(group["params"], getattr(torch, group["fold"])))
+                share = self._share(group, parameter)
+                if is_sharded(parameter):  # autograd sees the whole weights alone, so no hook is called
+                    shares[parameter] = share
+                    waiting.update(_set_aside_([parameter], asked or parameter.dtype))
+                    continue
+                hooks.append(parameter.register_hook(_times(share)))
+                if asked is not None:
+                    waiting.update(_set_aside_([parameter], asked))
         try:
             yield
             self.visit.folded = True
         finally:
             for hook in hooks:
                 hook.remove()
+            for parameter, share in shares.items():
+                if parameter.grad is not None:
+                    local(parameter.grad).mul_(share)
             for parameter, first in waiting.items():
-                second, first = parameter.grad, first.to(parameter.dtype)
-                parameter.grad = first if second is None else second.add_(first)
+                _add_to_gradient_(parameter, first)
 
     def _share(self, group: Group, parameter: Tensor) -> float:
         """Return the factor of `c_old`; on a parameter's first step, where c_old is c_new, it is zero."""
@@ -315,6 +333,15 @@ def _learns(parameter: Tensor) -> bool:
 
 def _times(factor: float) -> Callable[[Tensor], Tensor]:
     return lambda gradient: gradient * factor
+
+
+def _add_to_gradient_(parameter: Tensor, first: Tensor) -> None:
+    """Add a gradient that was set aside."""
+    second, first = parameter.grad, first.to(parameter.dtype)
+    if second is None:
+        parameter.grad = first
+    else:
+        local(second).add_(local(first))
 
 
 def _set_aside_(params: Iterable[Tensor], dtype: torch.dtype) -> dict[Tensor, Tensor]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.options import Group
+from lightning_gluon.ranks.pieces import meta_like
 
 __all__ = ["TRANSPORTS", "Transport"]
 
@@ -56,7 +57,7 @@ class LastStep:
 
     def layout(self, parameter: Tensor) -> Tensor:
         """Return a copy."""
-        return torch.empty_like(parameter, device="meta", requires_grad=False)
+        return meta_like(parameter)
 
     def reach(self, group: Group) -> float:
         """Return the share of the way times `b / (1 - b)`."""
@@ -151,7 +152,7 @@ def rate(group: Group) -> float:
 
 
 def _average_like(parameter: Tensor) -> Tensor:
-    return torch.empty_like(parameter, dtype=_average_dtype(parameter), device="meta", requires_grad=False)
+    return meta_like(parameter).to(_average_dtype(parameter))
 
 
 def _average_dtype(parameter: Tensor) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Rows with norms of tables: replays of their definitions, and what they reduce to."""
+"""Methods with norms of tables: replays of their definitions, what they reduce to, what needs no norm of its own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gluon import METHODS, Gluon, configure_optimizers
+from lightning_gluon.norms.balanced import Balanced
 from lightning_gluon.norms.clipped import ClippedRow
+from lightning_gluon.norms.spectral import Spectral
 from tests._toys import gradients
+from tests.norms._draw import normal
 
 RATE = 0.02
 SHAPES = {"hidden": (6, 10), "embedding": (9, 6), "head": (7, 6), "router": (3, 6), "bias": (8,)}
@@ -118,3 +121,35 @@ def test_norms_of_tables_are_chosen_by_rules() -> None:
     assert (groups["head"]["norm"], groups["head"]["row_scaling"]) == ("row", "sign")
     assert "row_clip" not in groups["head"] and groups["hidden"]["norm"] == "spectral"
     assert ClippedRow().scaling == groups["embedding"]["row_scaling"]
+
+
+# ---------------------------------------------------------------- polar factors of one side, and hybrids
+
+
+def inverse_root(gram: Tensor) -> Tensor:
+    values, vectors = torch.linalg.eigh(gram)
+    return vectors / values.sqrt() @ vectors.T
+
+
+def test_polar_factors_of_one_side_are_the_spectral_lmo() -> None:
+    spectral = Spectral("none", "svd")
+    wide, tall = normal(6, 10), normal(10, 6)
+    torch.testing.assert_close(inverse_root(wide @ wide.T) @ wide, spectral.lmo(wide), rtol=0, atol=1e-10)
+    torch.testing.assert_close(tall @ inverse_root(tall.T @ tall), spectral.lmo(tall), rtol=0, atol=1e-10)
+
+
+def test_centring_after_the_polar_factor_of_centred_rows_changes_nothing() -> None:
+    g = normal(4, 10)
+    u = Spectral("none", "svd").lmo(g - g.mean(0))
+    torch.testing.assert_close(u - u.mean(0), u, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(6, 10), (10, 6)])
+def test_hybrids_are_balances(shape: tuple[int, int]) -> None:
+    """Rows of length 1 before the polar factor are an equilibration, after it a balance without a memory."""
+    g = normal(*shape)
+    spectral = Spectral("none", "svd")
+    first = Balanced("none", "svd", equilibrate="rows")
+    torch.testing.assert_close(first.lmo(g), spectral.lmo(rows(g)), rtol=0, atol=1e-10)
+    second = Balanced("muon", "svd", balance="rows", balance_momentum=0.0)
+    torch.testing.assert_close(second.lmo(g), rows(spectral.lmo(g)), rtol=0, atol=1e-10)

@@ -70,6 +70,13 @@ def test_names_of_timm_tell_as_much_as_the_module(name: str) -> None:
         assert route.role == routed.role(route.name), route
 
 
+def test_a_router_is_told_by_the_experts_beside_it() -> None:
+    shapes = {"a.mlp.gate.weight": (3, 8), "a.mlp.experts.up_proj": (3, 4, 8), "b.mlp.gate.weight": (3, 8),
+              "a.mlp.router.weight": (1, 8), "gate.weight": (3, 8)}  # fmt: skip
+    roles = [route.role for route in route_by_name(shapes)]
+    assert roles == ["router", "hidden", "hidden", "bias", "hidden"]
+
+
 def test_one_name_for_two_parameters() -> None:
     with pytest.raises(ValueError, match="name of its own, but 'w' comes twice"):
         route_by_name([("w", (2, 2)), ("w", (2, 2))])

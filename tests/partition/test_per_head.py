@@ -134,6 +134,15 @@ def test_every_head_steps_as_a_matrix_of_its_own() -> None:
     torch.testing.assert_close(net.attn.qkv.weight.detach(), torch.cat(list(end.heads)).detach(), rtol=0, atol=1e-12)
 
 
+def test_keys_without_queries_have_no_heads() -> None:
+    mixer = Attributes(key=nn.Linear(8, 16), value=nn.Linear(16, 8))
+    mixer.num_heads = 4
+    net = Attributes(mixer=mixer, head=nn.Linear(8, 2))
+    assert partition(net, per_head=True).views("mixer.key.weight") == [(16, 8)]
+    mixer.query = nn.Linear(8, 16)
+    assert partition(net, per_head=True).views("mixer.key.weight") == [(4, 8)] * 4
+
+
 def test_heads_and_a_partition_are_not_both_taken() -> None:
     net = attention(2)
     with pytest.raises(ValueError, match="Expected `partition` or `per_head`, but got both"):

@@ -43,6 +43,7 @@ def roots(name: str) -> dict[str, Any]:
         "module": package.LightningModule(),
         "callback": package.Callback(),
         "precision": runner.precision_plugin,
+        "strategy": package.strategies.DDPStrategy(),
         "optimizer": importlib.import_module(f"{name}.core.optimizer"),
     }
 

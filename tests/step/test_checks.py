@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 
 from lightning_gluon import METHODS, Gluon, configure_optimizers
@@ -156,33 +158,38 @@ def split_columns(net: nn.Module) -> nn.Module:
     return parallelize_module(net, init_device_mesh("cpu", (1,)), {"2": ColwiseParallel()})
 
 
-FORMS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "FSDP2": shard,
-    "tensor parallel": split_columns,
+FLAT: dict[str, Callable[[nn.Module], nn.Module]] = {
     "FSDP1": functools.partial(FullyShardedDataParallel, device_id=torch.device("cpu"), use_orig_params=True),
     "FSDP1 flat": functools.partial(FullyShardedDataParallel, device_id=torch.device("cpu")),
 }
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("form", FORMS)
-def test_sharded_modules_are_refused_before_the_first_step(one_rank: None, form: str) -> None:
-    net = FORMS[form](network())
+@pytest.mark.parametrize("form", FLAT)
+def test_flat_pieces_are_refused_before_the_first_step(one_rank: None, form: str) -> None:
+    net = FLAT[form](network())
+    refused = r"pieces of FSDP1 or DeepSpeed do not say which they belong to\. Shard with `fully_shard`"
     for method in ("gluon", "adamw", "gluon-mvr1"):
-        with pytest.raises(NotImplementedError, match=r"is not supported yet, .* Train with DDP or on one device"):
+        with pytest.raises(NotImplementedError, match=refused):
             Gluon(net, lr=0.1, method=method)
-    with pytest.raises(NotImplementedError, match="is not supported yet"):
+    with pytest.raises(NotImplementedError, match=refused):
         configure_optimizers(net, lr=0.1, rules={"*.nothing": "hidden"})
-    with pytest.raises(NotImplementedError, match="is not supported yet"):
+    with pytest.raises(NotImplementedError, match=refused):
         Gluon(list(net.named_parameters()), lr=0.1)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_late_group_of_shards_is_refused(one_rank: None) -> None:
-    optimizer = Gluon(network(), lr=0.1)
-    with pytest.raises(NotImplementedError, match="'param_0' is a DTensor"):
-        optimizer.add_param_group({"params": [shard(nn.Linear(4, 4)).weight]})
-    assert len(optimizer.param_groups) == 3
+@pytest.mark.parametrize("spread", [shard, split_columns])
+@pytest.mark.parametrize("method", ["gluon", "adamw", "gluon-mvr1", "hyperball"])
+def test_one_rank_of_a_mesh_steps_like_one_alone(one_rank: None, spread: Callable, method: str) -> None:
+    plain = network()
+    net = spread(copy.deepcopy(plain))
+    for model in (plain, net):
+        optimizer = Gluon(model, lr=0.1, method=method)
+        for _ in range(3):
+            optimizer.step(lambda: backward(model))  # noqa: B023 - called here
+    for one, other in zip(plain.parameters(), net.parameters(), strict=True):
+        assert torch.equal(one, other.full_tensor() if isinstance(other, DTensor) else other)
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(4, 4), nn.Conv2d(2, 2, 3), nn.Embedding(5, 3)])

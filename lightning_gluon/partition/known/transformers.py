@@ -152,6 +152,8 @@ FUSED = (
 _QUERIES = "(to_|linear_|[wW])?(q|query|queries)(_proj|_lin|_linear|_layer|_proj_weight)?"
 _KEYS_AND_VALUES = "(to_|linear_|[wW])?(k|v|key|value|keys|values)(_proj|_lin|_linear|_layer|_proj_weight)?"
 
+QUERY_LAYERS = (_QUERIES, "q_b_proj")  # keys and values without queries beside them are no attention: RWKV
+
 HEAD_ROWS = (
     # DeepSeek's latent attention: up-projections have heads, down-projections have none.
     HeadRows("q(_b)?_proj", "qk_nope_head_dim + qk_rope_head_dim", "kv_lora_rank"),

@@ -104,12 +104,20 @@ class ChatData(LightningDataModule):
         for name, check in CHAT_CHECKS.items():
             check(name, given[name])
         super().__init__()
-        self.path, self.source, self.val_path, self.hub_config = path, source, val_path, hub_config
+        self.path = path
+        self.source = source
+        self.val_path = val_path
+        self.hub_config = hub_config
         self.columns = ChatColumns(prompt, response, messages)
-        self.tokenizer_name, self.template_text = tokenizer, template
+        self.tokenizer_name = tokenizer
+        self.template_text = template
         self.answers_only = loss_on == "answers"
-        self.packing, self.seq_len, self.batch_size = packing, seq_len, batch_size
-        self.val_fraction, self.max_examples, self.num_workers = val_fraction, max_examples, num_workers
+        self.packing = packing
+        self.seq_len = seq_len
+        self.batch_size = batch_size
+        self.val_fraction = val_fraction
+        self.max_examples = max_examples
+        self.num_workers = num_workers
         self.seed = default_seed(seed)
         self.rows: dict[str, list[list[Example]]] = {}
 
@@ -168,11 +176,12 @@ class ChatData(LightningDataModule):
                 f"are cut; {empty} keep no answer and are left out."
             )
         rows = [[example] for example in kept]
+        lengths = [len(example.tokens) for example in kept]
         if self.packing:
-            lengths = [len(example.tokens) for example in kept]
-            rows = [[kept[i] for i in row] for row in pack(lengths, self.seq_len)]
+            places = pack(lengths, self.seq_len)
+            rows = [[kept[place] for place in row] for row in places]
         counted = sum(example.targets for example in kept)
-        tokens = sum(len(example.tokens) for example in kept)
+        tokens = sum(lengths)
         if rows:
             rank_zero_info(f"{len(kept)} examples in {len(rows)} rows: {tokens:,} tokens, the loss counts {counted:,}.")
         return rows

@@ -79,7 +79,8 @@ class _Picked(Sequence[Any]):
     """A view of some elements of a sequence: a hub dataset must not be copied into a list."""
 
     def __init__(self, items: Sequence[Any], indices: list[int]) -> None:
-        self.items, self.indices = items, indices
+        self.items = items
+        self.indices = indices
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -325,7 +326,9 @@ class _HubImages(Sequence[Encoded]):
     """Images of a hub dataset, encoded, each read when it is asked for."""
 
     def __init__(self, rows: Any, column: str, name: str) -> None:
-        self.rows, self.column, self.name = rows, column, name
+        self.rows = rows
+        self.column = column
+        self.name = name
 
     def __len__(self) -> int:
         return len(self.rows)

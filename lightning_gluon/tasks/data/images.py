@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_gluon.extras import require
 from lightning_gluon.tasks.data.image_sources import (
     ImageSource,
     read_digits,
@@ -27,6 +29,9 @@ IMAGE_CHECKS = {
     "batch_size": whole(1),
     "image_size": whole(1, none="the images' own size"),
     "crop_padding": whole(),
+    "rand_augment": whole(none="none"),
+    "mixup": number(),
+    "cutmix": number(),
     "val_fraction": number(0, 1),
     "limit": whole(1, none="all"),
     "num_workers": whole(),
@@ -47,6 +52,8 @@ class ImageDataset(Dataset[Any]):
         image_size: Side to resize to; None keeps the images' own.
         crop_padding: Pixels of zero padding before a random crop back to the image's size; 0 for no crop.
         flip: Whether half of the images are mirrored.
+        rand_augment: Magnitude of RandAugment, in tenths of its range; None for none.
+        mix: Mixing of images and labels; None for none.
         seed: Seed of the augmentation.
     """
 
@@ -59,12 +66,18 @@ class ImageDataset(Dataset[Any]):
         image_size: int | None = None,
         crop_padding: int = 0,
         flip: bool = False,
+        rand_augment: int | None = None,
+        mix: ImageMix | None = None,
         seed: int = 0,
     ) -> None:
         self.source = source
         self.image_size = image_size
         self.crop_padding = crop_padding
         self.flip = flip
+        self.augment = None
+        if rand_augment is not None:
+            self.augment = require("torchvision.transforms.v2").RandAugment(magnitude=rand_augment)
+        self.mix = mix
         self.seed = seed
         self.mean = torch.tensor(mean).view(-1, 1, 1)
         self.std = torch.tensor(std).view(-1, 1, 1)
@@ -93,8 +106,40 @@ class ImageDataset(Dataset[Any]):
         if self.flip:
             chance = torch.rand(len(images), 1, 1, 1, generator=generator)
             images = torch.where(chance < 0.5, images.flip(-1), images)
-        centred = images.float() / 255 - self.mean
-        return centred / self.std, labels
+        with torch.random.fork_rng(devices=[]):  # torchvision's transforms take torch's own stream
+            torch.manual_seed(key % (1 << 63))
+            if self.augment is not None:
+                images = torch.stack([self.augment(image) for image in images])
+            centred = images.float() / 255 - self.mean
+            scaled = centred / self.std
+            if self.mix is None:
+                return scaled, labels
+            return self.mix(scaled, labels)
+
+
+@dataclass(frozen=True)
+class ImageMix:
+    """Mixing of pairs of images and their labels, by torchvision: mixup, cutmix, or either by a coin.
+
+    Args:
+        classes: Number of classes.
+        mixup: Parameter of the Beta distribution of the share; 0 for no mixup.
+        cutmix: The same of the area that is cut out; 0 for no cutmix.
+    """
+
+    classes: int
+    mixup: float
+    cutmix: float
+
+    def __call__(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mixed images and the shares of their classes, `(batch, classes)`."""
+        transforms = require("torchvision.transforms.v2")
+        kinds = []
+        if self.mixup:
+            kinds.append(transforms.MixUp(alpha=self.mixup, num_classes=self.classes))
+        if self.cutmix:
+            kinds.append(transforms.CutMix(alpha=self.cutmix, num_classes=self.classes))
+        return transforms.RandomChoice(kinds)(images, labels)
 
 
 def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
@@ -133,6 +178,10 @@ class ImageData(LightningDataModule):
         image_size: Side that images are resized to; None keeps their own.
         crop_padding: Pixels of padding before a random crop; 0 for none.
         flip: Whether training images are mirrored at random.
+        rand_augment: Magnitude of RandAugment on training images, such as 9; None for none.
+        mixup: Parameter of mixup's Beta distribution, such as 0.8; 0 for none. Labels become shares of classes.
+        cutmix: Parameter of cutmix's Beta distribution; 0 for none. With both, either is taken for a batch.
+        timm_model: Model of timm whose mean, standard deviation and image size are taken unless they are given.
         mean: Per channel; None measures it on decoded training images, and takes ImageNet's for encoded ones.
         std: Like `mean`.
         val_fraction: Part of the training split that is held out where the source has no validation split.
@@ -159,6 +208,10 @@ class ImageData(LightningDataModule):
         image_size: int | None = None,
         crop_padding: int = 0,
         flip: bool = False,
+        rand_augment: int | None = None,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        timm_model: str | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         val_fraction: float = 0.1,
@@ -184,11 +237,24 @@ class ImageData(LightningDataModule):
         self.image_size = image_size
         self.val_fraction = val_fraction
         self.limit = limit
-        self.augment: dict[str, Any] = {"crop_padding": crop_padding, "flip": flip}
+        self.augment: dict[str, Any] = {"crop_padding": crop_padding, "flip": flip, "rand_augment": rand_augment}
+        self.mixup = mixup
+        self.cutmix = cutmix
         self.mean = mean
         self.std = std
+        if timm_model is not None:
+            self._follow(timm_model)
         self.seed = default_seed(seed)
         self.splits: dict[str, ImageSource] = {}
+
+    def _follow(self, model: str) -> None:
+        """Take what was not given from the configuration of a model of timm."""
+        config = require("timm").get_pretrained_cfg(model)
+        if config is None:
+            raise ValueError(f"Expected `timm_model` to be a model that timm has weights of, but got {model!r}.")
+        self.mean = self.mean or list(config.mean)
+        self.std = self.std or list(config.std)
+        self.image_size = self.image_size or config.input_size[-1]
 
     def setup(self, stage: str) -> None:
         """Read and split the images, once.
@@ -247,7 +313,10 @@ class ImageData(LightningDataModule):
 
     def dataset(self, split: str) -> ImageDataset:
         """Return a split as a dataset; only `train` is augmented."""
-        augment = self.augment if split == "train" else {}
+        augment = {}
+        if split == "train":
+            mix = ImageMix(self.num_classes, self.mixup, self.cutmix) if self.mixup or self.cutmix else None
+            augment = {**self.augment, "mix": mix}
         assert self.mean is not None and self.std is not None
         return ImageDataset(
             self.splits[split],

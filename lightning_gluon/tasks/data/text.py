@@ -47,7 +47,8 @@ class PackedTokens(Dataset[Any]):
     """
 
     def __init__(self, tokens: np.ndarray, length: int) -> None:
-        self.tokens, self.length = tokens, length
+        self.tokens = tokens
+        self.length = length
 
     def __len__(self) -> int:
         return max(0, (len(self.tokens) - 1) // self.length)
@@ -111,11 +112,19 @@ class TextData(LightningDataModule):
             raise ValueError(f"Expected `path` with source={source!r}: {_PATH_OF[source]}.")
         if tokenizer == "bpe":
             check_vocabulary(vocab_size)
-        self.source, self.path, self.val_path = source, path, val_path
-        self.hub_config, self.column = hub_config, column
-        self.tokenizer_name, self.bpe_size = tokenizer, vocab_size
-        self.seq_len, self.batch_size, self.num_workers = seq_len, batch_size, num_workers
-        self.val_fraction, self.max_bytes, self.max_val_sequences = val_fraction, max_bytes, max_val_sequences
+        self.source = source
+        self.path = path
+        self.val_path = val_path
+        self.hub_config = hub_config
+        self.column = column
+        self.tokenizer_name = tokenizer
+        self.bpe_size = vocab_size
+        self.seq_len = seq_len
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.val_fraction = val_fraction
+        self.max_bytes = max_bytes
+        self.max_val_sequences = max_val_sequences
         self.cache = cache_folder(cache_dir)
         self.seed = default_seed(seed)
         self.tokens: dict[str, np.ndarray] = {}

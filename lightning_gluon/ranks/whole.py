@@ -1,0 +1,43 @@
+"""Norms of whole tensors from the pieces of their ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from lightning_gluon.ranks.layout import Layout
+
+
+@dataclass(frozen=True)
+class WholeNorms:
+    """2-norms of whole tensors, by one all-reduce over each set of ranks that holds some together.
+
+    Args:
+        layouts: Layout of every tensor.
+    """
+
+    layouts: Sequence[Layout]
+
+    def __call__(
+        self,
+        pieces: Sequence[Tensor],
+    ) -> list[Tensor]:
+        """Return one norm per tensor, the same on all ranks.
+
+        Args:
+            pieces: This rank's piece of every tensor.
+        """
+        norms = torch.stack(list(torch._foreach_norm(list(pieces))))
+        squares = norms.double().square()
+        for group in {layout.shards.group: None for layout in self.layouts}:
+            if group is None:
+                continue
+            held = [index for index, layout in enumerate(self.layouts) if layout.shards.group is group]
+            own = squares[held]
+            dist.all_reduce(own, group=group)
+            squares[held] = own
+        return list(squares.sqrt().to(norms.dtype).unbind())

@@ -1,0 +1,351 @@
+"""Trips of whole matrices: pieces of directions to their owners, the LMO there, pieces of the steps back.
+
+    begin   estimator on pieces      M <- estimator(M, c_new, c_old)       pieces of M on their way to the owners
+    work    LMO at the owners        D(M) of whole matrices                pieces of D on their way back
+    end     weights                  X <- (1 - lr weight_decay) X - lr radius D
+
+Three trips are under way at once: while one works, the next has begun, and the one before it ends. The operations on
+entries are those of one rank, in the same order and dtype, so the weights are the same bit for bit.
+
+Norms that read weights, and retractions, need whole weights too. Those then travel along, and come back moved.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from lightning_gluon.norms.base import Norm
+from lightning_gluon.norms.needs import Context, Partner
+from lightning_gluon.norms.numerics import Workspace
+from lightning_gluon.norms.table import norm_of
+from lightning_gluon.norms.views import MatrixView
+from lightning_gluon.options import Group
+from lightning_gluon.ranks.packing import TensorForm
+from lightning_gluon.ranks.regions import Region
+from lightning_gluon.ranks.transfer import Parcel, Transfer
+from lightning_gluon.step.advance import (
+    Job,
+    MutableState,
+    decay_of,
+    direction_of,
+    lmo_of,
+    move_weights_,
+    read_statistics,
+    subtract_,
+)
+from lightning_gluon.step.factors import compress_whole_
+from lightning_gluon.step.plan import views_of
+
+TensorLists: TypeAlias = list[list[Tensor]]  # by parameter
+
+
+class Loan:
+    """A job whose matrices travel.
+
+    Args:
+        job: The job, on pieces.
+        state: The optimizer's state, by parameter.
+        workspace: Buffers to reuse.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        state: MutableState,
+        workspace: Workspace,
+    ) -> None:
+        chunk = job.chunk
+        assert chunk.own is not None
+        self.job, self.state, self.workspace = job, state, workspace
+        self.chunk, self.own, self.like = chunk, chunk.own, job.new[0]
+        norm, step = norm_of(chunk.group), chunk.group["steps"]
+        self.norm = norm.at(step)
+        begins = any(statistic.start is not None for statistic in self.norm.statistics)
+        self.moves_whole = bool(self.norm.reads_weights or chunk.group.get("retract") or begins)
+        owned = set(self.own.indices)
+        self.mine = [member for member, index in enumerate(chunk.indices) if index in owned]
+
+    def begin(self) -> TensorLists:
+        """Advance the buffers; return what travels of every parameter: the direction, its weights, its momentum."""
+        job = self.job
+        direction = direction_of(self.chunk, job.new, job.old, job.buffers, job.options, job.signal)
+        sent = [[one] for one in direction]
+        for member, tensors in enumerate(sent):
+            if self.moves_whole:
+                tensors.append(job.params[member])
+            momentum = job.buffers["momentum"][member] if self.chunk.factored[member] else tensors[0]
+            if momentum is not tensors[0]:
+                tensors.append(momentum)
+        return sent
+
+    def work(
+        self,
+        whole: TensorLists,
+    ) -> list[Tensor]:
+        """Return the steps of the matrices that this rank owns, or their weights after the step.
+
+        Args:
+            whole: What has come of every parameter that this rank owns.
+        """
+        if not whole:
+            return []
+        own, direction = self.own, [tensors[0] for tensors in whole]
+        weights = [tensors[1] for tensors in whole] if self.moves_whole else direction
+        for stack in own.stacks:
+            stack.norm = self.norm.on(self.like, (stack.count, *stack.shape))
+        found = self._step(weights, direction)
+        momenta = [tensors[-1] if len(tensors) > 1 + self.moves_whole else tensors[0] for tensors in whole]
+        states = [self.state[parameter] for parameter in own.params]
+        compress_whole_(states, own.params, own.factored, own.group, momenta)
+        return found
+
+    def _step(
+        self,
+        weights: list[Tensor],
+        direction: list[Tensor],
+    ) -> list[Tensor]:
+        """Return the weights after the step, or the LMO of the directions, up to the norm's scale."""
+        job, own = self.job, self.own
+        if not self.moves_whole and not self.norm.stacks:
+            return direction
+        pairs = zip(weights, own.params, strict=True)
+        kept = read_statistics({one: self.state[parameter] for one, parameter in pairs}, own, weights)
+        partners = [job.partners[member] for member in self.mine] if job.partners else []
+        if not self.moves_whole:
+            return self._units(direction, kept, partners)
+        lengths: Any = [job.lengths[member] for member in self.mine]
+        move_weights_(own, weights, direction, kept, partners, lengths, job.keep, self.workspace)
+        return weights
+
+    def shared_of(
+        self,
+        member: int,
+    ) -> list[Tensor]:
+        """Return the state of one parameter that its owner gives to all ranks."""
+        state = self.state[self.chunk.params[member]]
+        return [state[name] for name in self.chunk.shared[member]]
+
+    def _units(
+        self, direction: list[Tensor], kept: list[dict[str, list[Tensor]]], partners: list[Partner]
+    ) -> list[Tensor]:
+        dtypes = self.dtypes
+        units = []
+        for member, one in zip(self.mine, direction, strict=True):
+            units.append(torch.empty_like(one, dtype=dtypes[member]))
+        for stack, statistics in zip(self.own.stacks, kept, strict=True):
+            batch = lmo_of(stack, direction, direction, statistics, partners, self.workspace)
+            for slot in stack.slots:
+                unit = units[slot.member]
+                slot.of(unit).copy_(slot.update(batch, unit.shape))
+        return units
+
+    @property
+    def dtypes(self) -> list[torch.dtype]:
+        """Dtype of what comes back of every parameter, which all ranks have to know."""
+        count = len(self.chunk.indices)
+        if self.moves_whole:
+            return [self.job.params[0].dtype] * count
+        if not self.norm.stacks:
+            return [self.like.dtype] * count
+        return [self._unit_dtype(self.chunk.group, index) for index in self.chunk.indices]
+
+    def _unit_dtype(
+        self,
+        group: Group,
+        index: int,
+    ) -> torch.dtype:
+        found = [unit_dtype(self.norm, self.like, view) for view in views_of(group, index)]
+        return functools.reduce(torch.promote_types, found)
+
+    def end(
+        self,
+        pieces: list[Tensor],
+        shared: TensorLists,
+    ) -> None:
+        """Move the weights, and keep what is shared.
+
+        Args:
+            pieces: Pieces of the steps of all parameters, or of their weights.
+            shared: State of all parameters that is the same on every rank, in the order of `chunk.shared`.
+        """
+        job = self.job
+        device = job.params[0].device
+        pieces = [piece.to(device) for piece in pieces]
+        if self.moves_whole:
+            torch._foreach_copy_(job.params, pieces)
+        else:
+            self._move_(pieces)
+        for parameter, forms, tensors in zip(self.chunk.params, self.chunk.shared, shared, strict=True):
+            own = self.state[parameter]
+            for name, tensor in zip(forms, tensors, strict=True):
+                own[name] = tensor.to(device, copy=True)
+        job.finish()
+
+    def _move_(
+        self,
+        pieces: list[Tensor],
+    ) -> None:
+        job, params = self.job, self.job.params
+        decay = decay_of(self.chunk)
+        if job.keep != 1:
+            decay.shrink_(params, job.keep, pieces if decay.reads_units else [])
+        targets: list[Tensor] = []
+        units: list[Tensor] = []
+        lengths: list[Any] = []
+        for member, parameter in enumerate(params):
+            for target, unit, length in self._parts(member, parameter, pieces[member]):
+                targets.append(target)
+                units.append(unit)
+                lengths.append(length)
+        subtract_(targets, units, lengths)
+
+    def _parts(
+        self,
+        member: int,
+        parameter: Tensor,
+        piece: Tensor,
+    ) -> list[tuple[Tensor, Tensor, Any]]:
+        """Return the parts of a piece that have steps of one length: all of it, or the part of each matrix."""
+        views = views_of(self.chunk.group, self.chunk.indices[member])
+        length: Any = self.job.lengths[member]
+        scaled = [length * self.norm.scale(*view.matrix[1:], view.kernel) for view in views]
+        if len(set(scaled)) == 1:
+            return [(parameter, piece, scaled[0])]
+        region = self.chunk.layouts[member].own
+        found = []
+        for view, own in zip(views, scaled, strict=True):
+            for start, size in runs_of(view, self.chunk.layouts[member].shape, region):
+                found.append((parameter.narrow(view.dim, start, size), piece.narrow(view.dim, start, size), own))
+        return found
+
+
+def runs_of(
+    view: MatrixView,
+    shape: Sequence[int],
+    region: Region,
+) -> list[tuple[int, int]]:
+    """Return where a piece holds rows of a view, along the dimension that the view cuts: starts and lengths.
+
+    Args:
+        view: The view.
+        shape: Shape of the whole parameter.
+        region: The piece.
+
+    Example:
+        >>> views = MatrixView.blocks((6, 4), sizes=(2, 4))
+        >>> [runs_of(view, (6, 4), Region((1, 0), (3, 4))) for view in views]
+        [[(0, 1)], [(1, 2)]]
+    """
+    first, length = region.offset[view.dim], region.size[view.dim]
+    block = shape[view.dim] // view.groups
+    found = []
+    for group in range(view.groups):
+        start = max(group * block + view.start, first)
+        stop = min(group * block + view.stop, first + length)
+        if start < stop:
+            found.append((start - first, stop - start))
+    return found
+
+
+def unit_dtype(
+    norm: Norm,
+    like: Tensor,
+    view: MatrixView,
+) -> torch.dtype:
+    """Return the dtype in which a norm returns directions of some matrices, as it does for a matrix of one entry.
+
+    Args:
+        norm: The norm.
+        like: A tensor of the device and dtype of the directions.
+        view: The matrices.
+    """
+    sides = sorted(view.matrix[1:]) if norm.turns else view.matrix[1:]
+    chosen = norm.on(like, (view.matrix[0], *sides))
+    stack = like.new_zeros((1, 1, 1), dtype=chosen.staging_dtype(like))
+    statistics = {own.name: own.first(stack) for own in chosen.statistics}
+    context = Context(scales=torch.ones_like(stack), statistics=statistics)
+    return chosen.lmo_(stack, context).dtype
+
+
+class Trip:
+    """Loans that travel together.
+
+    Args:
+        loans: The loans.
+    """
+
+    def __init__(
+        self,
+        loans: Sequence[Loan],
+    ) -> None:
+        self.loans = loans
+        self.device = loans[0].like.device
+
+    def _transfer(
+        self,
+        counts: Iterable[Sequence[int]],
+    ) -> Transfer:
+        """Return a transfer of so many tensors of every parameter of every loan."""
+        parcels: list[Parcel] = []
+        for loan, numbers in zip(self.loans, counts, strict=True):
+            for layout, owner, number in zip(loan.chunk.layouts, loan.chunk.owners, numbers, strict=True):
+                parcels += [Parcel(layout, owner)] * number
+        return Transfer(parcels, self.device)
+
+    def begin(self) -> Trip:
+        """Send the pieces of directions to the owners."""
+        pieces: list[Tensor] = []
+        self.counts: list[list[int]] = []
+        for loan in self.loans:
+            sent = loan.begin()
+            self.counts.append(list(map(len, sent)))
+            pieces += chain.from_iterable(sent)
+        self.there = self._transfer(self.counts).collect(pieces)
+        return self
+
+    def work(self) -> None:
+        """Take the LMO of the matrices that are whole here, and send pieces of it back."""
+        came = _arrivals(self.there.wait(), self.counts)
+        steps: dict[int, Tensor] = {}
+        shared: dict[int, list[Tensor]] = {}
+        dtypes: list[torch.dtype] = []
+        forms: list[list[TensorForm]] = []
+        for loan, whole in zip(self.loans, came, strict=True):
+            first = len(dtypes)
+            dtypes += loan.dtypes
+            forms += [list(named.values()) for named in loan.chunk.shared]
+            found = loan.work([whole[member] for member in loan.mine])
+            for member, step in zip(loan.mine, found, strict=True):
+                steps[first + member] = step
+                shared[first + member] = loan.shared_of(member)
+        back = self._transfer([1] * len(loan.chunk.owners) for loan in self.loans)
+        self.back = back.share(steps, dtypes)
+        self.news: TensorLists = back.spread(shared, forms) if any(forms) else [[] for _ in forms]
+
+    def end(self) -> None:
+        """Move the weights."""
+        pieces, news = iter(self.back.wait()), iter(self.news)
+        for loan in self.loans:
+            count = len(loan.chunk.owners)
+            loan.end(list(islice(pieces, count)), list(islice(news, count)))
+
+
+def _arrivals(
+    came: Mapping[int, Tensor],
+    counts: Iterable[Sequence[int]],
+) -> list[TensorLists]:
+    """Return what has come, by loan and parameter; nothing of parameters that others own."""
+    index = itertools.count()
+    found = []
+    for numbers in counts:
+        places = [list(islice(index, number)) for number in numbers]
+        there = [list(filter(came.__contains__, some)) for some in places]
+        found.append([[came[place] for place in some] for some in there])
+    return found
