@@ -157,7 +157,7 @@ def carries(rank: int, task: small_tasks.Task) -> dict[str, Carry]:
 def main() -> None:
     """Train all rows, append the results and print them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[4])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
