@@ -351,7 +351,7 @@ class Gluon(Optimizer):
             references = old_gradients(plan.params, gradients, reference, self.reference_gradients)
         folded, self.folded = self.folded, False
         self.reference_gradients = {}
-        norms = plan.check.norms(gradients, [] if folded else references)
+        norms = plan.check.norms(gradients, [] if folded else references, plan.guard.judged)
         readings, self.readings = self.readings, None
         if agreed_skip(self.param_groups, self.exchange, norms is None) or norms is None:
             return

@@ -8,7 +8,7 @@ free of error, whatever the rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,9 +107,16 @@ class FactorStack:
         for member, views in enumerate(factored):
             for index, view in enumerate(views):
                 stack = stacks.setdefault(view.matrix, cls(states, view.matrix))
-                start, batch = len(stack.pieces) * view.matrix[0], view.matrix[0]
-                whole = len(views) == 1 and view.is_plain
-                stack.pieces.append(Piece(member, index, view, slice(start, start + batch), whole))
+                batch = view.matrix[0]
+                start = len(stack.pieces) * batch
+                piece = Piece(
+                    member=member,
+                    index=index,
+                    view=view,
+                    part=slice(start, start + batch),
+                    whole=len(views) == 1 and view.is_plain,
+                )
+                stack.pieces.append(piece)
         return list(stacks.values())
 
     def load_(
@@ -167,7 +174,9 @@ class FactorStack:
             group: The group of the parameters.
             dtype: Dtype of U and V.
         """
-        left, values, right = factors[0].to(dtype), factors[1], factors[2].to(dtype)
+        left, values, right = factors
+        left = left.to(dtype)
+        right = right.to(dtype)
         self._keep("U", left)
         self._keep("S", values)
         self._keep("V", right)
@@ -195,8 +204,10 @@ class FactorStack:
     def _keep(self, key: str, stack: Tensor) -> None:
         """Keep an entry of every piece, in the memory that it has."""
         places, parts = [], []
-        for piece, state in zip(self.pieces, self._states(), strict=True):
-            name, part = f"{key}{piece.index}", stack[piece.part]
+        for piece in self.pieces:
+            state = self.states[piece.member]
+            name = f"{key}{piece.index}"
+            part = stack[piece.part]
             if name in state and state[name].shape == part.shape:
                 places.append(state[name])
                 parts.append(part)
@@ -204,10 +215,6 @@ class FactorStack:
                 state[name] = part.clone()
         if places:
             torch._foreach_copy_(places, parts)
-
-    def _states(self) -> Iterator[Entries]:
-        for piece in self.pieces:
-            yield self.states[piece.member]
 
 
 def store_stacks(
@@ -221,11 +228,15 @@ def store_stacks(
         group: Their group: `rank` and the rest of the sketch, `feedback`.
         dtype: Dtype of U and V.
     """
-    momenta = [stack.gather_(buffers) for stack in stacks]
-    place = buffers[0].device
+    momenta = []
+    generators = []
+    for stack in stacks:
+        momenta.append(stack.gather_(buffers))
+        generator = sketch_generator(group["seed"], group["steps"], stack.matrix, buffers[0].device)
+        generators.append(generator)
     found = compress_stacks(
         momenta,
-        [sketch_generator(group["seed"], group["steps"], stack.matrix, place) for stack in stacks],
+        generators,
         rank=group["rank"],
         oversampling=group["oversampling"],
         power_iterations=group["power_iterations"],

@@ -101,8 +101,11 @@ def compress_stacks(
     for basis, image, wide in zip(bases, images, turns, strict=True):
         turn = wide.to(image.dtype)
         rows = turn.mT @ image
-        values = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64).to(rows.dtype)  # small squares underflow
-        found.append((basis @ turn, values, (rows / one_if_zero(values)[..., None]).mT.contiguous()))
+        wide_values = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)  # small squares underflow
+        values = wide_values.to(rows.dtype)
+        lengths = one_if_zero(values)[..., None]
+        right = (rows / lengths).mT.contiguous()
+        found.append((basis @ turn, values, right))
     return found
 
 
@@ -156,7 +159,9 @@ def _inverse_root(gram: Tensor) -> Tensor:
     width = gram.shape[-1]
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
     # Rounding may leave a pivot below zero by this share of its diagonal entry.
-    diagonal.mul_(1 + 4 * width * torch.finfo(gram.dtype).eps).clamp_min_(torch.finfo(gram.dtype).tiny)
+    limits = torch.finfo(gram.dtype)
+    diagonal.mul_(1 + 4 * width * limits.eps)
+    diagonal.clamp_min_(limits.tiny)
     lower, info = torch.linalg.cholesky_ex(gram)
     identity = torch.eye(width, dtype=gram.dtype, device=gram.device)
     lower = lower.where((info == 0)[:, None, None], identity)
@@ -169,7 +174,9 @@ def _leading_each(grams: list[Tensor], rank: int) -> list[Tensor]:
     for width in {gram.shape[-1] for gram in grams}:
         where = [index for index, gram in enumerate(grams) if gram.shape[-1] == width]
         own = [grams[index] for index in where]
-        parts = _leading(torch.cat(own), min(rank, width)).split([len(gram) for gram in own])
+        counts = [len(gram) for gram in own]
+        leading = _leading(torch.cat(own), min(rank, width))
+        parts = leading.split(counts)
         for index, part in zip(where, parts, strict=True):
             found[index] = part
     return found
@@ -187,10 +194,13 @@ def _iterated(gram: Tensor, rank: int) -> Tensor:
     """Return nearly leading eigenvectors by orthogonal iteration: torch's decomposition would wait for the device."""
     gram = gram / one_if_zero(largest_magnitude(gram, (-2, -1)))
     # The columns that hold most come first: a start that needs few rounds.
-    order = gram.diagonal(dim1=-2, dim2=-1).argsort(dim=-1, descending=True)[..., None, :rank]
-    basis = gram.gather(-1, order.expand(*gram.shape[:-1], -1))
+    diagonal = gram.diagonal(dim1=-2, dim2=-1)
+    order = diagonal.argsort(dim=-1, descending=True)
+    columns = order[..., None, :rank].expand(*gram.shape[:-1], -1)
+    basis = gram.gather(-1, columns)
     for _ in range(ROUNDS):
-        basis = gram @ (basis @ _inverse_root(_squared(basis)))
+        even = basis @ _inverse_root(_squared(basis))
+        basis = gram @ even
     return orthonormal(basis, rounds=3)
 
 

@@ -9,6 +9,7 @@ A norm declares its needs. The step reads the declarations and asks for no names
 | `turns` | tall matrices turned, so that rows <= columns |
 | `guarded` | biases without the entries that are rounding noise |
 | `overwrites` | its own stack, which it may write to |
+| `reads_only` | a stack that it must not write to after all, its matrices in any order in memory |
 | `separable` | on many ranks pieces, cut along these of a matrix' two dimensions; a subclass declares it anew |
 
 and those of `lightning_gluon.norms.needs`.
@@ -61,6 +62,7 @@ class Norm(Needs, ABC):
     attains: ClassVar[bool] = True  # `lmo` attains the dual norm; a direction that is balanced does not
     longest: ClassVar[float] = 1.0  # bound on the norm of a direction that does not attain it
     overwrites: ClassVar[bool] = False  # `lmo_` takes the stack as its working memory
+    reads_only: ClassVar[bool] = False
     separable: ClassVar[tuple[int, ...]] = ()  # the LMO of a piece is the piece of the LMO, and its scale the same
     stacks: ClassVar[bool] = True  # goes through `lmo_`; else the direction itself is the step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.norms.base import MATRIX, Norm, largest, to_wide
+from lightning_gluon.norms.needs import Context
 
 
 @dataclass(frozen=True)
@@ -71,5 +73,24 @@ class Sign(Max):
         """Return `sign(g) / n`."""
         return torch.sign(self._read(g)).div_(g.shape[-1]).view(g.shape)
 
+    def on(self, like: Tensor, shape: Sequence[int]) -> Norm:
+        """Return, on a GPU, the signs alone: the length of the step takes the division then."""
+        return TableSigns() if like.is_cuda and type(self).lmo is Sign.lmo else self
+
     def _width(self, tensor: Tensor) -> int:
         return tensor.shape[-1]
+
+
+@dataclass(frozen=True)
+class TableSigns(Max):
+    """Directions of `Sign` as `sign(G)`, with the `1 / n` as their scale."""
+
+    matrices: ClassVar[bool] = True
+
+    def scale(self, rows: int, columns: int, kernel: int = 1) -> float:
+        """Return `1 / n`."""
+        return 1 / columns
+
+    def lmo_(self, stack: Tensor, context: Context) -> Tensor:
+        """Return the signs."""
+        return torch.sign(stack)

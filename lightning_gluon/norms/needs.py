@@ -83,6 +83,7 @@ class Context:
         scales: Factors `(count, 1, 1)` that the step multiplies directions by: the norm's `scale` of each matrix.
         partners: For every matrix of the stack, the other factor of its product as it was before the step.
         statistics: Tensors `(count, *shape)` by name, to be advanced in place.
+        dtype: Dtype of the weights: directions that come in it need no conversion.
     """
 
     workspace: Workspace = field(default_factory=Workspace)
@@ -90,6 +91,7 @@ class Context:
     partners: Sequence[Partner] = ()
     scales: Tensor | None = None
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
+    dtype: torch.dtype | None = None
 
 
 class Needs:

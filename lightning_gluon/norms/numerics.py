@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -47,11 +47,14 @@ class Workspace:
     """Buffers kept between calls, one per slot, device and dtype, grown to the largest size asked for.
 
     Fresh pages cost a CPU as much as a small product. A tensor taken from a slot is valid until the slot is next taken.
+    Views of a buffer are made once, since making thousands of them is most of what a step costs the host.
     """
 
     def __init__(self) -> None:
         """Start without buffers."""
         self._buffers: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
+        self._views: dict[tuple[tuple, tuple[int, ...]], Tensor] = {}
+        self._parts: dict[tuple[int, object], list[Tensor]] = {}  # by the identity of a view, which `_views` holds
 
     def take(self, slot: str, shape: Sequence[int], like: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """Return an uninitialised contiguous tensor on the device of `like`, in its dtype or the given one."""
@@ -61,7 +64,32 @@ class Workspace:
         if buffer is None or buffer.numel() < size:
             buffer = torch.empty(size, dtype=dtype or like.dtype, device=like.device)
             self._buffers[key] = buffer
-        return buffer[:size].view(tuple(shape))
+            self._views.clear()
+            self._parts.clear()
+        if torch.compiler.is_compiling():
+            return buffer[:size].view(tuple(shape))
+        place = (key, tuple(shape))
+        if place not in self._views:
+            self._views[place] = buffer[:size].view(tuple(shape))
+        return self._views[place]
+
+    def parts(self, view: Tensor, owner: Hashable, make: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Return views of a tensor, made once if it was taken from here.
+
+        Args:
+            view: The tensor.
+            owner: Whoever asks for them, always in the same way.
+            make: Makes them.
+        """
+        if torch.compiler.is_compiling():
+            return make()
+        key = (id(view), owner)
+        if key in self._parts:
+            return self._parts[key]
+        made = make()
+        if any(view is own for own in self._views.values()):
+            self._parts[key] = made
+        return made
 
     def take_like(self, slot: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """Return an uninitialised tensor like another, its last two dimensions in the same order in memory."""

@@ -156,6 +156,7 @@ def orthogonalize_(
     steps: int | None = None,
     dtype: torch.dtype | None = None,
     workspace: Workspace | None = None,
+    out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Orthogonalise a stack of oriented matrices: no checks, no host synchronisation.
 
@@ -166,9 +167,11 @@ def orthogonalize_(
         steps: As in `orthogonalize`.
         dtype: Compute dtype; default: that of `stack`.
         workspace: Buffers to reuse between calls; default: fresh ones.
+        out_dtype: Dtype that the result is wanted in. A GPU writes its last product in fp32 at no cost.
 
     Returns:
-        (B, m, n) in the compute dtype. May share memory with `stack` or `workspace`: use it before the next call.
+        (B, m, n) in the compute dtype, or in `out_dtype` where that was free. May share memory with `stack` or
+        `workspace`: use it before the next call.
     """
     amax = largest_magnitude(stack, (-2, -1))
     # Rows of at most unit length: fp16 can hold X X^T. Ranks that hold parts of a matrix agree on its maximum.
@@ -182,13 +185,16 @@ def orthogonalize_(
         return _svd(stack)
     if steps is None and ITERATIONS[method].rational and rational.pays(stack):
         return _rational(stack, method, workspace)
-    return _polynomial(stack, method, steps, workspace)
+    return _polynomial(stack, method, steps, workspace, out_dtype)
 
 
-def _polynomial(stack: Tensor, method: str, steps: int | None, workspace: Workspace) -> Tensor:
+def _polynomial(
+    stack: Tensor, method: str, steps: int | None, workspace: Workspace, out_dtype: torch.dtype | None = None
+) -> Tensor:
     iteration = ITERATIONS[method]
     coefficients = step_coefficients(method, steps)
-    return iterate(stack, coefficients, workspace, tight=iteration.tight, runs=iteration.runs)
+    wide = out_dtype == torch.float32
+    return iterate(stack, coefficients, workspace, tight=iteration.tight, runs=iteration.runs, wide=wide)
 
 
 def _rational(stack: Tensor, method: str, workspace: Workspace) -> Tensor:

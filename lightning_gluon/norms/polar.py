@@ -80,6 +80,7 @@ def iterate(
     *,
     tight: bool,
     runs: bool,
+    wide: bool = False,
 ) -> Tensor:
     """Run the iteration on a stack with entries of at most 1.
 
@@ -89,6 +90,7 @@ def iterate(
         workspace: Buffers to reuse.
         tight: Start from the Schatten-8 norm, with safety; else from the Frobenius norm, without.
         runs: Take several steps at a time on the Gram matrix where that has fewer products.
+        wide: Write the last product in fp32, where the device does that by itself.
 
     Returns:
         The polar factors, in `x` or in a buffer of the workspace.
@@ -110,8 +112,10 @@ def iterate(
         _gram(x, squares.gram, shift)
         scale = None
         if first == 0:
-            scale = _normalize_(squares, own[0], safety if tight else None)
+            scale = _normalize_(squares, own[0], safety if tight else None, columns)
         if joined:
+            if wide and x.is_cuda and number == len(lengths) - 1:
+                other = workspace.take_like("units", x, torch.float32)
             _touch_by_(x, _joined(squares, own, started=first == 0), scale, other)
         else:
             poly, constant = _compose(squares, own, shift, started=first == 0)
@@ -125,7 +129,10 @@ def _touch_by_(x: Tensor, poly: Tensor, scale: Tensor | None, out: Tensor) -> No
     """Write `poly (scale X)` to `out`; `poly` is lost."""
     if scale is not None:
         poly.mul_(scale)
-    torch.bmm(poly, x, out=out)
+    if out.dtype == x.dtype:
+        torch.bmm(poly, x, out=out)
+    else:
+        torch.bmm(poly, x, out_dtype=out.dtype, out=out)
 
 
 def _touch_(x: Tensor, poly: Tensor, constant: float, scale: Tensor | None, out: Tensor) -> None:
@@ -182,17 +189,27 @@ def _joined(squares: Squares, steps: Sequence[Step], *, started: bool) -> Tensor
     """
     gram, poly, work = squares.gram, squares.poly, squares.work
     for number, (a, b, c) in enumerate(steps):
-        factor = squares.factor if number else poly
-        if number or not started:
+        factor, last = squares.factor if number else poly, number == len(steps) - 1
+        if started and not number:
+            _add_constant_(factor, a)
+        elif last:  # the Gram matrix is not needed any more: c (A + b / 2c)^2 is one product without a base
+            _add_constant_(gram, b / (2 * c))
+            symmetric_product(gram, gram, gram, factor, alpha=c)
+            _add_constant_(factor, a - b**2 / (4 * c))
+        else:
             symmetric_product(gram, gram, gram, factor, beta=b, alpha=c)
-        factor.diagonal(dim1=-2, dim2=-1).add_(a)
-        if number < len(steps) - 1:
+            _add_constant_(factor, a)
+        if not last:
             symmetric_product(None, factor, gram, work)
             symmetric_product(None, work, factor, gram)
         if number:
             symmetric_product(None, factor, poly, work)
             poly, work = work, poly
     return poly
+
+
+def _add_constant_(matrices: Tensor, constant: float) -> None:
+    matrices.diagonal(dim1=-2, dim2=-1).add_(constant)
 
 
 def _compose(squares: Squares, steps: Sequence[Step], shift: float, *, started: bool) -> tuple[Tensor, float]:
@@ -239,7 +256,7 @@ def _advance_gram(gram: Tensor, work: Tensor, factor: Tensor, shift: float, scal
     symmetric_product(gram, work, factor, gram, beta=scale)
 
 
-def _normalize_(squares: Squares, step: Step, safety: float | None) -> Tensor:
+def _normalize_(squares: Squares, step: Step, safety: float | None, columns: int) -> Tensor:
     """Scale `gram = X X^T` so that `||X||_2 <= 1`, write `b gram + c gram^2` to `poly`, return X's factor."""
     gram, poly = squares.gram, squares.poly
     kind = gram.dtype
@@ -259,13 +276,18 @@ def _normalize_(squares: Squares, step: Step, safety: float | None) -> Tensor:
         poly.mul_(_held_in(kind, c / bound.square()))
         poly.add_(gram, alpha=b)
         return bound.rsqrt().to(kind)
-    norm = one_if_zero(_frobenius(gram, wide))
+    least = 1 / max(columns, JOINED_COLUMNS)  # the square of a row that is not zero; A^2 of norm 1 has much more
+    norm = _frobenius(gram, wide)
+    norm.clamp_min_(least)
     gram.div_(norm)  # of norm 1, A^2 and c / bound^2 <= c n^(1/2) are in its range
     symmetric_product(None, gram, gram, poly)
-    bound = one_if_zero(_frobenius(poly, wide)).sqrt() * safety**2
+    bound = _frobenius(poly, wide)
+    bound.clamp_min_(least).sqrt_().mul_(safety**2)
     gram.div_(bound)
-    poly.div_(bound.square() / c).add_(gram, alpha=b)
-    return (norm * bound).rsqrt()
+    poly.div_(bound.square() / c)
+    poly.add_(gram, alpha=b)
+    scale = (norm * bound).rsqrt_()
+    return scale.clamp_max_(least**-0.5)
 
 
 def _frobenius(matrices: Tensor, dtype: torch.dtype) -> Tensor:

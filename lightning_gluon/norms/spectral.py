@@ -131,10 +131,21 @@ class Spectral(Norm):
         """Return fp32, or fp64 for computing in fp64: the scale is divided out before rounding."""
         return staging_dtype(self._dtype or like.dtype)
 
+    @property
+    def reads_only(self) -> bool:  # type: ignore[override]
+        """True if the stack is rounded to a narrow dtype first; a norm with an LMO of its own may do other things."""
+        narrow = self._dtype is not None and self._dtype.itemsize < torch.float32.itemsize
+        return narrow and type(self).lmo_ is Spectral.lmo_
+
     def lmo_(self, stack: Tensor, context: Context) -> Tensor:
-        """Return `U V^T` of every matrix, in the compute dtype."""
+        """Return `U V^T` of every matrix, in the compute dtype or, on a GPU, in that of the weights."""
         return orthogonalize_(
-            stack, method=self.orthogonalizer, steps=self.steps, dtype=self._dtype, workspace=context.workspace
+            stack,
+            method=self.orthogonalizer,
+            steps=self.steps,
+            dtype=self._dtype,
+            workspace=context.workspace,
+            out_dtype=context.dtype,
         )
 
     def norm(self, x: Tensor) -> Tensor:
@@ -224,6 +235,7 @@ class Signs(Max):
 
     turns: ClassVar[bool] = True
     overwrites: ClassVar[bool] = True
+    separable: ClassVar[tuple[int, ...]] = MATRIX
     spectral: Spectral = field(default_factory=Spectral)
     sign_radius: float = 0.25
 

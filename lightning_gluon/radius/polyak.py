@@ -193,7 +193,9 @@ class MomentumModel(Measurement):
         estimator = ESTIMATORS[group["estimator"]]
         kept = dict(self.optimizer.state.get(parameter, {}))
         carry = Carry([kept], [parameter], [factored_of(group, layer.index)], group)
-        buffers = {name: [carry.load(name, [gradient])[0].clone()] for name in estimator.names(group)}
+        buffers = {}
+        for name in estimator.names(group):
+            buffers[name] = [buffer.clone() for buffer in carry.load(name, [gradient])]
         (direction,) = estimator.update(buffers, [gradient], [gradient], estimator.at(group))
         return direction
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_gluon.estimators.carry import Carry
+from lightning_gluon.estimators.carry import Carry, as_dtype
 from lightning_gluon.estimators.ef21 import begins_anew
 from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
@@ -151,10 +151,10 @@ def prepare(
         estimator.step_(state, group, params, new)
         return None
     work = torch.promote_types(new[0].dtype, torch.float32)
-    new = [gradient.to(work) for gradient in new]
-    old = new if old is None else [gradient.to(work) for gradient in old]
+    new = as_dtype(new, work)
+    old = new if old is None else as_dtype(old, work)
     for stack in chunk.stacks:
-        stack.norm = norm.on(new[0], (stack.count, *stack.shape))
+        stack.choose(norm, new[0])
     states = [state[piece] for piece in params]
     carry = _carry_of(chunk, states, params)
     options = estimator.at(group)
@@ -306,12 +306,9 @@ def move_weights_(
         return
     for stack, statistics in zip(chunk.stacks, kept, strict=True):
         units = lmo_of(stack, params, direction, statistics, partners, workspace)
-        targets = []
-        pieces = []
-        for slot in stack.slots:
-            parameter = params[slot.member]
-            targets.append(slot.of(parameter))
-            pieces.append(slot.update(units, parameter.shape))
+        targets = [slot.of(params[slot.member]) for slot in stack.slots]
+        places = stack.places(units, params, workspace)
+        pieces = [slot.read(place) for slot, place in zip(stack.slots, places, strict=True)]
         if decays and decay.reads_units:
             decay.shrink_(targets, keep, pieces)
         before = _weights_before(chunk, stack, params, workspace)
@@ -331,12 +328,7 @@ def _heard(direction: list[Tensor], signal: Signal) -> list[Tensor]:
 
 def _scaled(stack: Stack, lengths: Sequence[float] | Tensor) -> list[Any]:
     """Return the length of every slot's step, by the factor that makes its unit a point of the unit sphere."""
-    assert stack.norm is not None
-    scaled = []
-    for slot in stack.slots:
-        _, rows, columns = slot.view.matrix
-        scaled.append(lengths[slot.member] * stack.norm.scale(rows, columns, slot.view.kernel))
-    return scaled
+    return [lengths[slot.member] * scale for slot, scale in zip(stack.slots, stack.scales, strict=True)]
 
 
 def subtract_(targets: list[Tensor], pieces: list[Tensor], lengths: list[Any]) -> None:
@@ -363,7 +355,7 @@ def lmo_of(
     """Return the directions of a stack, up to the norm's scale."""
     norm = stack.norm
     assert norm is not None
-    context = Context(workspace)
+    context = Context(workspace, dtype=params[0].dtype)
     if norm.reads_weights:
         context.weights = _gather(stack, params, params[0].dtype, workspace, "weights")
     if norm.reads_scales:
@@ -371,7 +363,8 @@ def lmo_of(
     if norm.reads_partner:
         context.partners = [partners[slot.member] for slot in stack.slots]
     context.statistics = _stack_statistics(norm, statistics)
-    batch = _gather(stack, direction, norm.staging_dtype(direction[0]), workspace, "gather", copy=norm.overwrites)
+    own = norm.overwrites and not norm.reads_only
+    batch = _gather(stack, direction, norm.staging_dtype(direction[0]), workspace, "gather", copy=own)
     units = norm.lmo_(batch, context)
     _part_(stack, context.statistics, statistics)
     return units
@@ -379,25 +372,28 @@ def lmo_of(
 
 def _factors_of(stack: Stack, like: Tensor) -> Tensor:
     """Return the norm's scale of every matrix `(count, 1, 1)`: matrices that are turned may have different ones."""
-    assert stack.norm is not None
     scales = like.new_empty((stack.count, 1, 1))
-    for slot in stack.slots:
-        _, rows, columns = slot.view.matrix
-        scales[slot.start : slot.stop] = stack.norm.scale(rows, columns, slot.view.kernel)
+    for slot, scale in zip(stack.slots, stack.scales, strict=True):
+        scales[slot.start : slot.stop] = scale
     return scales
 
 
 def _gather(
     stack: Stack, tensors: list[Tensor], dtype: torch.dtype, workspace: Workspace, buffer: str, *, copy: bool = False
 ) -> Tensor:
-    """Return the matrices of a stack from parameter-shaped tensors; a single whole tensor is not copied."""
-    shape, slot = (stack.count, *stack.shape), stack.slots[0]
-    only = tensors[slot.member]
-    alone = len(stack.slots) == 1 and slot.whole and not slot.transposed
-    if alone and not copy and only.dtype == dtype:
-        return only.reshape(shape)
-    batch = workspace.take(buffer, shape, only, dtype=dtype)
-    stack_views(stack, tensors, batch)
+    """Return the matrices of a stack from parameter-shaped tensors; those that lie in memory like it are not copied."""
+    like = tensors[stack.slots[0].member]
+    rows, columns = stack.shape
+    if not copy:
+        joined = stack.joined(tensors) if like.dtype == dtype else None
+        if joined is not None:
+            return joined
+        if stack.transposed:
+            batch = workspace.take(buffer, (stack.count, columns, rows), like, dtype=dtype).mT
+            stack_views(stack, tensors, batch, workspace)
+            return batch
+    batch = workspace.take(buffer, (stack.count, rows, columns), like, dtype=dtype)
+    stack_views(stack, tensors, batch, workspace)
     return batch
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_gluon.estimators.low_rank import factored_views
 from lightning_gluon.norms.base import Norm
+from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import NORMS
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.options import Group
@@ -28,7 +29,7 @@ __all__ = ["Chunk", "Slot", "Stack", "build_plan", "chunk_limit", "factored_of",
 # Entries of one chunk. A GPU wants it filled; a CPU wants the stack and its products to stay in the last-level cache:
 # stacks of 384 x 384 take 1.4 times as long at 2^23 entries as at 2^20.
 CHUNK_NUMEL = {"cpu": 2**20}
-LARGE_CHUNK_NUMEL = 2**25
+LARGE_CHUNK_NUMEL = 2**26
 
 
 @dataclass
@@ -42,10 +43,11 @@ class Slot:
     start: int
     stop: int
     index: int = 0  # of the view among those of its parameter
+    as_stored: bool = False  # in a stack of matrices that are all turned, and lie as they are stored
 
     def __post_init__(self) -> None:
         """See whether the slot is one matrix stored the other way round: those are copied by blocked transposition."""
-        self.turned = self.transposed and self.view.is_plain and len(self.view.split) == 2
+        self.turned = self.transposed and not self.as_stored and self.view.is_plain and len(self.view.split) == 2
 
     def of(self, tensor: Tensor) -> Tensor:
         """Return the part of a parameter-shaped tensor that this slot reads, sharing storage."""
@@ -62,18 +64,22 @@ class Slot:
         matrices = block.mT if self.transposed else block
         return matrices.reshape(shape) if self.whole else self.view.unfold(matrices)
 
-    def copies(self, stack: Tensor, tensor: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what to copy where, so that this slot of a stack holds its matrices of a parameter-shaped tensor."""
+    def place(self, stack: Tensor, shape: Sequence[int]) -> Tensor:
+        """Return this slot's part of a stack, as `source` fills it and `read` reads it."""
+        return stack[self.start] if self.turned else self.piece(stack, shape)
+
+    def source(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return what to copy to a place, from a parameter-shaped tensor."""
         if self.turned:  # convert, then transpose in one dtype: five times faster on a CPU than both at once
-            return stack[self.start], self.of(tensor).to(stack.dtype).mT
-        return self.piece(stack, tensor.shape), self.of(tensor)
+            return self.of(tensor).to(dtype).mT
+        return self.of(tensor)
 
-    def update(self, stack: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return this slot's part of a stack in the layout that `of` returns, in the order it is read."""
-        return stack[self.start].mT.contiguous() if self.turned else self.piece(stack, shape)
+    def read(self, place: Tensor) -> Tensor:
+        """Return a place in the layout that `of` returns, in the order it is read."""
+        return place.mT.contiguous() if self.turned else place
 
 
-@dataclass
+@dataclass(eq=False)
 class Stack:
     """Matrices of one shape that go through the LMO as one batch."""
 
@@ -81,6 +87,75 @@ class Stack:
     slots: list[Slot] = field(default_factory=list)
     count: int = 0
     norm: Norm | None = None  # of this step, with the choices made that depend on the stack
+    scales: list[float] = field(default_factory=list)  # of its slots: a unit times this is on the norm's unit sphere
+    transposed: bool = False  # all matrices are turned, and lie apart from those that are not
+    _asked: tuple[Norm, torch.dtype] | None = field(default=None, repr=False)
+
+    def places(self, buffer: Tensor, tensors: Sequence[Tensor], workspace: Workspace) -> list[Tensor]:
+        """Return the part of every slot of the stack's buffer, made once for a buffer of the workspace.
+
+        Args:
+            buffer: `(count, rows, columns)`.
+            tensors: Tensors of the parameters' shapes.
+            workspace: The workspace.
+        """
+
+        def make() -> list[Tensor]:
+            found = []
+            for slot in self.slots:
+                shape = tensors[slot.member].shape
+                found.append(slot.place(buffer, shape))
+            return found
+
+        return workspace.parts(buffer, self, make)
+
+    def choose(self, norm: Norm, like: Tensor) -> None:
+        """Take the norm of a step, with every choice made that depends on the stack: again only if it is another one.
+
+        Args:
+            norm: The norm.
+            like: A tensor of the stack's device and dtype.
+        """
+        asked = (norm, like.dtype)
+        if self._asked != asked:
+            self._asked = asked
+            self.norm = norm.on(like, (self.count, *self.shape))
+            self.scales = []
+            for slot in self.slots:
+                _, rows, columns = slot.view.matrix
+                scale = self.norm.scale(rows, columns, slot.view.kernel)
+                self.scales.append(scale)
+
+    def joined(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        """Return the stack without a copy, if the parts of parameter-shaped tensors lie in memory one after the other.
+
+        Args:
+            tensors: Tensors of the parameters' shapes.
+
+        Returns:
+            `(count, rows, columns)`, sharing storage; `None` if they lie otherwise.
+        """
+        rows, columns = self.shape
+        size = rows * columns
+        if torch.compiler.is_compiling():  # a graph knows no addresses
+            slot = self.slots[0]
+            alone = len(self.slots) == 1 and slot.whole and not slot.transposed
+            return tensors[slot.member].reshape(self.count, rows, columns) if alone else None
+        first = self.slots[0].of(tensors[self.slots[0].member])
+        storage = first.untyped_storage()._cdata
+        start = first.storage_offset()
+        for slot in self.slots:
+            part = slot.of(tensors[slot.member])
+            as_read = slot.transposed == self.transposed and slot.view.is_plain
+            if not as_read or not part.is_contiguous():
+                return None
+            if part.storage_offset() != start + slot.start * size:
+                return None
+            if part.untyped_storage()._cdata != storage:
+                return None
+        if self.transposed:
+            return first.as_strided((self.count, columns, rows), (size, rows, 1), start).mT
+        return first.as_strided((self.count, rows, columns), (size, columns, 1), start)
 
 
 @dataclass
@@ -192,9 +267,17 @@ def build_plan(
             for index, parameter in enumerate(group["params"])
             if parameter.grad is not None and parameter.numel() and (id(group), index) not in away
         ]
-        members.sort(key=lambda member: (member.place, member.shapes))
+        members.sort(key=lambda member: (member.place, member.shapes, member.tall))
         chunks += _cut(group, members, chunk_numel)
     return chunks
+
+
+def lies_as_stored(device: str) -> bool:
+    """Return whether turned matrices have stacks of their own, in the order in which they are stored.
+
+    A GPU multiplies both orders alike, and needs no transposition then. A CPU wants few stacks.
+    """
+    return device != "cpu"
 
 
 def chunk_limit(device: str) -> int:
@@ -210,14 +293,18 @@ class _Slot:
     parameter: Tensor
     place: tuple[str, int, str]  # device and dtype
     shapes: tuple[tuple[int, ...], ...]
+    tall: tuple[bool, ...]  # which of its matrices lie apart
 
     @classmethod
     def of(cls, group: Group, index: int) -> _Slot:
         parameter = group["params"][index]
         device = parameter.device
         place = (device.type, device.index or 0, str(parameter.dtype))  # in the same order on all ranks
-        sides = [sorted(view.matrix[1:]) for view in views_of(group, index)]
-        return cls(index, parameter, place, tuple(map(tuple, sides)))
+        views = views_of(group, index)
+        sides = [sorted(view.matrix[1:]) for view in views]
+        apart = lies_as_stored(device.type)
+        tall = [apart and view.matrix[1] > view.matrix[2] for view in views]
+        return cls(index, parameter, place, tuple(map(tuple, sides)), tuple(tall))
 
 
 def _cut(group: Group, members: list[_Slot], chunk_numel: int | None) -> list[Chunk]:
@@ -252,14 +339,16 @@ def stacks_of(group: Group, members: Sequence[tuple[MatrixView, ...]]) -> list[S
         The stacks.
     """
     turns = NORMS[group["norm"]].turns
-    stacks: dict[tuple[int, int], Stack] = {}
+    apart = turns and lies_as_stored(group["params"][0].device.type)
+    stacks: dict[tuple[int, int, bool], Stack] = {}
     for member, views in enumerate(members):
         for number, view in enumerate(views):
             batch, rows, columns = view.matrix
             transposed = turns and rows > columns
             if transposed:
                 rows, columns = columns, rows
-            stack = stacks.setdefault((rows, columns), Stack((rows, columns)))
+            as_stored = transposed and apart
+            stack = stacks.setdefault((rows, columns, as_stored), Stack((rows, columns), transposed=as_stored))
             slot = Slot(
                 member=member,
                 view=view,
@@ -268,18 +357,15 @@ def stacks_of(group: Group, members: Sequence[tuple[MatrixView, ...]]) -> list[S
                 start=stack.count,
                 stop=stack.count + batch,
                 index=number,
+                as_stored=as_stored,
             )
             stack.slots.append(slot)
             stack.count = slot.stop
     return list(stacks.values())
 
 
-def stack_views(stack: Stack, tensors: Sequence[Tensor], buffer: Tensor) -> None:
+def stack_views(stack: Stack, tensors: Sequence[Tensor], buffer: Tensor, workspace: Workspace | None = None) -> None:
     """Copy the matrices of parameter-shaped tensors into a stack's buffer `(count, rows, columns)`."""
-    targets = []
-    sources = []
-    for slot in stack.slots:
-        target, source = slot.copies(buffer, tensors[slot.member])
-        targets.append(target)
-        sources.append(source)
+    targets = stack.places(buffer, tensors, workspace or Workspace())
+    sources = [slot.source(tensors[slot.member], buffer.dtype) for slot in stack.slots]
     torch._foreach_copy_(targets, sources)

@@ -185,7 +185,7 @@ class Round:
         jobs: list[Job] = []
         partners = partners_of(plan.every)
         given = _StepInputs(state, reference, gradients, references, signal, partners, exchange)
-        with full_precision(plan.params), ExitStack() as tracked:
+        with full_precision(chunk.params[0] for chunk in plan.every), ExitStack() as tracked:
             for chunk in plan.chunks:
                 job = given.begin(chunk, tracked)
                 if self.compile:

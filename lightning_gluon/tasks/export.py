@@ -115,8 +115,8 @@ def card(title: str, notes: Mapping[str, Any], groups: Sequence[Mapping[str, Any
     parts = [f"{key} {value}" for key, value in notes.get("data", {}).items()]
     data = ", ".join(parts)
     steps = notes.get("step", "an unknown number of")
-    metrics = sorted(notes.get("metrics", {}).items())
-    settings = [[group.get(name) for name in SETTINGS_SHOWN] for group in groups]
+    metrics = [pair for pair in sorted(notes.get("metrics", {}).items()) if not pair[0].startswith("gluon/")]
+    settings = [[_setting(group, name) for name in SETTINGS_SHOWN] for group in groups]
     lines = [
         *("---", f"library_name: {library}", "tags: [lightning-gluon]", "---", ""),
         *(f"# {title}", ""),
@@ -125,6 +125,12 @@ def card(title: str, notes: Mapping[str, Any], groups: Sequence[Mapping[str, Any
         *_table_lines(("metric", "value"), metrics),
     ]
     return "\n".join(lines)
+
+
+def _setting(group: Mapping[str, Any], name: str) -> Any:
+    """Return a setting of a group: of the learning rate the one that its schedule began with."""
+    value = group.get(name)
+    return group.get(f"initial_{name}", value)
 
 
 def _table_lines(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> Iterator[str]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import nn
 
 from lightning_gluon.configurations import configuration
@@ -96,10 +97,20 @@ def _check_type(name: str, *, pretrained: bool) -> None:
 
 
 def _choose_scan(loaded: Any) -> None:
-    """Choose mambapy's scan for a Mamba where it is installed and mamba-ssm's kernels are not."""
-    if hasattr(loaded, "use_mambapy"):
-        kernels = importlib.util.find_spec("mamba_ssm")
-        loaded.use_mambapy = kernels is None and importlib.util.find_spec("mambapy") is not None
+    """Choose mambapy's scan for a Mamba where it is installed and mamba-ssm's kernels are not, and say what runs."""
+    if not hasattr(loaded, "use_mambapy"):
+        return
+    fused = importlib.util.find_spec("mamba_ssm") is not None
+    parallel = importlib.util.find_spec("mambapy") is not None
+    loaded.use_mambapy = parallel and not fused
+    if fused:
+        rank_zero_info("Mamba runs on the kernels of mamba-ssm on a GPU.")
+    elif parallel:
+        rank_zero_info("Mamba runs on the parallel scan of mambapy.")
+    else:
+        rank_zero_warn(
+            "Mamba runs token by token, which is slow. Install mambapy, or on a GPU mamba-ssm and causal-conv1d."
+        )
 
 
 def _without_network(name: str, error: BaseException) -> str:

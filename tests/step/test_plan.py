@@ -68,4 +68,4 @@ def test_slots_read_and_write_their_own_matrices() -> None:
         p = chunk.params[slot.member]
         expected = p.mT if slot.transposed else p
         assert torch.equal(buffer[slot.start], expected) and torch.equal(slot.matrices(p)[0], expected)
-        assert torch.equal(slot.update(buffer, p.shape), p) and torch.equal(slot.piece(buffer, p.shape), p)
+        assert torch.equal(slot.read(slot.place(buffer, p.shape)), p) and torch.equal(slot.piece(buffer, p.shape), p)

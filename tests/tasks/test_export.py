@@ -16,8 +16,10 @@ import timm
 import torch
 import transformers
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, ThroughputMonitor
+from lightning.pytorch.loggers import CSVLogger
 
+from lightning_gluon import tasks
 from lightning_gluon.__main__ import main
 from lightning_gluon.callbacks import GluonOptimizer
 from lightning_gluon.tasks import (
@@ -113,7 +115,7 @@ print(tokenizer.decode(written[0, tokens["input_ids"].shape[1]:], skip_special_t
     ends = transformers.GenerationConfig.from_pretrained(tmp_path / "model").eos_token_id
     assert trainer.datamodule.pretrained_tokenizer.convert_ids_to_tokens(ends) == ["<|end|>", "<|im_end|>"]
     card = (tmp_path / "model" / "README.md").read_text()
-    assert "| hidden | " in card
+    assert "| hidden | spectral | ema | 0.002 | 1 | 0 |" in card
     assert "| val/token_accuracy | " in card
     assert "path" in card
     exported = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "best")
@@ -179,7 +181,13 @@ def test_dtype_and_attention(base: Path) -> None:
 def test_predictions_are_written(tmp_path: Path, base: Path) -> None:
     data = ChatData(write_rows(tmp_path / "sums.jsonl", sums(20)), str(base), val_fraction=0.3, batch_size=2)
     trainer = Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, callbacks=[WriteAnswers(str(tmp_path / "a.jsonl"))]
+        accelerator="cpu",
+        logger=CSVLogger(tmp_path),
+        enable_progress_bar=False,
+        callbacks=[
+            WriteAnswers(str(tmp_path / "a.jsonl")),
+            ThroughputMonitor(tasks.count_samples, tasks.count_items, window_size=2),  # as in the recipes
+        ],
     )
     model = CausalLM(str(base), pretrained=True, generation={"max_new_tokens": 2})
     model.configure_optimizers = lambda: None  # type: ignore[method-assign]
