@@ -18,6 +18,7 @@ from lightning_gluon.estimators.gamma import NO_CALLBACK, estimated_gamma, is_es
 from lightning_gluon.estimators.kernels import Kernel
 from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
+from lightning_gluon.methods import DEFAULT_METHOD
 from lightning_gluon.options import CHECKS, Group, Options
 from lightning_gluon.ranks.groups import Ranks
 from lightning_gluon.step.checks import (
@@ -107,7 +108,7 @@ class Gluon(Optimizer):
         params: Any,
         lr: float | None = 0.02,
         *,
-        method: str = "gluon",
+        method: str = DEFAULT_METHOD,
         weight_decay: float | Mapping[str, float] | None = None,
         radius: Mapping[str, float] | None = None,
         momentum: float | None = None,
