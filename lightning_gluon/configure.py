@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
-from lightning_gluon.methods import Method
+from lightning_gluon.methods import DEFAULT_METHOD, Method
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.options import Options
 from lightning_gluon.partition.build import partition as route
@@ -43,7 +43,7 @@ AUTO_LARGEST = 5.0
 
 def configure_optimizers(
     module: nn.Module,
-    method: str = "gluon",
+    method: str = DEFAULT_METHOD,
     *,
     lr: float | str,
     weight_decay: float | Mapping[str, float] | None = None,

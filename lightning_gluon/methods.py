@@ -23,7 +23,7 @@ from lightning_gluon.norms.table import NORMS
 from lightning_gluon.registry import add_row
 from lightning_gluon.roles import MATRIX_ROLES, ROLES
 
-__all__ = ["METHODS", "Method", "Rule"]
+__all__ = ["DEFAULT_METHOD", "METHODS", "Method", "Rule"]
 
 
 @dataclass(frozen=True)
@@ -322,6 +322,10 @@ METHODS: dict[str, Method] = {
     "sgd": Method("the gradient itself: no ball at all", "folklore", _uniform("identity"), momentum=0.0),
     "adamw": Method("the baseline", "AdamW, arXiv 1711.05101", _uniform("identity", "adamw"), weight_decay=0.01),
 }
+
+
+# Used where no method is named; the choice follows the table of docs/primers/momentum.md.
+DEFAULT_METHOD = "gluon"
 
 
 def register_method(name: str, method: Method) -> None:

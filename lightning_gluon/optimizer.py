@@ -18,6 +18,7 @@ from lightning_gluon.estimators.gamma import NO_CALLBACK, estimated_gamma, is_es
 from lightning_gluon.estimators.kernels import Kernel
 from lightning_gluon.estimators.messages import ALONE, Exchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
+from lightning_gluon.methods import DEFAULT_METHOD
 from lightning_gluon.options import CHECKS, Group, Options
 from lightning_gluon.ranks.groups import Ranks
 from lightning_gluon.step.checks import (
@@ -107,7 +108,7 @@ class Gluon(Optimizer):
         params: Any,
         lr: float | None = 0.02,
         *,
-        method: str = "gluon",
+        method: str = DEFAULT_METHOD,
         weight_decay: float | Mapping[str, float] | None = None,
         radius: Mapping[str, float] | None = None,
         momentum: float | None = None,
@@ -351,7 +352,7 @@ class Gluon(Optimizer):
             references = old_gradients(plan.params, gradients, reference, self.reference_gradients)
         folded, self.folded = self.folded, False
         self.reference_gradients = {}
-        norms = plan.check.norms(gradients, [] if folded else references)
+        norms = plan.check.norms(gradients, [] if folded else references, plan.guard.judged)
         readings, self.readings = self.readings, None
         if agreed_skip(self.param_groups, self.exchange, norms is None) or norms is None:
             return

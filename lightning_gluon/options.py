@@ -39,7 +39,7 @@ class Options(TypedDict, total=False):
         orthogonalizer_steps: Its iterations. Relative to 6 Polar Express steps 5 cost 0.83 to 0.9 and miss up to 3 % of
             the decrease; 4 cost 0.67 and miss up to 8 %. In bfloat16 keep 6.
         orthogonalizer_dtype: Its dtype by name.
-        momentum_dtype: Dtype of the momentum by name.
+        momentum_dtype: Dtype of the momentum by name; `int8` keeps what is no vector in 8 bits and a scale per block.
         on_nonfinite: `raise`, `skip` or `ignore`.
         noise_floor: RMS of a bias's gradient, relative to its weight's, below which it counts as rounding noise and the
             bias takes no step. `None` goes by the precision, 0 lets every bias step.
@@ -102,7 +102,7 @@ class Options(TypedDict, total=False):
     orthogonalizer: Annotated[MaybeText, one_of("polar_express", "you", "jordan", "newton_schulz", "svd")]
     orthogonalizer_steps: Annotated[MaybeWhole, whole(1, none="the default")]
     orthogonalizer_dtype: Annotated[MaybeText, dtype_name("bfloat16", "float16", "float32", "float64")]
-    momentum_dtype: Annotated[MaybeText, dtype_name()]
+    momentum_dtype: Annotated[MaybeText, dtype_name(codes=["int8"])]
     on_nonfinite: Annotated[MaybeText, one_of("raise", "skip", "ignore")]
     noise_floor: Annotated[MaybeNumber, number(0, 1, none=True)]
     start: Annotated[MaybeText, one_of("gradient", "zero")]

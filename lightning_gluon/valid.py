@@ -191,8 +191,12 @@ def pair_of(check_one: Check) -> Check:
     return check
 
 
-def dtype_name(*names: str) -> Check:
+def dtype_name(*names: str, codes: Sequence[str] = ()) -> Check:
     """Allow a floating-point dtype (one of those named, if any are) or `None`; it is kept by name.
+
+    Args:
+        *names: Names of dtypes; without any all are allowed.
+        codes: Further names, of quantised forms.
 
     Returns:
         The check.
@@ -207,8 +211,11 @@ def dtype_name(*names: str) -> Check:
         if value is None:
             return None
         found = str(value).removeprefix("torch.")
+        if found in codes:
+            return found
         if not isinstance(value, (str, torch.dtype)) or not _is_floating(found):
-            raise refusal(name, where, "be a floating-point dtype such as 'bfloat16' or None", value)
+            also = "".join(f", {code!r}" for code in codes)
+            raise refusal(name, where, f"be a floating-point dtype such as 'bfloat16'{also} or None", value)
         if names and found not in names:
             raise refusal(name, where, f"be one of {listed}", found)
         return found

@@ -24,20 +24,20 @@ class Limit:
 
 LIMITS = {
     "vit_s/4": {  # 3 of 12 layers
-        "gluon": Limit(329, 52.5, 0.0541),
-        "muon": Limit(180, 66.3, 0.0511),
-        "lionmuon": Limit(337, 71.5, 0.0541),
-        "gluon-mvr1": Limit(696, 140.5, 0.0541),
-        "limuon r=16": Limit(1492, 151.0, 0.0554, linalg=210),
+        "gluon": Limit(330, 52.5, 0.0541),
+        "muon": Limit(181, 66.3, 0.0511),
+        "lionmuon": Limit(338, 71.5, 0.0541),
+        "gluon-mvr1": Limit(612, 132.5, 0.0541),
+        "limuon r=16": Limit(1408, 143.0, 0.0554, linalg=210),
     },
     "qwen2_5/12": {  # 2 of 24 layers
-        "gluon": Limit(273, 43.6, 0.516),
-        "gluon, five steps": Limit(250, 43.1, 0.464),
-        "gluon, no check": Limit(271, 43.6, 0.516, waits=0),
-        "muon": Limit(236, 54.8, 0.516),
-        "lionmuon": Limit(281, 61.4, 0.516),
-        "gluon-mvr1": Limit(496, 131.6, 0.516),
-        "limuon r=16": Limit(1104, 134.9, 0.524, linalg=225),
+        "gluon": Limit(274, 43.6, 0.516),
+        "gluon, five steps": Limit(251, 43.1, 0.464),
+        "gluon, no check": Limit(271, 39.8, 0.516, waits=0),
+        "muon": Limit(237, 54.8, 0.516),
+        "lionmuon": Limit(282, 61.4, 0.516),
+        "gluon-mvr1": Limit(447, 123.6, 0.516),
+        "limuon r=16": Limit(1055, 126.9, 0.524, linalg=225),
     },
 }
 CASES = [(model, row) for model, rows in LIMITS.items() for row in rows]

@@ -22,10 +22,12 @@ import pytest
 import lightning_gluon
 
 PACKAGE = Path(lightning_gluon.__file__).parent
-MODULES = ("", ".norms", ".callbacks", ".radius", ".smoothness", ".testing")
+MODULES = ("", ".norms", ".callbacks", ".radius", ".smoothness", ".tasks", ".testing")
 
 # Hooks and state that Lightning or torch calls, never a user: their contract is described there.
-PROTOCOL = re.compile(r"on_\w+|setup|state_dict|load_state_dict|get_lr")
+PROTOCOL = re.compile(
+    r"on_\w+|setup|state_dict|load_state_dict|get_lr|\w+_step|\w+_dataloader|prepare_data|configure_model|write_on_\w+|forward"
+)
 
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|References|Example|Shapes)s?:", re.MULTILINE)
 FORMULA = re.compile(r" (<-|=|<=|>=|~|->) |\|\||->")
@@ -40,8 +42,16 @@ CLAUSES = {"what", "where", "all", "that", "when", "how", "whether", "which", "t
 
 # Parts that cannot apply: part -> name -> reason.
 EXEMPT: dict[str, dict[str, str]] = {
-    "mathematics": {"register_option": "it adds a name to a table, and computes nothing"},
-    "source": {"register_option": "the table is bookkeeping of this library, from no paper"},
+    "mathematics": {
+        "register_option": "it adds a name to a table, and computes nothing",
+        "WriteAnswers": "it writes text to a file",
+    },
+    "shapes": {"WriteAnswers": "it takes text"},
+    "source": {
+        "register_option": "the table is bookkeeping of this library, from no paper",
+        "WriteAnswers": "the file is of this library's own making",
+    },
+    "example": {"ChatData.prompts": "it needs a tokenizer in a folder"},
 }
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from typing_extensions import Unpack
 
 from lightning_gluon.configure import check_lr, configure_optimizers, warmup_steps
+from lightning_gluon.methods import DEFAULT_METHOD
 from lightning_gluon.norms.needs import Partner
 from lightning_gluon.options import CHECKS, Group, Options
 from lightning_gluon.partition.build import partition
@@ -102,7 +103,7 @@ class GluonOptimizer(Callback):
 
     def __init__(
         self,
-        method: str = "gluon",
+        method: str = DEFAULT_METHOD,
         lr: float | Literal["auto"] | None = None,
         weight_decay: float | dict[str, float] | None = None,
         radius: dict[str, float] | None = None,

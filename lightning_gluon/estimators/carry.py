@@ -1,4 +1,8 @@
-"""Buffers carried from one step to the next: dense in some dtype, or as the factors of a low rank."""
+"""Buffers carried from one step to the next: dense in some dtype or in 8 bits, or as the factors of a low rank.
+
+In 8 bits (`momentum_dtype="int8"`) a block of at most 128 entries of a row shares a scale: 1.03 bytes per entry. A row
+is all that belongs to one index of the first dimension. Vectors stay in fp32.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +20,7 @@ from lightning_gluon.estimators.factors import (
     factors_layout,
     store_stacks,
 )
+from lightning_gluon.estimators.quantize import QUANTIZERS, Quantizer
 from lightning_gluon.norms.views import MatrixView
 
 __all__ = ["Carry"]
@@ -37,14 +42,33 @@ def carry_layout(
     """
     if factored:
         return factors_layout(parameter, factored, group)
-    dtype = dense_dtype(parameter, group)
-    return {name: torch.empty(parameter.shape, dtype=dtype, device="meta") for name in buffers}
+    quantizer = _codes_of(parameter, group)
+    entries = {}
+    for name in buffers:
+        if quantizer is None:
+            entries[name] = torch.empty(parameter.shape, dtype=dense_dtype(parameter, group), device="meta")
+        else:
+            rows, columns = parameter.shape[0], parameter.shape[1:].numel()
+            codes, scales = quantizer.layout((1, rows, columns))
+            entries[name], entries[scale_of(name)] = codes[0], scales[0]
+    return entries
+
+
+def scale_of(name: str) -> str:
+    """Return the key of a buffer's scales in the state."""
+    return f"{name}_scale"
+
+
+def _codes_of(parameter: Tensor, group: Mapping[str, Any]) -> Quantizer | None:
+    """Return what rounds a parameter's dense buffers; `None` if they are kept in a dtype of torch."""
+    return QUANTIZERS.get(group["momentum_dtype"]) if parameter.ndim > 1 else None
 
 
 def dense_dtype(parameter: Tensor, group: Mapping[str, Any]) -> torch.dtype:
     """Return the dtype in which a dense buffer is kept: fp32 or wider, if the group asks for no other."""
     asked = group["momentum_dtype"]
-    return getattr(torch, asked) if asked else torch.promote_types(parameter.dtype, torch.float32)
+    wide = torch.promote_types(parameter.dtype, torch.float32)
+    return getattr(torch, asked) if asked and asked not in QUANTIZERS else wide
 
 
 class Carry:
@@ -86,6 +110,19 @@ class Carry:
             stack.load_(found, gradients, first, self.group)
         return found
 
+    def _rounding(self, index: int) -> Quantizer | None:
+        return None if self.factored[index] else _codes_of(self.params[index], self.group)
+
+    def _restored(
+        self, quantizer: Quantizer, state: Entries, name: str, gradient: Tensor, first: FirstMomentum
+    ) -> Tensor:
+        """Return a buffer that is kept in few bits; the first one is not rounded before its step."""
+        if name in state:
+            return quantizer.restore(state[name], state[scale_of(name)], gradient.flatten(1)).view(gradient.shape)
+        value = first(gradient)
+        state[name], state[scale_of(name)] = quantizer.quantize(value.flatten(1))
+        return value
+
     def _gather_(self, name: str, found: list[Tensor]) -> None:
         """Move buffers that each have memory of their own into one piece of memory, in their order.
 
@@ -115,13 +152,20 @@ class Carry:
         """
         for index, value in enumerate(values):
             kept = self.states[index].get(name, value)  # the same tensor, if it is kept as it is
-            if kept is not value:
+            quantizer = self._rounding(index)
+            if quantizer is not None:
+                codes, scales = quantizer.quantize(value.flatten(1))
+                kept.copy_(codes)
+                self.states[index][scale_of(name)].copy_(scales)
+            elif kept is not value:
                 kept.copy_(_saturated(value, kept.dtype))
         if self.stacks:
             store_stacks(self.stacks, values, self.group, factor_dtype(self.params[0], self.group))
 
     def _dense(self, index: int, name: str, gradient: Tensor, first: FirstMomentum) -> Tensor:
-        state = self.states[index]
+        state, quantizer = self.states[index], self._rounding(index)
+        if quantizer is not None:
+            return self._restored(quantizer, state, name, gradient, first)
         if name not in state:
             kept = dense_dtype(self.params[index], self.group)
             state[name] = _saturated(first(gradient), kept).to(kept)

@@ -94,10 +94,10 @@ class _Meeting:
     """A place where all workers of a process meet.
 
     Args:
-        seats: A seat for every worker, with what it has brought.
+        seats: A seat for every worker, with what it has brought; `None` if it has left.
     """
 
-    seats: list[Tensors]
+    seats: list[Tensors | None]
     barrier: threading.Barrier = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,9 +114,19 @@ class _LocalExchange(Exchange):
     def _gather(self, tensors: list[Tensor]) -> list[list[Tensor]]:
         self.meeting.seats[self.rank] = tensors
         self.meeting.barrier.wait()
-        found = list(self.meeting.seats)
+        found = [seat for seat in self.meeting.seats if seat is not None]
+        if len(found) < self.size:
+            raise RuntimeError(
+                f"Worker {self.rank} sends a message, but {self.size - len(found)} of {self.size} workers have ended. "
+                "Let all workers take as many steps."
+            )
         self.meeting.barrier.wait()  # nobody brings the next message before all have seen this one
         return found
+
+    def leave(self) -> None:
+        """End, with all others or before them: those who still send are told."""
+        self.meeting.seats[self.rank] = None
+        self.meeting.barrier.wait()
 
 
 def run_workers(size: int, work: Callable[[Exchange], Result]) -> list[Result]:
@@ -138,7 +148,8 @@ def run_workers(size: int, work: Callable[[Exchange], Result]) -> list[Result]:
 
     Raises:
         ValueError: If there is no worker.
-        RuntimeError: If a worker fails while others wait for its message; the error of that worker is raised itself.
+        RuntimeError: If a worker sends a message after another has ended. The error of a worker that fails is raised
+            itself, and ends the others.
 
     References:
         "EF21-Muon", arXiv 2510.00643.
@@ -156,7 +167,10 @@ def run_workers(size: int, work: Callable[[Exchange], Result]) -> list[Result]:
 
     def guarded(rank: int) -> Result:
         try:
-            return work(_LocalExchange(rank, meeting))
+            exchange = _LocalExchange(rank, meeting)
+            result = work(exchange)
+            exchange.leave()
+            return result
         except BaseException:
             meeting.barrier.abort()  # or the others would wait for ever
             raise

@@ -10,7 +10,6 @@ A norm declares its needs. The step reads the declarations and asks for no names
 | `guarded` | biases without the entries that are rounding noise |
 | `overwrites` | its own stack, which it may write to |
 | `reads_only` | a stack that it must not write to after all, its matrices in any order in memory |
-| `separable` | pieces of matrices, where a parameter is spread over ranks, cut along these of its two dimensions |
 | `separable` | on many ranks pieces, cut along these of a matrix' two dimensions; a subclass declares it anew |
 
 and those of `lightning_gluon.norms.needs`.

@@ -235,6 +235,7 @@ class Signs(Max):
 
     turns: ClassVar[bool] = True
     overwrites: ClassVar[bool] = True
+    separable: ClassVar[tuple[int, ...]] = MATRIX
     spectral: Spectral = field(default_factory=Spectral)
     sign_radius: float = 0.25
 

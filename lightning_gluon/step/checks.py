@@ -10,12 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_gluon.estimators.gamma import is_estimated
+from lightning_gluon.estimators.quantize import QUANTIZERS
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.methods import METHODS, Method
 from lightning_gluon.norms.clipped import ClippedRow
 from lightning_gluon.norms.spectral import Spectral
 from lightning_gluon.norms.table import NORMS, REFINEMENTS, norm_of
 from lightning_gluon.options import CHECKS, SETTINGS, Group
+from lightning_gluon.ranks.pieces import is_sharded
 from lightning_gluon.registry import load_plugins
 from lightning_gluon.roles import ROLES
 from lightning_gluon.step.decay import DECAYS
@@ -205,6 +207,11 @@ def _check_parameters(group: Group, where: str) -> None:
     matrices = NORMS[group["norm"]].matrices
     for name, parameter in zip(group["param_names"], group["params"], strict=True):
         check_whole(name, parameter)
+        if group["momentum_dtype"] in QUANTIZERS and is_sharded(parameter):
+            raise NotImplementedError(
+                f"`momentum_dtype={group['momentum_dtype']!r}`{where} does not work yet where weights are spread over "
+                f"ranks, as {name!r} is. Take 'bfloat16'."
+            )
         if not parameter.is_floating_point():
             raise TypeError(f"{name!r} has dtype {parameter.dtype}; an LMO needs real floating-point parameters.")
         if parameter.ndim < 2 and matrices:

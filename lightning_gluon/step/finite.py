@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,15 +65,18 @@ class GradientCheck:
         params = [parameter for chunk in chunks for parameter in chunk.params]
         self.where = consensus.where(params) if consensus is not None else self.limits
 
-    def norms(self, gradients: list[Tensor], references: list[Tensor]) -> Tensor | None:
+    def norms(
+        self, gradients: list[Tensor], references: list[Tensor], judged: Sequence[int] | None = None
+    ) -> Tensor | None:
         """Return the 2-norm of every gradient, after checking that all are dense, finite and within range.
 
         Args:
             gradients: Gradients in the order of the plan.
             references: Gradients at the previous iterate, or an empty list.
+            judged: Positions whose norms are read afterwards, by default all: without a check only they are computed.
 
         Returns:
-            One number per gradient, or `None` if the step is to be skipped.
+            One number per gradient, 0 for those that nobody reads, or `None` if the step is to be skipped.
 
         Raises:
             RuntimeError: If a gradient is sparse, or is there on some ranks only.
@@ -84,8 +87,11 @@ class GradientCheck:
             if gradient.layout != torch.strided:
                 raise RuntimeError(f"The gradient of {one.name!r} is sparse. Build its embedding with `sparse=False`.")
         watches = any(one.policy != IGNORE for one in self.watched)
+        if judged is not None and not watches and self.consensus is None:
+            return self._norms_of(gradients, judged)
         points = [gradients, references] if references and watches else [gradients]
-        norms = torch.stack([self._norms(point) for point in points])
+        rows = [self._norms(point) for point in points]
+        norms = torch.stack(rows) if len(rows) > 1 else rows[0].unsqueeze(0)
         if self.consensus is not None:
             norms, counts = self.consensus.whole_norms(norms, self.where)
             self.consensus.check_counts(counts)
@@ -118,11 +124,13 @@ class GradientCheck:
         listed = ", ".join(str(self.watched[index]) for index in first)
         if len(refused) > len(first):
             listed += f" and {len(refused) - len(first)} more"
-        finite = True
-        for index in refused:
-            for point in points:
-                finite &= bool(point[index].isfinite().all())
-        if finite:
+        infinite = []
+        for index in range(len(self.watched)):
+            finite = [bool(point[index].isfinite().all()) for point in points]
+            infinite.append(not all(finite))
+        if self.consensus is not None:
+            infinite = self.consensus.anywhere(infinite, self.where)
+        if not any(infinite[index] for index in refused):
             return FloatingPointError(
                 f"Gradient too large for its `momentum_dtype` in {listed}. No weight and no state was changed. Take "
                 "'bfloat16', which has the range of fp32, or set `on_nonfinite='skip'` to drop such steps."
@@ -131,6 +139,14 @@ class GradientCheck:
             f"Non-finite gradient in {listed}. No weight and no state was changed. Lower `lr`, look for overflow in "
             "the loss, or set `on_nonfinite='skip'` to drop such steps."
         )
+
+    def _norms_of(self, gradients: list[Tensor], judged: Sequence[int]) -> Tensor:
+        """Return the norms of some gradients among zeros."""
+        norms = [self.limits.new_zeros(())] * len(gradients)
+        found = self._norms([gradients[index] for index in judged]) if judged else ()
+        for index, norm in zip(judged, found, strict=True):
+            norms[index] = norm
+        return torch.stack(norms)
 
     def _norms(self, tensors: list[Tensor]) -> Tensor:
         # The 2-norm is vectorised on a CPU, the maximum is not: 40 times slower.

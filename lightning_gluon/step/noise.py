@@ -203,6 +203,14 @@ class NoiseGuard:
         self.weight = self._on_device([judgement.weight for judgement in self.judgements])
         self.scale = self._on_device([judgement.layer.scale for judgement in self.judgements])
 
+    @property
+    def judged(self) -> list[int]:
+        """Positions of the gradients whose norms `signal` reads."""
+        if all(group["noise_floor"] == 0 for group in self.groups):
+            return []
+        pairs = [(layer.bias.index, layer.weight.index) for layer in self.affine]
+        return sorted({index for pair in pairs for index in pair})
+
     def _on_device(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, device=self.device)
 

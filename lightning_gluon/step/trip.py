@@ -21,7 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from lightning_gluon.norms.base import Norm
+from lightning_gluon.norms.base import MATRIX, Norm
 from lightning_gluon.norms.needs import Context, Partner
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
@@ -71,6 +71,25 @@ class Loan:
         self.moves_whole = bool(self.norm.reads_weights or chunk.group.get("retract") or begins)
         owned = set(self.own.indices)
         self.mine = [member for member, index in enumerate(chunk.indices) if index in owned]
+
+    @property
+    def stays(self) -> bool:
+        """True if the norm of this step reads entries one by one, so that pieces are enough."""
+        entries = set(vars(type(self.norm)).get("separable", ())) == set(MATRIX)
+        return entries and not self.moves_whole and not any(self.chunk.factored)
+
+    def step_here_(self, sent: TensorLists) -> None:
+        """Move the weights by pieces alone.
+
+        Args:
+            sent: Result of `begin`.
+        """
+        units = []
+        for (piece,) in sent:
+            staged = piece.to(self.norm.staging_dtype(piece), copy=True)
+            flat = self.norm.lmo_(staged.view(1, 1, piece.numel()), Context(self.workspace))
+            units.append(flat.view(piece.shape))
+        self.end(units, [[] for _ in units])
 
     def begin(self) -> TensorLists:
         """Advance the buffers; return what travels of every parameter: the direction, its weights, its momentum."""
@@ -278,7 +297,7 @@ def unit_dtype(
 
 
 class Trip:
-    """Loans that travel together.
+    """Loans that travel together; those that need no whole matrices in this step stay.
 
     Args:
         loans: The loans.
@@ -306,15 +325,24 @@ class Trip:
         """Send the pieces of directions to the owners."""
         pieces: list[Tensor] = []
         self.counts: list[list[int]] = []
+        moving: list[Loan] = []
         for loan in self.loans:
             sent = loan.begin()
+            if loan.stays:
+                loan.step_here_(sent)
+                continue
+            moving.append(loan)
             self.counts.append(list(map(len, sent)))
             pieces += chain.from_iterable(sent)
-        self.there = self._transfer(self.counts).collect(pieces)
+        self.loans = moving
+        if moving:
+            self.there = self._transfer(self.counts).collect(pieces)
         return self
 
     def work(self) -> None:
         """Take the LMO of the matrices that are whole here, and send pieces of it back."""
+        if not self.loans:
+            return
         came = _arrivals(self.there.wait(), self.counts)
         steps: dict[int, Tensor] = {}
         shared: dict[int, list[Tensor]] = {}
@@ -334,6 +362,8 @@ class Trip:
 
     def end(self) -> None:
         """Move the weights."""
+        if not self.loans:
+            return
         pieces, news = iter(self.back.wait()), iter(self.news)
         for loan in self.loans:
             count = len(loan.chunk.owners)

@@ -21,14 +21,21 @@ __all__ = ["ExportBest", "SampleAnswers", "WriteAnswers"]
 class SampleAnswers(Callback):
     """Log answers to the first held-out prompts after every validation.
 
+        x_t = argmax_x p(x | x_<t)    unless the module's `generation` samples
+
     They go to `answers.jsonl` in the folder of the logger, and as text to TensorBoard or W&B. Random streams stay as
     they are, so that a run with it is the run without it.
+
+    Shapes: text.
 
     Args:
         count: Number of prompts.
 
     Raises:
         ValueError: If the count is not positive.
+
+    References:
+        `generate` of transformers.
 
     Example:
         >>> SampleAnswers(count=2).count
@@ -138,6 +145,10 @@ class WriteAnswers(BasePredictionWriter):
 class ExportBest(Callback):
     """Keep the best model so far as a folder that transformers or timm loads.
 
+        best <- min(best, m)    with the metric m, or max by `mode`; exported if that changes it
+
+    Shapes: plain numbers.
+
     Args:
         folder: The folder; it is replaced as a whole.
         monitor: Metric to go by.
@@ -146,6 +157,9 @@ class ExportBest(Callback):
 
     Raises:
         ValueError: If the mode is unknown.
+
+    References:
+        Lightning's `ModelCheckpoint`, which keeps checkpoints in the same way.
 
     Example:
         >>> ExportBest("runs/best", monitor="val/token_accuracy", mode="max").better(0.6, 0.5)

@@ -54,6 +54,8 @@ class LayerDecay(Callback):
     with the depth from 0 before the `L` repeated layers to `L + 1` behind them. Groups that AdamW steps have one rate
     and keep it, which a warning says.
 
+    Shapes: parameters of any shape.
+
     Args:
         decay: Factor from one layer to the one before it.
 
@@ -98,6 +100,8 @@ class HeadFirst(Callback):
         X <- X    for every parameter but those of role `head`, in the first `steps` steps
 
     The others take no gradient meanwhile. It holds for one process; under DDP every parameter has to take one.
+
+    Shapes: parameters of any shape.
 
     Args:
         steps: Optimizer steps of the head alone.

@@ -26,6 +26,10 @@ __all__ = ["ImageClassifier"]
 class ImageClassifier(OptimizerByCallback):
     """A timm model trained with cross-entropy.
 
+        loss = - mean_i sum_c q_ic log p_c(x_i),    q = (1 - label_smoothing) onehot(y) + label_smoothing / classes
+
+    Shapes: images `(batch, channels, height, width)`; labels `(batch,)`, or mixed ones `(batch, classes)`.
+
     Args:
         name: Name of a timm model, such as `vit_small_patch16_224`; `hf-hub:<id>` and `local-dir:<folder>` work too.
         num_classes: Number of classes.
@@ -40,11 +44,19 @@ class ImageClassifier(OptimizerByCallback):
         ValueError: If timm does not know the model or its arguments, or a number is out of range.
         ConnectionError: If weights or the configuration of an id cannot be fetched.
 
+    References:
+        R. Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models.
+
     Example:
         >>> kwargs = dict(img_size=8, patch_size=4, in_chans=1, embed_dim=16, depth=1, num_heads=2)
         >>> model = ImageClassifier("vit_tiny_patch16_224", num_classes=10, model_kwargs=kwargs)
         >>> tuple(model(torch.zeros(2, 1, 8, 8)).shape)
         (2, 10)
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.export(Path(folder), notes={"images": {"mean": [0.5], "std": [0.5]}})
+        ...     (Path(folder) / "config.json").exists()
+        True
     """
 
     def __init__(

@@ -82,6 +82,11 @@ class CausalLM(OptimizerByCallback):
         >>> tokens = torch.zeros(2, 5, dtype=torch.long)
         >>> tuple(model(tokens).shape), model.mean_loss(tokens).ndim, model.score(tokens).tokens.item()
         ((2, 5, 32), 0, 8)
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.export(Path(folder), notes={"step": 0}, tokenizer=None)
+        ...     (Path(folder) / "config.json").exists()
+        True
     """
 
     def __init__(

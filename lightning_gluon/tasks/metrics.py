@@ -17,8 +17,17 @@ __all__ = ["LanguageMetrics", "Perplexity", "count_items", "count_samples"]
 class Perplexity(Metric):
     """`exp` of the mean cross-entropy over all tokens of an epoch (not the mean of the batches' perplexities).
 
+        perplexity = exp(sum_i n_i loss_i / sum_i n_i)
+
+    with the mean loss `loss_i` (nats) of `n_i` tokens.
+
+    Shapes: scalars.
+
     The sums are float32 whatever the model is: in bfloat16 a count stops growing after a few hundred batches. A loss
     that is not a number makes a perplexity that is not.
+
+    References:
+        F. Jelinek et al., "Perplexity: a measure of the difficulty of speech recognition tasks", 1977.
 
     Example:
         >>> metric = Perplexity()
@@ -38,7 +47,12 @@ class Perplexity(Metric):
             self.add_state(name, zero, dist_reduce_fx="sum")
 
     def update(self, loss: Tensor, weight: int | Tensor) -> None:
-        """Add the mean loss of `weight` tokens."""
+        """Add the mean loss of some tokens.
+
+        Args:
+            loss: Mean cross-entropy, in nats.
+            weight: Number of tokens.
+        """
         nats = weight * loss.detach().float()
         self.total = self.total.float() + nats
         self.tokens = self.tokens.float() + weight
@@ -81,12 +95,44 @@ class LanguageMetrics(nn.Module):
 
 
 def count_samples(batch: Any) -> int:
-    """Return the number of images, sequences or prompts in a batch, for Lightning's `ThroughputMonitor`."""
+    """Return the number of images, sequences or prompts in a batch, for Lightning's `ThroughputMonitor`.
+
+        samples = len(batch)
+
+    Args:
+        batch: Images with labels, tokens of shape `(samples, length + 1)`, or a mapping with `input_ids` or `prompts`.
+
+    Returns:
+        A number.
+
+    References:
+        `batch_size_fn` of Lightning's `ThroughputMonitor`.
+
+    Example:
+        >>> count_samples(torch.zeros(4, 9))
+        4
+    """
     return len(_first_part(batch))
 
 
 def count_items(batch: Any) -> int:
-    """Return the number of images, prompts or predicted tokens in a batch, for Lightning's `ThroughputMonitor`."""
+    """Return the number of images, prompts or predicted tokens in a batch, for Lightning's `ThroughputMonitor`.
+
+        items = samples * length    for tokens, else samples
+
+    Args:
+        batch: Images with labels, tokens of shape `(samples, length + 1)`, or a mapping with `input_ids` or `prompts`.
+
+    Returns:
+        A number.
+
+    References:
+        `length_fn` of Lightning's `ThroughputMonitor`.
+
+    Example:
+        >>> count_items(torch.zeros(4, 9))
+        32
+    """
     samples = _first_part(batch)
     if isinstance(samples, Tensor) and samples.ndim == 2:
         return samples.shape[0] * (samples.shape[1] - 1)

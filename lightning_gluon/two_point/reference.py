@@ -252,6 +252,9 @@ class ReferencePoint:
         if self.point is None:
             yield
             return
+        if self._copies_(params):
+            yield
+            return
         before = [local(parameter).clone() for parameter in params]
         if self.transport is not None and self._own_point(group) is not None:
             for parameter in params:
@@ -259,6 +262,17 @@ class ReferencePoint:
         yield
         for parameter, previous in zip(params, before, strict=True):
             self._record(group, parameter, previous)
+
+    def _copies_(self, params: Sequence[Tensor]) -> bool:
+        """Copy weights to where the last previous ones are kept, if that is all there is to record."""
+        if self.kind != "copy" or self.transport is not None:
+            return False
+        kept = [piece_state(self.state[parameter], parameter).get("previous") for parameter in params]
+        known = [previous for previous in kept if previous is not None]
+        if len(known) < len(params):
+            return False
+        torch._foreach_copy_(known, list(map(local, params)))
+        return True
 
     def _own_point(self, group: Group) -> str | None:
         return next(point for other, point in zip(self.groups, self.points, strict=True) if other is group)

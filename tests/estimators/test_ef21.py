@@ -215,7 +215,8 @@ def test_a_bias_steps_if_any_worker_hears_it() -> None:
 
     one, other = run_workers(2, work)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert not torch.equal(one[3], network()[1].bias)
+    first = list(network().parameters())
+    assert not torch.equal(one[3], first[3])
 
 
 def test_all_workers_skip_together_and_all_end_if_one_fails() -> None:
@@ -233,6 +234,11 @@ def test_all_workers_skip_together_and_all_end_if_one_fails() -> None:
     assert torch.equal(a, b) and a.isfinite().all()
     with pytest.raises(FloatingPointError, match="Non-finite gradient"):
         run_workers(2, work("raise"))
+
+
+def test_a_worker_that_ends_early_is_an_error_and_no_hang() -> None:
+    with pytest.raises(RuntimeError, match=r"sends a message, but 1 of 3 workers have ended\. Let all workers"):
+        run_workers(3, lambda exchange: Worker(exchange, "ef21-muon").walk(0, 3 - (exchange.rank == 1)))
 
 
 def test_errors() -> None:

@@ -112,3 +112,20 @@ def test_nonfinite_gradients() -> None:
             assert all(
                 torch.equal(after["state"][i]["momentum"], state["state"][i]["momentum"]) for i in state["state"]
             )
+
+
+def test_without_a_check_only_the_norms_that_are_judged_are_computed() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3, bias=False))
+    optimizer = Gluon(net, lr=0.1, on_nonfinite="ignore")
+    net(torch.ones(2, 6)).sum().backward()
+    plan = optimizer._plans.find(optimizer.param_groups)
+    assert plan is not None
+    found = plan.check.norms(plan.gradients, [], plan.guard.judged)
+    every = plan.check.norms(plan.gradients, [])
+    assert found is not None and every is not None
+    names = [name for chunk in plan.chunks for name in chunk.names]
+    read = torch.tensor([name in ("0.weight", "0.bias") for name in names])
+    assert torch.equal(found, every * read)
+    for group in optimizer.param_groups:
+        group["noise_floor"] = 0.0
+    assert plan.guard.judged == []

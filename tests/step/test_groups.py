@@ -43,7 +43,7 @@ BAD_OPTIONS = [
     (dict(method="gluon", reference="step"), r"Unknown option `reference` for method 'gluon'"),
     (dict(method="gluon-mvr2", q=0.0), r"`q` of group .* 0 < q <= 1"),
     (dict(method="mars", gamma=-1), r"`gamma`"),
-    (dict(momentum_dtype="int8"), r"`momentum_dtype` of group 'hidden' to be a floating-point dtype"),
+    (dict(momentum_dtype="int4"), r"`momentum_dtype` of group 'hidden' to be a floating-point dtype"),
     (dict(scaling="mup"), r"`scaling` of group 'hidden' to be one of rms"),
     (dict(lr="0.02"), r"`lr` of group 'hidden' to satisfy 0 <= lr < inf, but got '0.02'"),
     (dict(lr="auto"), r"`lr` of group 'hidden' to be a number, but got 'auto', which .*configure_optimizers` knows"),

@@ -167,6 +167,10 @@ def keep(batch: Any) -> Any:
 class ImageData(LightningDataModule):
     """Images and class labels, from an embedded set, local files or the hub.
 
+        x <- (x / 255 - mean) / std    per channel
+
+    Shapes: batches of images `(batch, channels, height, width)` and labels `(batch,)`, or `(batch, classes)` if mixed.
+
     `val` is the source's own validation split, or a random `val_fraction` of the training split; `test` is the
     source's test split, or `val` where it has none. With `val_fraction=0`, `val` is `test`.
 
@@ -192,12 +196,18 @@ class ImageData(LightningDataModule):
     Raises:
         ValueError: If the source is unknown or lacks its `path`, a number is out of range, or nothing is held out.
 
+    References:
+        RandAugment: E. Cubuk et al., arXiv 1909.13719. Mixup: H. Zhang et al., arXiv 1710.09412. CutMix: S. Yun et al.,
+        arXiv 1905.04899.
+
     Example:
         >>> data = ImageData(batch_size=4)
         >>> data.setup("fit")
         >>> images, labels = next(iter(data.train_dataloader()))
         >>> tuple(images.shape), data.num_classes
         ((4, 1, 8, 8), 10)
+        >>> len(data.dataset("train")), len(data.dataset("val"))
+        (1293, 144)
     """
 
     def __init__(
@@ -312,7 +322,7 @@ class ImageData(LightningDataModule):
         return mean, std
 
     def dataset(self, split: str) -> ImageDataset:
-        """Return a split as a dataset; only `train` is augmented."""
+        """Return a `split` as a dataset; only `train` is augmented."""
         augment = {}
         if split == "train":
             mix = ImageMix(self.num_classes, self.mixup, self.cutmix) if self.mixup or self.cutmix else None

@@ -60,6 +60,10 @@ class EpochSampler(DistributedSampler):
 class ResumableLoader(DataLoader):
     """A `DataLoader` over an `EpochSampler` that can be resumed inside an epoch.
 
+        order = permutation(seed, epoch)[done * batch_size :]
+
+    Shapes: batches of any shape.
+
     The state is the epoch and the number of its batches that are done, so that it does not depend on the number of
     workers. A batch is done when it is handed out. Under a Trainer that `follow` names, it is done when the Trainer
     says so: a checkpoint that is written on an exception then counts the batch that failed as one to come.
@@ -78,6 +82,9 @@ class ResumableLoader(DataLoader):
     Raises:
         ValueError: If the dataset cannot fill one batch.
 
+    References:
+        `torch.utils.data.DistributedSampler`, whose order it takes.
+
     Example:
         >>> loader = ResumableLoader(range(6), batch_size=2, shuffle=True, seed=0)
         >>> iterator = iter(loader)
@@ -86,6 +93,9 @@ class ResumableLoader(DataLoader):
         >>> again.load_state_dict(state)
         >>> [b.tolist() for b in again] == [b.tolist() for b in iterator]
         True
+        >>> trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        >>> loader.follow(trainer).processed()  # batches that the Trainer is done with
+        0
     """
 
     def __init__(

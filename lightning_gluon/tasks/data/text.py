@@ -61,6 +61,10 @@ class PackedTokens(Dataset[Any]):
 class TextData(LightningDataModule):
     """Packed sequences of tokens, from this environment's Python sources, local files or the hub.
 
+        window_i = tokens[i T : (i + 1) T + 1],    T = seq_len
+
+    Shapes: batches of tokens `(batch, seq_len + 1)`.
+
     Documents are tokenized, each ended by a token of its own, concatenated and cut into windows. Tokens and tokenizer
     are kept in a cache under a fingerprint of the text, so that a second run starts at once.
 
@@ -84,6 +88,13 @@ class TextData(LightningDataModule):
 
     Raises:
         ValueError: If the source is unknown or lacks its `path`, or a number is out of range.
+
+    References:
+        Byte-level BPE: A. Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
+
+    Example:
+        >>> TextData("files", path="corpus.txt", tokenizer="bytes").seq_len
+        256
     """
 
     def __init__(
