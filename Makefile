@@ -12,13 +12,14 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install quickstart test test-slow test-lowest lint format clean
+.PHONY: help install quickstart test test-slow test-ranks test-lowest lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make quickstart  train a small ViT on digits with Gluon and with AdamW, and compare them"
 	@echo "make test        lint, types and tests"
 	@echo "make test-slow   the long tests as well"
+	@echo "make test-ranks  everything over several ranks, on a machine with two or more GPUs"
 	@echo "make test-lowest the tests on the lowest versions that pyproject.toml allows"
 	@echo "make lint        ruff and mypy alone"
 	@echo "make format      let ruff rewrite what it can"
@@ -47,6 +48,22 @@ test: lint
 
 test-slow: lint
 	$(BIN)/pytest -n $(WORKERS) -m "slow or not slow" --timeout 3600
+
+# On a machine with several GPUs: the tests of many ranks on its CPUs, then the examples, recipes and times on its GPUs.
+RANKS ?= $(shell nvidia-smi -L 2>/dev/null | wc -l)
+ON_RANKS = $(BIN)/python -m torch.distributed.run --nproc-per-node $(RANKS) -m
+
+test-ranks: $(INSTALLED)
+	$(BIN)/pytest tests/ranks -m "slow or not slow" --timeout 3600
+	for strategy in ddp fsdp2; do for method in gluon gluon-mvr1 muon limuon; do \
+	  $(ON_RANKS) examples.raw_torch --strategy $$strategy --method $$method || exit 1; \
+	  $(BIN)/python -m examples.fabric_ranks --devices $(RANKS) --strategy $$strategy --method $$method || exit 1; \
+	done; done
+	for model in qwen2_5 vit; do \
+	  $(BIN)/lightning-gluon fit -c $$model/base -c methods/gluon -c strategies/fsdp2 --trainer.devices $(RANKS) \
+	    --trainer.strategy.init_args.data_parallel_size $(RANKS) --trainer.max_steps 20 || exit 1; \
+	done
+	$(ON_RANKS) benchmarks.shared_step --layers 24
 
 # Of what the package names itself; the rest is what those versions need.
 $(LOWEST)/.installed: pyproject.toml

@@ -174,9 +174,9 @@ def main(argv: list[str] | None = None) -> None:
     """Run what is missing and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--path", type=Path, help="folder with train.parquet and test.parquet")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--rates", type=float, nargs="+", default=[0.02, 0.08])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--rates", type=float, nargs="+", default=[0.05])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--momentum", type=float, default=0.9)
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this long")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "gamma_sweep.jsonl")

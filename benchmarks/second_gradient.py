@@ -116,17 +116,25 @@ def work(given: argparse.Namespace, journal: Journal) -> None:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Return the means over the seeds as Markdown."""
+    """Return the means over the seeds that have all rows, as Markdown."""
     titles = ["task", "lr", *KEYS, *(row.title for row in ROWS.values())]
     lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
     for task in dict.fromkeys(run["task"] for run in runs):
         for lr in RATES:
-            own = [run for run in runs if run["task"] == task and run["lr"] == lr]
+            own = whole([run for run in runs if run["task"] == task and run["lr"] == lr])
             read = [_mean([run[key] for run in own if key in run]) for key in KEYS]
             losses = [_mean([run["loss"] for run in own if run["row"] == row]) for row in ROWS]
             cells = [task, f"{lr:g}", *(f"{value:.3f}" for value in (*read, *losses))]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def whole(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the runs of those seeds that have all rows."""
+    rows: dict[int, set[str]] = {}
+    for run in runs:
+        rows.setdefault(run["seed"], set()).add(run["row"])
+    return [run for run in runs if rows[run["seed"]] == set(ROWS)]
 
 
 def _mean(values: list[float]) -> float:

@@ -130,6 +130,8 @@ def configure_optimizers(
         share_work=share_work,
         **options,
     )
+    if trainer is not None:
+        _attach_portable_state(trainer)
     if trainer is not None and getattr(module, "automatic_optimization", True):
         _attach_second_gradient(optimizer, trainer)
     if schedule == UNSCHEDULED and not warmup:
@@ -169,6 +171,13 @@ def _attach_second_gradient(optimizer: Gluon, trainer: Trainer) -> None:
 
     VarianceReduction.attach(trainer)
     optimizer.two_point = CALLBACK
+
+
+def _attach_portable_state(trainer: Trainer) -> None:
+    """Add the callback that numbers parameters in checkpoints."""
+    from lightning_gluon.callbacks.portable_state import PortableState
+
+    PortableState.attach(trainer)
 
 
 def _check_own(partition: object, module: nn.Module) -> None:

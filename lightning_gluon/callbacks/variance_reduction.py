@@ -16,8 +16,9 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_gluon.estimators.gamma import NO_PARTS
+from lightning_gluon.estimators.gamma import NO_LOCAL, NO_PARTS
 from lightning_gluon.optimizer import Gluon
+from lightning_gluon.ranks.pieces import is_sharded
 from lightning_gluon.replay.lightning import callbacks_of, has_own_clipping, set_callbacks, skips_backward
 from lightning_gluon.replay.optimizers import own_optimizers, parameters_of
 from lightning_gluon.replay.session import Session
@@ -103,6 +104,7 @@ class VarianceReduction(Callback):
     def __init__(self, readings: bool = False) -> None:
         self.readings = readings
         self._payoff: PayOff | None = None
+        self._session: Session | None = None
         self._optimizer: Gluon | None = None
         self._warned = False
 
@@ -135,6 +137,7 @@ class VarianceReduction(Callback):
             refuse_clipping(trainer, pl_module)
         session = Session.of(trainer)
         session.supply(self)
+        self._session = session
         session.reads_parts = self.readings
         self._payoff = PayOff() if self.readings else None
         optimizer.two_point = CALLBACK
@@ -144,15 +147,16 @@ class VarianceReduction(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to estimate a gamma from a batch that has one part; a loaded checkpoint may ask for it too."""
-        if trainer.accumulate_grad_batches * trainer.world_size > 1 or self._optimizer is None:
+        optimizer = self._optimizer
+        lack = None if optimizer is None else lack_of_parts(trainer, optimizer)
+        if optimizer is None or lack is None:
             return
-        if self._optimizer.estimated_groups:
-            raise ValueError(NO_PARTS)
-        if self.readings:
-            rank_zero_warn(
-                "`VarianceReduction(readings=True)` compares parts of a batch, but a single micro-batch on a single "
-                "rank has none: nothing is read. Accumulate two or more micro-batches, or train on two ranks."
-            )
+        if optimizer.estimated_groups:
+            raise ValueError(lack.format("gamma='auto'"))
+        if self._payoff is not None and self._session is not None:
+            self._payoff = None
+            self._session.reads_parts = False
+            rank_zero_warn(f"Nothing is read: {lack.format('VarianceReduction(readings=True)')}")
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
         """Take the readings of this step's parts, if asked to."""
@@ -224,6 +228,13 @@ def refuse(trainer: Trainer, pl_module: LightningModule) -> None:
                 f"A method that needs a further gradient cannot run under `{kind.__name__}` yet, because weights are "
                 "exchanged in place. Use `strategy='ddp'`, or `ModelParallelStrategy` with `fully_shard`."
             )
+
+
+def lack_of_parts(trainer: Trainer, optimizer: Gluon) -> str | None:
+    """Return the reason why parts of a batch cannot be compared, for who wants to; `None` if they can."""
+    if any(is_sharded(layer.parameter) for layer in optimizer.layers()):
+        return NO_LOCAL
+    return None if trainer.accumulate_grad_batches * trainer.world_size > 1 else NO_PARTS
 
 
 def refuse_clipping(trainer: Trainer, pl_module: LightningModule) -> None:

@@ -26,8 +26,12 @@ ESTIMATED = "auto"
 MOMENTS = "gamma_moments"  # of a group: the averages of numerator and denominator, once there are some
 
 NO_PARTS = (
-    "`gamma='auto'` compares parts of a batch, but here there is one, a single micro-batch on a single rank. Accumulate"
-    " two or more, as by `Trainer(accumulate_grad_batches=2)`, train on two ranks, or give `gamma` a number."
+    "`{}` compares parts of a batch, but here there is one, a single micro-batch on a single rank. Accumulate two or "
+    "more, as by `Trainer(accumulate_grad_batches=2)`, train on two ranks, or do without it."
+)
+NO_LOCAL = (
+    "`{}` reads the gradients of every rank before they are averaged, which sharded parameters do not show. Use "
+    "`strategy='ddp'`, or do without it."
 )
 NO_CALLBACK = (
     "`gamma='auto'` compares the gradients of micro-batches or ranks, which a closure or a loop adds up unseen. Train "
@@ -83,7 +87,7 @@ def observe_(group: dict[str, Any], spread: Spread | None) -> None:
     """
     if spread is None:
         if MOMENTS not in group:
-            raise ValueError(NO_PARTS)
+            raise ValueError(NO_PARTS.format("gamma='auto'"))
         return
     if not math.isfinite(spread.power):
         return

@@ -105,7 +105,7 @@ class AverageStep:
     def record_(self, group: Group, state: MutableEntries, parameter: Tensor, before: Tensor) -> None:
         """Average the way that the weights went, the look-ahead included."""
         if self.key not in state:
-            state[self.key] = torch.zeros_like(_average_like(parameter), device=parameter.device)
+            state[self.key] = torch.zeros_like(parameter, dtype=_average_dtype(parameter), requires_grad=False)
         average = state[self.key]
         average.lerp_(parameter.to(average.dtype) - before, rate(group))
 
@@ -134,7 +134,7 @@ class Anchor:
     def record_(self, group: Group, state: MutableEntries, parameter: Tensor, before: Tensor) -> None:
         """Average the weights, from the first ones on."""
         if self.key not in state:
-            state[self.key] = before.to(_average_like(parameter).dtype, copy=True)
+            state[self.key] = before.to(_average_dtype(parameter), copy=True)
         anchor = state[self.key]
         anchor.lerp_(parameter.to(anchor.dtype), rate(group))
 
@@ -152,8 +152,11 @@ def rate(group: Group) -> float:
 
 
 def _average_like(parameter: Tensor) -> Tensor:
-    dtype = torch.promote_types(parameter.dtype, torch.float32)
-    return meta_like(parameter).to(dtype)
+    return meta_like(parameter).to(_average_dtype(parameter))
+
+
+def _average_dtype(parameter: Tensor) -> torch.dtype:
+    return torch.promote_types(parameter.dtype, torch.float32)
 
 
 # By the name of the point, see `Estimator.reference`.

@@ -153,3 +153,10 @@ def test_a_closure_is_refused_before_anything_has_moved() -> None:
 def test_values_that_are_refused(method: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Gluon(nn.Linear(4, 4), lr=0.1, method=method, **options)
+
+
+def test_sharded_parameters_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their gradients are averaged before a hook could see them."""
+    monkeypatch.setattr("lightning_gluon.callbacks.variance_reduction.is_sharded", lambda parameter: True)
+    with pytest.raises(ValueError, match="which sharded parameters do not show"):
+        fit(Net(method="gluon-mvr1", gamma="auto"), accumulate_grad_batches=2)

@@ -47,10 +47,11 @@ class Ranks:
     Args:
         size: Number of ranks.
         timeout: Seconds that a collective waits for the others.
+        leaves: Whether a rank ends after an error, as a script does; the others then notice.
     """
 
-    def __init__(self, size: int, timeout: float = 100) -> None:
-        self.size, self.timeout = size, timeout
+    def __init__(self, size: int, timeout: float = 100, leaves: bool = False) -> None:
+        self.size, self.timeout, self.leaves = size, timeout, leaves
         self.processes: list[BaseProcess] = []
         self.pipes: list[Connection] = []
         self.folder = ""
@@ -76,7 +77,7 @@ class Ranks:
         self.folder = tempfile.mkdtemp(prefix="ranks")
         for rank in range(self.size):
             ours, theirs = CONTEXT.Pipe()
-            given = (rank, self.size, self.folder, theirs, self.timeout)
+            given = (rank, self.size, self.folder, theirs, self.timeout, self.leaves)
             process = CONTEXT.Process(target=_serve, args=given, daemon=True)
             process.start()
             theirs.close()
@@ -112,7 +113,7 @@ class Ranks:
         self.processes, self.pipes, self.folder = [], [], ""
 
 
-def _serve(rank: int, size: int, folder: str, pipe: Connection, timeout: float) -> None:
+def _serve(rank: int, size: int, folder: str, pipe: Connection, timeout: float, leaves: bool) -> None:
     """Meet the other ranks, and answer calls until the pipe is closed."""
     own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "NODE_RANK": 0, "GLOO_SOCKET_IFNAME": "lo"}
     os.environ.update({key: str(value) for key, value in own.items()})
@@ -138,6 +139,8 @@ def _serve(rank: int, size: int, folder: str, pipe: Connection, timeout: float) 
             outcome = Outcome(error=f"{type(error).__name__}: {error}", trace=traceback.format_exc())
         outcome.seconds = time.monotonic() - start
         pipe.send(outcome)
+        if outcome.error and leaves:
+            os._exit(1)
 
 
 def _quiet(folder: str, rank: int) -> None:

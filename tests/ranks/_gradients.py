@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,7 @@ class Report:
         differing: By parameter, the entries that are not equal, bit for bit.
         relative: By parameter, the largest difference relative to its largest entry.
         estimators: By parameter, the estimator of its group.
+        coarse: By parameter, whether it is a vector or its rows are cut.
         calls: Collectives of the last step, by name.
         bytes: Bytes that this rank sent in the last step.
         gathers: Calls of `DTensor.full_tensor` in all steps.
@@ -50,6 +52,7 @@ class Report:
     differing: dict[str, int]
     relative: dict[str, float]
     estimators: dict[str, str]
+    coarse: dict[str, bool]
     calls: dict[str, int]
     bytes: int
     gathers: int
@@ -121,11 +124,23 @@ def compare(case: Case, strategy: str) -> Report:
         differing={name: int((found[name] != one).sum()) for name, one in expected.items()},
         relative={name: relative(found[name], one) for name, one in expected.items()},
         estimators=estimators,
+        coarse={name: cuts_rows(one) for name, one in net.named_parameters()},
         calls=dict(traffic.calls),
         bytes=traffic.bytes.total(),
         gathers=traffic.gathers,
         state=(local_bytes(optimizer), local_bytes(own)),
     )
+
+
+def cuts_rows(parameter: Tensor) -> bool:
+    """Return whether a parameter is a vector or a rank holds parts of rows."""
+    placements = getattr(parameter, "placements", ())
+    return parameter.ndim < 2 or any(getattr(one, "dim", 0) > 0 for one in placements)
+
+
+def compare_all(cases: Sequence[Case], strategy: str) -> list[Report]:
+    """Run cases one after another."""
+    return [compare(case, strategy) for case in cases]
 
 
 def relative(found: Tensor, expected: Tensor) -> float:

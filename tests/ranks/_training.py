@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from lightning_gluon import configure_optimizers
 from lightning_gluon.callbacks import RadiusScheduler, SmoothnessMonitor
-from tests._two_point import QUIET
+from tests._two_point import QUIET, Loader
 from tests.ranks._layouts import VOCABULARY, build, mesh_of, shard, split, whole
 
 SAMPLES, LENGTH, BATCH = 40, 12, 8
@@ -44,8 +44,8 @@ class Run:
         callbacks: Names of callbacks.
         save: A checkpoint to write, and the step after which.
         load: A checkpoint to go on from.
+        double: Whether the weights are in fp64; Lightning's `64-true` is not for sharded ones.
         sharded: Whether every rank writes its part of a checkpoint.
-        fault: A fault by name, see `_faults`.
     """
 
     strategy: str = "one"
@@ -59,6 +59,7 @@ class Run:
     save: tuple[str, int] | None = None
     load: str | None = None
     sharded: bool = True
+    double: bool = False
 
     def grid(self, size: int) -> tuple[int, int]:
         """Return the ranks that share the data, and those that share a layer."""
@@ -73,7 +74,7 @@ class Module(pl.LightningModule):
     def __init__(self, run: Run) -> None:
         super().__init__()
         self.run, self.wrapped = run, False
-        self.net = build(run.model)
+        self.net = build(run.model).to(torch.float64 if run.double else torch.float32)
         self.losses: list[float] = []
 
     def configure_model(self) -> None:
@@ -91,10 +92,10 @@ class Module(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch
         if x.is_floating_point():
-            loss = cross_entropy(self.net(x), y)
+            loss = cross_entropy(self.net(x.to(next(self.net.parameters()).dtype)), y)
         else:
             logits = self.net(input_ids=x[:, :-1]).logits
-            loss = cross_entropy(logits.flatten(0, 1).float(), x[:, 1:].flatten())
+            loss = cross_entropy(logits.flatten(0, 1), x[:, 1:].flatten())
         self.losses.append(float(loss.detach()))
         return loss
 
@@ -151,19 +152,26 @@ def strategy_of(run: Run, size: int) -> Any:
     return strategy
 
 
-def trainer_of(run: Run, size: int, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
+def trainer_of(run: Run, size: int, folder: str, callbacks: Sequence[pl.Callback] = ()) -> pl.Trainer:
     found = [CALLBACKS[name]() for name in run.callbacks] + list(callbacks)
     if run.save is not None:
         found.append(SaveAt(*run.save))
     options = {**QUIET, "devices": size, "max_epochs": 100, "max_steps": run.steps, "num_sanity_val_steps": 0}
-    options |= run.trainer
+    options |= {"default_root_dir": folder, **run.trainer}
     return pl.Trainer(**options, strategy=strategy_of(run, size), callbacks=found, use_distributed_sampler=False)
 
 
-def loader(run: Run, size: int, rank: int) -> DataLoader:
+class SharedLoader(Loader):
+    """The batches of one rank, which go on inside an epoch after a checkpoint."""
+
+    def __init__(self, dataset: TensorDataset, share: Share) -> None:
+        DataLoader.__init__(self, dataset, batch_size=share.own, sampler=share)
+        self.start = self.given = 0
+
+
+def loader(run: Run, size: int, rank: int) -> SharedLoader:
     data, tensor = run.grid(size)
-    share = Share(data, rank // tensor)
-    return DataLoader(samples(run.model), batch_size=BATCH // data, sampler=share)
+    return SharedLoader(samples(run.model), Share(data, rank // tensor))
 
 
 def fit(run: Run, callbacks: Sequence[pl.Callback] = ()) -> dict[str, np.ndarray]:
@@ -172,13 +180,12 @@ def fit(run: Run, callbacks: Sequence[pl.Callback] = ()) -> dict[str, np.ndarray
     size = 1 if alone else torch.distributed.get_world_size()
     rank = 0 if alone else torch.distributed.get_rank()
     torch.manual_seed(1)
-    module, trainer = Module(run), trainer_of(run, size, callbacks)
-    trainer.fit(module, loader(run, size, rank), ckpt_path=run.load, weights_only=False if run.load else None)
+    module = Module(run)
+    with TemporaryDirectory() as folder:  # for what monitors write
+        trainer = trainer_of(run, size, folder, callbacks)
+        trainer.fit(module, loader(run, size, rank), ckpt_path=run.load, weights_only=False if run.load else None)
     assert trainer.global_step == run.steps
-    weights = {name: whole(one).float() for name, one in module.net.named_parameters()}
-    if module.dtype == torch.float64:
-        weights = {name: whole(one) for name, one in module.net.named_parameters()}
-    return {name: one.numpy() for name, one in weights.items()}
+    return {name: whole(one).double().numpy() for name, one in module.net.named_parameters()}
 
 
 def fit_all(runs: Sequence[Run]) -> list[dict[str, np.ndarray]]:
@@ -194,8 +201,3 @@ def far(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
         difference = np.abs(found[name] - one).max()
         worst = max(worst, float(difference / max(np.abs(one).max(), 1e-30)))
     return worst
-
-
-def at(path: Path, name: str) -> str:
-    """Return a path as text, which the ranks are sent."""
-    return str(path / name)

@@ -13,7 +13,7 @@ import pytest
 
 from tests._two_point import free_port
 
-STRATEGIES = ("ddp",)
+STRATEGIES = (pytest.param("ddp", marks=pytest.mark.slow), "fsdp2")
 
 
 def start(folder: Path, strategy: str, *files: str) -> list[dict[str, str]]:

@@ -18,11 +18,17 @@ CLOSE = 1e-12  # in fp64; measured: up to 9e-14, from the order of the sums
 CLOSE_SINGLE = 1e-3
 # The momenta of a ViT have small singular values after so few images; measured: 4e-11.
 CLOSE_IMAGES = 1e-8
-DOUBLE: dict[str, Any] = {"precision": "64-true"}
-WINDOW = {**DOUBLE, "accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
-PARTIAL = {**DOUBLE, "accumulate_grad_batches": 3}  # five batches: the second window of an epoch holds two
-STRATEGIES = ("ddp",)
+WINDOW: dict[str, Any] = {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
+PARTIAL: dict[str, Any] = {"accumulate_grad_batches": 3}  # five batches: the second window of an epoch holds two
+UNCLIPPED: dict[str, Any] = {"accumulate_grad_batches": 2}
+slow = pytest.mark.slow
+STRATEGIES = ("ddp", "fsdp2", *(pytest.param(name, marks=slow) for name in ("hsdp", "tp", "fsdp+tp")))
 TWO_GRADIENTS = ("gluon-mvr1", "gluon-mvr2", "gluon-mvr3", "muon-mvr", "limuon", "mars", "gluon-igt", "gluon-anchor")
+
+
+def window_of(strategy: str) -> dict[str, Any]:
+    """Return a window; torch does not clip plain tensors together with cut ones, nor tensors of two meshes."""
+    return UNCLIPPED if "tp" in strategy else WINDOW
 
 
 def check(ranks: Ranks, runs: Sequence[Run], close: float = CLOSE) -> None:
@@ -38,10 +44,10 @@ def check(ranks: Ranks, runs: Sequence[Run], close: float = CLOSE) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_ranks_end_where_one_does(two_ranks: Ranks, strategy: str) -> None:
     check(two_ranks, [
-        Run(strategy, "gluon", EXACT, trainer=WINDOW),
-        Run(strategy, "gluon-mvr1", EXACT, trainer=WINDOW),
-        Run(strategy, "gluon-igt", EXACT, trainer=PARTIAL),
-        Run(strategy, "gluon", EXACT, trainer=DOUBLE, callbacks=("monitor",)),
+        Run(strategy, "gluon", EXACT, trainer=window_of(strategy), double=True),
+        Run(strategy, "gluon-mvr1", EXACT, trainer=window_of(strategy), double=True),
+        Run(strategy, "gluon-igt", EXACT, trainer=PARTIAL, double=True),
+        Run(strategy, "gluon", EXACT, trainer=window_of(strategy), double=True, callbacks=("monitor",)),
     ])  # fmt: skip
 
 
@@ -52,28 +58,44 @@ def test_two_ranks_end_close_by_in_single_precision(two_ranks: Ranks, strategy: 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_images(two_ranks: Ranks, strategy: str) -> None:
-    check(two_ranks, [Run(strategy, "gluon", EXACT, model="vit", trainer=DOUBLE)], CLOSE_IMAGES)
+    check(two_ranks, [Run(strategy, "gluon", EXACT, model="vit", double=True)], CLOSE_IMAGES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_options_of_a_strategy(two_ranks: Ranks, strategy: str) -> None:
+    exact = [Run(strategy, "gluon-mvr1", {**EXACT, "fold": True}, trainer=UNCLIPPED, double=True)]
+    if strategy not in ("ddp", "tp"):
+        kept = {"reshard_after_forward": False}
+        exact += [
+            Run(strategy, method, EXACT, trainer=WINDOW, given=kept, double=True) for method in ("gluon", "gluon-mvr1")
+        ]
+    check(two_ranks, exact)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_second_gradients(two_ranks: Ranks, strategy: str) -> None:
-    runs = [Run(strategy, method, EXACT, trainer=window) for method in TWO_GRADIENTS for window in (WINDOW, PARTIAL)]
+    runs = [
+        Run(strategy, method, EXACT, trainer=window, double=True)
+        for method in TWO_GRADIENTS
+        for window in (window_of(strategy), PARTIAL)
+    ]
     check(two_ranks, runs)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "hsdp", "fsdp+tp"])  # torch splits an MLP into equal parts alone
 def test_four_ranks(four_ranks: Ranks, strategy: str) -> None:
     methods = ("gluon", "gluon-mvr1", "muon")
-    check(four_ranks, [Run(strategy, method, EXACT, trainer=WINDOW) for method in methods])
+    check(four_ranks, [Run(strategy, method, EXACT, trainer=window_of(strategy), double=True) for method in methods])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_radii_that_are_measured(two_ranks: Ranks, strategy: str) -> None:
-    rules = [Run(strategy, "gluon", EXACT, trainer=DOUBLE, steps=12, callbacks=(one,)) for one in ("smoothness",)]
-    check(two_ranks, [*rules, Run(strategy, "gluon", {**EXACT, "lr": "auto"}, trainer=DOUBLE, steps=20)], 1e-9)
+    rules = [Run(strategy, "gluon", EXACT, double=True, steps=12, callbacks=(one,)) for one in ("smoothness",)]
+    check(two_ranks, [*rules, Run(strategy, "gluon", {**EXACT, "lr": "auto"}, double=True, steps=20)], 1e-9)
 
 
 @pytest.mark.slow
