@@ -116,7 +116,7 @@ def _leading_range(matrices: Tensor, width: int, power_iterations: int, generato
     for _ in range(power_iterations):
         there = matrices.mT @ orthonormal(basis, rounds=1)
         basis = matrices @ orthonormal(there, rounds=1)
-    return orthonormal(basis)
+    return orthonormal(basis, rounds=3)
 
 
 def orthonormal(matrices: Tensor, rounds: int = 2) -> Tensor:
