@@ -54,7 +54,7 @@ def test_a_step_on_a_gpu_stays_within_its_limits(model: str, row: str) -> None:
     assert found["waits"] <= limit.waits
     assert found["linalg"] <= limit.linalg
     assert "float16" in found["dtypes"]  # the products that matter
-    assert found["wide_share"] < 2e-3  # squares of thin matrices, at low rank
+    assert found["wide_share"] < 3e-3  # squares of thin matrices, at low rank
 
 
 def test_launches_do_not_grow_with_depth() -> None:
