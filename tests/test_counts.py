@@ -27,8 +27,8 @@ LIMITS = {
         "gluon": Limit(330, 52.5, 0.0541),
         "muon": Limit(181, 66.3, 0.0511),
         "lionmuon": Limit(338, 71.5, 0.0541),
-        "gluon-mvr1": Limit(612, 132.5, 0.0541),
-        "limuon r=16": Limit(1408, 143.0, 0.0554, linalg=210),
+        "gluon-mvr1": Limit(354, 132.5, 0.0541),
+        "limuon r=16": Limit(1189, 143.1, 0.0554, linalg=224),
     },
     "qwen2_5/12": {  # 2 of 24 layers
         "gluon": Limit(274, 43.6, 0.516),
@@ -36,8 +36,8 @@ LIMITS = {
         "gluon, no check": Limit(271, 39.8, 0.516, waits=0),
         "muon": Limit(237, 54.8, 0.516),
         "lionmuon": Limit(282, 61.4, 0.516),
-        "gluon-mvr1": Limit(447, 123.6, 0.516),
-        "limuon r=16": Limit(1055, 126.9, 0.524, linalg=225),
+        "gluon-mvr1": Limit(309, 123.6, 0.516),
+        "limuon r=16": Limit(950, 126.9, 0.524, linalg=240),
     },
 }
 CASES = [(model, row) for model, rows in LIMITS.items() for row in rows]

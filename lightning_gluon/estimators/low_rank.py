@@ -116,7 +116,7 @@ def _leading_range(matrices: Tensor, width: int, power_iterations: int, generato
     for _ in range(power_iterations):
         there = matrices.mT @ orthonormal(basis, rounds=1)
         basis = matrices @ orthonormal(there, rounds=1)
-    return orthonormal(basis)
+    return orthonormal(basis, rounds=3)
 
 
 def orthonormal(matrices: Tensor, rounds: int = 2) -> Tensor:
@@ -143,8 +143,9 @@ def orthonormal(matrices: Tensor, rounds: int = 2) -> Tensor:
     """
     basis = matrices.double()
     basis = basis / one_if_zero(largest_magnitude(basis, (-2, -1)))
-    for _ in range(rounds):
-        basis = basis @ _inverse_root(_squared(basis))
+    for number in range(rounds):
+        rough = number < max(1, rounds - 1)
+        basis = basis @ _inverse_root(_squared(basis), rough=rough)
     return basis.to(matrices.dtype)
 
 
@@ -154,13 +155,17 @@ def _squared(tall: Tensor) -> Tensor:
     return wide.mT @ wide
 
 
-def _inverse_root(gram: Tensor) -> Tensor:
-    """Return `R^-1` of `R^T R = G`, and the identity of a matrix that has no such R: one that is not finite."""
+def _inverse_root(gram: Tensor, *, rough: bool = True) -> Tensor:
+    """Return `R^-1` of `R^T R = G`, and the identity where there is no such R: of a matrix that is not finite.
+
+    `rough` takes G a little larger, so that nearly dependent columns do not fail.
+    """
     width = gram.shape[-1]
     diagonal = gram.diagonal(dim1=-2, dim2=-1)
-    # Rounding may leave a pivot below zero by this share of its diagonal entry.
+    # Rounding may leave a pivot below zero by this share of its diagonal entry, if columns are nearly dependent.
     limits = torch.finfo(gram.dtype)
-    diagonal.mul_(1 + 4 * width * limits.eps)
+    if rough:
+        diagonal.mul_(1 + 4 * width * limits.eps)
     diagonal.clamp_min_(limits.tiny)
     lower, info = torch.linalg.cholesky_ex(gram)
     identity = torch.eye(width, dtype=gram.dtype, device=gram.device)

@@ -236,7 +236,7 @@ class Session(Callback):
     def _at_kept(self) -> AbstractContextManager[None]:
         """Return a context in which all weights are those of the iterate that was kept."""
         weights = {**self._previous(), **self._kept.weights}
-        return exchanged([Swap(parameter, before) for parameter, before in weights.items()])
+        return exchanged([Swap([parameter], [before]) for parameter, before in weights.items()])
 
     def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: object) -> None:
         """Begin a window."""

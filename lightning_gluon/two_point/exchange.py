@@ -6,7 +6,7 @@ on, so that no tensor is lost and none is moved twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, auto
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from lightning_gluon.two_point.signals import SAVING, held, undone
+
+SWAPPED = 2**24  # entries that are swapped together, at most: as many are held twice meanwhile
 
 
 class Move(Protocol):
@@ -34,24 +36,24 @@ class Move(Protocol):
 
 class _Stage(Enum):
     REST = auto()
-    LEAVING = auto()  # `held` is a copy of `one`, `other` is untouched
-    CROSSING = auto()  # `one` has the other's values, `other` is being written to
+    LEAVING = auto()  # `held` are copies of `ones`, `others` are untouched
+    CROSSING = auto()  # `ones` have the others' values, `others` are being written to
     AWAY = auto()
-    RETURNING = auto()  # `held` is a copy of `one`, `other` is untouched
-    RETURNED = auto()  # `one` has its own values again, `other` is being written to
+    RETURNING = auto()  # `held` are copies of `ones`, `others` are untouched
+    RETURNED = auto()  # `ones` have their own values again, `others` are being written to
 
 
 class Swap:
-    """Two tensors that exchange their values through a copy of one of them.
+    """Tensors that exchange their values with others through a copy of them, all of a list at a time.
 
     Args:
-        one: A tensor.
-        other: A tensor of the same shape and dtype.
+        ones: Tensors.
+        others: As many of the same shapes and dtypes.
     """
 
-    def __init__(self, one: Tensor, other: Tensor) -> None:
-        self.one, self.other = one, other
-        self.held: Tensor | None = None
+    def __init__(self, ones: Sequence[Tensor], others: Sequence[Tensor]) -> None:
+        self.ones, self.others = list(ones), list(others)
+        self.held: list[Tensor] | None = None
         self.stage = _Stage.REST
 
     @property
@@ -61,36 +63,71 @@ class Swap:
 
     def go_(self) -> None:
         """Exchange the values."""
-        self.held = self.one.clone()
+        self.held = _held_copies(self.ones)
         self.stage = _Stage.LEAVING
-        self.one.copy_(self.other)
+        torch._foreach_copy_(self.ones, self.others)
         self.stage = _Stage.CROSSING
-        self.other.copy_(self.held)
+        torch._foreach_copy_(self.others, self.held)
         self.stage = _Stage.AWAY
         self.held = None
 
     def back_(self) -> None:
         """Exchange them again, from any stage."""
         if self.stage is _Stage.CROSSING:
-            self.other.copy_(self.one)
+            torch._foreach_copy_(self.others, self.ones)
             self.stage = _Stage.LEAVING
         if self.stage is _Stage.LEAVING:
-            self._fill_(self.one)
+            self._fill_(self.ones)
             self.stage = _Stage.REST
         if self.stage is _Stage.AWAY:
-            self.held = self.one.clone()
+            self.held = _held_copies(self.ones)
             self.stage = _Stage.RETURNING
         if self.stage is _Stage.RETURNING:
-            self.one.copy_(self.other)
+            torch._foreach_copy_(self.ones, self.others)
             self.stage = _Stage.RETURNED
         if self.stage is _Stage.RETURNED:
-            self._fill_(self.other)
+            self._fill_(self.others)
             self.stage = _Stage.REST
         self.held = None
 
-    def _fill_(self, tensor: Tensor) -> None:
+    def _fill_(self, tensors: list[Tensor]) -> None:
         assert self.held is not None
-        tensor.copy_(self.held)
+        torch._foreach_copy_(tensors, self.held)
+
+
+def _held_copies(tensors: list[Tensor]) -> list[Tensor]:
+    copies = [torch.empty_like(tensor) for tensor in tensors]
+    torch._foreach_copy_(copies, tensors)
+    return copies
+
+
+def merged(moves: Iterable[Move]) -> list[Move]:
+    """Return moves with neighbouring swaps made one, up to a size: a GPU takes a few kernels for each then.
+
+    Args:
+        moves: One per tensor.
+
+    Example:
+        >>> tensors = [torch.ones(2) for _ in range(4)]
+        >>> len(merged([Swap(tensors[:1], tensors[1:2]), Swap(tensors[2:3], tensors[3:])]))
+        1
+    """
+    found: list[Move] = []
+    size = 0
+    for move in moves:
+        if not isinstance(move, Swap):
+            found.append(move)
+            continue
+        own = sum(one.numel() for one in move.ones)
+        last = found[-1] if found else None
+        if isinstance(last, Swap) and size + own <= SWAPPED:
+            last.ones += move.ones
+            last.others += move.others
+            size += own
+        else:
+            found.append(move)
+            size = own
+    return found
 
 
 class Shift:
@@ -171,7 +208,7 @@ def exchanged(moves: Iterable[Move]) -> Iterator[None]:
 
     Example:
         >>> weight, other = torch.ones(2), torch.zeros(2)
-        >>> with exchanged([Swap(weight, other)]):
+        >>> with exchanged([Swap([weight], [other])]):
         ...     print(weight.tolist(), other.tolist())
         [0.0, 0.0] [1.0, 1.0]
         >>> weight.tolist(), other.tolist()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lightning_gluon.options import Group
 from lightning_gluon.ranks.pieces import has_whole_rows, is_sharded, local, meta_like, piece_state
-from lightning_gluon.two_point.exchange import Detour, Move, Shift, Swap, exchanged
+from lightning_gluon.two_point.exchange import Detour, Move, Shift, Swap, exchanged, merged
 from lightning_gluon.two_point.transport import TRANSPORTS, MutableEntries, Transport
 
 REFERENCES = ("copy", "step", "step8")
@@ -57,7 +57,7 @@ def record_(kind: str, state: MutableEntries, parameter: Tensor, before: Tensor)
 def way_back(kind: str, state: Mapping[str, Tensor], parameter: Tensor) -> Move:
     """Return the move that takes the weights to the previous iterate and back, bit for bit."""
     if kind == "copy":
-        return Swap(parameter, state["previous"])
+        return Swap([parameter], [state["previous"]])
     return Shift(parameter, partial(_stored_step, kind, state, parameter))
 
 
@@ -227,7 +227,7 @@ class ReferencePoint:
                 move = self._move(group, point, parameter)
                 if move is not None:
                     moves.append(move)
-        return moves
+        return merged(moves)
 
     def _move(self, group: Group, point: str | None, parameter: Tensor) -> Move | None:
         """Return the move of one parameter; `None` if nothing is kept of it, or its group stays."""

@@ -84,7 +84,7 @@ def check_every_line(use: Callable[[], None], tensors: Callable[[], list[Tensor]
 def moves(tensors: list[Tensor]) -> list[Move]:
     one, other, third, fourth = tensors
     step = torch.full((3,), 0.25)
-    return [Swap(one, other), Shift(third, lambda: step), Detour(fourth, lambda held: fourth.add_(held, alpha=0.3))]
+    return [Swap([one], [other]), Shift(third, lambda: step), Detour(fourth, lambda held: fourth.add_(held, alpha=0.3))]
 
 
 def test_an_exchange_is_undone_from_every_line() -> None:
@@ -110,7 +110,7 @@ def test_values_that_are_equal_to_nothing_come_back() -> None:
         return [one.view(torch.int32), other.view(torch.int32)]
 
     def use() -> None:
-        with exchanged([Swap(one, other)]):
+        with exchanged([Swap([one], [other])]):
             pass
 
     check_every_line(use, raw)
