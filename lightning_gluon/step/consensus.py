@@ -67,7 +67,8 @@ class Consensus:
         for rank, other in enumerate(every):
             if other == first:
                 continue
-            differing = sorted(set(other) ^ set(first)) or ["their order"]
+            moved = [one for one, two in zip(other, first, strict=False) if one != two]
+            differing = sorted(set(other) ^ set(first)) or moved  # the same ones, in another order
             raise RuntimeError(RANKS_DIFFER.format(rank=rank, name=differing[0]))
 
     def _description(self) -> list[str]:
