@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import DDPStrategy, ModelParallelStrategy
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import mse_loss
 
@@ -23,7 +23,8 @@ def cut(net: nn.Module, mesh: Any) -> nn.Module:
     _, *blocks, _ = net.children()
     for block in blocks:
         fully_shard(block, mesh=mesh["data_parallel"])
-    return fully_shard(net, mesh=mesh["data_parallel"])
+    fully_shard(net, mesh=mesh["data_parallel"])
+    return net
 
 
 def strategy_of(name: str, devices: int) -> DDPStrategy | ModelParallelStrategy:
@@ -36,10 +37,10 @@ def strategy_of(name: str, devices: int) -> DDPStrategy | ModelParallelStrategy:
 def train(fabric: Fabric, method: str, steps: int) -> list[float]:
     """Train and return the mean loss of every step."""
     model = fabric.setup_module(network())
-    shared = {}
+    shared: dict[str, Any] = {}
     if isinstance(fabric.strategy, DDPStrategy):
-        shared["process_group"] = fabric.strategy.model_process_group
-    optimizer = fabric.setup_optimizers(lightning_gluon.Gluon(model, lr=0.02, method=method, **shared))
+        shared["process_group"] = distributed.group.WORLD
+    optimizer: Any = fabric.setup_optimizers(lightning_gluon.Gluon(model, lr=0.02, method=method, **shared))
     losses = []
     for batch in batches(steps, fabric.world_size, fabric.global_rank):
         x, y = fabric.to_device(batch)
@@ -51,7 +52,8 @@ def train(fabric: Fabric, method: str, steps: int) -> list[float]:
             return loss
 
         loss = optimizer.step(closure=closure)
-        losses.append(float(fabric.all_reduce(loss.detach(), reduce_op="mean")))
+        mean: Any = fabric.all_reduce(loss.detach(), reduce_op="mean")
+        losses.append(float(mean))
     return losses
 
 
