@@ -265,7 +265,7 @@ def main() -> None:
     for name in given.models:
         found = list(measures(MODELS[name], given.ranks))
         for one in found:
-            journal.append("balance", model=name, **asdict(one))
+            journal.append("run", model=name, **asdict(one))
         print(f"{name}, {work(MODELS[name].items) / 1e12:,.3f} TFLOP of LMOs per step:\n\n{table(found)}")
 
 

@@ -31,6 +31,7 @@ from benchmarks import (
 )
 from benchmarks.journal import Journal, read
 from benchmarks.yardsticks import torch_muon
+from lightning_gluon import METHODS
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +137,15 @@ def test_every_machine_has_its_row(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert machines == [1, 1, 1, 1, 1, 4, 4, 4]
     assert rows.latest("run", "model") == [{"model": "a", "seed": 4}, {"model": "b", "seed": 4}]
     assert rows.latest("run", "model", "seed")[:2] == [{"model": "a", "seed": 1}, {"model": "b", "seed": 1}]
+
+
+@pytest.fixture(autouse=True)
+def own_methods() -> Iterator[None]:
+    """Forget the methods that a benchmark registers."""
+    known = set(METHODS)
+    yield
+    for name in set(METHODS) - known:
+        del METHODS[name]
 
 
 @pytest.mark.parametrize("line", ["nothing", "[1, 2]", '{"loss": 1}'])

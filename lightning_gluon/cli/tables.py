@@ -122,7 +122,7 @@ def detail(name: str, row: Method) -> Table:
 
     Example:
         >>> detail("muon", METHODS["muon"]).row_count
-        7
+        8
     """
     title = f"{name}: {row.summary} ({row.source})"
     table = Table(title=title, caption_justify="left", pad_edge=False)

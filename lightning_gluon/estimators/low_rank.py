@@ -138,7 +138,7 @@ def orthonormal(matrices: Tensor, rounds: int = 2) -> Tensor:
 
     Example:
         >>> q = orthonormal(torch.tensor([[[3.0, 3.0], [4.0, 4.0], [0.0, 1.0]]]))
-        >>> (q.mT @ q).round(decimals=5).tolist()
+        >>> (q.mT @ q).round(decimals=5).abs().tolist()
         [[[1.0, 0.0], [0.0, 1.0]]]
     """
     basis = matrices.double()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -54,7 +55,8 @@ class Workspace:
         """Start without buffers."""
         self._buffers: dict[tuple[str, torch.device, torch.dtype], Tensor] = {}
         self._views: dict[tuple[tuple, tuple[int, ...]], Tensor] = {}
-        self._parts: dict[tuple[int, object], list[Tensor]] = {}  # by the identity of a view, which `_views` holds
+        # By owner, which goes with its plan, and by the identity of a view, which `_views` holds.
+        self._parts: WeakKeyDictionary[object, dict[int, list[Tensor]]] = WeakKeyDictionary()
 
     def take(self, slot: str, shape: Sequence[int], like: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
         """Return an uninitialised contiguous tensor on the device of `like`, in its dtype or the given one."""
@@ -73,22 +75,22 @@ class Workspace:
             self._views[place] = buffer[:size].view(tuple(shape))
         return self._views[place]
 
-    def parts(self, view: Tensor, owner: Hashable, make: Callable[[], list[Tensor]]) -> list[Tensor]:
+    def parts(self, view: Tensor, owner: object, make: Callable[[], list[Tensor]]) -> list[Tensor]:
         """Return views of a tensor, made once if it was taken from here.
 
         Args:
             view: The tensor.
-            owner: Whoever asks for them, always in the same way.
+            owner: Whoever asks for them, always in the same way; the views are forgotten with it.
             make: Makes them.
         """
         if torch.compiler.is_compiling():
             return make()
-        key = (id(view), owner)
-        if key in self._parts:
-            return self._parts[key]
+        known = self._parts.get(owner, {})
+        if id(view) in known:
+            return known[id(view)]
         made = make()
         if any(view is own for own in self._views.values()):
-            self._parts[key] = made
+            self._parts.setdefault(owner, {})[id(view)] = made
         return made
 
     def take_like(self, slot: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -24,6 +24,7 @@ class WeightSizes(Measurement):
         The update-to-weight floor of `modded-nanogpt`, track 3.
 
     Example:
+        >>> from lightning_gluon import Gluon
         >>> layer = torch.nn.Linear(2, 2, bias=False)
         >>> torch.nn.init.constant_(layer.weight.data, 3.0).norm().item()
         6.0

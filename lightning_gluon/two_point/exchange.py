@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightning_gluon.ranks.pieces import local
 from lightning_gluon.two_point.signals import SAVING, held, undone
 
 SWAPPED = 2**24  # entries that are swapped together, at most: as many are held twice meanwhile
@@ -47,12 +48,12 @@ class Swap:
     """Tensors that exchange their values with others through a copy of them, all of a list at a time.
 
     Args:
-        ones: Tensors.
+        ones: Tensors; of those that are spread over ranks the pieces are exchanged.
         others: As many of the same shapes and dtypes.
     """
 
     def __init__(self, ones: Sequence[Tensor], others: Sequence[Tensor]) -> None:
-        self.ones, self.others = list(ones), list(others)
+        self.ones, self.others = list(map(local, ones)), list(map(local, others))
         self.held: list[Tensor] | None = None
         self.stage = _Stage.REST
 

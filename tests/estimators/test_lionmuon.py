@@ -96,9 +96,9 @@ def test_idle_experts_leave_nothing_behind() -> None:
         gc.collect()
         return sum(isinstance(thing, torch.Tensor) for thing in gc.get_objects())
 
-    for number in [1023, *range(1, 40), 1023]:
-        step(number)
-    before = tensors()
-    for number in [*range(40, 300), 1023]:
-        step(number)
-    assert tensors() == before
+    def tour() -> int:
+        for number in [*range(1, 300), 1023]:
+            step(number)
+        return tensors()
+
+    assert tour() == tour(), "of the plans that were forgotten nothing is left"

@@ -60,7 +60,7 @@ def test_a_rule_rescues_an_unknown_parameter() -> None:
         (
             {"0.weight": "hiden"},
             ValueError,
-            "to be one of hidden, input, embedding, head, router, bias, elementwise, but got 'hiden'",
+            "to be one of hidden, input, embedding, head, adapter, router, bias, elementwise, but got 'hiden'",
         ),
         ({"nowhere.*": "hidden"}, ValueError, r"a name glob matched none: 'nowhere.\*'"),
         ({nn.Conv2d: "hidden"}, ValueError, "a module type matched none: Conv2d"),

@@ -66,7 +66,7 @@ def test_shapes_are_those_of_the_partition(network, model) -> None:
 
 def test_the_docs_show_the_results() -> None:
     page = Path("docs/many-gpus.md").read_text()
-    rows = Journal(RESULTS).latest("balance", "model", "ranks", "team")
+    rows = Journal(RESULTS).latest("run", "model", "ranks", "team")
     found = [(row.pop("model"), Measure(**row)) for row in rows]
     for name in ("Qwen2.5-0.5B", "Qwen2.5-7B", "Qwen2.5-72B"):
         assert table(one for model, one in found if model == name) in page

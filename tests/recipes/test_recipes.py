@@ -161,12 +161,12 @@ def test_two_steps(tmp_path: Path, model: str, method: str) -> None:
     assert optimizer.gradient_evaluations == (3 if optimizer.reference_point == "previous" else 2)
 
 
-def test_lora_adapters_are_matrices(tmp_path: Path) -> None:
+def test_lora_adapters_are_factors_of_a_product(tmp_path: Path) -> None:
     cli = fit(tmp_path, files("qwen2_5", "tiny", "lora"), "--trainer.fast_dev_run=2")
     groups = {g["role"]: g["param_names"] for g in cli.trainer.optimizers[0].param_groups}
-    assert list(groups) == ["hidden"]
-    assert all("lora_" in name for name in groups["hidden"])
-    assert len(groups["hidden"]) == 2 * 7 * 2  # A and B of seven linear layers in two blocks
+    assert list(groups) == ["adapter"]
+    assert all("lora_" in name for name in groups["adapter"])
+    assert len(groups["adapter"]) == 2 * 7 * 2  # A and B of seven linear layers in two blocks
 
 
 @pytest.mark.parametrize("model", ["qwen2_5", "mamba", "vit"])

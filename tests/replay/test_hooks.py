@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_gluon import Gluon
 from lightning_gluon.callbacks import VarianceReduction
+from lightning_gluon.callbacks.portable_state import PortableState
 from lightning_gluon.callbacks.variance_reduction import UNSUPPORTED, refuse
 from lightning_gluon.replay.session import Session
 from tests._two_point import (
@@ -37,9 +38,9 @@ from tests._two_point import (
 
 def test_attached_once_and_first() -> None:
     runner = fit(Net(method="gluon-mvr1"), callbacks=[Pairs()])
-    assert [type(callback) for callback in runner.callbacks] == [Session, VarianceReduction, Pairs]
+    assert [type(callback) for callback in runner.callbacks] == [Session, VarianceReduction, Pairs, PortableState]
     runner.fit(Net(method="gluon-mvr1"), Loader(data()))
-    assert [type(callback) for callback in runner.callbacks] == [Session, VarianceReduction, Pairs]
+    assert [type(callback) for callback in runner.callbacks] == [Session, VarianceReduction, Pairs, PortableState]
 
 
 def test_an_optimizer_built_by_hand() -> None:

@@ -134,7 +134,7 @@ def test_the_session_is_first_and_there_is_one() -> None:
     scheduler = RadiusScheduler("smoothness", every_n_steps=2)
     runner = fit(Net(method="gluon-mvr1"), callbacks=[wants, monitor, scheduler])
     kinds = [type(callback).__name__ for callback in runner.callbacks]
-    assert kinds == ["Session", "VarianceReduction", "Wants", "RadiusScheduler", "SmoothnessMonitor"]
+    assert kinds == ["Session", "VarianceReduction", "Wants", "RadiusScheduler", "SmoothnessMonitor", "PortableState"]
     runner.fit(Net(method="gluon-mvr1"), torch.utils.data.DataLoader(data(), batch_size=4))
     assert [type(callback).__name__ for callback in runner.callbacks] == kinds
 
