@@ -140,7 +140,7 @@ def _uniform(norm: str, estimator: str = "ema", **options: object) -> dict[str, 
 def _with_adamw(
     estimator: str, *, scaling: str, radius: float = 0.015, norm: str = "spectral", **options: object
 ) -> dict[str, Rule]:
-    """Hidden matrices and routers on a spectral LMO, everything else on AdamW (betas of K. Jordan's companion)."""
+    """Spectral LMOs for hidden matrices, routers and adapters, AdamW for the rest (betas of K. Jordan's companion)."""
     adamw = Rule("identity", "adamw", radius, None, {"betas": (0.9, 0.95), "eps": 1e-10})
     matrix = Rule(norm, estimator, 1.0, scaling, options)
     of_factors = {name: value for name, value in options.items() if name != "retract"}  # the second starts at zero
