@@ -186,7 +186,8 @@ class Placed:
         group = self.group
         norm, estimator = NORMS[group["norm"]], ESTIMATORS[group["estimator"]]
         if norm.reads_partner:
-            raise self._unsupported(f"norm {group['norm']!r} reads another whole parameter")
+            why = f"norm {group['norm']!r} reads another whole parameter"
+            raise self._unsupported(why, "Use DDP, or give it the role 'hidden' by `rules`.")
         if estimator.messages:
             raise self._unsupported(f"estimator {group['estimator']!r} needs whole gradients")
         if self.factored and group.get("feedback"):
@@ -195,9 +196,10 @@ class Placed:
     def _unsupported(
         self,
         why: str,
+        remedy: str = "Use DDP, or another method.",
     ) -> NotImplementedError:
         name = self.group["param_names"][self.index]
-        return NotImplementedError(f"{name!r} is spread over ranks, but {why}. Use DDP, or another method.")
+        return NotImplementedError(f"{name!r} is spread over ranks, but {why}. {remedy}")
 
 
 def world_plan(
