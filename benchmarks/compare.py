@@ -167,7 +167,13 @@ def train(
 
 
 def fit(
-    task: str, path: str | None, given: dict[str, Any], seed: int, evaluations: int, test: bool = True
+    task: str,
+    path: str | None,
+    given: dict[str, Any],
+    seed: int,
+    evaluations: int,
+    test: bool = True,
+    points: int = POINTS,
 ) -> dict[str, Any]:
     """Train once; a run that diverges has infinite losses.
 
@@ -178,6 +184,7 @@ def fit(
         seed: Seed of weights, order and augmentation.
         evaluations: Gradient evaluations.
         test: Whether the test split is read at the end. A run that only tunes has no need of it.
+        points: Points of the validation curve.
 
     Returns:
         Metrics, the validation curve, and what the run cost.
@@ -197,7 +204,7 @@ def fit(
     trainer = Trainer(
         max_steps=steps,
         max_epochs=-1,
-        val_check_interval=max(1, steps // POINTS),
+        val_check_interval=max(1, steps // points),
         gradient_clip_val=1.0,
         callbacks=[curve],
         **options,
