@@ -24,7 +24,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -157,7 +157,7 @@ class Study:
         task = compare.TASKS[given.task]
         self.budget = given.evaluations or task.evaluations
         self.journal = Journal(given.output)
-        self.journal.header(task=given.task, **{**asdict(task), "evaluations": self.budget})
+        self.journal.header(**{"task": given.task, **task.header(), "evaluations": self.budget})
         known = rows()
         self.rows = {name: known[name] for name in given.rows or known}
         self.end = time.monotonic() + 60 * given.minutes
