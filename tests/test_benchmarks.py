@@ -401,7 +401,18 @@ def test_the_norms_of_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     cases = [tables.Case("centred_row", tied, 300) for tied in (True, False)]
     monkeypatch.setattr(tables, "CASES", cases)
     assert [case.table for case in cases] == ["centred_row", "row"]
-    command = ["--evaluations", "4", "--rates", "0.01", "0.02", "--seeds", "0", "1", "--output", str(tmp_path / "t.jsonl")]
+    command = [
+        "--evaluations",
+        "4",
+        "--rates",
+        "0.01",
+        "0.02",
+        "--seeds",
+        "0",
+        "1",
+        "--output",
+        str(tmp_path / "t.jsonl"),
+    ]
     tables.main(command)
     runs = Journal(tmp_path / "t.jsonl").of("run")
     assert [run["seed"] for run in runs] == [0, 0, 0, 0, 1, 1]
