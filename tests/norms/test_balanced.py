@@ -192,7 +192,7 @@ def test_an_option_goes_to_the_roles_it_is_given_for() -> None:
     assert norms({"hidden": "rows"})["input"] == "spectral" and norms({"hidden": "rows"})["hidden"] == "balanced"
     with pytest.raises(ValueError, match=r"keys of `balance` to be among .* got 'hiden'"):
         norms({"hiden": "rows"})
-    with pytest.raises(ValueError, match=r"`balance` to be one of .*'row'"):
+    with pytest.raises(ValueError, match=r"`balance` of group 'hidden' to be one of .*'row'"):
         norms({"hidden": "row"})
 
 
