@@ -22,6 +22,7 @@ from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms.needs import Context, Needs, Partner, Statistic
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
+from lightning_gluon.ranks.pieces import local
 from lightning_gluon.ranks.whole import WholeNorms
 from lightning_gluon.step.decay import DECAYS, Decay
 from lightning_gluon.step.factors import LentCarry
@@ -105,7 +106,7 @@ def _as_tensors(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Partner]:
-    """Return the partners of all parameters whose norm reads one, as they are before anything moves.
+    """Return the partners of all parameters whose norm reads one, as they are before anything moves: pieces of cut ones.
 
     A group names them in `partners`, a `Partner` or `None` for each of its parameters.
     """
@@ -116,7 +117,7 @@ def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Partner]:
         for index in chunk.indices:
             partner = chunk.group["partners"][index]
             if partner is not None:
-                held = replace(partner, weight=partner.weight.detach().clone())
+                held = replace(partner, weight=local(partner.weight).detach().clone())
                 partners[chunk.group["params"][index]] = held
     return partners
 
@@ -170,7 +171,7 @@ def prepare(
         old=old,
         buffers={name: carry.load(name, new, zero=name in estimator.messages) for name in estimator.names(group)},
         kept=read_statistics(state, chunk, params),
-        partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
+        partners=[partners[parameter] for parameter in chunk.params] if partners and norm.reads_partner else [],
         lengths=[group["lr"] * radius for radius in chunk.radii],
         keep=1 - decay_of(chunk).share(group),
         signal=signal,

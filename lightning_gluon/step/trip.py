@@ -7,7 +7,8 @@
 Three trips are under way at once: while one works, the next has begun, and the one before it ends. The operations on
 entries are those of one rank, in the same order and dtype, so the weights are the same bit for bit.
 
-Norms that read weights, and retractions, need whole weights too. Those then travel along, and come back moved.
+Norms that read weights, and retractions, need whole weights too. Those then travel along, and come back moved. So does
+the other factor of a product, which comes back to nobody.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
@@ -27,6 +29,7 @@ from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.options import Group
+from lightning_gluon.ranks.layout import Layout
 from lightning_gluon.ranks.packing import TensorForm
 from lightning_gluon.ranks.regions import Region
 from lightning_gluon.ranks.transfer import Parcel, Transfer
@@ -92,7 +95,10 @@ class Loan:
         self.end(units, [[] for _ in units])
 
     def begin(self) -> TensorLists:
-        """Advance the buffers; return what travels of every parameter: the direction, its weights, its momentum."""
+        """Advance the buffers; return what travels of every parameter.
+
+        That is its direction, its weights, its momentum and its partner, those that its owner needs.
+        """
         job = self.job
         direction = direction_of(self.chunk, job.new, job.old, job.buffers, job.options, job.signal)
         sent = [[one] for one in direction]
@@ -102,7 +108,26 @@ class Loan:
             momentum = job.buffers["momentum"][member] if self.chunk.factored[member] else tensors[0]
             if momentum is not tensors[0]:
                 tensors.append(momentum)
+            if self.chunk.partners[member] is not None:
+                tensors.append(job.partners[member].weight)
         return sent
+
+    def layouts(
+        self,
+        sent: TensorLists,
+    ) -> list[list[Layout]]:
+        """Return the layouts of what travels of every parameter.
+
+        Args:
+            sent: Result of `begin`.
+        """
+        found = []
+        for layout, partner, tensors in zip(self.chunk.layouts, self.chunk.partners, sent, strict=True):
+            own = [layout] * len(tensors)
+            if partner is not None:
+                own[-1] = partner
+            found.append(own)
+        return found
 
     def work(
         self,
@@ -115,20 +140,35 @@ class Loan:
         """
         if not whole:
             return []
+        partners = self._partners(whole)
         own, direction = self.own, [tensors[0] for tensors in whole]
         weights = [tensors[1] for tensors in whole] if self.moves_whole else direction
         for stack in own.stacks:
             stack.choose(self.norm, self.like)
-        found = self._step(weights, direction)
+        found = self._step(weights, direction, partners)
         momenta = [tensors[-1] if len(tensors) > 1 + self.moves_whole else tensors[0] for tensors in whole]
         states = [self.state[parameter] for parameter in own.params]
         compress_whole_(states, own.params, own.factored, own.group, momenta)
+        return found
+
+    def _partners(
+        self,
+        whole: TensorLists,
+    ) -> list[Partner]:
+        """Return the partners of the matrices that this rank owns; those that have come are taken out of the lists."""
+        job, found = self.job, []
+        for member, tensors in zip(self.mine, whole, strict=True):
+            if self.chunk.partners[member] is not None:
+                found.append(replace(job.partners[member], weight=tensors.pop()))
+            elif job.partners:
+                found.append(job.partners[member])
         return found
 
     def _step(
         self,
         weights: list[Tensor],
         direction: list[Tensor],
+        partners: list[Partner],
     ) -> list[Tensor]:
         """Return the weights after the step, or the LMO of the directions, up to the norm's scale."""
         job, own = self.job, self.own
@@ -136,7 +176,6 @@ class Loan:
             return direction
         pairs = zip(weights, own.params, strict=True)
         kept = read_statistics({one: self.state[parameter] for one, parameter in pairs}, own, weights)
-        partners = [job.partners[member] for member in self.mine] if job.partners else []
         if not self.moves_whole:
             return self._units(direction, kept, partners)
         lengths: Any = [job.lengths[member] for member in self.mine]
@@ -312,19 +351,20 @@ class Trip:
 
     def _transfer(
         self,
-        counts: Iterable[Sequence[int]],
+        layouts: Iterable[Sequence[Sequence[Layout]]],
     ) -> Transfer:
-        """Return a transfer of so many tensors of every parameter of every loan."""
+        """Return a transfer of tensors that lie so, for every parameter of every loan."""
         parcels: list[Parcel] = []
-        for loan, numbers in zip(self.loans, counts, strict=True):
-            for layout, owner, number in zip(loan.chunk.layouts, loan.chunk.owners, numbers, strict=True):
-                parcels += [Parcel(layout, owner)] * number
+        for loan, lists in zip(self.loans, layouts, strict=True):
+            for owner, own in zip(loan.chunk.owners, lists, strict=True):
+                parcels += [Parcel(layout, owner) for layout in own]
         return Transfer(parcels, self.device)
 
     def begin(self) -> Trip:
         """Send the pieces of directions to the owners."""
         pieces: list[Tensor] = []
         self.counts: list[list[int]] = []
+        layouts: list[list[list[Layout]]] = []
         moving: list[Loan] = []
         for loan in self.loans:
             sent = loan.begin()
@@ -333,10 +373,11 @@ class Trip:
                 continue
             moving.append(loan)
             self.counts.append(list(map(len, sent)))
+            layouts.append(loan.layouts(sent))
             pieces += chain.from_iterable(sent)
         self.loans = moving
         if moving:
-            self.there = self._transfer(self.counts).collect(pieces)
+            self.there = self._transfer(layouts).collect(pieces)
         return self
 
     def work(self) -> None:
@@ -356,7 +397,7 @@ class Trip:
             for member, step in zip(loan.mine, found, strict=True):
                 steps[first + member] = step
                 shared[first + member] = loan.shared_of(member)
-        back = self._transfer([1] * len(loan.chunk.owners) for loan in self.loans)
+        back = self._transfer([[layout] for layout in loan.chunk.layouts] for loan in self.loans)
         self.back = back.share(steps, dtypes)
         self.news: TensorLists = back.spread(shared, forms) if any(forms) else [[] for _ in forms]
 

@@ -62,7 +62,7 @@ class World:
         layouts = {
             parameter: layout_of(name, parameter, meshes, data_parallel)
             for group in groups
-            for name, parameter in zip(group["param_names"], group["params"], strict=True)
+            for name, parameter in _read_by(group)
         }
         everyone = max((layout.everyone for layout in layouts.values()), key=lambda ranks: ranks.size, default=ONE_RANK)
         if everyone.size == 1:
@@ -82,13 +82,33 @@ class World:
     def members(self) -> Iterator[Placed]:
         """Iterate over all parameters."""
         for group in self.groups:
-            for index, parameter in enumerate(group["params"]):
-                yield Placed(group, index, self.layouts[parameter])
+            for index in range(len(group["params"])):
+                yield self.placed(group, index)
+
+    def placed(
+        self,
+        group: Group,
+        index: int,
+    ) -> Placed:
+        """Return a parameter of a group."""
+        partner = group["partners"][index] if NORMS[group["norm"]].reads_partner else None
+        read = None if partner is None else self.layouts[partner.weight]
+        cut = None if read is None or read.shards.size == 1 else read
+        return Placed(group, index, self.layouts[group["params"][index]], cut)
 
     @property
     def sharded(self) -> bool:
         """True if parameters are `DTensor`s of several ranks."""
         return any(is_sharded(parameter) and layout.slots > 1 for parameter, layout in self.layouts.items())
+
+
+def _read_by(group: Group) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over the parameters of a group and their partners, which may be of no group."""
+    for index, (name, parameter) in enumerate(zip(group["param_names"], group["params"], strict=True)):
+        yield name, parameter
+        partner = group["partners"][index] if NORMS[group["norm"]].reads_partner else None
+        if partner is not None:
+            yield f"the partner of {name}", partner.weight
 
 
 @dataclass(frozen=True)
@@ -99,11 +119,13 @@ class Placed:
         group: The group.
         index: Its position there.
         layout: Its layout.
+        partner: The layout of its partner, if its norm reads one and that is cut.
     """
 
     group: Group
     index: int
     layout: Layout
+    partner: Layout | None = None
 
     @property
     def parameter(self) -> Tensor:
@@ -181,13 +203,13 @@ class Placed:
         Raises:
             NotImplementedError: If they are.
         """
+        group = self.group
+        if self.partner is not None and self.partner.shards != self.layout.shards:
+            why = f"norm {group['norm']!r} reads another parameter that is cut over other ranks"
+            raise self._unsupported(why, "Cut both alike, or give both the role 'hidden' by `rules`.")
         if self.layout.slots == 1 or not is_sharded(self.parameter):
             return
-        group = self.group
-        norm, estimator = NORMS[group["norm"]], ESTIMATORS[group["estimator"]]
-        if norm.reads_partner:
-            why = f"norm {group['norm']!r} reads another whole parameter"
-            raise self._unsupported(why, "Use DDP, or give it the role 'hidden' by `rules`.")
+        estimator = ESTIMATORS[group["estimator"]]
         if estimator.messages:
             raise self._unsupported(f"estimator {group['estimator']!r} needs whole gradients")
         if self.factored and group.get("feedback"):
@@ -199,7 +221,7 @@ class Placed:
         remedy: str = "Use DDP, or another method.",
     ) -> NotImplementedError:
         name = self.group["param_names"][self.index]
-        return NotImplementedError(f"{name!r} is spread over ranks, but {why}. {remedy}")
+        return NotImplementedError(f"{name!r} lies on several ranks, but {why}. {remedy}")
 
 
 def world_plan(
@@ -231,7 +253,7 @@ def _lay_out(
     world: World,
 ) -> None:
     """Give a chunk that does not travel its layouts, and the matrices of its pieces."""
-    members = [Placed(chunk.group, index, world.layouts[chunk.group["params"][index]]) for index in chunk.indices]
+    members = [world.placed(chunk.group, index) for index in chunk.indices]
     chunk.layouts = [member.layout for member in members]
     if chunk.sharded and chunk.stacks:
         views = [member.local_views or () if member.layout.own.numel else () for member in members]
@@ -282,6 +304,7 @@ def _lend(
         factored=[factored_of(group, member.index) for member in members],
         layouts=[member.layout for member in members],
         owners=owners,
+        partners=[member.partner for member in members],
         own=Chunk(
             group,
             [member.index for member in mine],

@@ -75,7 +75,41 @@ def convolutions() -> nn.Module:
     )  # fmt: skip
 
 
+class AdaptedLinear(nn.Linear):
+    """A frozen map with a LoRA beside it, under the names of peft."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.requires_grad_(False)
+        self.rank, self.alpha = 3, 6
+        self.lora_A, self.lora_B = nn.Linear(inputs, 3, bias=False), nn.Linear(3, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 2 * self.lora_B(self.lora_A(x))
+
+
+class AdaptedBlock(nn.Module):
+    """Adapters, frozen maps and a norm that learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(12), AdaptedLinear(12, 17), AdaptedLinear(17, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(self.norm(x)).relu())
+
+
+def adapters() -> nn.Module:
+    """Return a small net of frozen maps with adapters, between others that learn as a whole."""
+    net = nn.Sequential()
+    net.add_module("first", nn.Linear(12, 12))
+    net.add_module("blocks", nn.Sequential(AdaptedBlock(), AdaptedBlock()))
+    net.add_module("last", nn.Linear(12, 5))
+    return net
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
+    "adapters": adapters,
     "qwen": qwen,
     "deep qwen": lambda: qwen(layers=6),
     "vit": vit,
