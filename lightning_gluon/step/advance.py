@@ -106,9 +106,10 @@ def _as_tensors(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
 
 
 def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Partner]:
-    """Return the partners of all parameters whose norm reads one, as they are before anything moves: pieces of cut ones.
+    """Return the partners of all parameters whose norm reads one, as they are before anything moves.
 
-    A group names them in `partners`, a `Partner` or `None` for each of its parameters.
+    Of one that is cut it is this rank's piece. A group names them in `partners`, a `Partner` or `None` for each of its
+    parameters.
     """
     partners: dict[Tensor, Partner] = {}
     for chunk in chunks:

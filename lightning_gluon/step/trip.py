@@ -95,9 +95,11 @@ class Loan:
         self.end(units, [[] for _ in units])
 
     def begin(self) -> TensorLists:
-        """Advance the buffers; return what travels of every parameter.
+        """Advance the buffers.
 
-        That is its direction, its weights, its momentum and its partner, those that its owner needs.
+        Returns:
+            What travels of every parameter: its direction, and its weights, momentum and partner if its owner needs
+            them.
         """
         job = self.job
         direction = direction_of(self.chunk, job.new, job.old, job.buffers, job.options, job.signal)
