@@ -353,11 +353,13 @@ def lmo_of(
     statistics: SlotTensors,
     partners: list[Partner],
     workspace: Workspace,
+    *,
+    scaled: bool = False,
 ) -> Tensor:
-    """Return the directions of a stack, up to the norm's scale."""
+    """Return the directions of a stack, up to the norm's scale; `scaled` are those that are rounded already."""
     norm = stack.norm
     assert norm is not None
-    context = Context(workspace, dtype=params[0].dtype)
+    context = Context(workspace, dtype=params[0].dtype, scaled=scaled)
     if norm.reads_weights:
         context.weights = _gather(stack, params, params[0].dtype, workspace, "weights")
     if norm.reads_scales:
@@ -366,7 +368,8 @@ def lmo_of(
         context.partners = [partners[slot.member] for slot in stack.slots]
     context.statistics = _stack_statistics(norm, statistics)
     own = norm.overwrites and not norm.reads_only
-    batch = _gather(stack, direction, norm.staging_dtype(direction[0]), workspace, "gather", copy=own)
+    kind = direction[0].dtype if scaled else norm.staging_dtype(direction[0])
+    batch = _gather(stack, direction, kind, workspace, "gather", copy=own)
     units = norm.lmo_(batch, context)
     _part_(stack, context.statistics, statistics)
     return units

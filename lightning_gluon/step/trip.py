@@ -17,7 +17,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import chain, islice
+from itertools import islice
 from typing import Any, TypeAlias
 
 import torch
@@ -31,7 +31,6 @@ from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.options import Group
 from lightning_gluon.ranks.layout import Layout
 from lightning_gluon.ranks.packing import TensorForm
-from lightning_gluon.ranks.regions import Region
 from lightning_gluon.ranks.transfer import Parcel, Transfer
 from lightning_gluon.step.advance import (
     Job,
@@ -44,6 +43,7 @@ from lightning_gluon.step.advance import (
     subtract_,
 )
 from lightning_gluon.step.factors import compress_whole_
+from lightning_gluon.step.operands import Operand, operand_dtype, rounded, runs_of
 from lightning_gluon.step.plan import views_of
 
 TensorLists: TypeAlias = list[list[Tensor]]  # by parameter
@@ -73,7 +73,32 @@ class Loan:
         begins = any(statistic.start is not None for statistic in self.norm.statistics)
         self.moves_whole = bool(self.norm.reads_weights or chunk.group.get("retract") or begins)
         owned = set(self.own.indices)
+        self.operand = self._operand_dtype()
         self.mine = [member for member, index in enumerate(chunk.indices) if index in owned]
+
+    def _operand_dtype(self) -> torch.dtype | None:
+        """Return the dtype to which pieces of directions may be rounded before they travel."""
+        chunk = self.chunk
+        reads = self.moves_whole or not self.norm.stacks or any(chunk.factored)
+        if reads or chunk.layouts[0].shards.size == 1:
+            return None
+        found = {operand_dtype(self.norm, self.like, views_of(chunk.group, index)) for index in chunk.indices}
+        return found.pop() if len(found) == 1 else None
+
+    def operands(
+        self,
+        sent: TensorLists,
+    ) -> list[Operand]:
+        """Return the directions that may be rounded before they travel.
+
+        Args:
+            sent: Result of `begin`.
+        """
+        if self.operand is None:
+            return []
+        views = [views_of(self.chunk.group, index) for index in self.chunk.indices]
+        rows = zip(sent, views, self.chunk.layouts, strict=True)
+        return [Operand(tensors[0], own, layout, self.norm) for tensors, own, layout in rows]
 
     @property
     def stays(self) -> bool:
@@ -200,7 +225,8 @@ class Loan:
         for member, one in zip(self.mine, direction, strict=True):
             units.append(torch.empty_like(one, dtype=dtypes[member]))
         for stack, statistics in zip(self.own.stacks, kept, strict=True):
-            batch = lmo_of(stack, direction, direction, statistics, partners, self.workspace)
+            rounds = self.operand is not None
+            batch = lmo_of(stack, direction, direction, statistics, partners, self.workspace, scaled=rounds)
             for slot in stack.slots:
                 unit = units[slot.member]
                 slot.of(unit).copy_(slot.read(slot.place(batch, unit.shape)))
@@ -289,34 +315,6 @@ class Loan:
         return found
 
 
-def runs_of(
-    view: MatrixView,
-    shape: Sequence[int],
-    region: Region,
-) -> list[tuple[int, int]]:
-    """Return where a piece holds rows of a view, along the dimension that the view cuts: starts and lengths.
-
-    Args:
-        view: The view.
-        shape: Shape of the whole parameter.
-        region: The piece.
-
-    Example:
-        >>> views = MatrixView.blocks((6, 4), sizes=(2, 4))
-        >>> [runs_of(view, (6, 4), Region((1, 0), (3, 4))) for view in views]
-        [[(0, 1)], [(1, 2)]]
-    """
-    first, length = region.offset[view.dim], region.size[view.dim]
-    block = shape[view.dim] // view.groups
-    found = []
-    for group in range(view.groups):
-        start = max(group * block + view.start, first)
-        stop = min(group * block + view.stop, first + length)
-        if start < stop:
-            found.append((start - first, stop - start))
-    return found
-
-
 def unit_dtype(
     norm: Norm,
     like: Tensor,
@@ -364,9 +362,7 @@ class Trip:
 
     def begin(self) -> Trip:
         """Send the pieces of directions to the owners."""
-        pieces: list[Tensor] = []
-        self.counts: list[list[int]] = []
-        layouts: list[list[list[Layout]]] = []
+        lists: list[TensorLists] = []
         moving: list[Loan] = []
         for loan in self.loans:
             sent = loan.begin()
@@ -374,13 +370,35 @@ class Trip:
                 loan.step_here_(sent)
                 continue
             moving.append(loan)
-            self.counts.append(list(map(len, sent)))
-            layouts.append(loan.layouts(sent))
-            pieces += chain.from_iterable(sent)
+            lists.append(sent)
         self.loans = moving
         if moving:
+            self._round_(lists)
+            self.counts = [list(map(len, sent)) for sent in lists]
+            layouts = [loan.layouts(sent) for loan, sent in zip(moving, lists, strict=True)]
+            pieces = [tensor for sent in lists for tensors in sent for tensor in tensors]
             self.there = self._transfer(layouts).collect(pieces)
         return self
+
+    def _round_(
+        self,
+        lists: Sequence[TensorLists],
+    ) -> None:
+        """Round the directions that their LMO would round."""
+        places: list[list[Tensor]] = []
+        operands: list[Operand] = []
+        dtypes: list[torch.dtype] = []
+        for loan, sent in zip(self.loans, lists, strict=True):
+            own = loan.operands(sent)
+            operands += own
+            if loan.operand is not None:
+                places += sent
+                dtypes += [loan.operand] * len(own)
+        if not operands:
+            return
+        found = rounded(operands, dtypes, operands[0].layout.shards)
+        for tensors, one in zip(places, found, strict=True):
+            tensors[0] = one
 
     def work(self) -> None:
         """Take the LMO of the matrices that are whole here, and send pieces of it back."""

@@ -22,7 +22,8 @@ from lightning_gluon.ranks.groups import ONE_RANK, MeshGroups, Ranks
 from lightning_gluon.ranks.layout import Layout, layout_of
 from lightning_gluon.ranks.owners import assign, cut_rounds
 from lightning_gluon.ranks.packing import TensorForm
-from lightning_gluon.ranks.pieces import is_sharded
+from lightning_gluon.ranks.pieces import is_sharded, local
+from lightning_gluon.step.operands import operand_dtype
 from lightning_gluon.step.plan import Chunk, Stack, build_plan, chunk_limit, factored_of, stacks_of, views_of
 from lightning_gluon.step.state import shared_layout
 
@@ -147,6 +148,13 @@ class Placed:
         """Arithmetic of its LMO."""
         norm = norm_of(self.group)
         return sum(view.matrix[0] * norm.cost(*view.matrix[1:]) for view in self.views)
+
+    @property
+    def operand(self) -> torch.dtype | None:
+        """The dtype in which its direction may travel; `None` for its own."""
+        like = local(self.parameter)
+        wide = like.new_empty((), dtype=torch.promote_types(like.dtype, torch.float32))
+        return operand_dtype(norm_of(self.group), wide, self.views)
 
     @property
     def factored(self) -> bool:
@@ -280,9 +288,9 @@ def _trips(
     limit = chunk_numel or chunk_limit(members[0].parameter.device.type)
     trips = []
     for items in cut_rounds(owners, costs, sizes, limit):
-        parts: dict[tuple[int, torch.dtype], list[int]] = {}
+        parts: dict[tuple[int, torch.dtype, torch.dtype | None], list[int]] = {}
         for item in items:
-            key = (id(members[item].group), members[item].parameter.dtype)
+            key = (id(members[item].group), members[item].parameter.dtype, members[item].operand)
             parts.setdefault(key, []).append(item)
         lent = [_lend([members[item] for item in part], [owners[item] for item in part]) for part in parts.values()]
         trips.append(lent)

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 VOCABULARY = 97  # odd: shards of the table are uneven
 
 
-def qwen(layers: int = 2, width: int = 32) -> nn.Module:
+def qwen(layers: int = 2, width: int = 32, inner: int = 50) -> nn.Module:
     """Return a small Qwen2: a table that is tied to the head, grouped queries, uneven shards."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
         vocab_size=VOCABULARY,
         hidden_size=width,
-        intermediate_size=50,
+        intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -112,6 +112,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "adapters": adapters,
     "qwen": qwen,
     "deep qwen": lambda: qwen(layers=6),
+    "wide qwen": lambda: qwen(width=128, inner=192),
     "vit": vit,
     "mamba": mamba,
     "mixture": mixture,
