@@ -25,7 +25,7 @@ from lightning_gluon.norms.table import norm_of
 from lightning_gluon.ranks.pieces import local
 from lightning_gluon.ranks.whole import WholeNorms
 from lightning_gluon.step.decay import DECAYS, Decay
-from lightning_gluon.step.factors import LentCarry
+from lightning_gluon.step.factors import LentCarry, RowCarry
 from lightning_gluon.step.plan import Chunk, Stack, stack_views
 from lightning_gluon.step.retraction import RETRACTIONS, Retraction
 
@@ -184,6 +184,8 @@ def prepare(
 def _carry_of(chunk: Chunk, states: list[Any], params: list[Tensor]) -> Carry:
     if chunk.owners:
         return LentCarry(states, params, chunk.factored, chunk.group, chunk.layouts)
+    if chunk.sharded and any(chunk.factored):
+        return RowCarry(states, params, chunk.factored, chunk.group, chunk.layouts)
     return Carry(states, params, chunk.factored, chunk.group)
 
 

@@ -183,6 +183,11 @@ class Placed:
         allowed = {*range(rank - 2), *(rank + dim for dim in separable)}
         return (MatrixView.whole(size),) if plain and layout.cuts <= allowed else None
 
+    @property
+    def keeps_rows(self) -> bool:
+        """True if its ranks can step and compress it by whole rows together, so that none ever holds all of it."""
+        return self.layout.cuts == {0} and self.local_views is not None and not self.keeps_whole
+
     def is_lent(
         self,
         share: bool,
@@ -197,7 +202,7 @@ class Placed:
             return False
         sharded = is_sharded(self.parameter)
         if self.factored:
-            return sharded or (share and not self.group.get("feedback"))
+            return not self.keeps_rows if sharded else share and not self.group.get("feedback")
         if not norm.stacks:
             return False
         if sharded and (self.local_views is None or self.keeps_whole):

@@ -47,6 +47,7 @@ class Report:
         bytes: Bytes that this rank sent in the last step.
         gathers: Calls of `DTensor.full_tensor` in all steps.
         state: Bytes of the state on this rank, and of one process.
+        largest: Bytes of the largest tensor that the last step made.
     """
 
     differing: dict[str, int]
@@ -57,6 +58,7 @@ class Report:
     bytes: int
     gathers: int
     state: tuple[int, int]
+    largest: int
 
 
 def optimizer_of(net: nn.Module, case: Case, **given: Any) -> Gluon:
@@ -131,6 +133,7 @@ def compare(case: Case, strategy: str) -> Report:
         bytes=traffic.bytes.total(),
         gathers=traffic.gathers,
         state=(local_bytes(optimizer), local_bytes(own)),
+        largest=traffic.largest,
     )
 
 

@@ -108,11 +108,17 @@ def adapters() -> nn.Module:
     return net
 
 
+def tables() -> nn.Module:
+    """Return a net that is nearly all table, with a head of its own."""
+    return nn.Sequential(nn.Embedding(501, 24), nn.Linear(24, 24), nn.Linear(24, 8))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "adapters": adapters,
     "qwen": qwen,
     "deep qwen": lambda: qwen(layers=6),
     "wide qwen": lambda: qwen(width=128, inner=192),
+    "tables": tables,
     "vit": vit,
     "mamba": mamba,
     "mixture": mixture,

@@ -117,6 +117,17 @@ def test_the_collectives_of_a_step_do_not_depend_on_depth(two_ranks: Ranks, stra
     assert sum(shallow.calls.values()) <= 2 * 1 + 2  # one round
 
 
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("hsdp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_no_rank_holds_a_table_whole(request: pytest.FixtureRequest, size: int, strategy: str) -> None:
+    ranks = request.getfixturevalue({2: "two_ranks", 4: "four_ranks"}[size])
+    cases = [Case(method, {"rank": 4}, model="tables") for method in ("gluon-lowrank", "limuon")]
+    shards = size if strategy == "fsdp2" else size // 2
+    for report in check(ranks, cases, strategy):
+        assert report.largest <= 1.05 * 501 * 24 * 4 / shards
+        assert report.bytes <= 4 * (501 * 4 + 24 * 9 * 4) * (size - 1) + 30_000
+
+
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("dtype", "each"), [("float32", 8.1), ("bfloat16", 4.1)])  # bytes per entry, both ways
 def test_bytes_and_state_of_a_rank(request: pytest.FixtureRequest, size: int, dtype: str, each: float) -> None:
