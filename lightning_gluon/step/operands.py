@@ -71,7 +71,7 @@ def operand_dtype(norm: Norm, like: Tensor, views: Iterable[MatrixView]) -> torc
     return found.pop() if len(found) == 1 else None
 
 
-def rounded(operands: Sequence[Operand], dtypes: Sequence[torch.dtype], ranks: Ranks) -> list[Tensor]:
+def round_pieces(operands: Sequence[Operand], dtypes: Sequence[torch.dtype], ranks: Ranks) -> list[Tensor]:
     """Return pieces as the LMO rounds whole matrices, by one all-reduce of the largest entries.
 
     Args:
@@ -82,7 +82,7 @@ def rounded(operands: Sequence[Operand], dtypes: Sequence[torch.dtype], ranks: R
     wide = [one.piece.to(one.norm.staging_dtype(one.piece)) for one in operands]
     parts = [one.parts(piece) for one, piece in zip(operands, wide, strict=True)]
     flat = [part for lists in parts for part in lists]
-    tops = torch.stack([_largest(part, wide[0]) for part in flat])
+    tops = torch.stack([_top_of(part, wide[0]) for part in flat])
     dist.all_reduce(tops, op=dist.ReduceOp.MAX, group=ranks.group)
     largest = iter(tops.unbind())
     found = []
@@ -96,7 +96,7 @@ def rounded(operands: Sequence[Operand], dtypes: Sequence[torch.dtype], ranks: R
     return found
 
 
-def _largest(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+def _top_of(parts: Sequence[Tensor], like: Tensor) -> Tensor:
     """Return the largest magnitude in parts of a matrix; 0 if this rank has none of it."""
     if not parts:
         return like.new_zeros(())

@@ -43,7 +43,7 @@ from lightning_gluon.step.advance import (
     subtract_,
 )
 from lightning_gluon.step.factors import compress_whole_
-from lightning_gluon.step.operands import Operand, operand_dtype, rounded, runs_of
+from lightning_gluon.step.operands import Operand, operand_dtype, round_pieces, runs_of
 from lightning_gluon.step.plan import views_of
 
 TensorLists: TypeAlias = list[list[Tensor]]  # by parameter
@@ -396,7 +396,7 @@ class Trip:
                 dtypes += [loan.operand] * len(own)
         if not operands:
             return
-        found = rounded(operands, dtypes, operands[0].layout.shards)
+        found = round_pieces(operands, dtypes, operands[0].layout.shards)
         for tensors, one in zip(places, found, strict=True):
             tensors[0] = one
 
