@@ -41,6 +41,9 @@ BASELINES = ("ema", "muon", "adamw")
 PUBLISHED = {"kernel_start": (0.072, 90 / 3100), "kernel_end": (0.137, 24 / 3100)}
 TABLES = (("row", "row"), ("row", "centred_row"), ("sign", "centred_row"), ("clipped_row", "clipped_row"))
 SIGN_LENGTH = {"row_scaling": "sign"}
+BESIDE = ("input", "embedding", "head", "bias", "elementwise")  # roles that AdamW steps beside Muon
+# Of Muon's rate: near AdamW's own best one on both tasks, where the usual .015 is far below.
+ADAMW = {"radius": dict.fromkeys(BESIDE, 0.1)}
 DECAY = {"weight_decay": 0.3}
 FLAT = {"kernel_start": (0.1, 30 / 640), "kernel_end": (0.1, 30 / 640)}
 TWO = {"mix": 2, "mix_weights": (0.8, 0.4)}
@@ -122,6 +125,8 @@ def rows() -> dict[str, Row]:
         "nesterov, cautious decay": Row("gluon-nesterov", {**DECAY, "decay": "cautious"}),
         "nesterov, heads apart": Row("gluon-nesterov", {"per_head": True}),
     }
+    for name in ("muon", "muon-dual", "muoneq", "normuon", "aurora", "hyperball"):
+        found[f"{name}, AdamW .1"] = Row(name, ADAMW, momentum=0.95)
     for share in (0.1, 0.2, 0.3, 0.6, 1.0):
         found[f"igt {share:g}"] = Row("gluon-igt", {"lookahead": share})
     for gamma in (0.025, 0.1, 0.25, 0.5, 0.75, 1.0):
