@@ -218,7 +218,8 @@ class Study:
         place = rates.index(best(screened).lr)
         near = rates[max(0, place - 1) : place + 2]
         losses: dict[Setting, float] = {}
-        for momentum in self.given.momenta if row.momentum is not None else [None]:
+        own = row.momentum is None or not self.given.momenta
+        for momentum in [row.momentum] if own else self.given.momenta:
             for lr in near:
                 setting = Setting(lr, momentum)
                 losses[setting] = self.run(name, setting, self.given.sweep_seed)
@@ -352,7 +353,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--path", help="parquet folder of cifar10, text file or folder of text")
     parser.add_argument("--rows", nargs="*", help="names of rows; default: all")
     parser.add_argument("--rates", type=float, nargs="+", default=list(RATES))
-    parser.add_argument("--momenta", type=float, nargs="+", default=list(MOMENTA))
+    parser.add_argument("--momenta", type=float, nargs="*", default=list(MOMENTA), help="none: each row's own")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="reported")
     parser.add_argument("--sweep-seed", type=int, default=0, help="everything is chosen on this one")
     parser.add_argument("--finalists", type=int, default=8, help="rows that go on beside the baselines")
