@@ -70,6 +70,14 @@ class Exchange(ABC):
         """
         return [torch.stack(same).any(0) for same in zip(*self.gather(flags), strict=True)]
 
+    def failure(self, error: str | None) -> str | None:
+        """Return the error of any worker, the same for all; by default a worker knows its own alone.
+
+        Args:
+            error: What this worker would raise, if anything.
+        """
+        return error
+
     @abstractmethod
     def _gather(self, tensors: list[Tensor]) -> list[list[Tensor]]:
         """Return the tensors of all workers, by their rank."""

@@ -1,0 +1,110 @@
+"""Messages between the ranks of a Trainer: gradients stay each rank's own, and a checkpoint holds what each keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lightning_gluon.estimators.rank_exchange import RankExchange
+from lightning_gluon.estimators.recursions import ESTIMATORS
+from lightning_gluon.optimizer import Gluon
+from lightning_gluon.replay.lightning import callbacks_of, late_state, replicas_of, set_callbacks
+from lightning_gluon.replay.optimizers import own_optimizers
+from lightning_gluon.step.workers import WorkerState, keep_own_gradients, load_worker_states_, worker_state
+
+
+class WorkerExchange(Callback):
+    """Let the ranks of DDP be the workers of a method that sends messages, such as `ef21-muon`.
+
+        M_j <- momentum of rank j's own gradient,    R_j = C(M_j - G_j),    G <- G + mean_j R_j
+
+    DDP then averages none of those gradients. The only traffic is the messages. Gradients of other groups are averaged
+    as ever. Clipping sees each rank's own gradient.
+
+    A checkpoint holds `M_j` and `G_j` of every rank. Resumed on as many ranks the training goes on exactly. On another
+    number every rank begins with the mean of the momenta, and sends it in full once.
+
+    `lightning_gluon.configure_optimizers` adds this callback by itself.
+
+    Raises:
+        RuntimeError: If DDP has another communication hook already.
+
+    References:
+        "EF21-Muon", arXiv 2510.00643.
+
+    Example:
+        >>> trainer = Trainer(logger=False, enable_checkpointing=False, accelerator="cpu")
+        >>> WorkerExchange.attach(trainer)
+        >>> type(trainer.callbacks[-1]).__name__
+        'WorkerExchange'
+    """
+
+    def __init__(self) -> None:
+        self._optimizer: Gluon | None = None
+        self._saved: list[WorkerState] = []
+
+    @staticmethod
+    def attach(trainer: Trainer) -> None:
+        """Add the callback to a Trainer that has none.
+
+        Args:
+            trainer: The Trainer.
+        """
+        present = callbacks_of(trainer)
+        if not any(isinstance(callback, WorkerExchange) for callback in present):
+            set_callbacks(trainer, [*present, WorkerExchange()])
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give the optimizer its exchange, and keep DDP from averaging what is sent as messages."""
+        optimizer = next(own_optimizers(trainer), None)
+        if optimizer is None or not _messages(optimizer):
+            return
+        self._optimizer = optimizer
+        group = replicas_of(trainer)
+        optimizer.exchange = RankExchange(group, trainer.strategy.root_device)
+        if group is not None:
+            wrapped: Any = trainer.strategy.model
+            wrapped.register_comm_hook(group, keep_own_gradients(optimizer.param_groups))
+        late = late_state(trainer, self)
+        if late is not None:
+            self.load_state_dict(dict(late))
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Give this rank its own buffers back, after the state that all share was loaded."""
+        optimizer = self._optimizer
+        if optimizer is None:
+            return
+        groups, size = optimizer.param_groups, optimizer.exchange.size
+        changed = any(group["workers"] != size for group in groups if "workers" in group)
+        if changed and not self._saved:  # saved by a run without this callback
+            self._saved = [worker_state(groups, optimizer.state)]
+        if self._saved:
+            load_worker_states_(groups, optimizer.state, self._saved, optimizer.exchange)
+            self._saved = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the buffers of every rank, on the first one; all ranks have to ask for it."""
+        if self._optimizer is None:
+            return {"workers": self._saved}
+        exchange = self._optimizer.exchange
+        kept = worker_state(self._optimizer.param_groups, self._optimizer.state)
+        own = {name: {key: value.cpu() for key, value in tensors.items()} for name, tensors in kept.items()}
+        if not isinstance(exchange, RankExchange) or exchange.size == 1:
+            return {"workers": [own]}
+        found: list[Any] | None = [None] * exchange.size if exchange.rank == 0 else None
+        dist.gather_object(own, found, dst=exchange.ranks.members[0], group=exchange.ranks.group)
+        return {"workers": found or []}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep the saved buffers until the optimizer has its state.
+
+        Args:
+            state_dict: Result of `state_dict()`.
+        """
+        self._saved = state_dict["workers"]
+
+
+def _messages(optimizer: Gluon) -> bool:
+    return any(ESTIMATORS[group["estimator"]].messages for group in optimizer.param_groups)
