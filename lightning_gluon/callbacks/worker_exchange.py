@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_gluon.estimators.rank_exchange import RankExchange
@@ -43,6 +42,7 @@ class WorkerExchange(Callback):
 
     def __init__(self) -> None:
         self._optimizer: Gluon | None = None
+        self._exchange: RankExchange | None = None
         self._saved: list[WorkerState] = []
 
     @staticmethod
@@ -59,11 +59,11 @@ class WorkerExchange(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the optimizer its exchange, and keep DDP from averaging what is sent as messages."""
         optimizer = next(own_optimizers(trainer), None)
-        if optimizer is None or not _messages(optimizer):
+        if optimizer is None or not _sends_messages(optimizer):
             return
         self._optimizer = optimizer
         group = replicas_of(trainer)
-        optimizer.exchange = RankExchange(group, trainer.strategy.root_device)
+        optimizer.exchange = self._exchange = RankExchange(group, trainer.strategy.root_device)
         if group is not None:
             wrapped: Any = trainer.strategy.model
             wrapped.register_comm_hook(group, keep_own_gradients(optimizer.param_groups))
@@ -77,25 +77,20 @@ class WorkerExchange(Callback):
         if optimizer is None:
             return
         groups, size = optimizer.param_groups, optimizer.exchange.size
-        changed = any(group["workers"] != size for group in groups if "workers" in group)
-        if changed and not self._saved:  # saved by a run without this callback
-            self._saved = [worker_state(groups, optimizer.state)]
-        if self._saved:
-            load_worker_states_(groups, optimizer.state, self._saved, optimizer.exchange)
-            self._saved = []
+        others = any(group.get("workers", size) != size for group in groups)
+        alone = [worker_state(groups, optimizer.state)] if others else []  # saved by a run without this callback
+        saved, self._saved = self._saved or alone, []
+        if saved:
+            load_worker_states_(groups, optimizer.state, saved, optimizer.exchange)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the buffers of every rank, on the first one; all ranks have to ask for it."""
         if self._optimizer is None:
             return {"workers": self._saved}
-        exchange = self._optimizer.exchange
+        assert self._exchange is not None
         kept = worker_state(self._optimizer.param_groups, self._optimizer.state)
         own = {name: {key: value.cpu() for key, value in tensors.items()} for name, tensors in kept.items()}
-        if not isinstance(exchange, RankExchange) or exchange.size == 1:
-            return {"workers": [own]}
-        found: list[Any] | None = [None] * exchange.size if exchange.rank == 0 else None
-        dist.gather_object(own, found, dst=exchange.ranks.members[0], group=exchange.ranks.group)
-        return {"workers": found or []}
+        return {"workers": self._exchange.on_first(own)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the saved buffers until the optimizer has its state.
@@ -106,5 +101,5 @@ class WorkerExchange(Callback):
         self._saved = state_dict["workers"]
 
 
-def _messages(optimizer: Gluon) -> bool:
+def _sends_messages(optimizer: Gluon) -> bool:
     return any(ESTIMATORS[group["estimator"]].messages for group in optimizer.param_groups)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -53,6 +53,18 @@ class RankExchange(Exchange):
             return [tensors]
         forms = [TensorForm.of(tensor) for tensor in tensors]
         return all_gather(self.ranks, tensors, [forms] * self.size, self.device).wait()
+
+    def on_first(self, own: object) -> list[Any]:
+        """Return what every rank has, on the first one, and nothing on the others.
+
+        Args:
+            own: What this rank has; it can be pickled.
+        """
+        if self.size == 1:
+            return [own]
+        found: list[Any] | None = [None] * self.size if self.rank == 0 else None
+        dist.gather_object(own, found, dst=self.ranks.members[0], group=self.ranks.group)
+        return found or []
 
     def failure(self, error: str | None) -> str | None:
         """Return the first error of any rank, the same for all."""

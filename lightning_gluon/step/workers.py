@@ -113,18 +113,22 @@ def keep_own_gradients(groups: Sequence[Group]) -> Callable[[Any, GradBucket], F
         pairs = zip(bucket.parameters(), bucket.gradients(), strict=True)
         shared = [gradient for parameter, gradient in pairs if parameter not in own]
         if shared:
-            joined = torch.cat([gradient.flatten() for gradient in shared])
-            joined /= dist.get_world_size(process_group)
-            dist.all_reduce(joined, group=process_group)
-            parts = joined.split([gradient.numel() for gradient in shared])
-            shaped = [part.view(gradient.shape) for part, gradient in zip(parts, shared, strict=True)]
-            torch._foreach_copy_(shared, shaped)
+            _average_(shared, process_group)
         future: Future[Tensor] = Future()
         future.set_result(bucket.buffer())
         return future
 
     hook.__annotations__ = {"bucket": dist.GradBucket, "return": Future[Tensor]}  # torch reads no strings there
     return hook
+
+
+def _average_(tensors: list[Tensor], process_group: Any) -> None:
+    """Replace tensors by their means over the ranks, in one collective."""
+    joined = torch.cat([tensor.flatten() for tensor in tensors])
+    joined /= dist.get_world_size(process_group)
+    dist.all_reduce(joined, group=process_group)
+    parts = joined.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)])
 
 
 def agreed_skip(groups: Sequence[Group], exchange: Exchange, skip: bool) -> bool:
