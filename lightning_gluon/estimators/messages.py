@@ -46,6 +46,8 @@ class Exchange(ABC):
         >>> echo = Echo(rank=0, size=2)
         >>> len(echo.gather([torch.zeros(3)])), echo.sent, echo.any([torch.tensor([True, False])])
         (2, 12, [tensor([ True, False])])
+        >>> echo.failure("Non-finite gradient")
+        'Non-finite gradient'
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:

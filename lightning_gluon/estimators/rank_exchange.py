@@ -40,8 +40,9 @@ class RankExchange(Exchange):
         "EF21-Muon", arXiv 2510.00643.
 
     Example:
-        >>> RankExchange(None).gather([torch.ones(2)])
-        [[tensor([1., 1.])]]
+        >>> alone = RankExchange(None)
+        >>> alone.gather([torch.ones(2)]), alone.failure(None), alone.on_first("own")
+        ([[tensor([1., 1.])]], None, ['own'])
     """
 
     def __init__(self, group: ProcessGroup | None, device: torch.device | str = "cpu") -> None:
@@ -67,7 +68,11 @@ class RankExchange(Exchange):
         return found or []
 
     def failure(self, error: str | None) -> str | None:
-        """Return the first error of any rank, the same for all."""
+        """Return the first error of any rank, the same for all.
+
+        Args:
+            error: What this rank would raise, if anything.
+        """
         if self.size == 1:
             return error
         failed = torch.tensor([float(error is not None)], device=self.device)
