@@ -48,6 +48,8 @@ def exchanged() -> None:
     for source, (numbers, code) in enumerate(found):
         assert numbers.tolist() == [float(source)] * ranks.place
         assert code.tolist() == [ranks.place]
+    nothing = all_gather(ranks, [], [[]] * ranks.size, CPU).wait()
+    assert nothing == [[]] * ranks.size
     mine = [torch.full((2 * ranks.place,), float(ranks.place))]
     forms = [[TensorForm((2 * rank,), torch.float32)] for rank in range(ranks.size)]
     for rank, (row,) in enumerate(all_gather(ranks, mine, forms, CPU).wait()):
