@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_gluon.estimators.quantize import QUANTIZERS
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms.table import NORMS, norm_of
 from lightning_gluon.norms.views import MatrixView
@@ -228,9 +227,6 @@ class Placed:
             raise self._unsupported(f"estimator {group['estimator']!r} needs whole gradients")
         if self.factored and group.get("feedback"):
             raise self._unsupported("`feedback` is kept by rows of whole matrices", "Use DDP, or leave it out.")
-        if group["momentum_dtype"] in QUANTIZERS and self.parameter.ndim > 1 and not self.factored:
-            why = f"`momentum_dtype`={group['momentum_dtype']!r} is kept by blocks, which no checkpoint could cut anew"
-            raise self._unsupported(why, "Use 'bfloat16', or DDP.")
 
     def _unsupported(
         self,
