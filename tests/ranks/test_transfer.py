@@ -175,7 +175,7 @@ def refused(message: str, options: dict[str, Any]) -> None:
 def test_what_shards_cannot_do_is_refused(two_ranks: Processes) -> None:
     two_ranks.call(refused, "`compile` does not work where weights are spread over ranks", {"compile": True})
     two_ranks.call(refused, "`momentum_dtype='int8'` of group 'hidden' does not work", {"momentum_dtype": "int8"})
-    options = {"method": "limuon", "rank": 1, "feedback": "int8"}
+    options = {"method": "gluon-lowrank", "rank": 1, "feedback": "int8"}
     two_ranks.call(refused, "lies on several ranks, but `feedback` is kept by rows", options)
 
 
