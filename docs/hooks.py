@@ -33,6 +33,21 @@ ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
 FOLDER = "methods"
 
 
+def on_config(config: MkDocsConfig) -> None:
+    """Fill in the repository's address, if there is one, and navigation to methods and primers."""
+    found = re.search(r'^repository = "(.*)"', (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+    if found and found[1]:
+        config.repo_url = found[1]
+    primers = sorted((ROOT / "docs" / "primers").glob("*.md"))
+    pages = {
+        "Methods": [f"{FOLDER}/index.md", *(f"{FOLDER}/{name}.md" for name in METHODS)],
+        "Primers": [f"primers/{primer.name}" for primer in primers],
+    }
+    for entry in config.nav or ():
+        for title in entry.keys() & pages.keys():
+            entry[title] = pages[title]
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the generated pages and the pictures that they show."""
     for source, page in COPIES.items():
@@ -89,8 +104,8 @@ def site_path(path: str) -> str | None:
 def overview() -> Iterator[str]:
     """Yield the table of methods."""
     yield "# Methods\n"
-    yield "Every method is a norm, an estimator and a radius per role. A page each has the mathematics, and says what is"
-    yield "the paper's and what is ours. [How to choose](../choose.md) says which to take.\n"
+    yield "Every method is a norm, an estimator and a radius per role. A page each has the mathematics, and says what"
+    yield "is the paper's and what is ours. [How to choose](../choose.md) says which to take.\n"
     yield "| method | what it is | gradients | momentum | source |"
     yield "|---|---|---|---|---|"
     for name, row in METHODS.items():
@@ -136,7 +151,7 @@ def _lines(name: str, row: Method) -> Iterator[str]:
     yield f"**Of this library.** {notes['ours']}\n"
     if gradients(row) > 1:
         yield "Two gradients cost two forward and backward passes. Compare at equal gradient evaluations.\n"
-    yield "[All methods](index.md), [how to choose](../choose.md), [the memory of the momentum](../primers/momentum.md)."
+    yield "[All methods](index.md), [how to choose](../choose.md), [momentum](../primers/momentum.md)."
 
 
 def first_sentence(text: str) -> str:
