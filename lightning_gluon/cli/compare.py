@@ -17,7 +17,7 @@ from lightning_gluon.cli.summary import FILE, RunFacts
 
 __all__ = ["compare", "compare_parser"]
 
-COLUMNS = ("run", "method", "lr", "metric", "value", "steps", "gradients", "seconds", "state, bytes")
+RUN_COLUMNS = ("run", "method", "lr", "metric", "value", "steps", "gradients", "seconds", "state, bytes")
 
 
 def compare(arguments: Sequence[str]) -> None:
@@ -34,7 +34,7 @@ def compare(arguments: Sequence[str]) -> None:
         runs = {}
         for folder in given.runs:
             for file in _summaries(folder):
-                runs[file.parent.as_posix()] = _read(file)
+                runs[file.parent.as_posix()] = _read_facts(file)
         if given.json:
             print_json([{"run": run, **asdict(facts)} for run, facts in runs.items()])
         else:
@@ -60,7 +60,7 @@ def _summaries(folder: Path) -> Iterator[Path]:
     yield from found
 
 
-def _read(file: Path) -> RunFacts:
+def _read_facts(file: Path) -> RunFacts:
     try:
         return RunFacts(**json.loads(file.read_text(encoding="utf-8")))
     except (TypeError, ValueError) as error:
@@ -68,7 +68,7 @@ def _read(file: Path) -> RunFacts:
 
 
 def _print_runs(runs: dict[str, RunFacts]) -> None:
-    table = Table(*COLUMNS, pad_edge=False)
+    table = Table(*RUN_COLUMNS, pad_edge=False)
     for run, facts in runs.items():
         table.add_row(run, *_cells_of_run(facts))
     console = Console()
@@ -84,16 +84,16 @@ def _print_runs(runs: dict[str, RunFacts]) -> None:
 
 def _cells_of_run(facts: RunFacts) -> Iterator[str]:
     yield facts.method or ""
-    yield _number(facts.lr)
+    yield _figure_text(facts.lr)
     yield facts.metric or ""
-    yield _number(facts.value)
+    yield _figure_text(facts.value)
     yield f"{facts.steps:,}"
-    yield _number(facts.gradient_evaluations)
+    yield _figure_text(facts.gradient_evaluations)
     yield f"{facts.seconds:.1f}"
-    yield _number(facts.state_bytes)
+    yield _figure_text(facts.state_bytes)
 
 
-def _number(value: float | str | None) -> str:
+def _figure_text(value: float | str | None) -> str:
     """Write a number; words stay, and None is nothing."""
     if value is None:
         return ""

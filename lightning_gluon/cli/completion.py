@@ -42,7 +42,7 @@ def completion(arguments: Sequence[str]) -> None:
     given = completion_parser().parse_args(list(arguments[1:]))
     with one_line_errors():
         shtab = require("shtab")
-        print(shtab.complete(_whole(), shell=given.shell))
+        print(shtab.complete(_joined_parser(), shell=given.shell))
 
 
 def completion_parser() -> Arguments:
@@ -55,7 +55,7 @@ def completion_parser() -> Arguments:
     return parser
 
 
-def _whole() -> Arguments:
+def _joined_parser() -> Arguments:
     """Return one parser with all commands, their options, and the names of recipes and methods."""
     from lightning_gluon.cli.fit import ParserCLI
 

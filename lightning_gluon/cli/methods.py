@@ -33,7 +33,7 @@ def print_methods(arguments: Sequence[str]) -> None:
         if given.name is not None:
             shown = {given.name: find_method(given.name)}
         if given.json:
-            print_json([_plain(name, row) for name, row in shown.items()])
+            print_json([_plain_method(name, row) for name, row in shown.items()])
         else:
             _print_tables(shown, one=given.name)
 
@@ -56,7 +56,7 @@ def _print_tables(shown: dict[str, Method], *, one: str | None) -> None:
         console.print(detail(one, shown[one]))
 
 
-def _plain(name: str, row: Method) -> dict[str, object]:
+def _plain_method(name: str, row: Method) -> dict[str, object]:
     """Return a method as plain values."""
     rules = {}
     for role, rule in row.rules.items():

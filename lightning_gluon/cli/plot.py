@@ -24,7 +24,7 @@ def plot(arguments: Sequence[str]) -> None:
     """
     given = plot_parser().parse_args(list(arguments[1:]))
     with one_line_errors():
-        _draw(given)
+        _draw_run(given)
 
 
 def plot_parser() -> Arguments:
@@ -36,7 +36,7 @@ def plot_parser() -> Arguments:
     return parser
 
 
-def _draw(given: Namespace) -> None:
+def _draw_run(given: Namespace) -> None:
     samples = plots.read_samples(given.run)
     figures = plots.smoothness_figures(samples)
     run = given.run if given.run.is_dir() else given.run.parent

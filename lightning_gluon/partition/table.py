@@ -85,7 +85,7 @@ def render(routes: list[Route], width: int) -> RenderableType:
     groups = _collapse(routes)
     lines = [_line(group) for group in groups]
     totals = list(_totals(routes))
-    longest = _longest(line.name for line in (*lines, *totals))
+    longest = _widest(line.name for line in (*lines, *totals))
     for layout in _LAYOUTS:
         table = layout.table(lines, totals, longest)
         spare = width - _least_width(table)
@@ -97,7 +97,7 @@ def render(routes: list[Route], width: int) -> RenderableType:
     return Group(*entries)
 
 
-def _longest(texts: Iterable[str]) -> int:
+def _widest(texts: Iterable[str]) -> int:
     lengths = [len(row) for text in texts for row in text.splitlines()]
     return max(lengths, default=0)
 
@@ -125,7 +125,7 @@ def to_text(table: RenderableType, width: int) -> str:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class _TableLayout:
     """A way to lay the table out.
 
     Args:
@@ -161,7 +161,7 @@ class _Layout:
         """Return by how much a wider first column would still help."""
         if not self.below:
             return 0
-        return max(0, _longest(line.reason for line in lines) + 2 - longest)
+        return max(0, _widest(line.reason for line in lines) + 2 - longest)
 
 
 def _narrow_columns(table: Table) -> None:
@@ -180,8 +180,8 @@ def _wide_columns(table: Table) -> None:
 
 
 _LAYOUTS = (
-    _Layout(_wide_columns, _Line.add_wide, "name", below=False),
-    _Layout(_narrow_columns, _Line.add_narrow, "name\n  reason", below=True),
+    _TableLayout(_wide_columns, _Line.add_wide, "name", below=False),
+    _TableLayout(_narrow_columns, _Line.add_narrow, "name\n  reason", below=True),
 )
 
 
