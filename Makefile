@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install quickstart test test-slow test-ranks test-lowest lint format clean
+.PHONY: help install quickstart test test-slow test-ranks test-lowest wheel docs notebooks lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,9 @@ help:
 	@echo "make test-slow   the long tests as well"
 	@echo "make test-ranks  everything over several ranks, on a machine with two or more GPUs"
 	@echo "make test-lowest the tests on the lowest versions that pyproject.toml allows"
+	@echo "make wheel       build wheel and source distribution, and try the wheel in a fresh environment"
+	@echo "make docs        build the documentation in site/ and check its spelling"
+	@echo "make notebooks   run the notebooks"
 	@echo "make lint        ruff and mypy alone"
 	@echo "make format      let ruff rewrite what it can"
 
@@ -68,6 +71,22 @@ test-ranks: $(INSTALLED)
 	done
 	$(ON_RANKS) benchmarks.shared_step --layers 24
 
+wheel: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet 'twine>=6.1'
+	$(BIN)/hatchling build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/pytest tests/test_wheel.py -m "slow or not slow"
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+	$(BIN)/codespell
+
+notebooks: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
+	$(BIN)/pytest tests/test_notebooks.py -m "slow or not slow"
+
 # Of what the package names itself; the rest is what those versions need.
 $(LOWEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(LOWEST)
@@ -79,4 +98,4 @@ test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -n $(WORKERS)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache runs lightning_logs
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache runs lightning_logs dist site
