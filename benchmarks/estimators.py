@@ -120,6 +120,7 @@ def rows() -> dict[str, Row]:
         "nesterov, rows equal before": Row("gluon-nesterov", {"equilibrate": "rows"}),
         "nesterov, aurora": Row("gluon-nesterov", {"equilibrate": "aurora"}),
         "nesterov, brake": Row("gluon-nesterov", {"retract": "brake"}),
+        "nesterov, brake, balance longer": Row("gluon-nesterov", {"retract": "brake", "balance": "longer"}),
         "nesterov, decay": Row("gluon-nesterov", DECAY),
         "nesterov, decay follows lr": Row("gluon-nesterov", {**DECAY, "decay": "follows_lr"}),
         "nesterov, cautious decay": Row("gluon-nesterov", {**DECAY, "decay": "cautious"}),
