@@ -64,7 +64,7 @@ def test_california_tunes_reports_and_goes_on(
     rates = {name: {run["lr"] for run in runs if run["row"] == name and run["seed"] == 0} for name in command[-4:]}
     assert list(map(len, rates.values())) == [2, 2, 2, 0]
     tuned = [run for run in runs if run["row"] == "adamw" and run["seed"] == 0]
-    rate = min(tuned, key=lambda run: run["val"])["lr"]
+    rate = min(tuned, key=lambda run: min(point["val"] for point in run["curve"]))["lr"]
     for run in runs:
         assert run["evaluations"] == round(4 * run["share"])
         if run["row"] == "muon":  # AdamW beside it has AdamW's own best rate
@@ -185,6 +185,14 @@ def test_constants_are_measured_both_ways(tmp_path: Path, monkeypatch: pytest.Mo
 def run(seed: int, *scores: float) -> dict[str, Any]:
     curve = [{"evaluations": 10 * (place + 1), "val": score} for place, score in enumerate(scores)]
     return {"seed": seed, "evaluations": 10 * len(scores), "val": scores[-1], "curve": curve}
+
+
+def test_an_early_stop_takes_the_best_validation_point() -> None:
+    points = [{"val": 3.0, "test": 1.0}, {"val": 2.0, "test": 5.0}, {"val": 4.0, "test": 0.0}]
+    whole = {"curve": points, "val": 4.0, "test": 0.0, "failure": None}
+    assert (report.picked(whole)["val"], report.picked(whole)["test"]) == (2.0, 5.0)
+    diverged = {**whole, "val": math.inf, "failure": "not finite"}
+    assert report.picked(diverged)["val"] == math.inf
 
 
 def test_gradients_to_a_score_by_hand() -> None:

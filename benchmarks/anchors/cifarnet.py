@@ -10,10 +10,10 @@ augmentation here.
     three blocks  convolution 3 x 3, pool 2, batch norm, GELU, convolution 3 x 3, batch norm, GELU; widths 16, 64, 64
     head          pool 3, linear without bias, outputs over 9
 
-Batches of 500, mirror images and shifts by two pixels, label smoothing .2, a linear schedule, no clipping. Matrices
-of the blocks are on the method. The rest is on the companion of a row: AdamW for `muon` and its kin, sign and RMS
-steps for `gluon`. (The original steps the rest by SGD; the companion stands in for it, at the rate that AdamW's own
-sweep found.)
+10,000 of the images, batches of 100, mirror images and shifts by two pixels, label smoothing .2, a linear schedule,
+no clipping. Matrices of the blocks are on the method. The rest is on the companion of a row: AdamW for `muon` and
+its kin, sign and RMS steps for `gluon`. (The original steps the rest by SGD; the companion stands in for it, at the
+rate that AdamW's own sweep found.)
 """
 
 from __future__ import annotations

@@ -32,6 +32,21 @@ def loss_of(run: Result, key: str) -> float:
     return value if math.isfinite(value) else math.inf
 
 
+def picked(run: Result) -> Result:
+    """Return a run with the scores of its best validation point, as an early stop would have them."""
+    if run["failure"] is not None:
+        return run
+    point = min(run["curve"], key=lambda each: each["val"])
+    return {**run, "val": point["val"], "test": point.get("test", point["val"])}
+
+
+def runs_of(journal: Journal) -> list[Result]:
+    """Return the runs of an anchor, at their best validation points where the task is scored so."""
+    if journal.of("early_stop"):
+        return [picked(run) for run in journal.of("run")]
+    return journal.of("run")
+
+
 @dataclass(frozen=True)
 class Entry:
     """One row of the table: its runs at the rate that was chosen.
@@ -65,7 +80,7 @@ class Entry:
 def entries(journal: Journal) -> list[Entry]:
     """Return the rows that have reported seeds, best first."""
     found: dict[str, Entry] = {}
-    for run in journal.of("run"):
+    for run in runs_of(journal):
         entry = found.setdefault(run["row"], Entry(run["row"], [], [], {}))
         if run["seed"] == TUNED_ON:
             entry.tuned.append(run)

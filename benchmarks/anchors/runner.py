@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import lightning_gluon
-from benchmarks.anchors.report import loss_of, write
+from benchmarks.anchors.report import TUNED_ON, loss_of, picked, write
 from benchmarks.compare import gradients
 from benchmarks.journal import Journal
 
@@ -78,6 +78,7 @@ class Task(ABC):
     published: ClassVar[Mapping[str, str]]
     rows: ClassVar[Mapping[str, Row]]
     splits: tuple[str, ...] = SPLITS
+    early_stop = False  # whether all rows are scored at their best validation point
     points = 20
     epoch = 1  # steps between two scores of a row with patience
     clip: float | None = 1.0
@@ -250,6 +251,8 @@ class Study:
         self.budget = given.evaluations or task.evaluations
         self.journal = Journal(given.output)
         self.journal.header(task=task.name, summary=task.summary, evaluations=self.budget, unit=task.unit)
+        if task.early_stop and not self.journal.of("early_stop"):
+            self.journal.append("early_stop", points=task.points)
         self.rows = {name: task.rows[name] for name in given.rows or task.rows}
         self.end = time.monotonic() + 60 * given.minutes
 
@@ -296,7 +299,10 @@ class Study:
         rates = self.task.rows[name].rates
         if len(rates) == 1:
             return rates[0]
-        return min(rates, key=lambda lr: loss_of(self.result(Run(name, lr, 0)), "val"))
+        tuned = {lr: self.result(Run(name, lr, TUNED_ON)) for lr in rates}
+        if self.task.early_stop:
+            tuned = {lr: picked(run) for lr, run in tuned.items()}
+        return min(rates, key=lambda lr: loss_of(tuned[lr], "val"))
 
     def work(self) -> None:
         """Run what is missing, stage by stage."""
