@@ -13,14 +13,14 @@ from torch import Tensor, nn
 VOCABULARY = 97  # odd: shards of the table are uneven
 
 
-def qwen(layers: int = 2, width: int = 32) -> nn.Module:
+def qwen(layers: int = 2, width: int = 32, inner: int = 50) -> nn.Module:
     """Return a small Qwen2: a table that is tied to the head, grouped queries, uneven shards."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
         vocab_size=VOCABULARY,
         hidden_size=width,
-        intermediate_size=50,
+        intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -75,9 +75,50 @@ def convolutions() -> nn.Module:
     )  # fmt: skip
 
 
+class AdaptedLinear(nn.Linear):
+    """A frozen map with a LoRA beside it, under the names of peft."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.requires_grad_(False)
+        self.rank, self.alpha = 3, 6
+        self.lora_A, self.lora_B = nn.Linear(inputs, 3, bias=False), nn.Linear(3, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 2 * self.lora_B(self.lora_A(x))
+
+
+class AdaptedBlock(nn.Module):
+    """Adapters, frozen maps and a norm that learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(12), AdaptedLinear(12, 17), AdaptedLinear(17, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(self.norm(x)).relu())
+
+
+def adapters() -> nn.Module:
+    """Return a small net of frozen maps with adapters, between others that learn as a whole."""
+    net = nn.Sequential()
+    net.add_module("first", nn.Linear(12, 12))
+    net.add_module("blocks", nn.Sequential(AdaptedBlock(), AdaptedBlock()))
+    net.add_module("last", nn.Linear(12, 5))
+    return net
+
+
+def tables() -> nn.Module:
+    """Return a net that is nearly all table, with a head of its own."""
+    return nn.Sequential(nn.Embedding(501, 24), nn.Linear(24, 24), nn.Linear(24, 8))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
+    "adapters": adapters,
     "qwen": qwen,
     "deep qwen": lambda: qwen(layers=6),
+    "wide qwen": lambda: qwen(width=128, inner=192),
+    "tables": tables,
     "vit": vit,
     "mamba": mamba,
     "mixture": mixture,
