@@ -32,41 +32,14 @@ Measures = dict[str, float]
 
 LORA = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0}
 IGNORED = -100
-WORDS = [
-    "river",
-    "stone",
-    "cloud",
-    "paper",
-    "green",
-    "window",
-    "garden",
-    "silver",
-    "coffee",
-    "planet",
-    "summer",
-    "bridge",
-    "music",
-    "forest",
-    "winter",
-]
-PACKAGES = [
-    "asyncio",
-    "concurrent",
-    "ctypes",
-    "curses",
-    "email",
-    "encodings",
-    "idlelib",
-    "importlib",
-    "json",
-    "logging",
-    "multiprocessing",
-    "sqlite3",
-    "tkinter",
-    "unittest",
-    "urllib",
-    "xml",
-]
+WORDS = (
+    "river", "stone", "cloud", "paper", "green", "window", "garden", "silver", "coffee", "planet", "summer", "bridge",
+    "music", "forest", "winter",
+)  # fmt: skip
+PACKAGES = (
+    "asyncio", "concurrent", "ctypes", "curses", "email", "encodings", "idlelib", "importlib", "json", "logging",
+    "multiprocessing", "sqlite3", "tkinter", "unittest", "urllib", "xml",
+)  # fmt: skip
 
 
 def autocast() -> Any:

@@ -210,11 +210,12 @@ class StartDecay(Callback):
         for optimizer in own_optimizers(trainer):
             check_point(optimizer, "StartDecay")
         if not self._start:
-            self._start = {name: weight.detach().clone() for name, weight in _trained(pl_module)}
+            self._start = {name: weight.detach().clone() for name, weight in _named(trainer)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the step that fitting begins or goes on with."""
         self._steps = trainer.global_step
+        self._start = {name: self._start[name].to(weight.device) for name, weight in _named(trainer)}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Pull the weights back, if a step was taken.
@@ -226,12 +227,10 @@ class StartDecay(Callback):
         if trainer.global_step == self._steps:
             return
         self._steps = trainer.global_step
-        names = {weight: name for name, weight in _trained(pl_module)}
         for group in _groups(trainer):
-            weights = [weight.detach() for weight in group["params"] if weight in names]
-            starts = [self._start[names[weight]].to(weight.device) for weight in group["params"] if weight in names]
-            if weights:
-                torch._foreach_lerp_(weights, starts, group["lr"] * self.weight)
+            starts = [self._start[name] for name in group["param_names"]]
+            weights = [weight.detach() for weight in group["params"]]
+            torch._foreach_lerp_(weights, starts, group["lr"] * self.weight)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget the weights: another fit has its own beginning."""
@@ -246,11 +245,10 @@ class StartDecay(Callback):
         self._start = dict(state_dict["start"])
 
 
-def _trained(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters that are not frozen, with their names."""
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            yield name, parameter
+def _named(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
+    """Yield all parameters that take steps, with their names."""
+    for group in _groups(trainer):
+        yield from zip(group["param_names"], group["params"], strict=True)
 
 
 def _groups(trainer: Trainer) -> list[dict[str, Any]]:

@@ -133,9 +133,8 @@ def _choose_scan(loaded: Any) -> None:
     """Choose mambapy's scan for a Mamba where it is installed and mamba-ssm's kernels are not, and say what runs."""
     if not hasattr(loaded, "use_mambapy"):
         return
-    found = {name: importlib.util.find_spec(name) is not None for name in (*MAMBA_KERNELS, "mambapy")}
-    fused = all(found[name] for name in MAMBA_KERNELS)
-    loaded.use_mambapy = found["mambapy"] and not fused
+    fused = all(map(importlib.util.find_spec, MAMBA_KERNELS))
+    loaded.use_mambapy = importlib.util.find_spec("mambapy") is not None and not fused
     if fused:
         rank_zero_info("Mamba runs on the kernels of mamba-ssm and causal-conv1d on a GPU.")
     elif loaded.use_mambapy:
