@@ -210,12 +210,12 @@ class StartDecay(Callback):
         for optimizer in own_optimizers(trainer):
             check_point(optimizer, "StartDecay")
         if not self._start:
-            self._start = {name: weight.detach().clone() for name, weight in _named(trainer)}
+            self._start = {name: weight.detach().clone() for name, weight in _stepped(trainer)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the step that fitting begins or goes on with."""
         self._steps = trainer.global_step
-        self._start = {name: self._start[name].to(weight.device) for name, weight in _named(trainer)}
+        self._start = {name: self._start[name].to(weight.device) for name, weight in _stepped(trainer)}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
         """Pull the weights back, if a step was taken.
@@ -245,7 +245,7 @@ class StartDecay(Callback):
         self._start = dict(state_dict["start"])
 
 
-def _named(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
+def _stepped(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
     """Yield all parameters that take steps, with their names."""
     for group in _groups(trainer):
         yield from zip(group["param_names"], group["params"], strict=True)
