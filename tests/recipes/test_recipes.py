@@ -49,6 +49,7 @@ SETTINGS = [(model, overlay) for model, overlays in OVERLAYS.items() for overlay
 METHOD_FILES = sorted(path.stem for path in (RECIPES / "methods").glob("*.yaml"))
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
 LOGGERS = sorted(path.stem for path in (RECIPES / "loggers").glob("*.yaml"))
+CALLBACKS = sorted(path.stem for path in (RECIPES / "callbacks").glob("*.yaml"))
 STRATEGIES = [("ddp",), ("fsdp2",), ("hsdp",), ("fsdp2", "one_file")]
 
 
@@ -101,6 +102,7 @@ def test_every_file_is_listed_here() -> None:
     listed = {f"{m}/{name}" for m, overlay in SETTINGS for name in ("base", *overlay)}
     found = {p.relative_to(RECIPES).with_suffix("").as_posix() for p in RECIPES.rglob("*.yaml")}
     listed |= {f"methods/{m}" for m in METHOD_FILES} | {f"loggers/{name}" for name in LOGGERS}
+    listed |= {f"callbacks/{name}" for name in CALLBACKS}
     assert found == listed | {f"strategies/{name}" for names in STRATEGIES for name in names}
 
 
