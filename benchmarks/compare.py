@@ -256,6 +256,13 @@ def fit(
     }
 
 
+def training_loss(run: dict[str, Any]) -> float:
+    """Return the mean loss of a run's last training batches, a tenth of all; infinite for a run that diverged."""
+    losses = run["train_loss"]
+    last = losses[-max(1, len(losses) // 10) :]
+    return math.inf if run["failure"] or not last else statistics.mean(last)
+
+
 class Comparison:
     """The runs of one task, kept in a file and filled in where they are missing.
 

@@ -240,11 +240,12 @@ class Study:
     def table(self) -> str:
         """Return the losses as Markdown, best first: of the other seeds where there are some, else of the screen."""
         levels = [f"test loss, {share:g} of the gradients" for share in self.given.levels]
-        columns = ["estimator", "test loss", "seeds", "val loss, seed 0", "lr", "momentum", "bytes per parameter"]
+        columns = ["estimator", "test loss", "training loss", "seeds", "val loss, seed 0", "lr", "momentum"]
+        columns += ["bytes per parameter"]
         columns += ["steps", *levels]
         lines = [
             f"{self.budget} gradient evaluations per run; test loss over the seeds, validation loss on the first. "
-            "`*`: the best rate is at the edge of those tried.",
+            "Training loss: mean of the last tenth of the batches. `*`: the best rate is at the edge of those tried.",
             "",
             f"| {' | '.join(columns)} |",
             "|---" * len(columns) + "|",
@@ -261,14 +262,21 @@ class Study:
                 continue
             setting = best({key: loss_of(run, "val/loss") for key, run in swept.items()})
             losses = {share: self._reported(name, setting, share) for share in (1.0, *self.given.levels)}
+            reached = [compare.training_loss(run) for run in self._runs(name, setting, 1.0)] or [
+                compare.training_loss(swept[setting])
+            ]
             tried = {key.lr for key in swept}
             edge = len(tried) > 1 and setting.lr in (min(tried), max(tried))
-            yield Entry(name, setting, swept[setting], losses, edge)
+            yield Entry(name, setting, swept[setting], losses, reached, edge)
 
     def _reported(self, name: str, setting: Setting, share: float) -> list[float]:
         """Return the test losses of the reported seeds, at a share of the gradients."""
+        return [loss_of(run, "test/loss") for run in self._runs(name, setting, share)]
+
+    def _runs(self, name: str, setting: Setting, share: float) -> list[dict[str, Any]]:
+        """Return the runs of the reported seeds."""
         runs = [self.find(name, setting, seed, share) for seed in self.given.seeds]
-        return [loss_of(run, "test/loss") for run in runs if run is not None]
+        return [run for run in runs if run is not None]
 
 
 @dataclass(frozen=True)
@@ -280,6 +288,7 @@ class Entry:
         setting: Its best rate and momentum.
         first: The run of the first seed at these.
         losses: Test losses of the other seeds, by share of the gradients.
+        reached: Losses of their last training batches; of the first seed's without others.
         edge: Whether its rate is the lowest or highest that was tried.
     """
 
@@ -287,6 +296,7 @@ class Entry:
     setting: Setting
     first: dict[str, Any]
     losses: dict[float, list[float]]
+    reached: list[float]
     edge: bool
 
     @property
@@ -311,7 +321,8 @@ class Entry:
         size, steps = self.first["bytes_per_parameter"], self.first["steps"]
         rate = f"{self.setting.lr:g}{'*' if self.edge else ''}"
         levels = [told(losses) for share, losses in self.losses.items() if share != 1]
-        cells = (self.name, told(self.tests), len(self.tests), first, rate, momentum, size, steps, *levels)
+        losses = (told(self.tests), told(self.reached))
+        cells = (self.name, *losses, len(self.tests), first, rate, momentum, size, steps, *levels)
         return f"| {' | '.join(map(str, cells))} |"
 
 

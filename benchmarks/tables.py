@@ -7,6 +7,9 @@ Model, text, schedule and the count of gradients are those of the task `text` of
 the tables changes; their rows keep the length that `sign` gives them, and so all norms share one scale of rates. Every
 case has the same rates on the first seed, and its best one on the others. Beside the losses: the RMS of the rows of the
 tables, the longest row and the spectral norm, along the training. A second call does only what is missing.
+
+What counts is the loss of the last training batches, a tenth of all. The runs see less than one epoch, so these are
+fresh; the validation split holds other files, and what is learned of the ones says little of the others.
 """
 
 from __future__ import annotations
@@ -120,10 +123,8 @@ class Study:
         self.end = time.monotonic() + 60 * given.minutes
 
     def run(self, case: Case, lr: float, seed: int) -> float:
-        """Return the validation loss of a run, from the file where it is there."""
-        found = self.find(case, lr, seed) or self._train(case, lr, seed)
-        loss = found["metrics"]["val/loss"]
-        return loss if math.isfinite(loss) else math.inf
+        """Return the loss of a run, from the file where it is there."""
+        return compare.training_loss(self.find(case, lr, seed) or self._train(case, lr, seed))
 
     def find(self, case: Case, lr: float, seed: int) -> dict[str, Any] | None:
         """Return a run of the file; `None` if it is not there."""
@@ -144,7 +145,7 @@ class Study:
         done = compare.fit(case.task, self.given.path, arguments, seed, self.given.evaluations, **options)
         done["evaluations"] = self.given.evaluations
         run = self.journal.append("run", **asdict(case), lr=lr, **done, tables=tables.found)
-        print(f"{case} lr {lr:g} seed {seed}  {run['metrics']['val/loss']:.4f}  {run['seconds']} s", flush=True)
+        print(f"{case} lr {lr:g} seed {seed}  {compare.training_loss(run):.4f}  {run['seconds']} s", flush=True)
         return run
 
     def work(self) -> None:
@@ -160,24 +161,28 @@ class Study:
 
     def table(self) -> str:
         """Return losses and norms as Markdown."""
-        columns = ("vocabulary", "tables", "norm", "loss", "seeds", "lr", "rows of the table", "rows of the head")
-        head = f"Validation loss after {self.given.evaluations} gradients; RMS of the rows, at the start and the end."
+        columns = ["vocabulary", "tables", "norm", "loss", "validation loss", "seeds", "lr"]
+        columns += ["rows of the table", "rows of the head"]
+        count = self.given.evaluations
+        head = f"Loss of the last tenth of {count} fresh batches; RMS of the rows, at the start and the end."
         lines = [head, "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
         return "\n".join([*lines, *self._lines()]) + "\n"
 
     def _lines(self) -> Iterator[str]:
         for case in sorted(CASES, key=lambda case: (case.vocabulary, case.tied)):
             runs = {lr: self.find(case, lr, self.given.seeds[0]) for lr in self.given.rates}
-            losses = {lr: run["metrics"]["val/loss"] for lr, run in runs.items() if run is not None}
+            losses = {lr: compare.training_loss(run) for lr, run in runs.items() if run is not None}
             if not losses:
                 continue
             lr = sorted(losses, key=losses.__getitem__)[0]
             found = [run for run in (self.find(case, lr, seed) for seed in self.given.seeds) if run is not None]
             last = found[0]["tables"]
             spans = [f"{last[0][part]['rows']:.2f} to {last[-1][part]['rows']:.2f}" for part in ("table", "head")]
-            values = [run["metrics"]["val/loss"] for run in found]
+            values = [compare.training_loss(run) for run in found]
             loss = f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
-            cells = (case.vocabulary, "tied" if case.tied else "apart", case.norm, loss, len(found), f"{lr:g}", *spans)
+            held = f"{statistics.mean(run['metrics']['val/loss'] for run in found):.3f}"
+            tables = "tied" if case.tied else "apart"
+            cells = (case.vocabulary, tables, case.norm, loss, held, len(found), f"{lr:g}", *spans)
             yield f"| {' | '.join(map(str, cells))} |"
 
 
