@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import importlib
 import inspect
 import logging
@@ -30,7 +31,7 @@ from benchmarks import (
     trajectory_runs,
 )
 from benchmarks.journal import Journal, read
-from benchmarks.yardsticks import torch_muon
+from benchmarks.yardsticks import torch_muon, torch_muon_in
 from lightning_gluon import METHODS
 
 
@@ -321,6 +322,33 @@ def test_the_yardstick_is_what_torchs_step_does() -> None:
     weight.grad = torch.randn(16, 24)
     torch.optim.Muon([weight], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False).step()
     torch.testing.assert_close(-weight.detach(), torch_muon(weight.grad).float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (24, 16)])
+def test_torchs_muon_takes_the_same_step_in_another_dtype(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    gradient = torch.randn(shape)
+    steps = []
+    for dtype in (None, torch.bfloat16, torch.float32):
+        weight = torch.nn.Parameter(torch.zeros(shape))
+        weight.grad = gradient
+        optimizer = torch.optim.Muon([weight], lr=1.0, weight_decay=0.0)
+        with contextlib.nullcontext() if dtype is None else torch_muon_in(dtype):
+            optimizer.step()
+        steps.append(weight.detach())
+    as_it_is, bf16, fp32 = steps
+    assert torch.equal(as_it_is, bf16)
+    assert 0 < (as_it_is - fp32).abs().max() < 0.05
+
+
+def test_ratios_stand_beside_torchs_muon_as_it_is_and_in_our_dtype(one_block: step.Problem) -> None:
+    problem = step.Problem("vit_ti/12", "cpu", "float32")
+    rows = {name: step.ROWS[name] for name in (step.BASELINE, step.SAME_DTYPE, "gluon", "signsgd")}
+    found = dict(step.measure(problem, rows, 2, "processor"))
+    assert set(found) == set(rows)
+    assert found[step.BASELINE]["ratio"] == found[step.SAME_DTYPE]["ratio_same_dtype"] == 1
+    product = found["gluon"]["ratio_of_least"] * found[step.BASELINE]["ratio_same_dtype_of_least"]
+    assert product == pytest.approx(found["gluon"]["ratio_same_dtype_of_least"])
 
 
 # ---------------------------------------------------------------------------------------------------- comparison
