@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lightning_gluon.norms import rational
 from lightning_gluon.norms.coefficients import ITERATIONS, step_coefficients
-from lightning_gluon.norms.numerics import Workspace, accumulation_dtype, check_real, largest_magnitude, one_if_zero
+from lightning_gluon.norms.numerics import Workspace, accumulation_dtype, check_real, divisor, largest_magnitude
 from lightning_gluon.norms.polar import iterate
 
 
@@ -175,10 +175,12 @@ def orthogonalize_(
     """
     amax = largest_magnitude(stack, (-2, -1))
     # Rows of at most unit length: fp16 can hold X X^T. Ranks that hold parts of a matrix agree on its maximum.
-    scale = one_if_zero(amax) * math.sqrt(stack.shape[-1])
+    scale = divisor(amax) * math.sqrt(stack.shape[-1])
     workspace = workspace or Workspace()
     if dtype is None or dtype == stack.dtype:
         stack.div_(scale)
+    elif torch.compiler.is_compiling():  # a compiler chooses the memory by itself, and knows no `out` of another order
+        stack = torch.div(stack, scale).to(dtype).contiguous()
     else:
         stack = torch.div(stack, scale, out=workspace.take_like("x", stack, dtype))
     if method == "svd":

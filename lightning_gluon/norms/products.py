@@ -34,8 +34,10 @@ def symmetric_product(
 
 
 def _product(base: Tensor | None, left: Tensor, right: Tensor, out: Tensor, beta: float, alpha: float) -> None:
-    if base is None:
+    if base is None and alpha == 1:
         torch.bmm(left, right, out=out)
+    elif base is None:
+        torch.baddbmm(out, left, right, beta=0, alpha=alpha, out=out)
     else:
         torch.baddbmm(base, left, right, beta=beta, alpha=alpha, out=out)
 
@@ -48,8 +50,10 @@ def _in_bands(base: Tensor | None, left: Tensor, right: Tensor, out: Tensor, bet
         start, stop = edges[band], edges[band + 1]
         low = out[start:stop, :stop]
         upper = right[:, :stop]
-        if base is None:
+        if base is None and alpha == 1:
             torch.mm(left[start:stop], upper, out=low)
+        elif base is None:
+            torch.addmm(low, left[start:stop], upper, beta=0, alpha=alpha, out=low)
         else:
             own = base[start:stop, :stop]
             torch.addmm(own, left[start:stop], upper, beta=beta, alpha=alpha, out=low)
