@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,11 +21,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import lightning_gluon
+from benchmarks.counts import fake_gpu
 from benchmarks.journal import Journal
 
 
@@ -71,20 +70,30 @@ def vit_s() -> nn.Module:
     return timm.create_model("vit_small_patch16_224")
 
 
-def qwen2_5() -> nn.Module:
-    """Qwen2.5-0.5B."""
+def qwen2_5_config(*, tiny: bool = False) -> Any:
+    """Return the configuration of Qwen2.5-0.5B, or that of a model of its kind for tests."""
+    from transformers import Qwen2Config
+
+    sizes = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "vocab_size": 151936}
+    if tiny:
+        sizes = {"hidden_size": 56, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 128}
+    return Qwen2Config(num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True, **sizes)
+
+
+def qwen2_small() -> nn.Module:
+    """A model of the kind of Qwen2.5 with 4.5 M parameters."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    config = Qwen2Config(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        vocab_size=151936,
-        tie_word_embeddings=True,
-    )
-    return Qwen2ForCausalLM(config)
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 2048}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    return Qwen2ForCausalLM(Qwen2Config(**sizes, **heads))
+
+
+def qwen2_5() -> nn.Module:
+    """Qwen2.5-0.5B."""
+    from transformers import Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM(qwen2_5_config())
 
 
 def mamba_130m() -> nn.Module:
@@ -115,9 +124,10 @@ def token_loss(batch: int, length: int) -> Loss:
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], Loss], int]] = {
     "vit_s": (vit_s, image_loss, 224),
     "qwen2_5": (qwen2_5, token_loss, 1024),
+    "qwen2_small": (qwen2_small, token_loss, 64),
     "mamba_130m": (mamba_130m, token_loss, 256),
 }
-BATCHES = {"vit_s": (8,), "qwen2_5": (1,), "mamba_130m": (1,)}
+BATCHES = {"vit_s": (8,), "qwen2_5": (1,), "qwen2_small": (1,), "mamba_130m": (1,)}
 
 
 # ---------------------------------------------------------------- rows
@@ -208,19 +218,19 @@ def state_bytes(optimizer: Any) -> int:
 
 @contextlib.contextmanager
 def counting() -> Iterator[LiveBytes]:
-    """Fake tensors, counted."""
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
-        warnings.simplefilter("ignore")
+    """Fake tensors, counted, on a GPU as well as on a CPU."""
+    with fake_gpu(), LiveBytes() as live:
         yield live
 
 
-def measure(model_name: str, row: str, batch: int) -> dict[str, Any]:
-    """Return one row's bytes."""
+def measure(model_name: str, row: str, batch: int, device: str = "cpu") -> dict[str, Any]:
+    """Return one row's bytes on a device, whose chunks of a step differ in size."""
     build, build_loss, size = MODELS[model_name]
     with torch.device("meta"):
         model = build()
     with counting() as live:
-        model, loss = model.to_empty(device="cpu"), build_loss(batch, size)
+        with torch.device(device):
+            model, loss = model.to_empty(device=device), build_loss(batch, size)
         if hasattr(model, "tie_weights"):  # `to_empty` gives tied names tensors of their own
             model.tie_weights()
         for tensor in (*model.parameters(), *model.buffers()):
@@ -280,6 +290,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["vit_s", "qwen2_5"], choices=list(MODELS))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/memory.jsonl"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="no memory of it is touched")
     parser.add_argument("--persistent", action="store_true", help="only the state, from shapes, for all models")
     arguments = parser.parse_args()
     names = list(dict.fromkeys([*list(ROWS)[:2], *arguments.rows]))
@@ -293,7 +304,8 @@ def main() -> None:
         for batch in BATCHES[model]:
             rows = {}
             for name in names:
-                rows[name] = journal.append("run", model=model, batch=batch, row=name, **measure(model, name, batch))
+                found = measure(model, name, batch, arguments.device)
+                rows[name] = journal.append("run", model=model, batch=batch, device=arguments.device, row=name, **found)
             show(model, batch, rows, console)
 
 

@@ -21,6 +21,7 @@ import lightning_gluon
 from benchmarks import (
     compare,
     estimators,
+    gpu,
     journal,
     monitor_overhead,
     real_sizes,
@@ -52,7 +53,7 @@ SCHEDULE = {"benchmarks/ranks.py": {"lightning_gluon.ranks.owners"}}  # a simula
 TORCH_INTERNALS = {  # file: what it needs that torch does not export
     "benchmarks/yardsticks.py": {"torch.optim._muon"},
     "benchmarks/counts.py": {"torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"},
-    "benchmarks/memory.py": {"torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"},
+    "benchmarks/memory.py": {"torch.utils._python_dispatch", "torch.utils._pytree"},
 }
 SCRIPTS = sorted([*Path("benchmarks").rglob("*.py"), *Path("examples").rglob("*.py")])
 
@@ -349,6 +350,35 @@ def test_ratios_stand_beside_torchs_muon_as_it_is_and_in_our_dtype(one_block: st
     assert found[step.BASELINE]["ratio"] == found[step.SAME_DTYPE]["ratio_same_dtype"] == 1
     product = found["gluon"]["ratio_of_least"] * found[step.BASELINE]["ratio_same_dtype_of_least"]
     assert product == pytest.approx(found["gluon"]["ratio_same_dtype_of_least"])
+
+
+# --------------------------------------------------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.parametrize("part", gpu.PARTS)
+def test_all_that_a_gpu_is_asked_runs_at_tiny_size(tmp_path: Path, part: int) -> None:
+    file = tmp_path / "gpu.jsonl"
+    gpu.main(["--part", str(part), "--tiny", "--output", str(file)])
+    journal = Journal(file)
+    assert [row["section"] for row in journal.of("section")] == [section.name for section in gpu.PARTS[part]]
+    rows = journal.of("run")
+    assert not [row for row in rows if row.get("error") or row.get("failure")]
+    assert {row["section"] for row in rows} == {section.name for section in gpu.PARTS[part]}
+    for row in rows:
+        if row["section"] == "lmo":
+            assert row["gap"] < (0.2 if row["dtype"] == "bfloat16" else 0.06), row
+        if row["section"] in ("against CPU", "graphs"):
+            assert all(value == 0 for value in row.values() if isinstance(value, float)), row  # the same machine
+
+
+def test_what_begins_too_late_on_a_gpu_is_left_out(tmp_path: Path, capsys: Any) -> None:
+    gpu.main(["--part", "1", "--tiny", "--limit", "-1", "--output", str(tmp_path / "gpu.jsonl")])
+    journal = Journal(tmp_path / "gpu.jsonl")
+    assert len(journal.of("left out")) == len(gpu.PARTS[1]) and not journal.of("run")
+    gpu.main(["--dry-run"])
+    shown = capsys.readouterr().out
+    assert all(section.name in shown for sections in gpu.PARTS.values() for section in sections)
+    assert all(sum(section.minutes for section in sections) <= 6 for sections in gpu.PARTS.values())
 
 
 # ---------------------------------------------------------------------------------------------------- comparison

@@ -1,6 +1,8 @@
-"""Products of matrices whose result is symmetric; on a CPU half of each is computed."""
+"""Products of matrices whose result is symmetric; on a CPU half of each is computed, on a GPU if one asks for it."""
 
 from __future__ import annotations
+
+import os
 
 import torch
 from torch import Tensor
@@ -24,6 +26,11 @@ def symmetric_product(
     rows = out.shape[-1]
     entries = rows * left.shape[-1]
     small = rows < SYMMETRIC_ROWS or entries < SYMMETRIC_ENTRIES
+    if not small and out.is_cuda and _has_kernel():
+        from lightning_gluon.norms.triton_products import symmetric_product_
+
+        symmetric_product_(base, left, right, out, beta, alpha)
+        return
     if small or out.device.type != "cpu":
         _product(base, left, right, out, beta, alpha)
         return
@@ -31,6 +38,11 @@ def symmetric_product(
     for index, result in enumerate(out):
         own = None if base is None else base[index]
         _in_bands(own, left[index], right[index], result, beta, alpha)
+
+
+def _has_kernel() -> bool:
+    """Return whether a GPU is to take the Triton kernel: nobody has shown yet that it is faster there."""
+    return os.environ.get("LIGHTNING_GLUON_SYMMETRIC") == "1" and not torch.compiler.is_compiling()
 
 
 def _product(base: Tensor | None, left: Tensor, right: Tensor, out: Tensor, beta: float, alpha: float) -> None:
