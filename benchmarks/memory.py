@@ -6,6 +6,7 @@ gradients, state, activations and every transient of the optimizer - and by how 
 AdamW's and Muon's. Memory inside a kernel is not seen.
 
     python -m benchmarks.memory --models vit_s qwen2_5 mamba_130m
+    python -m benchmarks.memory --models qwen2_small qwen2_5 --rows gluon --step cuda   # the step alone
 """
 
 from __future__ import annotations
@@ -223,14 +224,37 @@ def counting() -> Iterator[LiveBytes]:
         yield live
 
 
-def measure(model_name: str, row: str, batch: int, device: str = "cpu") -> dict[str, Any]:
-    """Return one row's bytes on a device, whose chunks of a step differ in size."""
+def measure_step(model_name: str, row: str, device: str) -> dict[str, Any]:
+    """Return the peak of one row's step by itself, gradients given: chunks of a GPU are larger than those of a CPU.
+
+    Backward passes on fake tensors need a device.
+    """
+    with torch.device("meta"):
+        model = MODELS[model_name][0]()
+    with counting() as live:
+        model = model.to_empty(device=device)
+        if hasattr(model, "tie_weights"):
+            model.tie_weights()
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+            live.add(parameter)
+        optimizer = ROWS[row](model)
+        for _ in range(2):
+            optimizer.step()
+        live.peak = live.live
+        optimizer.step()
+        count = sum(parameter.numel() for parameter in model.parameters())
+        between, peak = live.live / count, live.peak / count
+    return {"device": device, "parameters": count, "between_steps": between, "step_peak": peak}
+
+
+def measure(model_name: str, row: str, batch: int) -> dict[str, Any]:
+    """Return one row's bytes."""
     build, build_loss, size = MODELS[model_name]
     with torch.device("meta"):
         model = build()
     with counting() as live:
-        with torch.device(device):
-            model, loss = model.to_empty(device=device), build_loss(batch, size)
+        model, loss = model.to_empty(device="cpu"), build_loss(batch, size)
         if hasattr(model, "tie_weights"):  # `to_empty` gives tied names tensors of their own
             model.tie_weights()
         for tensor in (*model.parameters(), *model.buffers()):
@@ -290,7 +314,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["vit_s", "qwen2_5"], choices=list(MODELS))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/memory.jsonl"))
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="no memory of it is touched")
+    parser.add_argument("--step", choices=("cpu", "cuda"), help="only the step, as it is on this device")
     parser.add_argument("--persistent", action="store_true", help="only the state, from shapes, for all models")
     arguments = parser.parse_args()
     names = list(dict.fromkeys([*list(ROWS)[:2], *arguments.rows]))
@@ -300,12 +324,14 @@ def main() -> None:
             for row, value in persistent(model).items():
                 console.print(journal.append("persistent", model=model, row=row, bytes_per_parameter=value))
         return
-    for model in arguments.models:
+    for model in arguments.models if arguments.step else ():
+        for name in names:
+            console.print(journal.append("step", model=model, row=name, **measure_step(model, name, arguments.step)))
+    for model in () if arguments.step else arguments.models:
         for batch in BATCHES[model]:
             rows = {}
             for name in names:
-                found = measure(model, name, batch, arguments.device)
-                rows[name] = journal.append("run", model=model, batch=batch, device=arguments.device, row=name, **found)
+                rows[name] = journal.append("run", model=model, batch=batch, row=name, **measure(model, name, batch))
             show(model, batch, rows, console)
 
 

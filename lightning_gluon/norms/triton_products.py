@@ -17,7 +17,7 @@ DEPTH = 32
 
 
 @triton.jit
-def _tiles(
+def _tiles(  # type: ignore[no-untyped-def]
     left, right, base, out, rows, inner,
     left_batch, left_row, left_column, right_batch, right_row, right_column,
     beta, alpha,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-pytest.importorskip("triton")
+triton = pytest.importorskip("triton")
 NAME = "lightning_gluon.norms.triton_products"
 
 
@@ -54,3 +54,16 @@ def test_a_matrix_in_another_order_is_read_as_it_lies(products: Any) -> None:
     out = torch.empty(2, 80, 80)
     products.symmetric_product_(None, x, x.mT, out, beta=0.0, alpha=1.0)
     torch.testing.assert_close(out, x @ x.mT, rtol=1e-5, atol=1e-4)
+
+
+def test_the_kernel_compiles_for_a_gpu() -> None:
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = importlib.import_module(NAME)
+    names = kernel._tiles.arg_names
+    types = dict.fromkeys(names, "i32") | dict.fromkeys(names[:4], "*fp16") | {"beta": "fp32", "alpha": "fp32"}
+    fixed = {"has_base": True, "tile": kernel.TILE, "depth": kernel.DEPTH}
+    source = ASTSource(fn=kernel._tiles, signature=types | dict.fromkeys(fixed, "constexpr"), constexprs=fixed)
+    made = triton.compile(source, target=GPUTarget("cuda", 90, 32))
+    assert "mma" in made.asm["ptx"]  # the tensor cores
