@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install quickstart test test-slow test-ranks test-lowest lint format clean
+.PHONY: help install quickstart test test-slow test-ranks test-lowest wheel docs notebooks lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,9 @@ help:
 	@echo "make test-slow   the long tests as well"
 	@echo "make test-ranks  everything over several ranks, on a machine with two or more GPUs"
 	@echo "make test-lowest the tests on the lowest versions that pyproject.toml allows"
+	@echo "make wheel       build wheel and source distribution, and try the wheel in a fresh environment"
+	@echo "make docs        build the documentation in site/ and check its spelling"
+	@echo "make notebooks   run the notebooks"
 	@echo "make lint        ruff and mypy alone"
 	@echo "make format      let ruff rewrite what it can"
 
@@ -49,12 +52,15 @@ test: lint
 test-slow: lint
 	$(BIN)/pytest -n $(WORKERS) -m "slow or not slow" --timeout 3600
 
-# On a machine with several GPUs: the tests of many ranks on its CPUs, then the examples, recipes and times on its GPUs.
+# On a machine with several GPUs: the tests of many ranks on its CPUs, those of steps over NCCL, then the examples,
+# recipes and times on its GPUs.
 RANKS ?= $(shell nvidia-smi -L 2>/dev/null | wc -l)
 ON_RANKS = $(BIN)/python -m torch.distributed.run --nproc-per-node $(RANKS) -m
 
 test-ranks: $(INSTALLED)
 	$(BIN)/pytest tests/ranks -m "slow or not slow" --timeout 3600
+	RANKS_DEVICE=cuda $(BIN)/pytest tests/ranks/test_gradients.py tests/ranks/test_adapters.py tests/ranks/test_messages.py \
+	  -m "slow or not slow" --timeout 3600 -k "not anew and not exactly and not full_messages"
 	for strategy in ddp fsdp2; do for method in gluon gluon-mvr1 muon limuon; do \
 	  $(ON_RANKS) examples.raw_torch --strategy $$strategy --method $$method || exit 1; \
 	  $(BIN)/python -m examples.fabric_ranks --devices $(RANKS) --strategy $$strategy --method $$method || exit 1; \
@@ -64,6 +70,22 @@ test-ranks: $(INSTALLED)
 	    --trainer.strategy.init_args.data_parallel_size $(RANKS) --trainer.max_steps 20 || exit 1; \
 	done
 	$(ON_RANKS) benchmarks.shared_step --layers 24
+
+wheel: $(INSTALLED)
+	rm -rf dist
+	$(BIN)/python -m pip install --quiet 'twine>=6.1'
+	$(BIN)/hatchling build
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/pytest tests/test_wheel.py -m "slow or not slow"
+
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build --strict
+	$(BIN)/codespell
+
+notebooks: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'
+	$(BIN)/pytest tests/test_notebooks.py -m "slow or not slow"
 
 # Of what the package names itself; the rest is what those versions need.
 $(LOWEST)/.installed: pyproject.toml
@@ -76,4 +98,4 @@ test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/python -m pytest -n $(WORKERS)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache runs lightning_logs
+	rm -rf $(VENV) $(LOWEST) .mypy_cache .pytest_cache .ruff_cache runs lightning_logs dist site

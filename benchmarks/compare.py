@@ -30,8 +30,8 @@ import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,19 @@ POINTS = 8  # of each validation curve
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """The tables of a language model.
+
+    Args:
+        vocabulary: Rows of its table.
+        tied: Whether its head is the same table.
+    """
+
+    vocabulary: int = 1024
+    tied: bool = True
+
+
+@dataclass(frozen=True)
 class Task:
     """What is trained on, how long, and what counts as the result.
 
@@ -58,17 +71,23 @@ class Task:
         summary: One line for the table.
         evaluations: Gradient evaluations per run.
         metric: What is reported beside the loss.
+        tokens: Tables of a language model; `None` for images.
     """
 
     summary: str
     evaluations: int
     metric: str
+    tokens: Tokens | None = None
+
+    def header(self) -> dict[str, Any]:
+        """Return what a file of results says of its task."""
+        return {"summary": self.summary, "evaluations": self.evaluations, "metric": self.metric}
 
 
 TASKS = {
     "digits": Task("ViT (0.2 M) on scikit-learn's digits, batch 64", 400, "accuracy"),
     "cifar10": Task("ViT (0.5 M, patches of 8 x 8) on CIFAR-10, batch 64", 640, "accuracy"),
-    "text": Task("Qwen2 (0.7 M) on 2 MB of text, batch 16 x 64", 800, "perplexity"),
+    "text": Task("Qwen2 (0.7 M) on 2 MB of text, batch 16 x 64", 800, "perplexity", Tokens()),
 }
 
 
@@ -76,9 +95,10 @@ TASKS = {
 def data(task: str, path: str | None) -> LightningDataModule:
     """Return the data of a task, read and split once for all runs."""
     images: dict[str, Any] = {"batch_size": 64, "seed": 0}
-    if task == "text":
+    tokens = TASKS[task].tokens
+    if tokens is not None:
         source: dict[str, Any] = {"source": "files", "path": path} if path else {"source": "python"}
-        source |= {"max_bytes": 2_000_000, "vocab_size": 1024, "seq_len": 64, "max_val_sequences": 256}
+        source |= {"max_bytes": 2_000_000, "vocab_size": tokens.vocabulary, "seq_len": 64, "max_val_sequences": 256}
         module: LightningDataModule = TextData(**source, batch_size=16, seed=0)
     elif task == "cifar10":
         if path is None:
@@ -107,9 +127,10 @@ def build(task: str, path: str | None, seed: int) -> tuple[LightningModule, Ligh
     """Return a new model, and the data in an order that is a function of the seed."""
     batches: Any = copy.copy(data(task, path))
     batches.seed = seed
-    if task == "text":
-        config = {"vocab_size": 1024, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3}
-        config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    tokens = TASKS[task].tokens
+    if tokens is not None:
+        config = {"vocab_size": tokens.vocabulary, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3}
+        config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": tokens.tied}
         return CausalLM("qwen2", config), batches
     kwargs = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 64, "depth": 4, "num_heads": 4}
     if task == "cifar10":
@@ -167,7 +188,14 @@ def train(
 
 
 def fit(
-    task: str, path: str | None, given: dict[str, Any], seed: int, evaluations: int, test: bool = True
+    task: str,
+    path: str | None,
+    given: dict[str, Any],
+    seed: int,
+    evaluations: int,
+    test: bool = True,
+    points: int = POINTS,
+    callbacks: Sequence[Callback] = (),
 ) -> dict[str, Any]:
     """Train once; a run that diverges has infinite losses.
 
@@ -178,6 +206,8 @@ def fit(
         seed: Seed of weights, order and augmentation.
         evaluations: Gradient evaluations.
         test: Whether the test split is read at the end. A run that only tunes has no need of it.
+        points: Points of the validation curve.
+        callbacks: What else looks at the training.
 
     Returns:
         Metrics, the validation curve, and what the run cost.
@@ -197,9 +227,9 @@ def fit(
     trainer = Trainer(
         max_steps=steps,
         max_epochs=-1,
-        val_check_interval=max(1, steps // POINTS),
+        val_check_interval=max(1, steps // points),
         gradient_clip_val=1.0,
-        callbacks=[curve],
+        callbacks=[curve, *callbacks],
         **options,
     )
     start = time.perf_counter()
@@ -236,7 +266,7 @@ class Comparison:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
         self.budget = arguments.evaluations or TASKS[arguments.task].evaluations
-        self.header = {"task": arguments.task, **asdict(TASKS[arguments.task]), "evaluations": self.budget}
+        self.header = {"task": arguments.task, **TASKS[arguments.task].header(), "evaluations": self.budget}
         self.journal = Journal(arguments.output)
         self.journal.header(**self.header)
 

@@ -276,6 +276,11 @@ ROWS = {
     "mimuon, gap": OurRow("mimuon", {"gate": 0.001, "gate_form": "gap"}),
     "symmetry-compatible": OurRow("symmetry-compatible"),
     "af-muon": OurRow("af-muon"),
+    "muoneq": OurRow("muoneq"),
+    "normuon": OurRow("normuon"),
+    "aurora": OurRow("aurora"),
+    "hyperball": OurRow("hyperball"),
+    "gluon, brake": OurRow("gluon", {"retract": "brake"}),
     "lionmuon": OurRow("lionmuon"),  # the third step is a spectral one
     "gluon-mvr1": OurRow("gluon-mvr1"),
     "limuon r=16": OurRow("limuon", {"rank": 16}),

@@ -6,7 +6,7 @@
 Tasks, model, data, schedule and the count of gradients are those of `benchmarks.compare`. Every row has the same budget
 of tuning:
 
-    screen     seed 0, every learning rate, at the row's own momentum
+    screen     seed 0, every learning rate, at the row's own momentum, `--screen-share` of the gradients
     sweep      the best rows of the screen and the baselines: every momentum, at the best rate and its neighbours
     report     the same rows at their best rate and momentum, on the other seeds
     levels     the same with a share of the gradients only: which row reaches the loss of `ema` with fewer?
@@ -24,7 +24,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ BASELINES = ("ema", "muon", "adamw")
 PUBLISHED = {"kernel_start": (0.072, 90 / 3100), "kernel_end": (0.137, 24 / 3100)}
 TABLES = (("row", "row"), ("row", "centred_row"), ("sign", "centred_row"), ("clipped_row", "clipped_row"))
 SIGN_LENGTH = {"row_scaling": "sign"}
+DECAY = {"weight_decay": 0.3}
 FLAT = {"kernel_start": (0.1, 30 / 640), "kernel_end": (0.1, 30 / 640)}
 TWO = {"mix": 2, "mix_weights": (0.8, 0.4)}
 
@@ -84,12 +85,12 @@ def rows() -> dict[str, Row]:
     """Return the rows by name."""
     found = {name: Row(name) for name in register_tables()}
     for gate in (0.001, 0.01, 0.1):
-        found[f"mimuon {gate:g}"] = Row("mimuon", {"gate": gate}, momentum=0.95)
+        found[f"mimuon {gate:g}"] = Row("mimuon", {"gate": gate}, momentum=0.95, unit=2.0)
     found |= {
-        "af-muon": Row("af-muon", momentum=0.95),
-        "symmetry-compatible": Row("symmetry-compatible", momentum=0.95),
+        "af-muon": Row("af-muon", momentum=0.95, unit=2.0),
+        "symmetry-compatible": Row("symmetry-compatible", momentum=0.95, unit=2.0),
         "gluon, heads apart": Row("gluon", {"per_head": True}),
-        "muon, heads apart": Row("muon", {"per_head": True}, momentum=0.95),
+        "muon, heads apart": Row("muon", {"per_head": True}, momentum=0.95, unit=2.0),
         "ema": Row("gluon"),
         "nesterov": Row("gluon-nesterov"),
         "dual": Row("gluon-dual"),
@@ -101,10 +102,25 @@ def rows() -> dict[str, Row]:
         "ema-nesterov .3": Row("gluon-ema-nesterov", {"lookahead": 0.3}),
         "ema-nesterov .6": Row("gluon-ema-nesterov"),
         "anchor": Row("gluon-anchor"),
-        "muon": Row("muon", momentum=0.95),
-        "muon-dual": Row("muon-dual", momentum=0.95),
+        "muon": Row("muon", momentum=0.95, unit=2.0),
+        "muon-dual": Row("muon-dual", momentum=0.95, unit=2.0),
         "mars": Row("mars", momentum=0.95),
         "adamw": Row("adamw", momentum=None, unit=0.1),
+    }
+    found |= {
+        "muoneq": Row("muoneq", momentum=0.95, unit=2.0),
+        "normuon": Row("normuon", momentum=0.95, unit=2.0),
+        "aurora": Row("aurora", momentum=0.95, unit=2.0),
+        "hyperball": Row("hyperball", momentum=0.95),
+        "nesterov, balance rows": Row("gluon-nesterov", {"balance": "rows"}),
+        "nesterov, balance longer": Row("gluon-nesterov", {"balance": "longer"}),
+        "nesterov, rows equal before": Row("gluon-nesterov", {"equilibrate": "rows"}),
+        "nesterov, aurora": Row("gluon-nesterov", {"equilibrate": "aurora"}),
+        "nesterov, brake": Row("gluon-nesterov", {"retract": "brake"}),
+        "nesterov, decay": Row("gluon-nesterov", DECAY),
+        "nesterov, decay follows lr": Row("gluon-nesterov", {**DECAY, "decay": "follows_lr"}),
+        "nesterov, cautious decay": Row("gluon-nesterov", {**DECAY, "decay": "cautious"}),
+        "nesterov, heads apart": Row("gluon-nesterov", {"per_head": True}),
     }
     for share in (0.1, 0.2, 0.3, 0.6, 1.0):
         found[f"igt {share:g}"] = Row("gluon-igt", {"lookahead": share})
@@ -141,7 +157,7 @@ class Study:
         task = compare.TASKS[given.task]
         self.budget = given.evaluations or task.evaluations
         self.journal = Journal(given.output)
-        self.journal.header(task=given.task, **{**asdict(task), "evaluations": self.budget})
+        self.journal.header(**{"task": given.task, **task.header(), "evaluations": self.budget})
         known = rows()
         self.rows = {name: known[name] for name in given.rows or known}
         self.end = time.monotonic() + 60 * given.minutes
@@ -168,7 +184,8 @@ class Study:
             arguments["momentum"] = setting.momentum
         budget = round(share * self.budget)
         reported = seed != self.given.sweep_seed
-        done = compare.fit(self.given.task, self.given.path, arguments, seed, budget, test=reported)
+        points = compare.POINTS if reported else 1
+        done = compare.fit(self.given.task, self.given.path, arguments, seed, budget, test=reported, points=points)
         run = self.journal.append("run", row=name, share=share, **setting._asdict(), **done)
         loss = loss_of(run, "val/loss")
         print(f"{name:22} {setting} seed {seed} share {share:g}  {loss:.4f}  {run['seconds']} s", flush=True)
@@ -179,7 +196,8 @@ class Study:
         losses: dict[str, dict[Setting, float]] = {}
         for name, row in self.rows.items():
             settings = [Setting(lr, row.momentum) for lr in row.rates(self.given.rates)]
-            losses[name] = {setting: self.run(name, setting, self.given.sweep_seed) for setting in settings}
+            tried = {one: self.run(name, one, self.given.sweep_seed, self.given.screen_share) for one in settings}
+            losses[name] = tried
         return losses
 
     def finalists(self, screened: dict[str, dict[Setting, float]]) -> list[str]:
@@ -188,15 +206,14 @@ class Study:
         chosen = [name for name in ranked if name not in BASELINES][: self.given.finalists]
         return [*chosen, *(name for name in BASELINES if name in screened)]
 
-    def sweep(self, name: str, losses: dict[Setting, float]) -> Setting:
+    def sweep(self, name: str, screened: dict[Setting, float]) -> Setting:
         """Return the best rate and momentum of a row; every row has the same number of runs to find them."""
         row = self.rows[name]
         rates = row.rates(self.given.rates)
-        if row.momentum is None:
-            return best(losses)
-        place = rates.index(best(losses).lr)
+        place = rates.index(best(screened).lr)
         near = rates[max(0, place - 1) : place + 2]
-        for momentum in self.given.momenta:
+        losses: dict[Setting, float] = {}
+        for momentum in self.given.momenta if row.momentum is not None else [None]:
             for lr in near:
                 setting = Setting(lr, momentum)
                 losses[setting] = self.run(name, setting, self.given.sweep_seed)
@@ -207,7 +224,7 @@ class Study:
         screened = self.screen()
         if self.given.screen:
             return
-        chosen = {name: self.sweep(name, dict(screened[name])) for name in self.finalists(screened)}
+        chosen = {name: self.sweep(name, screened[name]) for name in self.finalists(screened)}
         for share in (1.0, *self.given.levels):
             for name, setting in chosen.items():
                 for seed in self.given.seeds:
@@ -335,6 +352,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sweep-seed", type=int, default=0, help="everything is chosen on this one")
     parser.add_argument("--finalists", type=int, default=8, help="rows that go on beside the baselines")
     parser.add_argument("--screen", action="store_true", help="stop after the screen")
+    parser.add_argument("--screen-share", type=float, default=1.0, help="share of the gradients of the screen's runs")
     parser.add_argument("--levels", type=float, nargs="*", default=[], help="shares of the gradients, such as 0.9 0.8")
     parser.add_argument("--evaluations", type=int, help="gradient evaluations per run")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this long")

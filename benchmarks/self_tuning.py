@@ -2,6 +2,7 @@
 
     python -m benchmarks.self_tuning --cifar10 FOLDER --text FOLDER [--tasks ...] [--seeds ...] [--minutes 15]
     python -m benchmarks.self_tuning --table
+    python -m benchmarks.self_tuning ... --away 0 --rules momo ngn floor brake x4 "momo x4" "ngn x4" --results FILE
 
 A cell is a task, a method, a momentum and a batch size. The cells form a star: `gluon` at a momentum of .9 and the full
 batch, and each of the three changed alone (`--away 3`: all combinations). In each cell the fixed hidden radius is swept
@@ -14,6 +15,9 @@ of AdamW's rate that a sweep on CIFAR-10 found, in place of Muon's own):
     smoothness    the smoothness rule, started at it
     warmup        the best fixed radius itself after a linear warm-up over four memories of the momentum: what a ramp
                   costs that knows where it ends
+    momo, ngn, floor, brake
+                  these rules, and the retraction, at the best fixed radius
+    x4            four times the best fixed radius, and rules behind it: do they bring it down?
 
 All runs share the schedule (constant, then linear to zero over the last 40 %) and the ratios between roles. Results are
 written after every run, and a second call continues where the first ended.
@@ -37,6 +41,13 @@ from benchmarks.small_tasks import Task, chosen, continued, train
 RESULTS = Path(__file__).parent / "results" / "self_tuning.jsonl"
 CENTRE = 0.02
 RULES = ("auto", "small", "smoothness", "warmup")
+LIVE: dict[str, dict[str, Any]] = {  # arguments of `RadiusScheduler`
+    "momo": {"rule": "momo"},
+    "ngn": {"rule": "ngn"},
+    "floor": {"rule": "floor"},
+}
+LONG = " x4"
+MORE = (*LIVE, "brake", LONG.strip(), *(name + LONG for name in ("momo", "ngn", "brake")))
 MEMORIES = 4  # of a warm-up
 GOAL = 0.03  # gap to the best fixed radius
 BESIDE = ("input", "embedding", "head", "bias", "elementwise")  # roles that AdamW steps beside Muon
@@ -63,7 +74,7 @@ def main() -> None:
     parser.add_argument("--shares", nargs="*", type=float, default=SHARES, help="shares of the batch size")
     parser.add_argument("--away", type=int, default=1, help="how many of the three may differ from the centre")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--rules", nargs="*", choices=RULES, default=RULES)
+    parser.add_argument("--rules", nargs="*", choices=(*RULES, *MORE), default=RULES)
     parser.add_argument("--steps", type=int, help="of every training, in place of the task's own")
     continued(parser, RESULTS, _run, table)
 
@@ -142,6 +153,8 @@ class Cell:
     def _with_rule(self, seed: int, rule: str, best: float) -> dict[str, Any]:
         from lightning_gluon.callbacks import RadiusScheduler
 
+        if rule in MORE:
+            return self._live(seed, rule, best)
         if rule == "auto":
             return self._train(seed, {"lr": "auto"})
         if rule == "small":
@@ -149,6 +162,15 @@ class Cell:
         if rule == "warmup":
             return self._train(seed, {"lr": best, "warmup": round(MEMORIES / (1 - self.names["momentum"]))})
         return self._train(seed, {"lr": best}, [RadiusScheduler("smoothness", every_n_steps=10)])
+
+    def _live(self, seed: int, rule: str, best: float) -> dict[str, Any]:
+        from lightning_gluon.callbacks import RadiusScheduler
+
+        name = rule.removesuffix(LONG)
+        options: dict[str, Any] = {"lr": best if name == rule != LONG.strip() else 4 * best}
+        if name == "brake":
+            options["retract"] = "brake"
+        return self._train(seed, options, [RadiusScheduler(**LIVE[name])] if name in LIVE else None)
 
 
 def best_radius(swept: dict[float, float]) -> float:
@@ -168,11 +190,12 @@ def table(runs: list[dict[str, Any]]) -> str:
         cell = cells.setdefault(names, CellLosses())
         losses = cell.rules[run["rule"]] if "rule" in run else cell.fixed[run["fixed"]]
         losses[run["seed"]] = run["loss"]
-    head = [*NAMES, "seeds", "best radius", "its loss", *RULES]
+    told = [rule for rule in (*RULES, *MORE) if any(run.get("rule") == rule for run in runs)]
+    head = [*NAMES, "seeds", "best radius", "its loss", *told]
     lines = [_line(head), "|---" * len(head) + "|"]
     for names, cell in cells.items():
         if cell.fixed:  # else the sweep was cut off
-            lines.append(_line([*map(str, names), *cell.values()]))
+            lines.append(_line([*map(str, names), *cell.values(told)]))
     return "\n".join(lines)
 
 
@@ -187,15 +210,15 @@ class CellLosses:
         self.fixed: dict[float, dict[int, float]] = defaultdict(dict)
         self.rules: dict[str, dict[int, float]] = defaultdict(dict)
 
-    def values(self) -> list[str]:
-        """Return the number of seeds, the best radius, its loss, and the gap of every rule to it."""
+    def values(self, rules: list[str]) -> list[str]:
+        """Return the number of seeds, the best radius, its loss, and the gap of these rules to it."""
         seeds = max(map(len, self.fixed.values()))
         means = {}
         for radius, losses in self.fixed.items():
             if len(losses) == seeds:
                 means[radius] = statistics.mean(losses.values())
         best = best_radius(means)
-        gaps = [_gap(self.rules[rule], self.fixed[best]) for rule in RULES]
+        gaps = [_gap(self.rules[rule], self.fixed[best]) for rule in rules]
         return [str(seeds), f"{best:g}", f"{means[best]:.4f}", *gaps]
 
 

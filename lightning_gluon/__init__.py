@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_gluon import norms
 from lightning_gluon.configure import configure_optimizers, equivalent_learning_rates
 from lightning_gluon.estimators.messages import Exchange, run_workers
+from lightning_gluon.estimators.rank_exchange import RankExchange
 from lightning_gluon.estimators.recursions import Estimator, register_estimator
 from lightning_gluon.methods import METHODS, Method, Rule, register_method
 from lightning_gluon.norms.orthogonalize import orthogonalize
@@ -39,6 +40,7 @@ __all__ = [
     "Method",
     "Partition",
     "RadiusSchedule",
+    "RankExchange",
     "Rule",
     "Schedule",
     "callbacks",

@@ -17,11 +17,15 @@ HELP = """usage: lightning-gluon COMMAND [options]
 
   fit | validate | test | predict    run a Trainer on any LightningModule; -c FILE.yaml (several merge), --help for all
   partition                          print the role, norm and matrices of every parameter of a model
-  methods                            print the table of methods
+  methods [NAME]                     print the table of methods, or the rules and options of one
+  recipes list | show | copy         list, show or copy the recipes that come with the package
   export CKPT DIR [--merge]          write a model that transformers or timm loads, with tokenizer and model card
   generate CKPT|DIR PROMPT ...       print the answers of a language model
-  recipes                            list, show or copy the recipes that come with the package
+  plot RUN                           draw the smoothness and the radii of a run with a SmoothnessMonitor
+  compare RUN ...                    print what several runs reached, and what it cost
+  completion bash | zsh | tcsh       print a script that completes commands, options, recipes and methods
 
+  --json                             of partition, methods, recipes list and compare: print JSON instead of a table
   --version                          print the version
   --traceback                        with a command: show where a mistake was found, not only what it is
 
@@ -43,6 +47,9 @@ COMMANDS = {
     "recipes": "recipes:print_recipes",
     "export": "export:export",
     "generate": "export:generate",
+    "plot": "plot:plot",
+    "compare": "compare:compare",
+    "completion": "completion:completion",
 }
 
 

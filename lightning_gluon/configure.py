@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from typing_extensions import Unpack
 
+from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.methods import DEFAULT_METHOD, Method
 from lightning_gluon.optimizer import Gluon
 from lightning_gluon.options import Options
@@ -17,6 +18,7 @@ from lightning_gluon.partition.build import partition as route
 from lightning_gluon.partition.overrides import Rules
 from lightning_gluon.partition.result import Partition
 from lightning_gluon.radius.schedules import RadiusSchedule, Schedule
+from lightning_gluon.ranks.groups import Ranks
 from lightning_gluon.replay.lightning import replicas_of, stepping_batches, trainer_of
 from lightning_gluon.step.checks import check_options, check_whole_module, find_method
 from lightning_gluon.step.decay import read_decay
@@ -117,6 +119,10 @@ def configure_optimizers(
         lr = _calibrated(lr, trainer)
     if trainer is not None:
         options.setdefault("noise_floor", MIXED_NOISE_FLOOR.get(str(trainer.precision)))
+    ranks = None if trainer is None else replicas_of(trainer)
+    messages = any(ESTIMATORS[rule.estimator].messages for rule in row.rules.values())
+    if messages:
+        options.setdefault("workers", Ranks.of(ranks).size)
     optimizer = Gluon(
         module if routed is None else routed,
         lr,
@@ -126,12 +132,14 @@ def configure_optimizers(
         momentum=momentum,
         decay=kind,
         total_steps=length,
-        process_group=None if trainer is None else replicas_of(trainer),
+        process_group=ranks,
         share_work=share_work,
         **options,
     )
     if trainer is not None:
         _attach_portable_state(trainer)
+    if trainer is not None and messages:
+        _attach_exchange(trainer)
     if trainer is not None and getattr(module, "automatic_optimization", True):
         _attach_second_gradient(optimizer, trainer)
     if schedule == UNSCHEDULED and not warmup:
@@ -178,6 +186,13 @@ def _attach_portable_state(trainer: Trainer) -> None:
     from lightning_gluon.callbacks.portable_state import PortableState
 
     PortableState.attach(trainer)
+
+
+def _attach_exchange(trainer: Trainer) -> None:
+    """Add the callback that lets ranks send each other messages."""
+    from lightning_gluon.callbacks.worker_exchange import WorkerExchange
+
+    WorkerExchange.attach(trainer)
 
 
 def _check_own(partition: object, module: nn.Module) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +38,7 @@ from lightning_gluon.step.round import Plan, Plans, Round
 from lightning_gluon.step.sharing import Sharing, check_sharing
 from lightning_gluon.step.sources import read_source
 from lightning_gluon.step.state import ParameterState, State, memory
-from lightning_gluon.step.workers import agreed_signal, agreed_skip, check_exchange, check_messages
+from lightning_gluon.step.workers import agreed_norms, agreed_signal, agreed_skip, check_exchange, check_messages
 from lightning_gluon.two_point.closures import CLOSURE, LOOP, NOBODY, Closure, evaluate, old_gradients
 from lightning_gluon.two_point.parts import PartReadings
 from lightning_gluon.two_point.reference import ReferencePoint, Visit
@@ -352,7 +353,8 @@ class Gluon(Optimizer):
             references = old_gradients(plan.params, gradients, reference, self.reference_gradients)
         folded, self.folded = self.folded, False
         self.reference_gradients = {}
-        norms = plan.check.norms(gradients, [] if folded else references, plan.guard.judged)
+        points = (gradients, [] if folded else references, plan.guard.judged)
+        norms = agreed_norms(self.exchange, partial(plan.check.norms, *points))
         readings, self.readings = self.readings, None
         if agreed_skip(self.param_groups, self.exchange, norms is None) or norms is None:
             return

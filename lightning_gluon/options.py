@@ -7,7 +7,7 @@ theirs by `register_option`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeAlias, get_type_hints
 
 from typing_extensions import TypedDict
@@ -17,6 +17,7 @@ from lightning_gluon.valid import Check, dtype_name, number, one_of, pair_of, te
 __all__ = ["CHECKS", "SETTINGS", "Group", "Options", "register_option"]
 
 MaybeText: TypeAlias = str | None
+TextPerRole: TypeAlias = str | Mapping[str, str] | None
 MaybeNumber: TypeAlias = float | None
 MaybeWhole: TypeAlias = int | None
 MaybePair: TypeAlias = tuple[float, float] | None
@@ -72,8 +73,10 @@ class Options(TypedDict, total=False):
         momentum_carry: Weight on the old momentum in what `lionmuon` carries.
         every: Period of the spectral steps of `lionmuon`.
         sign_radius: Radius of its sign steps, relative to the spectral one.
-        equilibrate: What is scaled to equal lengths before a spectral LMO: `rows`, `columns`, `both` or `aurora`.
+        equilibrate: What is scaled to equal lengths before a spectral LMO: `rows`, `columns`, `both` or `aurora`. One
+            value, or one per role. If `rules` give some parameters the norm `balanced`, it is for these alone.
         balance: What gets equal lengths after a spectral LMO, by running means: `rows`, `columns` or the `longer` side.
+            It is for whatever `equilibrate` would be for.
         balance_momentum: Weight on the old mean of `balance`.
         gate: Norm of a momentum below which it is the step itself, as it is; `mimuon` asks for it, 0 is `muon`.
         gate_form: What `gate` bounds: the Frobenius `norm`, or the smallest `gap` of two singular values.
@@ -131,8 +134,8 @@ class Options(TypedDict, total=False):
     momentum_carry: Annotated[MaybeNumber, FRACTION]
     every: Annotated[MaybeWhole, whole(1, unit=" of steps")]
     sign_radius: Annotated[MaybeNumber, POSITIVE]
-    equilibrate: Annotated[MaybeText, one_of(None, "rows", "columns", "both", "aurora")]
-    balance: Annotated[MaybeText, one_of(None, "rows", "columns", "longer")]
+    equilibrate: Annotated[TextPerRole, one_of(None, "rows", "columns", "both", "aurora")]
+    balance: Annotated[TextPerRole, one_of(None, "rows", "columns", "longer")]
     balance_momentum: Annotated[MaybeNumber, FRACTION]
     gate: Annotated[MaybeNumber, number(0, none=True)]
     gate_form: Annotated[MaybeText, one_of("norm", "gap")]

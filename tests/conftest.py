@@ -46,10 +46,11 @@ def tables() -> Iterator[None]:
     from lightning_gluon.estimators.recursions import ESTIMATORS
     from lightning_gluon.methods import METHODS
     from lightning_gluon.norms.table import NORMS
+    from lightning_gluon.radius.rules import RADIUS_RULES
     from lightning_gluon.step.decay import DECAYS
     from lightning_gluon.step.retraction import RETRACTIONS
 
-    kept = [(table, dict(table)) for table in (NORMS, ESTIMATORS, METHODS, DECAYS, RETRACTIONS)]
+    kept = [(table, dict(table)) for table in (NORMS, ESTIMATORS, METHODS, DECAYS, RETRACTIONS, RADIUS_RULES)]
     yield
     for table, rows in kept:
         table.clear()

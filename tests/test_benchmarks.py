@@ -27,6 +27,7 @@ from benchmarks import (
     real_sizes,
     small_tasks,
     step,
+    tables,
     trajectories,
     trajectory_cases,
     trajectory_runs,
@@ -452,6 +453,35 @@ def test_estimators_at_equal_gradients(tmp_path: Path, monkeypatch: pytest.Monke
     assert Journal(file).of("run") == runs
     with pytest.raises(SystemExit, match=r"`--rows` out of .*ema, .* got emma"):
         estimators.main(["--rows", "emma", "--output", str(file)])
+
+
+def test_the_norms_of_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    cases = [tables.Case("centred_row", tied, 300) for tied in (True, False)]
+    monkeypatch.setattr(tables, "CASES", cases)
+    assert [case.table for case in cases] == ["centred_row", "row"]
+    command = [
+        "--evaluations",
+        "4",
+        "--rates",
+        "0.01",
+        "0.02",
+        "--seeds",
+        "0",
+        "1",
+        "--output",
+        str(tmp_path / "t.jsonl"),
+    ]
+    tables.main(command)
+    runs = Journal(tmp_path / "t.jsonl").of("run")
+    assert [run["seed"] for run in runs] == [0, 0, 0, 0, 1, 1]
+    for run in runs:
+        last = run["tables"][-1]
+        assert last["step"] == run["steps"] == 4
+        assert (last["table"] == last["head"]) is run["tied"]
+        assert last["head"]["rows"] <= last["head"]["longest"] <= last["head"]["spectral"]
+    monkeypatch.setattr(compare, "fit", lambda *_, **__: pytest.fail("trained twice"))
+    tables.main([*command, "--table"])
+    assert "| 300 | apart | centred_row |" in capsys.readouterr().out
 
 
 def test_every_row_of_the_estimators_can_be_built() -> None:

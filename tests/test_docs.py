@@ -1,4 +1,4 @@
-"""The README holds: its Python runs in order in one namespace, prints what it says, and its links lead somewhere."""
+"""README and documentation hold: their Python runs, prints what it says, and links lead somewhere."""
 
 from __future__ import annotations
 
@@ -6,68 +6,81 @@ import contextlib
 import io
 import pkgutil
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 import yaml
+from torch import nn
 
 import lightning_gluon
+from lightning_gluon.tasks.sharding import shard
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
 TEXT = README.read_text(encoding="utf-8")
+PAGES = sorted(DOCS.rglob("*.md"))
 # A Python block, and the text block right behind it, if there is one: what the Python prints.
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
+WITH_CODE = [page for page in (README, *PAGES) if BLOCK.search(page.read_text(encoding="utf-8"))]
 
 
-def test_snippets_run_and_print_what_they_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def page_text(name: str) -> str:
+    return (DOCS / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def alone() -> Iterator[None]:
+    """Be the only rank of a process group."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def given(page: Path) -> dict[str, object]:
+    """Return what the snippets of a page take as given."""
+    if page.name == "many-gpus.md":
+        return {"lightning_gluon": lightning_gluon, "model": nn.Linear(4, 8), "dist": dist, "shard": shard}
+    return {}
+
+
+@pytest.mark.usefixtures("tables", "alone")
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_snippets_run_and_print_what_they_say(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    namespace: dict[str, object] = {"__name__": "readme"}
-    blocks = list(BLOCK.finditer(TEXT))
-    assert len(blocks) >= 4
-    for block in blocks:
-        line = TEXT[: block.start(1)].count("\n")
+    text = page.read_text(encoding="utf-8")
+    namespace = {"__name__": page.stem, **given(page)}
+    for block in BLOCK.finditer(text):
+        line = text[: block.start(1)].count("\n")
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            # the padding makes a traceback point to the README's own line
-            exec(compile("\n" * line + block[1], str(README), "exec"), namespace)
-        assert printed.getvalue() == (block[2] or ""), f"README.md, line {line}"
+            # the padding makes a traceback point to the page's own line
+            exec(compile("\n" * line + block[1], str(page), "exec", dont_inherit=True), namespace)
+        if block[2] is not None or page == README:  # transformers prints what it likes
+            assert printed.getvalue() == (block[2] or ""), f"{name_of(page)}, line {line}"
 
 
-@pytest.mark.usefixtures("tables")
-def test_extending_page_runs() -> None:
-    page = README.parent / "docs" / "extending.md"
-    namespace: dict[str, object] = {"__name__": "extending"}
-    blocks = list(BLOCK.finditer(page.read_text(encoding="utf-8")))
-    assert len(blocks) >= 4
-    for block in blocks:
-        exec(compile(block[1], str(page), "exec", dont_inherit=True), namespace)
-    assert "gluon-eq" in lightning_gluon.METHODS
+def test_the_pages_with_code_are_found() -> None:
+    names = {name_of(page) for page in WITH_CODE}
+    assert {"README.md", "docs/start.md", "docs/elsewhere.md", "docs/extending.md", "docs/migrate.md"} <= names
+    assert len(list(BLOCK.finditer(page_text("elsewhere.md")))) == 8
 
 
-def test_snippets_for_other_trainers_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    page = README.parent / "docs" / "elsewhere.md"
-    text = page.read_text(encoding="utf-8")
-    namespace: dict[str, object] = {"__name__": "elsewhere"}
-    blocks = list(BLOCK.finditer(text))
-    assert len(blocks) == 8
-    for block in blocks:
-        exec(compile(block[1], str(page), "exec", dont_inherit=True), namespace)
-    (hydra,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+def test_snippet_for_hydra() -> None:
+    (hydra,) = re.findall(r"^```yaml\n(.*?)^```", page_text("elsewhere.md"), re.MULTILINE | re.DOTALL)
     arguments = yaml.safe_load(hydra)
     assert pkgutil.resolve_name(arguments.pop("_target_"))(**arguments).active
 
 
-def test_momentum_page_prints_what_it_says() -> None:
-    page = README.parent / "docs" / "primers" / "momentum.md"
-    blocks = list(BLOCK.finditer(page.read_text(encoding="utf-8")))
-    assert blocks
-    for block in blocks:
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed):
-            exec(compile(block[1], str(page), "exec", dont_inherit=True), {"__name__": "momentum"})
-        assert printed.getvalue() == block[2]
+def test_the_readme_is_short() -> None:
+    assert len(TEXT.split()) <= 900
 
 
 def test_first_snippet_trains(tmp_path: Path) -> None:
@@ -96,7 +109,7 @@ def test_first_snippet_trains(tmp_path: Path) -> None:
 
 
 def test_every_method_is_listed() -> None:
-    table = TEXT.split("## One frame, many methods")[1].split("\n## ")[0]
+    table = page_text("choose.md").split("## All methods")[1]
     listed = re.findall(
         r"`([a-z0-9-]+)`", "\n".join(row.split("|")[1] for row in table.splitlines() if row.startswith("| `"))
     )
@@ -104,13 +117,13 @@ def test_every_method_is_listed() -> None:
 
 
 def test_radii_in_the_role_table_are_the_defaults() -> None:
-    rows = re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+) \|$", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \|.*\| ([\d.]+) \|$", page_text("routing.md"), re.MULTILINE)
     rules = lightning_gluon.METHODS["gluon"].rules
     assert {role: float(radius) for role, radius in rows} == {role: rule.radius for role, rule in rules.items()}
 
 
 def test_conversion_table_is_computed() -> None:
-    rows = re.findall(r"^\| (\d+) x (\d+) \| (.*) \|$", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) x (\d+) \| (.*) \|$", page_text("choose.md"), re.MULTILINE)
     assert len(rows) == 3
     for m, n, cells in rows:
         rates = lightning_gluon.equivalent_learning_rates(0.02, (int(m), int(n)))
@@ -118,5 +131,34 @@ def test_conversion_table_is_computed() -> None:
         assert [float(cell) for cell in cells.split("|")] == pytest.approx(expected, rel=0.02)
 
 
-def test_links_exist() -> None:
-    assert [path for path in LINK.findall(TEXT) if not (README.parent / path).exists()] == []
+@pytest.mark.parametrize("page", [README, *PAGES], ids=name_of)
+def test_links_exist(page: Path) -> None:
+    made = {"docs/methods/index.md", "docs/recipes.md", "docs/architecture.md"}  # by docs/hooks.py
+    targets = [(page.parent / path).resolve() for path in LINK.findall(page.read_text(encoding="utf-8"))]
+    lost = [target for target in targets if not target.exists()]
+    assert [target for target in lost if target.relative_to(ROOT).as_posix() not in made] == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    """The primers are found by docs/hooks.py."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    named = [page for page in PAGES if page.parent.name != "primers"]
+    assert [page.name for page in named if page.relative_to(DOCS).as_posix() not in text] == []
+
+
+def test_every_method_says_what_is_ours() -> None:
+    notes = yaml.safe_load(page_text("methods.yaml"))
+    assert list(notes["methods"]) == list(lightning_gluon.METHODS)
+    assert all(set(note) == {"paper", "ours"} for note in notes["methods"].values())
+    used = {estimator for row in lightning_gluon.METHODS.values() for estimator in row.estimators}
+    assert set(notes["estimators"]) == used
+
+
+def test_supported_versions_are_those_of_the_package() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (Python|torch|lightning) \| ([\d.]+) \|", page_text("start.md"), re.MULTILINE))
+    assert f'requires-python = ">={rows["Python"]}"' in project
+    assert f'"torch>={rows["torch"]}"' in project and f'"lightning>={rows["lightning"]}"' in project
+    ci = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    newest = re.findall(r"^\| Python \| [\d.]+ \| ([\d.]+) \|", page_text("start.md"), re.MULTILINE)
+    assert [rows["Python"], *newest] == ci["test"]["strategy"]["matrix"]["python"]

@@ -35,11 +35,23 @@ def test_bounds_that_close_a_known_hole() -> None:
     assert {"lightning>=2.6.6", "pyarrow>=14.0.1"} <= set(dependencies())
 
 
+def test_a_fork_never_releases() -> None:
+    workflow = yaml.safe_load(Path(".github/workflows/release.yml").read_text())
+    assert set(workflow[True]) == {"push"}, "a pull request of a fork would run it"  # YAML reads the key `on` as true
+    assert set(workflow[True]["push"]) == {"tags"}
+    for job in workflow["jobs"].values():
+        assert job["if"] == "${{ !github.event.repository.fork }}"
+    publish = workflow["jobs"]["publish"]
+    assert (publish["environment"], publish["needs"]) == ("pypi", "build")
+    assert not any("secrets." in str(step) for step in steps(workflow))
+
+
 @pytest.mark.parametrize("file", WORKFLOWS, ids=lambda file: file.name)
 def test_workflows_can_read_and_nothing_else(file: Path) -> None:
     workflow = yaml.safe_load(file.read_text())
     assert workflow["permissions"] == {"contents": "read"}
-    assert not any("permissions" in job for job in workflow["jobs"].values())
+    more = {name: job["permissions"] for name, job in workflow["jobs"].items() if "permissions" in job}
+    assert more == ({"publish": {"id-token": "write"}} if file.stem == "release" else {})
     used = [step for step in steps(workflow) if "uses" in step]
     assert used
     for step in used:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-__all__ = ["Arguments"]
+__all__ = ["Arguments", "print_json"]
 
 
 class Arguments(argparse.ArgumentParser):
@@ -30,8 +31,12 @@ class Arguments(argparse.ArgumentParser):
                 self._check_option(name)
         return super().parse_args(args, namespace)
 
+    def add_json(self) -> None:
+        """Add the option that prints a table for programs."""
+        self.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
     def _check_option(self, name: str) -> None:
-        options = list(self._option_string_actions)
+        options = list(self._options())
         for option in options:
             if option.startswith(name):  # argparse takes what an option begins with
                 return
@@ -40,6 +45,14 @@ class Arguments(argparse.ArgumentParser):
             hint = f" (did you mean {near}?)"
         self.error(f"unknown option {name}{hint}")
 
+    def _options(self) -> Iterator[str]:
+        """Yield the options of this parser and of its commands."""
+        yield from self._option_string_actions
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    yield from parser._options()
+
     def error(self, message: str) -> NoReturn:
         """Exit with one line.
 
@@ -47,3 +60,20 @@ class Arguments(argparse.ArgumentParser):
             message: A sentence without its full stop.
         """
         self.exit(2, f"{self.prog}: error: {message}. See `{self.prog} --help`.\n")
+
+
+def print_json(rows: object) -> None:
+    """Print plain values as JSON.
+
+    Args:
+        rows: Plain values.
+
+    Example:
+        >>> print_json([{"lr": 0.02}])
+        [
+          {
+            "lr": 0.02
+          }
+        ]
+    """
+    print(json.dumps(rows, indent=2, ensure_ascii=False))

@@ -11,7 +11,7 @@ from lightning_gluon.cli.arguments import Arguments
 from lightning_gluon.cli.errors import one_line_errors
 from lightning_gluon.extras import require
 
-__all__ = ["export", "generate"]
+__all__ = ["export", "export_parser", "generate", "generate_parser"]
 
 
 def export(arguments: Sequence[str]) -> None:
@@ -23,16 +23,21 @@ def export(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: If the arguments are wrong, or the checkpoint cannot be exported.
     """
+    given = export_parser().parse_args(list(arguments[1:]))
+    with one_line_errors():
+        _export(given.checkpoint, given.folder, merge=given.merge)
+    print(given.folder)
+
+
+def export_parser() -> Arguments:
+    """Return the parser of the command."""
     parser = Arguments(
         "lightning-gluon export", description="Write the model of a checkpoint for transformers or timm."
     )
     parser.add_argument("checkpoint", help="file of a run, such as last.ckpt")
     parser.add_argument("folder", help="new or empty folder")
     parser.add_argument("--merge", action="store_true", help="make adapters part of the weights")
-    given = parser.parse_args(list(arguments[1:]))
-    with one_line_errors():
-        _export(given.checkpoint, given.folder, merge=given.merge)
-    print(given.folder)
+    return parser
 
 
 def _export(file: str, folder: str, *, merge: bool) -> None:
@@ -57,16 +62,21 @@ def generate(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: If the arguments are wrong, or the model cannot be loaded.
     """
+    given = generate_parser().parse_args(list(arguments[1:]))
+    with one_line_errors():
+        for answer in _answers(given):
+            print(answer)
+
+
+def generate_parser() -> Arguments:
+    """Return the parser of the command."""
     parser = Arguments("lightning-gluon generate", description="Print the answers of a language model to prompts.")
     parser.add_argument("model", help="a checkpoint, a folder that was exported, or a hub id")
     parser.add_argument("prompts", nargs="*", help="prompts; without any, the lines of the standard input")
     parser.add_argument("--max_new_tokens", type=int, default=128, help="tokens of an answer at most (%(default)s)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token")
     parser.add_argument("--raw", action="store_true", help="continue the prompts as they are, without a chat template")
-    given = parser.parse_args(list(arguments[1:]))
-    with one_line_errors():
-        for answer in _answers(given):
-            print(answer)
+    return parser
 
 
 def _answers(given: Any) -> list[str]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pickle import UnpicklingError
 from typing import Any
 
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_gluon.callbacks.gluon_optimizer import GluonOptimizer
 from lightning_gluon.cli.count_epochs import CountEpochs
 from lightning_gluon.cli.parser import GluonParser
+from lightning_gluon.cli.progress import StepProgressBar
+from lightning_gluon.cli.summary import FitSummary
 
-__all__ = ["CommandCLI", "GluonCLI", "ModelCLI"]
+__all__ = ["CommandCLI", "GluonCLI", "ModelCLI", "ParserCLI"]
 
 
 class GluonCLI(LightningCLI):
@@ -129,6 +133,36 @@ class CommandCLI(GluonCLI):
             args: The arguments.
         """
         self.config = parser.parse_args(args)
+
+    def instantiate_classes(self) -> None:
+        """Build data, model and trainer; a fit ends with a summary, and its bar counts to the last step."""
+        super().instantiate_classes()
+        settings = self._get(self.config_init, "optimizer").settings
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        callbacks.append(FitSummary(settings["method"], settings["lr"]))
+        for place, callback in enumerate(callbacks):
+            if type(callback) is RichProgressBar:  # Lightning's default; another one is the user's choice
+                callbacks[place] = StepProgressBar()
+
+
+class ParserCLI(CommandCLI):
+    """The parser of a command line that runs nothing."""
+
+    def __init__(self) -> None:
+        with suppress(StopIteration):
+            super().__init__([])
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """End the construction where the parser is complete.
+
+        Args:
+            parser: The parser.
+            args: Nothing.
+
+        Raises:
+            StopIteration: Always.
+        """
+        raise StopIteration
 
 
 class ModelCLI(CommandCLI):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -51,22 +51,30 @@ class GluonParser(LightningArgumentParser):
             self.given = Given.read(args)
         except ValueError as error:
             self.error(str(error), error)
-        for parser in self._commands():
+        for parser in self.commands().values():
             parser.given = self.given
         return super().parse_args(args, *others, **kwargs)
 
-    def _commands(self) -> Iterator[GluonParser]:
+    def commands(self) -> dict[str, GluonParser]:
+        """Return the parsers of the commands by name."""
+        found: dict[str, GluonParser] = {}
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction):
-                yield from action.choices.values()
+                found.update(action.choices)
+        return found
+
+    def options(self) -> list[str]:
+        """Return every option, without those that stand for a whole section or print something else."""
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        return [option for option in options if not option.endswith((".help", "+", "--help", "--print_shtab"))]
 
     def _keys(self) -> list[str]:
         """Return every key of this parser and of its commands."""
-        options: dict[str, None] = {}  # in order, without repeats
-        for parser in (self, *self._commands()):
-            options.update(dict.fromkeys(parser._option_string_actions))
-        keys = [option.removeprefix("--") for option in options if option.startswith("--")]
-        return [key for key in keys if not key.endswith((".help", "+"))]
+        keys: dict[str, None] = {}  # in order, without repeats
+        for parser in (self, *self.commands().values()):
+            for option in parser.options():
+                keys[option.removeprefix("--")] = None
+        return list(keys)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with one line that names the key and the remedy.

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_gluon.cli.arguments import Arguments
+from lightning_gluon.cli.arguments import Arguments, print_json
 from lightning_gluon.cli.errors import one_line_errors, search_working_directory
 from lightning_gluon.cli.models import build_model
 from lightning_gluon.extras import require
 from lightning_gluon.partition import partition as route
+from lightning_gluon.partition.route import Route
 
-__all__ = ["print_partition"]
+__all__ = ["partition_parser", "print_partition"]
 
 
 def print_partition(arguments: Sequence[str]) -> None:
@@ -28,7 +29,7 @@ def print_partition(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: If the arguments are wrong, or the model cannot be built or routed.
     """
-    given = _parser().parse_args(list(arguments[1:]))
+    given = partition_parser().parse_args(list(arguments[1:]))
     with one_line_errors():
         _print(given)
 
@@ -45,10 +46,21 @@ def _print(given: Namespace) -> None:
     else:
         model = build_model(given.model, options)
     _build_late_layers(model)
-    print(route(model, rules=rules or None, strict=strict, per_head=per_head))
+    found = route(model, rules=rules or None, strict=strict, per_head=per_head)
+    if given.json:
+        print_json([_plain_route(one) for one in found.routes.values()])
+    else:
+        print(found)
 
 
-def _parser() -> Arguments:
+def _plain_route(route: Route) -> dict[str, object]:
+    """Return what the table shows of a parameter as plain values."""
+    columns = ("name", "aliases", "shape", "role", "norm", "matrices", "reason", "frozen")
+    return {column: getattr(route, column) for column in columns}
+
+
+def partition_parser() -> Arguments:
+    """Return the parser of the command."""
     parser = Arguments(
         "lightning-gluon partition",
         description="Print the partition of a model, with the norms of method gluon.",
@@ -62,6 +74,7 @@ def _parser() -> Arguments:
     parser.add_argument("--kwargs", default="{}", help="JSON: arguments of the model or entries of its configuration")
     parser.add_argument("--rules", default="{}", help="JSON: roles by glob over parameter names; ahead of the YAML's")
     parser.add_argument("--no-strict", action="store_true", help="elementwise, with a warning, where no rule fits")
+    parser.add_json()
     parser.add_argument("--per-head", action="store_true", help="queries, keys and values as one matrix per head")
     return parser
 

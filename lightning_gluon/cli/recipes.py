@@ -5,17 +5,17 @@ from __future__ import annotations
 import difflib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from lightning_gluon.cli.arguments import Arguments
+from lightning_gluon.cli.arguments import Arguments, print_json
 from lightning_gluon.cli.config_files import config_positions
 from lightning_gluon.cli.errors import one_line_errors
 
-__all__ = ["find_recipe", "print_recipes", "recipe_names", "resolve"]
+__all__ = ["find_recipe", "print_recipes", "recipe_names", "recipes_parser", "resolve"]
 
 SUFFIX = ".yaml"
 PACKAGE = Path(__file__).parents[1]
@@ -110,9 +110,19 @@ def print_recipes(arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: If the arguments are wrong, or there is no such recipe.
     """
+    given = recipes_parser().parse_args(list(arguments[1:]))
+    options = {name: value for name, value in vars(given).items() if name not in ("command", "run")}
+    with one_line_errors():
+        given.run(**options)
+
+
+def recipes_parser() -> Arguments:
+    """Return the parser of the command."""
     parser = Arguments("lightning-gluon recipes", description="List, show or copy the recipes of this package.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="list | show NAME | copy NAME DIR")
-    commands.add_parser("list", help="print every recipe with its first line").set_defaults(run=_list)
+    listed = commands.add_parser("list", help="print every recipe with its first line")
+    listed.add_json()
+    listed.set_defaults(run=_list)
     show = commands.add_parser("show", help="print the YAML of a recipe")
     copy = commands.add_parser("copy", help="copy a recipe, or all of one folder, to edit it")
     for command in (show, copy):
@@ -120,22 +130,28 @@ def print_recipes(arguments: Sequence[str]) -> None:
     copy.add_argument("folder", help="folder to copy into")
     show.set_defaults(run=_show)
     copy.set_defaults(run=_copy_recipe)
-    given = parser.parse_args(list(arguments[1:]))
-    options = {name: value for name, value in vars(given).items() if name in ("name", "folder")}
-    with one_line_errors():
-        given.run(**options)
+    return parser
 
 
-def _list() -> None:
+def _list(json: bool) -> None:
+    if json:
+        print_json([{"recipe": name, "what it is": text} for name, text in _first_lines()])
+        return
     table = Table("recipe", "what it is", box=None, pad_edge=False)
-    folder = recipe_folder()
-    for name in recipe_names():
-        first, *_ = (folder / f"{name}{SUFFIX}").read_text(encoding="utf-8").splitlines()
-        table.add_row(name, first.lstrip("# "))
+    for name, text in _first_lines():
+        table.add_row(name, text)
     console = Console()
     if not console.is_terminal:
         console = Console(width=160)
     console.print(table)
+
+
+def _first_lines() -> Iterator[tuple[str, str]]:
+    """Yield every recipe with the first line of its file."""
+    folder = recipe_folder()
+    for name in recipe_names():
+        first, *_ = (folder / f"{name}{SUFFIX}").read_text(encoding="utf-8").splitlines()
+        yield name, first.lstrip("# ")
 
 
 def _show(name: str) -> None:

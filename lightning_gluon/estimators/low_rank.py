@@ -5,6 +5,9 @@
 
 Only the factors are kept; the step itself uses the full momentum before it is compressed.
 
+On many ranks each may hold some rows of M. `Y`, `Q` and `U` are then cut alike, and only sums over rows are sent:
+`M^T Q` and `B` of `n (r + s)` entries, Gram matrices of `(r + s)^2`.
+
 It is products and decompositions of `(r + s)^2` matrices, for a whole stack at once. Their entries are squares, so they
 are kept in fp64: it holds the squares of all that fp32 can tell apart. On a GPU nothing waits for the device.
 """
@@ -20,6 +23,7 @@ from torch import Tensor
 
 from lightning_gluon.norms.numerics import largest_magnitude, one_if_zero
 from lightning_gluon.norms.views import MatrixView
+from lightning_gluon.ranks.whole import ALL_ROWS, RowSums
 
 __all__ = ["compress", "compress_stacks", "expand", "factored_views", "orthonormal", "sketch_generator"]
 
@@ -78,6 +82,7 @@ def compress_stacks(
     rank: int,
     oversampling: int,
     power_iterations: int,
+    rows: RowSums = ALL_ROWS,
 ) -> list[Triple]:
     """Return the leading factors of several stacks; their small matrices are decomposed together.
 
@@ -87,39 +92,42 @@ def compress_stacks(
         rank: As in `compress`.
         oversampling: As in `compress`.
         power_iterations: As in `compress`.
+        rows: What sums over rows, if this rank has some of them alone; then it gets those rows of U.
 
     Returns:
         The factors of every stack.
     """
     bases = []
     for matrices, generator in zip(stacks, generators, strict=True):
-        width = min(rank + oversampling, *matrices.shape[-2:])
-        bases.append(_leading_range(matrices, width, power_iterations, generator))
-    images = [basis.mT @ matrices for basis, matrices in zip(bases, stacks, strict=True)]
+        width = min(rank + oversampling, rows.height(matrices), matrices.shape[-1])
+        bases.append(_leading_range(matrices, width, power_iterations, generator, rows))
+    images = [rows.sum(basis.mT @ matrices) for basis, matrices in zip(bases, stacks, strict=True)]
     turns = _leading_each([_squared(image.mT) for image in images], rank)
     found = []
     for basis, image, wide in zip(bases, images, turns, strict=True):
         turn = wide.to(image.dtype)
-        rows = turn.mT @ image
-        wide_values = torch.linalg.vector_norm(rows, dim=-1, dtype=torch.float64)  # small squares underflow
-        values = wide_values.to(rows.dtype)
+        scaled = turn.mT @ image
+        wide_values = torch.linalg.vector_norm(scaled, dim=-1, dtype=torch.float64)  # small squares underflow
+        values = wide_values.to(scaled.dtype)
         lengths = one_if_zero(values)[..., None]
-        right = (rows / lengths).mT.contiguous()
+        right = (scaled / lengths).mT.contiguous()
         found.append((basis @ turn, values, right))
     return found
 
 
-def _leading_range(matrices: Tensor, width: int, power_iterations: int, generator: torch.Generator) -> Tensor:
+def _leading_range(
+    matrices: Tensor, width: int, power_iterations: int, generator: torch.Generator, rows: RowSums
+) -> Tensor:
     """Return orthonormal columns that nearly span the leading left singular vectors."""
     sketch = torch.randn(matrices.shape[-1], width, generator=generator, dtype=matrices.dtype, device=matrices.device)
     basis = matrices @ sketch
     for _ in range(power_iterations):
-        there = matrices.mT @ orthonormal(basis, rounds=1)
+        there = rows.sum(matrices.mT @ orthonormal(basis, rounds=1, rows=rows))
         basis = matrices @ orthonormal(there, rounds=1)
-    return orthonormal(basis, rounds=3)
+    return orthonormal(basis, rounds=3, rows=rows)
 
 
-def orthonormal(matrices: Tensor, rounds: int = 2) -> Tensor:
+def orthonormal(matrices: Tensor, rounds: int = 2, rows: RowSums = ALL_ROWS) -> Tensor:
     """Return orthonormal bases of the columns of tall matrices, by Cholesky decompositions of their Gram matrices.
 
         R^T R = Y^T Y,    Q = Y R^-1,    twice
@@ -129,6 +137,7 @@ def orthonormal(matrices: Tensor, rounds: int = 2) -> Tensor:
     Args:
         matrices: `(batch, m, k)` with m >= k.
         rounds: 1 if columns need not be orthogonal to the last digit, 3 if some are the same up to rounding.
+        rows: What sums over rows, if this rank has some of them alone.
 
     Returns:
         The shape and dtype of `matrices`.
@@ -142,10 +151,12 @@ def orthonormal(matrices: Tensor, rounds: int = 2) -> Tensor:
         [[[1.0, 0.0], [0.0, 1.0]]]
     """
     basis = matrices.double()
-    basis = basis / one_if_zero(largest_magnitude(basis, (-2, -1)))
+    some = len(basis) and basis.shape[-2]
+    top = largest_magnitude(basis, (-2, -1)) if some else basis.new_zeros((len(basis), 1, 1))
+    basis = basis / one_if_zero(rows.largest(top))
     for number in range(rounds):
         rough = number < max(1, rounds - 1)
-        basis = basis @ _inverse_root(_squared(basis), rough=rough)
+        basis = basis @ _inverse_root(rows.sum(_squared(basis)), rough=rough)
     return basis.to(matrices.dtype)
 
 

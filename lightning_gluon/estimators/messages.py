@@ -46,6 +46,8 @@ class Exchange(ABC):
         >>> echo = Echo(rank=0, size=2)
         >>> len(echo.gather([torch.zeros(3)])), echo.sent, echo.any([torch.tensor([True, False])])
         (2, 12, [tensor([ True, False])])
+        >>> echo.failure("Non-finite gradient")
+        'Non-finite gradient'
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -69,6 +71,14 @@ class Exchange(ABC):
             flags: Tensors of bools.
         """
         return [torch.stack(same).any(0) for same in zip(*self.gather(flags), strict=True)]
+
+    def failure(self, error: str | None) -> str | None:
+        """Return the error of any worker, the same for all; by default a worker knows its own alone.
+
+        Args:
+            error: What this worker would raise, if anything.
+        """
+        return error
 
     @abstractmethod
     def _gather(self, tensors: list[Tensor]) -> list[list[Tensor]]:

@@ -10,6 +10,7 @@ A norm declares its needs. The step reads the declarations and asks for no names
 | `guarded` | biases without the entries that are rounding noise |
 | `overwrites` | its own stack, which it may write to |
 | `reads_only` | a stack that it must not write to after all, its matrices in any order in memory |
+| `rounds_to` | on many ranks matrices that are divided by their `operand_scale` and rounded, as `Context.scaled` says |
 | `separable` | on many ranks pieces, cut along these of a matrix' two dimensions; a subclass declares it anew |
 
 and those of `lightning_gluon.norms.needs`.
@@ -63,6 +64,7 @@ class Norm(Needs, ABC):
     longest: ClassVar[float] = 1.0  # bound on the norm of a direction that does not attain it
     overwrites: ClassVar[bool] = False  # `lmo_` takes the stack as its working memory
     reads_only: ClassVar[bool] = False
+    rounds_to: ClassVar[torch.dtype | None] = None
     separable: ClassVar[tuple[int, ...]] = ()  # the LMO of a piece is the piece of the LMO, and its scale the same
     stacks: ClassVar[bool] = True  # goes through `lmo_`; else the direction itself is the step
 

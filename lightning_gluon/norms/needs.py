@@ -84,6 +84,7 @@ class Context:
         partners: For every matrix of the stack, the other factor of its product as it was before the step.
         statistics: Tensors `(count, *shape)` by name, to be advanced in place.
         dtype: Dtype of the weights: directions that come in it need no conversion.
+        scaled: Whether the stack is scaled and rounded as its norm `rounds_to`.
     """
 
     workspace: Workspace = field(default_factory=Workspace)
@@ -92,6 +93,7 @@ class Context:
     scales: Tensor | None = None
     statistics: Mapping[str, Tensor] = field(default_factory=dict)
     dtype: torch.dtype | None = None
+    scaled: bool = False
 
 
 class Needs:

@@ -26,9 +26,9 @@ def one_if_zero(tensor: Tensor) -> Tensor:
 
 
 def divisor(largest: Tensor) -> Tensor:
-    """Return magnitudes to divide by what they bound; zero gives zero then. They may be overwritten."""
+    """Return magnitudes to divide by what they bound; zero gives zero then."""
     if largest.is_cuda:  # one kernel in place of three; a CPU may be set to flush such numbers to zero
-        return largest.clamp_min_(torch.finfo(largest.dtype).tiny * torch.finfo(largest.dtype).eps)
+        return largest.clamp_min(torch.finfo(largest.dtype).tiny * torch.finfo(largest.dtype).eps)
     return one_if_zero(largest)
 
 

@@ -157,6 +157,7 @@ def orthogonalize_(
     dtype: torch.dtype | None = None,
     workspace: Workspace | None = None,
     out_dtype: torch.dtype | None = None,
+    scaled: bool = False,
 ) -> Tensor:
     """Orthogonalise a stack of oriented matrices: no checks, no host synchronisation.
 
@@ -168,26 +169,38 @@ def orthogonalize_(
         dtype: Compute dtype; default: that of `stack`.
         workspace: Buffers to reuse between calls; default: fresh ones.
         out_dtype: Dtype that the result is wanted in. A GPU writes its last product in fp32 at no cost.
+        scaled: Whether `stack` is divided by its `operand_scale` and rounded already; its contents are lost then.
 
     Returns:
         (B, m, n) in the compute dtype, or in `out_dtype` where that was free. May share memory with `stack` or
         `workspace`: use it before the next call.
     """
-    amax = largest_magnitude(stack, (-2, -1))
-    # Rows of at most unit length: fp16 can hold X X^T. Ranks that hold parts of a matrix agree on its maximum.
-    scale = divisor(amax) * math.sqrt(stack.shape[-1])
     workspace = workspace or Workspace()
-    if dtype is None or dtype == stack.dtype:
-        stack.div_(scale)
-    elif torch.compiler.is_compiling():  # a compiler chooses the memory by itself, and knows no `out` of another order
-        stack = torch.div(stack, scale).to(dtype).contiguous()
-    else:
-        stack = torch.div(stack, scale, out=workspace.take_like("x", stack, dtype))
+    if not scaled:
+        scale = operand_scale(largest_magnitude(stack, (-2, -1)), stack.shape[-1])
+        if dtype is None or dtype == stack.dtype:
+            stack.div_(scale)
+        elif torch.compiler.is_compiling():  # a compiler chooses the memory, and knows no `out` of another order
+            stack = torch.div(stack, scale).to(dtype).contiguous()
+        else:
+            stack = torch.div(stack, scale, out=workspace.take_like("x", stack, dtype))
     if method == "svd":
         return _svd(stack)
     if steps is None and ITERATIONS[method].rational and rational.pays(stack):
         return _rational(stack, method, workspace)
     return _polynomial(stack, method, steps, workspace, out_dtype)
+
+
+def operand_scale(largest: Tensor, columns: int) -> Tensor:
+    """Return what matrices are divided by first: rows then have at most unit length, and fp16 can hold `X X^T`.
+
+    Ranks that hold parts of a matrix agree on its maximum, bit for bit.
+
+    Args:
+        largest: Largest magnitude of every matrix.
+        columns: Their columns.
+    """
+    return divisor(largest) * math.sqrt(columns)
 
 
 def _polynomial(

@@ -132,10 +132,15 @@ class Spectral(Norm):
         return staging_dtype(self._dtype or like.dtype)
 
     @property
-    def reads_only(self) -> bool:  # type: ignore[override]
-        """True if the stack is rounded to a narrow dtype first; a norm with an LMO of its own may do other things."""
+    def rounds_to(self) -> torch.dtype | None:  # type: ignore[override]
+        """The dtype that a stack is rounded to first, if narrow; a norm with an LMO of its own may do other things."""
         narrow = self._dtype is not None and self._dtype.itemsize < torch.float32.itemsize
-        return narrow and type(self).lmo_ is Spectral.lmo_
+        return self._dtype if narrow and type(self).lmo_ is Spectral.lmo_ else None
+
+    @property
+    def reads_only(self) -> bool:  # type: ignore[override]
+        """True if the stack is rounded first."""
+        return self.rounds_to is not None
 
     def lmo_(self, stack: Tensor, context: Context) -> Tensor:
         """Return `U V^T` of every matrix, in the compute dtype or, on a GPU, in that of the weights."""
@@ -146,6 +151,7 @@ class Spectral(Norm):
             dtype=self._dtype,
             workspace=context.workspace,
             out_dtype=context.dtype,
+            scaled=context.scaled,
         )
 
     def norm(self, x: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from lightning_gluon.partition.route import Route
 from lightning_gluon.roles import ROLES
 
 if TYPE_CHECKING:  # rich is loaded when a table is shown
-    from rich.console import Console, ConsoleOptions, RenderResult
-    from rich.table import Table
+    from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 
 __all__ = ["Partition"]
 
@@ -170,16 +169,16 @@ class Partition:
         """Tell whether the module has a parameter of that name."""
         return name in self._first
 
-    def table(self, width: int = WIDTH) -> Table:
+    def table(self, width: int = WIDTH) -> RenderableType:
         """Return the table that `print` shows.
 
         Args:
-            width: Columns of the terminal, in characters; on few the table gets shorter.
+            width: Columns of the terminal, in characters. On few the table has fewer columns, or is a list.
         """
         from lightning_gluon.partition.table import render
 
         routes = list(self.routes.values())
-        return render(routes, narrow=width < WIDTH)
+        return render(routes, width)
 
     def __rich_console__(
         self,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import groupby
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -20,6 +21,8 @@ __all__ = ["render", "to_text"]
 _SHOWN_NUMBERS = 4
 _SHOWN_MATRICES = 5
 _SHOWN_ALIASES = 3
+_LONG = 10_000  # columns on which every table fits
+_LEAST_REASON = 24  # columns in which a reason is still read with ease
 
 
 @dataclass(frozen=True)
@@ -56,39 +59,57 @@ class _Line:
         shape = f"{self.shape}\n{self.matrices}".rstrip()
         table.add_row(Group(*name), str(self.count), role, shape)
 
+    def entry(self) -> Group:
+        """Return the line as the name alone, and everything else indented below it."""
+        name = Text(self.name, no_wrap=True, overflow="ignore")
+        facts = [f"{self.count} x {self.role.plain}", self.norm, self.shape]
+        if self.matrices not in ("", self.shape):
+            facts.append(f"as {self.matrices}")
+        facts.append(self.reason)
+        told = filter(None, facts)
+        below = Text(", ".join(told))
+        return Group(name, Padding(below, (0, 0, 0, 2), expand=False))
 
-def render(routes: list[Route], *, narrow: bool = False) -> Table:
-    """Build the table of a list of routes.
+
+def render(routes: list[Route], width: int) -> RenderableType:
+    """Build the table of a list of routes in the widest layout that breaks no name.
 
     Args:
         routes: The routes in the module's order.
-        narrow: Put the reason under the name, the norm under the role and the matrices under the shape.
+        width: Columns of the terminal.
 
     Returns:
-        A rich table with one line per parameter, repeated blocks merged, and totals per role below.
+        A rich table with one line per parameter, repeated blocks merged, and totals per role below. Where the names
+        alone fill the terminal it is a list.
     """
-    table = Table(
-        title="Partition",
-        title_justify="left",
-        header_style="bold",
-        pad_edge=False,
-    )
-    add = _Line.add_wide
-    if narrow:
-        add = _Line.add_narrow
-        _narrow_columns(table)
-    else:
-        _wide_columns(table)
-    for group in _collapse(routes):
-        add(_line(group), table)
-    table.add_section()
-    for line in _totals(routes):
-        add(line, table)
-    return table
+    groups = _collapse(routes)
+    lines = [_line(group) for group in groups]
+    totals = list(_totals(routes))
+    longest = _widest(line.name for line in (*lines, *totals))
+    for layout in _LAYOUTS:
+        table = layout.table(lines, totals, longest)
+        spare = width - _least_width(table)
+        if spare >= 0:
+            name = table.columns[0]
+            name.width = longest + min(spare, layout.spare(lines, longest))
+            return table
+    entries = [line.entry() for line in (*lines, *totals)]
+    return Group(*entries)
 
 
-def to_text(table: Table, width: int) -> str:
-    """Return a rich table as plain text of a given width."""
+def _widest(texts: Iterable[str]) -> int:
+    lengths = [len(row) for text in texts for row in text.splitlines()]
+    return max(lengths, default=0)
+
+
+def _least_width(table: Table) -> int:
+    """Return the columns of a terminal on which a table breaks no word."""
+    console = Console(width=_LONG)
+    return Measurement.get(console, console.options, table).minimum
+
+
+def to_text(table: RenderableType, width: int) -> str:
+    """Return a rich table as plain text of a given width; a name that is longer still is not cut."""
     buffer = io.StringIO()
     console = Console(
         file=buffer,
@@ -96,28 +117,72 @@ def to_text(table: Table, width: int) -> str:
         no_color=True,
         highlight=False,
     )
-    console.print(table)
+    console.print(table, crop=False)
     return buffer.getvalue()
 
 
-# ---- columns
+# ---- layouts
+
+
+@dataclass(frozen=True)
+class _TableLayout:
+    """A way to lay the table out.
+
+    Args:
+        columns: Adds the columns behind the name's.
+        add: Adds a line.
+        name: Heading of the first column.
+        below: Whether the reason stands below the name.
+    """
+
+    columns: Callable[[Table], None]
+    add: Callable[[_Line, Table], None]
+    name: str
+    below: bool
+
+    def table(self, lines: list[_Line], totals: list[_Line], longest: int) -> Table:
+        """Return the table, with the name as wide as the longest one."""
+        table = Table(
+            title="Partition",
+            title_justify="left",
+            header_style="bold",
+            pad_edge=False,
+        )
+        table.add_column(self.name, overflow="fold", width=longest)
+        self.columns(table)
+        for line in lines:
+            self.add(line, table)
+        table.add_section()
+        for line in totals:
+            self.add(line, table)
+        return table
+
+    def spare(self, lines: list[_Line], longest: int) -> int:
+        """Return by how much a wider first column would still help."""
+        if not self.below:
+            return 0
+        return max(0, _widest(line.reason for line in lines) + 2 - longest)
 
 
 def _narrow_columns(table: Table) -> None:
-    table.add_column("name\n  reason", overflow="fold")
     table.add_column("n", justify="right", overflow="fold")
     table.add_column("role\nnorm", overflow="fold")
     table.add_column("shape\nmatrices", overflow="fold")
 
 
 def _wide_columns(table: Table) -> None:
-    table.add_column("name", overflow="fold", ratio=6)
     table.add_column("n", justify="right")
     table.add_column("shape")
     table.add_column("role")
     table.add_column("norm")
-    table.add_column("matrices", overflow="fold", ratio=3)
-    table.add_column("reason", overflow="fold", ratio=5)
+    table.add_column("matrices", overflow="fold")
+    table.add_column("reason", overflow="fold", min_width=_LEAST_REASON)
+
+
+_LAYOUTS = (
+    _TableLayout(_wide_columns, _Line.add_wide, "name", below=False),
+    _TableLayout(_narrow_columns, _Line.add_narrow, "name\n  reason", below=True),
+)
 
 
 # ---- lines

@@ -1,4 +1,4 @@
-"""Norms of whole tensors from the pieces of their ranks."""
+"""Norms, sums and maxima of whole tensors from the pieces of their ranks."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from lightning_gluon.ranks.groups import ONE_RANK, Ranks
 from lightning_gluon.ranks.layout import Layout
 
 
@@ -41,3 +42,56 @@ class WholeNorms:
             dist.all_reduce(own, group=group)
             squares[held] = own
         return list(squares.sqrt().to(norms.dtype).unbind())
+
+
+@dataclass(frozen=True)
+class RowSums:
+    """Sums and maxima over the rows of matrices that ranks hold some rows of each.
+
+    Args:
+        ranks: The ranks; one rank has all rows.
+        rows: Rows of the whole matrices; `None` for those that are given.
+    """
+
+    ranks: Ranks = ONE_RANK
+    rows: int | None = None
+
+    def height(
+        self,
+        matrices: Tensor,
+    ) -> int:
+        """Return the rows of the whole matrices.
+
+        Args:
+            matrices: This rank's rows.
+        """
+        return matrices.shape[-2] if self.rows is None else self.rows
+
+    def sum(
+        self,
+        own: Tensor,
+    ) -> Tensor:
+        """Return sums over all rows, the same on all ranks, in place.
+
+        Args:
+            own: Those over this rank's rows.
+        """
+        if self.ranks.group is not None:
+            dist.all_reduce(own, group=self.ranks.group)
+        return own
+
+    def largest(
+        self,
+        own: Tensor,
+    ) -> Tensor:
+        """Return maxima over all rows, the same on all ranks, in place.
+
+        Args:
+            own: Those over this rank's rows.
+        """
+        if self.ranks.group is not None:
+            dist.all_reduce(own, op=dist.ReduceOp.MAX, group=self.ranks.group)
+        return own
+
+
+ALL_ROWS = RowSums()

@@ -1,13 +1,12 @@
 """Pictures of a monitored run: estimate against fit, L1 by depth, radii over time.
 
-    python -m lightning_gluon.smoothness.plots smoothness RUN [--out FOLDER] [--tensorboard]
+    lightning-gluon plot RUN
 
-`RUN` is a run's folder, or its `smoothness.jsonl`. Needs matplotlib.
+Needs matplotlib.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["main", "read_samples", "require_matplotlib", "samples_in", "save", "smoothness_figures", "to_tensorboard"]
+__all__ = ["read_samples", "require_matplotlib", "samples_in", "save", "smoothness_figures", "to_tensorboard"]
 
 # One colour per thing, the same in all figures; told apart in grey and by the colour-blind (Okabe and Ito).
 SAME, PAPER, NOISE, FIT = "#0072B2", "#E69F00", "#d5d5d5", "#000000"
@@ -235,54 +234,3 @@ def _coincide(one: Sequence[float], other: Sequence[float]) -> bool:
         return False
     pairs = zip(one, other, strict=True)
     return all(math.isclose(a, b, rel_tol=SAME_PLACE) for a, b in pairs)
-
-
-# ---------------------------------------------------------------- command line
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Draw the pictures of a run from the command line.
-
-    Args:
-        arguments: Command line; default: the program's own.
-    """
-    parser = argparse.ArgumentParser(
-        prog="python -m lightning_gluon.smoothness.plots",
-        description=__doc__.splitlines()[0],
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("smoothness", help="estimate against fit, L1 by depth, radii")
-    command.add_argument(
-        "run",
-        type=Path,
-        help="folder of a run, or its smoothness.jsonl",
-    )
-    command.add_argument(
-        "--out",
-        type=Path,
-        help="folder for the PNG files; default: the run's",
-    )
-    command.add_argument(
-        "--tensorboard",
-        action="store_true",
-        help="add the figures to TensorBoard, in the same folder",
-    )
-    given = parser.parse_args(arguments)
-    try:
-        samples = read_samples(given.run)
-    except (FileNotFoundError, ValueError) as error:
-        command.error(str(error))
-    figures = smoothness_figures(samples)
-    run = given.run if given.run.is_dir() else given.run.parent
-    folder = given.out or run
-    for path in save(figures, folder):
-        print(path)
-    if given.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter
-
-        with SummaryWriter(str(folder)) as writer:
-            to_tensorboard(figures, writer, samples[-1]["step"])
-
-
-if __name__ == "__main__":
-    main()

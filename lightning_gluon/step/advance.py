@@ -22,9 +22,10 @@ from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.norms.needs import Context, Needs, Partner, Statistic
 from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
+from lightning_gluon.ranks.pieces import local
 from lightning_gluon.ranks.whole import WholeNorms
 from lightning_gluon.step.decay import DECAYS, Decay
-from lightning_gluon.step.factors import LentCarry
+from lightning_gluon.step.factors import LentCarry, RowCarry
 from lightning_gluon.step.plan import Chunk, Stack, stack_views
 from lightning_gluon.step.retraction import RETRACTIONS, Retraction
 
@@ -107,7 +108,8 @@ def _as_tensors(value: Any, dtype: torch.dtype, device: torch.device) -> Any:
 def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Partner]:
     """Return the partners of all parameters whose norm reads one, as they are before anything moves.
 
-    A group names them in `partners`, a `Partner` or `None` for each of its parameters.
+    Of one that is cut it is this rank's piece. A group names them in `partners`, a `Partner` or `None` for each of its
+    parameters.
     """
     partners: dict[Tensor, Partner] = {}
     for chunk in chunks:
@@ -116,7 +118,7 @@ def partners_of(chunks: Iterable[Chunk]) -> dict[Tensor, Partner]:
         for index in chunk.indices:
             partner = chunk.group["partners"][index]
             if partner is not None:
-                held = replace(partner, weight=partner.weight.detach().clone())
+                held = replace(partner, weight=local(partner.weight).detach().clone())
                 partners[chunk.group["params"][index]] = held
     return partners
 
@@ -170,7 +172,7 @@ def prepare(
         old=old,
         buffers={name: carry.load(name, new, zero=name in estimator.messages) for name in estimator.names(group)},
         kept=read_statistics(state, chunk, params),
-        partners=[partners[parameter] for parameter in params] if partners and norm.reads_partner else [],
+        partners=[partners[parameter] for parameter in chunk.params] if partners and norm.reads_partner else [],
         lengths=[group["lr"] * radius for radius in chunk.radii],
         keep=1 - decay_of(chunk).share(group),
         signal=signal,
@@ -182,6 +184,8 @@ def prepare(
 def _carry_of(chunk: Chunk, states: list[Any], params: list[Tensor]) -> Carry:
     if chunk.owners:
         return LentCarry(states, params, chunk.factored, chunk.group, chunk.layouts)
+    if chunk.sharded and any(chunk.factored):
+        return RowCarry(states, params, chunk.factored, chunk.group, chunk.layouts)
     return Carry(states, params, chunk.factored, chunk.group)
 
 
@@ -351,11 +355,13 @@ def lmo_of(
     statistics: SlotTensors,
     partners: list[Partner],
     workspace: Workspace,
+    *,
+    scaled: bool = False,
 ) -> Tensor:
-    """Return the directions of a stack, up to the norm's scale."""
+    """Return the directions of a stack, up to the norm's scale; `scaled` are those that are rounded already."""
     norm = stack.norm
     assert norm is not None
-    context = Context(workspace, dtype=params[0].dtype)
+    context = Context(workspace, dtype=params[0].dtype, scaled=scaled)
     if norm.reads_weights:
         context.weights = _gather(stack, params, params[0].dtype, workspace, "weights")
     if norm.reads_scales:
@@ -364,7 +370,8 @@ def lmo_of(
         context.partners = [partners[slot.member] for slot in stack.slots]
     context.statistics = _stack_statistics(norm, statistics)
     own = norm.overwrites and not norm.reads_only
-    batch = _gather(stack, direction, norm.staging_dtype(direction[0]), workspace, "gather", copy=own)
+    kind = direction[0].dtype if scaled else norm.staging_dtype(direction[0])
+    batch = _gather(stack, direction, kind, workspace, "gather", copy=own)
     units = norm.lmo_(batch, context)
     _part_(stack, context.statistics, statistics)
     return units

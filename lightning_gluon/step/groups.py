@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.methods import Method, Rule
-from lightning_gluon.norms.table import NORMS, refined
+from lightning_gluon.norms.table import NORMS, REFINEMENTS, refined
 from lightning_gluon.options import Group
 from lightning_gluon.roles import ROLES
 from lightning_gluon.step.checks import COMMON, USUAL_DECAY, check_group, check_names, check_options, find_method
@@ -37,7 +38,7 @@ def build_groups(
         weight_decay: One value, or one per role; `None`: the method's.
         radius: Radii per role that replace the method's.
         momentum: Weight on the old momentum; `None`: the method's.
-        options: Further options of the method.
+        options: Further options of the method, one value each, or one per role.
         total_steps: Steps of the whole training, for estimators that need to know.
 
     Returns:
@@ -49,7 +50,9 @@ def build_groups(
     row = find_method(method)
     check_options(method, options)
     _check_radii(radius, partial)
-    _check_roles("weight_decay", weight_decay)
+    for key, value in {"weight_decay": weight_decay, **options}.items():
+        _check_roles(key, value)
+    named = {group["norm"] for group in partial if "norm" in group}
     shared = {**options, "lr": lr, "momentum": row.momentum if momentum is None else momentum}
     for group in partial:
         role = group["role"]
@@ -59,8 +62,11 @@ def build_groups(
         given = {**shared, "weight_decay": _for_role(weight_decay, role, usual)}
         given["radius"] = _for_role(radius, role, rule.radius)
         for key, value in given.items():
+            absent = isinstance(value, Mapping) and role not in value
+            if absent or _is_elsewhere(key, group, named):
+                continue
             if key not in _FOR_SOME or _FOR_SOME[key](group, row):
-                group.setdefault(key, value)
+                group.setdefault(key, _for_role(value, role, value))
         if ESTIMATORS[group.get("estimator", rule.estimator)].length:
             group.setdefault("total_steps", total_steps)
     return [complete_group(group, row) for group in partial]
@@ -80,11 +86,17 @@ def _takes_retraction(group: Group, row: Method) -> bool:
     return every or own.matrices
 
 
+def _is_elsewhere(key: str, group: Group, named: set[str]) -> bool:
+    """Return whether an option refines groups whose norm was named, and this is none of them."""
+    refinement = REFINEMENTS.get(key)
+    return refinement in named and group.get("norm") != refinement
+
+
 # Options of a method that not all of its groups take.
 _FOR_SOME = {"decay": _takes_decay, "retract": _takes_retraction}
 
 
-def _for_role(given: PER_ROLE, role: str, default: float) -> float:
+def _for_role(given: object, role: str, default: Any) -> Any:
     """Return the value for a role."""
     value = given.get(role) if isinstance(given, Mapping) else given
     return default if value is None else value
@@ -102,7 +114,7 @@ def _check_radii(radius: Mapping[str, float] | None, groups: Iterable[Group]) ->
         )
 
 
-def _check_roles(key: str, by_role: PER_ROLE) -> None:
+def _check_roles(key: str, by_role: object) -> None:
     if not isinstance(by_role, Mapping):
         return
     for role in by_role:

@@ -125,7 +125,7 @@ class Affine:
         for view in self.weight.views:
             if not view.is_plain or view.dim != 0 or view.start != sum(sizes):
                 return []
-            sizes.append(view.stop - view.start)
+            sizes += [view.matrix[1]] * view.matrix[0]
         return sizes
 
     def parts_of_weight(self, tensor: Tensor) -> list[Tensor]:

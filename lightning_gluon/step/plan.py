@@ -169,6 +169,7 @@ class Chunk:
         factored: For every parameter, the matrices that its momentum is carried as at low rank.
         layouts: For every parameter, its place on the ranks of a run; empty where there is one rank.
         owners: For every parameter, the rank that gets its matrices whole; empty where none travel.
+        partners: For every parameter that travels, the layout of its partner, if that is cut and travels along.
         own: The parameters among them that this rank owns, with their stacks; `None` where none travel.
         shared: For every parameter that travels, the state that is the same on all ranks.
     """
@@ -179,6 +180,7 @@ class Chunk:
     factored: list[tuple[MatrixView, ...]] = field(default_factory=list)
     layouts: list[Layout] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
+    partners: list[Layout | None] = field(default_factory=list)
     own: Chunk | None = None
     shared: list[dict[str, TensorForm]] = field(default_factory=list)
 

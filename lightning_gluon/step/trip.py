@@ -7,7 +7,8 @@
 Three trips are under way at once: while one works, the next has begun, and the one before it ends. The operations on
 entries are those of one rank, in the same order and dtype, so the weights are the same bit for bit.
 
-Norms that read weights, and retractions, need whole weights too. Those then travel along, and come back moved.
+Norms that read weights, and retractions, need whole weights too. Those then travel along, and come back moved. So does
+the other factor of a product, which comes back to nobody.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, islice
+from dataclasses import replace
+from itertools import islice
 from typing import Any, TypeAlias
 
 import torch
@@ -27,8 +29,8 @@ from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.options import Group
+from lightning_gluon.ranks.layout import Layout
 from lightning_gluon.ranks.packing import TensorForm
-from lightning_gluon.ranks.regions import Region
 from lightning_gluon.ranks.transfer import Parcel, Transfer
 from lightning_gluon.step.advance import (
     Job,
@@ -41,6 +43,7 @@ from lightning_gluon.step.advance import (
     subtract_,
 )
 from lightning_gluon.step.factors import compress_whole_
+from lightning_gluon.step.operands import Operand, operand_dtype, round_pieces, runs_of
 from lightning_gluon.step.plan import views_of
 
 TensorLists: TypeAlias = list[list[Tensor]]  # by parameter
@@ -70,7 +73,32 @@ class Loan:
         begins = any(statistic.start is not None for statistic in self.norm.statistics)
         self.moves_whole = bool(self.norm.reads_weights or chunk.group.get("retract") or begins)
         owned = set(self.own.indices)
+        self.operand = self._operand_dtype()
         self.mine = [member for member, index in enumerate(chunk.indices) if index in owned]
+
+    def _operand_dtype(self) -> torch.dtype | None:
+        """Return the dtype to which pieces of directions may be rounded before they travel."""
+        chunk = self.chunk
+        reads = self.moves_whole or not self.norm.stacks or any(chunk.factored)
+        if reads or chunk.layouts[0].shards.size == 1:
+            return None
+        found = {operand_dtype(self.norm, self.like, views_of(chunk.group, index)) for index in chunk.indices}
+        return found.pop() if len(found) == 1 else None
+
+    def operands(
+        self,
+        sent: TensorLists,
+    ) -> list[Operand]:
+        """Return the directions that may be rounded before they travel.
+
+        Args:
+            sent: Result of `begin`.
+        """
+        if self.operand is None:
+            return []
+        views = [views_of(self.chunk.group, index) for index in self.chunk.indices]
+        rows = zip(sent, views, self.chunk.layouts, strict=True)
+        return [Operand(tensors[0], own, layout, self.norm) for tensors, own, layout in rows]
 
     @property
     def stays(self) -> bool:
@@ -92,7 +120,12 @@ class Loan:
         self.end(units, [[] for _ in units])
 
     def begin(self) -> TensorLists:
-        """Advance the buffers; return what travels of every parameter: the direction, its weights, its momentum."""
+        """Advance the buffers.
+
+        Returns:
+            What travels of every parameter: its direction, and its weights, momentum and partner if its owner needs
+            them.
+        """
         job = self.job
         direction = direction_of(self.chunk, job.new, job.old, job.buffers, job.options, job.signal)
         sent = [[one] for one in direction]
@@ -102,7 +135,26 @@ class Loan:
             momentum = job.buffers["momentum"][member] if self.chunk.factored[member] else tensors[0]
             if momentum is not tensors[0]:
                 tensors.append(momentum)
+            if self.chunk.partners[member] is not None:
+                tensors.append(job.partners[member].weight)
         return sent
+
+    def layouts(
+        self,
+        sent: TensorLists,
+    ) -> list[list[Layout]]:
+        """Return the layouts of what travels of every parameter.
+
+        Args:
+            sent: Result of `begin`.
+        """
+        found = []
+        for layout, partner, tensors in zip(self.chunk.layouts, self.chunk.partners, sent, strict=True):
+            own = [layout] * len(tensors)
+            if partner is not None:
+                own[-1] = partner
+            found.append(own)
+        return found
 
     def work(
         self,
@@ -115,20 +167,35 @@ class Loan:
         """
         if not whole:
             return []
+        partners = self._partners(whole)
         own, direction = self.own, [tensors[0] for tensors in whole]
         weights = [tensors[1] for tensors in whole] if self.moves_whole else direction
         for stack in own.stacks:
             stack.choose(self.norm, self.like)
-        found = self._step(weights, direction)
+        found = self._step(weights, direction, partners)
         momenta = [tensors[-1] if len(tensors) > 1 + self.moves_whole else tensors[0] for tensors in whole]
         states = [self.state[parameter] for parameter in own.params]
         compress_whole_(states, own.params, own.factored, own.group, momenta)
+        return found
+
+    def _partners(
+        self,
+        whole: TensorLists,
+    ) -> list[Partner]:
+        """Return the partners of the matrices that this rank owns; those that have come are taken out of the lists."""
+        job, found = self.job, []
+        for member, tensors in zip(self.mine, whole, strict=True):
+            if self.chunk.partners[member] is not None:
+                found.append(replace(job.partners[member], weight=tensors.pop()))
+            elif job.partners:
+                found.append(job.partners[member])
         return found
 
     def _step(
         self,
         weights: list[Tensor],
         direction: list[Tensor],
+        partners: list[Partner],
     ) -> list[Tensor]:
         """Return the weights after the step, or the LMO of the directions, up to the norm's scale."""
         job, own = self.job, self.own
@@ -136,7 +203,6 @@ class Loan:
             return direction
         pairs = zip(weights, own.params, strict=True)
         kept = read_statistics({one: self.state[parameter] for one, parameter in pairs}, own, weights)
-        partners = [job.partners[member] for member in self.mine] if job.partners else []
         if not self.moves_whole:
             return self._units(direction, kept, partners)
         lengths: Any = [job.lengths[member] for member in self.mine]
@@ -159,7 +225,8 @@ class Loan:
         for member, one in zip(self.mine, direction, strict=True):
             units.append(torch.empty_like(one, dtype=dtypes[member]))
         for stack, statistics in zip(self.own.stacks, kept, strict=True):
-            batch = lmo_of(stack, direction, direction, statistics, partners, self.workspace)
+            rounds = self.operand is not None
+            batch = lmo_of(stack, direction, direction, statistics, partners, self.workspace, scaled=rounds)
             for slot in stack.slots:
                 unit = units[slot.member]
                 slot.of(unit).copy_(slot.read(slot.place(batch, unit.shape)))
@@ -248,34 +315,6 @@ class Loan:
         return found
 
 
-def runs_of(
-    view: MatrixView,
-    shape: Sequence[int],
-    region: Region,
-) -> list[tuple[int, int]]:
-    """Return where a piece holds rows of a view, along the dimension that the view cuts: starts and lengths.
-
-    Args:
-        view: The view.
-        shape: Shape of the whole parameter.
-        region: The piece.
-
-    Example:
-        >>> views = MatrixView.blocks((6, 4), sizes=(2, 4))
-        >>> [runs_of(view, (6, 4), Region((1, 0), (3, 4))) for view in views]
-        [[(0, 1)], [(1, 2)]]
-    """
-    first, length = region.offset[view.dim], region.size[view.dim]
-    block = shape[view.dim] // view.groups
-    found = []
-    for group in range(view.groups):
-        start = max(group * block + view.start, first)
-        stop = min(group * block + view.stop, first + length)
-        if start < stop:
-            found.append((start - first, stop - start))
-    return found
-
-
 def unit_dtype(
     norm: Norm,
     like: Tensor,
@@ -312,19 +351,18 @@ class Trip:
 
     def _transfer(
         self,
-        counts: Iterable[Sequence[int]],
+        layouts: Iterable[Sequence[Sequence[Layout]]],
     ) -> Transfer:
-        """Return a transfer of so many tensors of every parameter of every loan."""
+        """Return a transfer of tensors that lie so, for every parameter of every loan."""
         parcels: list[Parcel] = []
-        for loan, numbers in zip(self.loans, counts, strict=True):
-            for layout, owner, number in zip(loan.chunk.layouts, loan.chunk.owners, numbers, strict=True):
-                parcels += [Parcel(layout, owner)] * number
+        for loan, lists in zip(self.loans, layouts, strict=True):
+            for owner, own in zip(loan.chunk.owners, lists, strict=True):
+                parcels += [Parcel(layout, owner) for layout in own]
         return Transfer(parcels, self.device)
 
     def begin(self) -> Trip:
         """Send the pieces of directions to the owners."""
-        pieces: list[Tensor] = []
-        self.counts: list[list[int]] = []
+        lists: list[TensorLists] = []
         moving: list[Loan] = []
         for loan in self.loans:
             sent = loan.begin()
@@ -332,12 +370,35 @@ class Trip:
                 loan.step_here_(sent)
                 continue
             moving.append(loan)
-            self.counts.append(list(map(len, sent)))
-            pieces += chain.from_iterable(sent)
+            lists.append(sent)
         self.loans = moving
         if moving:
-            self.there = self._transfer(self.counts).collect(pieces)
+            self._round_(lists)
+            self.counts = [list(map(len, sent)) for sent in lists]
+            layouts = [loan.layouts(sent) for loan, sent in zip(moving, lists, strict=True)]
+            pieces = [tensor for sent in lists for tensors in sent for tensor in tensors]
+            self.there = self._transfer(layouts).collect(pieces)
         return self
+
+    def _round_(
+        self,
+        lists: Sequence[TensorLists],
+    ) -> None:
+        """Round the directions that their LMO would round."""
+        places: list[list[Tensor]] = []
+        operands: list[Operand] = []
+        dtypes: list[torch.dtype] = []
+        for loan, sent in zip(self.loans, lists, strict=True):
+            own = loan.operands(sent)
+            operands += own
+            if loan.operand is not None:
+                places += sent
+                dtypes += [loan.operand] * len(own)
+        if not operands:
+            return
+        found = round_pieces(operands, dtypes, operands[0].layout.shards)
+        for tensors, one in zip(places, found, strict=True):
+            tensors[0] = one
 
     def work(self) -> None:
         """Take the LMO of the matrices that are whole here, and send pieces of it back."""
@@ -356,7 +417,7 @@ class Trip:
             for member, step in zip(loan.mine, found, strict=True):
                 steps[first + member] = step
                 shared[first + member] = loan.shared_of(member)
-        back = self._transfer([1] * len(loan.chunk.owners) for loan in self.loans)
+        back = self._transfer([[layout] for layout in loan.chunk.layouts] for loan in self.loans)
         self.back = back.share(steps, dtypes)
         self.news: TensorLists = back.spread(shared, forms) if any(forms) else [[] for _ in forms]
 

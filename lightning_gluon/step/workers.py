@@ -6,17 +6,22 @@ of messages are a worker's own (`worker_state`), so a checkpoint gathers them fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.futures import Future
 
 from lightning_gluon.estimators.messages import Exchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.options import Group
 from lightning_gluon.step.advance import Signal
 from lightning_gluon.step.finite import SKIP
+
+if TYPE_CHECKING:
+    from torch.distributed import GradBucket
 
 WorkerState: TypeAlias = dict[str, dict[str, Tensor]]  # by parameter name, then by buffer
 
@@ -64,6 +69,66 @@ def check_messages(groups: Sequence[Group], compile_: bool | str) -> None:
                 f"Expected `momentum_dtype` {where} to be None with several workers, but got "
                 f"{group['momentum_dtype']!r}: their sums would drift apart. Leave it out."
             )
+
+
+def agreed_norms(exchange: Exchange, check: Callable[[], Tensor | None]) -> Tensor | None:
+    """Return the norms of this worker's gradients; raise on every worker if one of them has to.
+
+    Args:
+        exchange: The exchange.
+        check: Returns the norms, or raises.
+
+    Raises:
+        FloatingPointError: If a gradient of any worker is not finite, or too large.
+    """
+    if exchange.size == 1:
+        return check()
+    try:
+        norms, error = check(), None
+    except FloatingPointError as raised:
+        norms, error = None, str(raised)
+    failed = exchange.failure(error)
+    if failed is not None:
+        raise FloatingPointError(failed)
+    return norms
+
+
+def keep_own_gradients(groups: Sequence[Group]) -> Callable[[Any, GradBucket], Future[Tensor]]:
+    """Return a communication hook for DDP: gradients that are sent as messages stay each rank's own.
+
+    All others are averaged over the ranks, as DDP does by itself. It works on any device.
+
+    Args:
+        groups: Complete groups.
+
+    Returns:
+        A hook for `ddp.register_comm_hook(process_group, hook)`; its state is the process group.
+    """
+    own: set[Tensor] = set()
+    for group in groups:
+        if ESTIMATORS[group["estimator"]].messages:
+            own.update(group["params"])
+
+    def hook(process_group: Any, bucket: GradBucket) -> Future[Tensor]:
+        pairs = zip(bucket.parameters(), bucket.gradients(), strict=True)
+        shared = [gradient for parameter, gradient in pairs if parameter not in own]
+        if shared:
+            _average_(shared, process_group)
+        future: Future[Tensor] = Future()
+        future.set_result(bucket.buffer())
+        return future
+
+    hook.__annotations__ = {"bucket": dist.GradBucket, "return": Future[Tensor]}  # torch reads no strings there
+    return hook
+
+
+def _average_(tensors: list[Tensor], process_group: Any) -> None:
+    """Replace tensors by their means over the ranks, in one collective."""
+    joined = torch.cat([tensor.flatten() for tensor in tensors])
+    joined /= dist.get_world_size(process_group)
+    dist.all_reduce(joined, group=process_group)
+    parts = joined.split([tensor.numel() for tensor in tensors])
+    torch._foreach_copy_(tensors, [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)])
 
 
 def agreed_skip(groups: Sequence[Group], exchange: Exchange, skip: bool) -> bool:
@@ -150,10 +215,11 @@ def load_worker_states_(
         for name, parameter in zip(group["param_names"], group["params"], strict=True):
             own = state[parameter]
             if same:
-                own.update({key: value.clone() for key, value in saved[exchange.rank][name].items()})
+                kept = saved[exchange.rank][name]
+                own.update({key: value.to(parameter.device, copy=True) for key, value in kept.items()})
                 continue
             for key in messages:
                 own.pop(key, None)
             momenta = [worker[name] for worker in saved]
             for key in momenta[0].keys() - set(messages):
-                own[key] = torch.stack([worker[key] for worker in momenta]).mean(0)
+                own[key] = torch.stack([worker[key] for worker in momenta]).mean(0).to(parameter.device)

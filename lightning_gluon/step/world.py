@@ -22,7 +22,8 @@ from lightning_gluon.ranks.groups import ONE_RANK, MeshGroups, Ranks
 from lightning_gluon.ranks.layout import Layout, layout_of
 from lightning_gluon.ranks.owners import assign, cut_rounds
 from lightning_gluon.ranks.packing import TensorForm
-from lightning_gluon.ranks.pieces import is_sharded
+from lightning_gluon.ranks.pieces import is_sharded, local
+from lightning_gluon.step.operands import operand_dtype
 from lightning_gluon.step.plan import Chunk, Stack, build_plan, chunk_limit, factored_of, stacks_of, views_of
 from lightning_gluon.step.state import shared_layout
 
@@ -62,7 +63,7 @@ class World:
         layouts = {
             parameter: layout_of(name, parameter, meshes, data_parallel)
             for group in groups
-            for name, parameter in zip(group["param_names"], group["params"], strict=True)
+            for name, parameter in _read_by(group)
         }
         everyone = max((layout.everyone for layout in layouts.values()), key=lambda ranks: ranks.size, default=ONE_RANK)
         if everyone.size == 1:
@@ -82,13 +83,33 @@ class World:
     def members(self) -> Iterator[Placed]:
         """Iterate over all parameters."""
         for group in self.groups:
-            for index, parameter in enumerate(group["params"]):
-                yield Placed(group, index, self.layouts[parameter])
+            for index in range(len(group["params"])):
+                yield self.placed(group, index)
+
+    def placed(
+        self,
+        group: Group,
+        index: int,
+    ) -> Placed:
+        """Return a parameter of a group."""
+        partner = group["partners"][index] if NORMS[group["norm"]].reads_partner else None
+        read = None if partner is None else self.layouts[partner.weight]
+        cut = None if read is None or read.shards.size == 1 else read
+        return Placed(group, index, self.layouts[group["params"][index]], cut)
 
     @property
     def sharded(self) -> bool:
         """True if parameters are `DTensor`s of several ranks."""
         return any(is_sharded(parameter) and layout.slots > 1 for parameter, layout in self.layouts.items())
+
+
+def _read_by(group: Group) -> Iterator[tuple[str, Tensor]]:
+    """Iterate over the parameters of a group and their partners, which may be of no group."""
+    for index, (name, parameter) in enumerate(zip(group["param_names"], group["params"], strict=True)):
+        yield name, parameter
+        partner = group["partners"][index] if NORMS[group["norm"]].reads_partner else None
+        if partner is not None:
+            yield f"the partner of {name}", partner.weight
 
 
 @dataclass(frozen=True)
@@ -99,11 +120,13 @@ class Placed:
         group: The group.
         index: Its position there.
         layout: Its layout.
+        partner: The layout of its partner, if its norm reads one and that is cut.
     """
 
     group: Group
     index: int
     layout: Layout
+    partner: Layout | None = None
 
     @property
     def parameter(self) -> Tensor:
@@ -125,6 +148,13 @@ class Placed:
         """Arithmetic of its LMO."""
         norm = norm_of(self.group)
         return sum(view.matrix[0] * norm.cost(*view.matrix[1:]) for view in self.views)
+
+    @property
+    def operand(self) -> torch.dtype | None:
+        """The dtype in which its direction may travel; `None` for its own."""
+        like = local(self.parameter)
+        wide = like.new_empty((), dtype=torch.promote_types(like.dtype, torch.float32))
+        return operand_dtype(norm_of(self.group), wide, self.views)
 
     @property
     def factored(self) -> bool:
@@ -153,6 +183,11 @@ class Placed:
         allowed = {*range(rank - 2), *(rank + dim for dim in separable)}
         return (MatrixView.whole(size),) if plain and layout.cuts <= allowed else None
 
+    @property
+    def keeps_rows(self) -> bool:
+        """True if its ranks can step and compress it by whole rows together, so that none ever holds all of it."""
+        return self.layout.cuts == {0} and self.local_views is not None and not self.keeps_whole
+
     def is_lent(
         self,
         share: bool,
@@ -167,7 +202,7 @@ class Placed:
             return False
         sharded = is_sharded(self.parameter)
         if self.factored:
-            return sharded or (share and not self.group.get("feedback"))
+            return not self.keeps_rows if sharded else share and not self.group.get("feedback")
         if not norm.stacks:
             return False
         if sharded and (self.local_views is None or self.keeps_whole):
@@ -181,17 +216,17 @@ class Placed:
         Raises:
             NotImplementedError: If they are.
         """
+        group = self.group
+        if self.partner is not None and self.partner.shards != self.layout.shards:
+            why = f"norm {group['norm']!r} reads another parameter that is cut over other ranks"
+            raise self._unsupported(why, "Cut both alike, or give both the role 'hidden' by `rules`.")
         if self.layout.slots == 1 or not is_sharded(self.parameter):
             return
-        group = self.group
-        norm, estimator = NORMS[group["norm"]], ESTIMATORS[group["estimator"]]
-        if norm.reads_partner:
-            why = f"norm {group['norm']!r} reads another whole parameter"
-            raise self._unsupported(why, "Use DDP, or give it the role 'hidden' by `rules`.")
+        estimator = ESTIMATORS[group["estimator"]]
         if estimator.messages:
             raise self._unsupported(f"estimator {group['estimator']!r} needs whole gradients")
         if self.factored and group.get("feedback"):
-            raise self._unsupported("`feedback` is kept by rows of whole matrices")
+            raise self._unsupported("`feedback` is kept by rows of whole matrices", "Use DDP, or leave it out.")
 
     def _unsupported(
         self,
@@ -199,7 +234,7 @@ class Placed:
         remedy: str = "Use DDP, or another method.",
     ) -> NotImplementedError:
         name = self.group["param_names"][self.index]
-        return NotImplementedError(f"{name!r} is spread over ranks, but {why}. {remedy}")
+        return NotImplementedError(f"{name!r} lies on several ranks, but {why}. {remedy}")
 
 
 def world_plan(
@@ -231,7 +266,7 @@ def _lay_out(
     world: World,
 ) -> None:
     """Give a chunk that does not travel its layouts, and the matrices of its pieces."""
-    members = [Placed(chunk.group, index, world.layouts[chunk.group["params"][index]]) for index in chunk.indices]
+    members = [world.placed(chunk.group, index) for index in chunk.indices]
     chunk.layouts = [member.layout for member in members]
     if chunk.sharded and chunk.stacks:
         views = [member.local_views or () if member.layout.own.numel else () for member in members]
@@ -258,9 +293,9 @@ def _trips(
     limit = chunk_numel or chunk_limit(members[0].parameter.device.type)
     trips = []
     for items in cut_rounds(owners, costs, sizes, limit):
-        parts: dict[tuple[int, torch.dtype], list[int]] = {}
+        parts: dict[tuple[int, torch.dtype, torch.dtype | None], list[int]] = {}
         for item in items:
-            key = (id(members[item].group), members[item].parameter.dtype)
+            key = (id(members[item].group), members[item].parameter.dtype, members[item].operand)
             parts.setdefault(key, []).append(item)
         lent = [_lend([members[item] for item in part], [owners[item] for item in part]) for part in parts.values()]
         trips.append(lent)
@@ -282,6 +317,7 @@ def _lend(
         factored=[factored_of(group, member.index) for member in members],
         layouts=[member.layout for member in members],
         owners=owners,
+        partners=[member.partner for member in members],
         own=Chunk(
             group,
             [member.index for member in mine],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_gluon import Gluon
+from lightning_gluon import Gluon, configure_optimizers, partition
 from lightning_gluon.norms.balanced import BALANCES, EQUILIBRATIONS, Balanced
 from lightning_gluon.norms.spectral import Spectral
 from lightning_gluon.testing import check_norm
@@ -150,8 +151,6 @@ def test_an_option_refines_the_spectral_groups_alone() -> None:
 
 def test_matrices_are_chosen_by_name() -> None:
     """A rule of the partition names the norm of those that match, and the option goes with it."""
-    from lightning_gluon import partition
-
     net = nn.ModuleDict({"mlp": nn.Linear(8, 8), "attn": nn.Linear(8, 8)})
     known = partition(net, rules={"mlp.weight": {"role": "hidden", "norm": "balanced"}, "attn.weight": "hidden"})
     optimizer = Gluon(known, method="normuon", balance="longer")
@@ -159,6 +158,42 @@ def test_matrices_are_chosen_by_name() -> None:
     muon = Gluon(known, method="muon", balance_momentum=0.9)
     norms = {name: group["norm"] for group in muon.param_groups for name in group["param_names"]}
     assert norms["mlp.weight"] == "balanced" and norms["attn.weight"] == "spectral"
+
+
+def test_an_option_goes_to_the_matrices_that_rules_name_and_to_no_others() -> None:
+    """Balance in the MLP alone: its matrices step as with balance everywhere, the others as with none."""
+    names = ("mlp", "attn")
+    net = nn.ModuleDict({**{name: nn.Linear(8, 12) for name in names}, "out": nn.Linear(12, 2)})
+    momenta = {name: torch.randn(12, 8) for name in names}
+
+    def moved(**options: Any) -> dict[str, Tensor]:
+        again = copy.deepcopy(net)
+        optimizer = configure_optimizers(again, "gluon-nesterov", lr=0.1, **options)
+        for name, gradient in momenta.items():
+            again[name].weight.grad = gradient.clone()
+        optimizer.step()
+        return {name: again[name].weight.detach() for name in names}
+
+    every, none = moved(balance="longer"), moved()
+    mlp = moved(balance="longer", rules={"mlp.weight": {"role": "hidden", "norm": "balanced"}})
+    assert torch.equal(mlp["mlp"], every["mlp"]) and not torch.equal(mlp["mlp"], none["mlp"])
+    assert torch.equal(mlp["attn"], none["attn"]) and not torch.equal(mlp["attn"], every["attn"])
+
+
+def test_an_option_goes_to_the_roles_it_is_given_for() -> None:
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 3))
+    known = partition(net, rules={"0.weight": "input"})
+
+    def norms(balance: Any) -> dict[str, str]:
+        groups = Gluon(known, method="gluon", balance=balance, lr=0.1).param_groups
+        return {group["role"]: group["norm"] for group in groups}
+
+    assert norms({"input": "rows"})["input"] == "balanced" and norms({"input": "rows"})["hidden"] == "spectral"
+    assert norms({"hidden": "rows"})["input"] == "spectral" and norms({"hidden": "rows"})["hidden"] == "balanced"
+    with pytest.raises(ValueError, match=r"keys of `balance` to be among .* got 'hiden'"):
+        norms({"hiden": "rows"})
+    with pytest.raises(ValueError, match=r"`balance` of group 'hidden' to be one of .*'row'"):
+        norms({"hidden": "row"})
 
 
 def test_bytes_of_the_statistics_are_counted() -> None:

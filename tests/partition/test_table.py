@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import pytest
 from rich.console import Console
@@ -42,6 +43,16 @@ def test_a_narrow_table_breaks_no_word(width: int, monkeypatch: pytest.MonkeyPat
     assert max(map(len, text.splitlines())) <= width
     words = ("encoder.in_proj_weight", "elementwise", "3x64x64", "(head,", "frozen)", "spectral", "65,000")
     assert [word for word in words if word not in text] == [] and "…" not in text
+
+
+@pytest.mark.parametrize("width", [20, 50, 80, 120, 160])
+def test_no_width_breaks_a_name(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    inner = nn.ModuleDict({"a_projection_with_a_long_name": nn.Linear(4, 4), "gate": nn.Linear(4, 8)})
+    model = nn.ModuleDict({"the_encoder_of_the_model": inner, "head": nn.Linear(8, 2)})
+    rows = str(partition(model)).splitlines()
+    for name, _ in model.named_parameters():
+        assert any(re.search(rf"(^|[ │]){re.escape(name)}( |│|$)", row) for row in rows), name
 
 
 def test_rich_shows_the_table_as_wide_as_its_own_console() -> None:

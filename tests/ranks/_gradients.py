@@ -47,6 +47,7 @@ class Report:
         bytes: Bytes that this rank sent in the last step.
         gathers: Calls of `DTensor.full_tensor` in all steps.
         state: Bytes of the state on this rank, and of one process.
+        largest: Bytes of the largest tensor that the last step made.
     """
 
     differing: dict[str, int]
@@ -57,6 +58,7 @@ class Report:
     bytes: int
     gathers: int
     state: tuple[int, int]
+    largest: int
 
 
 def optimizer_of(net: nn.Module, case: Case, **given: Any) -> Gluon:
@@ -75,7 +77,8 @@ def give(net: nn.Module, optimizer: Gluon, step: int) -> None:
     new, old = draw(net, 100 + step), draw(net, 1000 + step)
     params = dict(net.named_parameters())
     for name, parameter in params.items():
-        parameter.grad = placed(new[name], parameter)
+        if parameter.requires_grad:
+            parameter.grad = placed(new[name], parameter)
     if not optimizer.needs_reference:
         return
     with optimizer.at_reference():  # of transported points the gradients count that are there now
@@ -119,7 +122,8 @@ def compare(case: Case, strategy: str) -> Report:
     expected = {name: whole(one) for name, one in alone.named_parameters()}
     found = {name: whole(one) for name, one in net.named_parameters()}
     assert found.keys() == expected.keys()
-    estimators = {name: group["estimator"] for group in own.param_groups for name in group["param_names"]}
+    estimators = dict.fromkeys(expected, "frozen")
+    estimators |= {name: group["estimator"] for group in own.param_groups for name in group["param_names"]}
     return Report(
         differing={name: int((found[name] != one).sum()) for name, one in expected.items()},
         relative={name: relative(found[name], one) for name, one in expected.items()},
@@ -129,6 +133,7 @@ def compare(case: Case, strategy: str) -> Report:
         bytes=traffic.bytes.total(),
         gathers=traffic.gathers,
         state=(local_bytes(optimizer), local_bytes(own)),
+        largest=traffic.largest,
     )
 
 

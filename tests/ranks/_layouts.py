@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -10,17 +11,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+DEVICE = os.environ.get("RANKS_DEVICE", "cpu")  # or "cuda": the same tests over NCCL, one GPU per rank
 VOCABULARY = 97  # odd: shards of the table are uneven
 
 
-def qwen(layers: int = 2, width: int = 32) -> nn.Module:
+def qwen(layers: int = 2, width: int = 32, inner: int = 50) -> nn.Module:
     """Return a small Qwen2: a table that is tied to the head, grouped queries, uneven shards."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     config = Qwen2Config(
         vocab_size=VOCABULARY,
         hidden_size=width,
-        intermediate_size=50,
+        intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -75,9 +77,50 @@ def convolutions() -> nn.Module:
     )  # fmt: skip
 
 
+class AdaptedLinear(nn.Linear):
+    """A frozen map with a LoRA beside it, under the names of peft."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.requires_grad_(False)
+        self.rank, self.alpha = 3, 6
+        self.lora_A, self.lora_B = nn.Linear(inputs, 3, bias=False), nn.Linear(3, outputs, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 2 * self.lora_B(self.lora_A(x))
+
+
+class AdaptedBlock(nn.Module):
+    """Adapters, frozen maps and a norm that learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(12), AdaptedLinear(12, 17), AdaptedLinear(17, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.up(self.norm(x)).relu())
+
+
+def adapters() -> nn.Module:
+    """Return a small net of frozen maps with adapters, between others that learn as a whole."""
+    net = nn.Sequential()
+    net.add_module("first", nn.Linear(12, 12))
+    net.add_module("blocks", nn.Sequential(AdaptedBlock(), AdaptedBlock()))
+    net.add_module("last", nn.Linear(12, 5))
+    return net
+
+
+def tables() -> nn.Module:
+    """Return a net that is nearly all table, with a head of its own."""
+    return nn.Sequential(nn.Embedding(501, 24), nn.Linear(24, 24), nn.Linear(24, 8))
+
+
 MODELS: dict[str, Callable[[], nn.Module]] = {
+    "adapters": adapters,
     "qwen": qwen,
     "deep qwen": lambda: qwen(layers=6),
+    "wide qwen": lambda: qwen(width=128, inner=192),
+    "tables": tables,
     "vit": vit,
     "mamba": mamba,
     "mixture": mixture,
@@ -88,7 +131,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 def build(kind: str) -> nn.Module:
     """Return a model whose weights are the same on every rank."""
     torch.manual_seed(0)
-    return MODELS[kind]()
+    return MODELS[kind]().to(DEVICE)
 
 
 def layers_of(net: nn.Module) -> list[nn.Module]:
@@ -106,7 +149,7 @@ def mesh_of(**sizes: int) -> Any:
     """Return the mesh of these dimensions; every call makes groups, so it is kept."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    return init_device_mesh("cpu", tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    return init_device_mesh(DEVICE, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
 
 def shard(net: nn.Module, mesh: Any, **given: Any) -> None:
@@ -167,6 +210,7 @@ def placed(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a tensor that all ranks have, laid over them like another."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
+    tensor = tensor.to(like.device, copy=True)
     if not isinstance(like, DTensor):
-        return tensor.clone()
+        return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

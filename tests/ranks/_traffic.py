@@ -19,6 +19,7 @@ class Traffic(TorchDispatchMode):
         calls: Collectives by name.
         bytes: Bytes that this rank hands to others, by name: of an all-gather its own part once per other rank.
         gathers: Calls of `DTensor.full_tensor`.
+        largest: Bytes of the largest plain tensor that was made.
     """
 
     def __init__(self) -> None:
@@ -26,6 +27,7 @@ class Traffic(TorchDispatchMode):
         self.calls: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.gathers = 0
+        self.largest = 0
 
     def __enter__(self) -> Any:
         self._full_tensor = DTensor.full_tensor
@@ -47,7 +49,10 @@ class Traffic(TorchDispatchMode):
             if not name.startswith("wait"):
                 self.calls[name] += 1
                 self.bytes[name] += _sent(name, args)
-        return func(*args, **(kwargs or {}))
+        found = func(*args, **(kwargs or {}))
+        made = [leaf.nbytes for leaf in tree_leaves(found) if type(leaf) is Tensor]
+        self.largest = max(self.largest, *made, 0)
+        return found
 
 
 def _sent(name: str, args: tuple[Any, ...]) -> int:

@@ -1,49 +1,49 @@
-"""Adapters whose factors are cut over ranks: refused with a remedy, and the remedy trains."""
+"""Adapters whose factors and frozen maps are cut over ranks: the partner of each factor travels with it."""
 
 from __future__ import annotations
 
+import pytest
 import torch
-from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
-from lightning_gluon import Gluon, partition
+from lightning_gluon import Gluon
 from tests.ranks._gloo import Ranks
-from tests.ranks._layouts import mesh_of, whole
+from tests.ranks._gradients import Case, compare_all
+from tests.ranks._layouts import AdaptedLinear, build, mesh_of
+
+CASES = [
+    Case("gluon", model="adapters"),
+    Case("gluon-mvr1", {"weight_decay": 0.1}, model="adapters"),
+    Case("muon", model="adapters"),
+]
 
 
-class Adapter(nn.Module):
-    """Both factors of a LoRA, as torchtune keeps them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.lora_A = nn.Linear(6, 3, bias=False)
-        self.lora_B = nn.Linear(3, 8, bias=False)
-        self.alpha, self.rank = 6, 3
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.lora_B(self.lora_A(x))
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "hsdp"])
+def test_adapters_take_the_step_of_one_rank(two_ranks: Ranks, strategy: str) -> None:
+    norms = {group["norm"]: len(group["params"]) for group in Gluon(build("adapters"), lr=0.1).param_groups}
+    assert norms["factor"] == 8
+    for report in two_ranks.call(compare_all, CASES[:2], strategy)[0]:
+        assert report.estimators["blocks.0.up.weight"] == "frozen"
+        assert report.gathers == 0 and not any(report.differing.values()), report
 
 
-def cut() -> Adapter:
-    net = Adapter()
-    fully_shard(net, mesh=mesh_of(shard=2))
-    return net
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "hsdp"])
+def test_adapters_on_four_ranks(four_ranks: Ranks, strategy: str) -> None:
+    for report in four_ranks.call(compare_all, CASES[:2], strategy)[0]:
+        assert not any(report.differing.values()), report
 
 
-def train(rules: dict[str, str] | None) -> float:
-    """Take a step, and return how far the second factor has moved."""
-    net = cut()
-    before = whole(net.lora_B.weight).clone()
-    optimizer = Gluon(partition(net, rules=rules), lr=0.1)
-    net(torch.ones(2, 6)).sum().backward()
+def apart() -> None:
+    """Cut one factor of a pair alone."""
+    net = AdaptedLinear(6, 8)
+    fully_shard(net.lora_B, mesh=mesh_of(shard=2))
+    optimizer = Gluon(net, lr=0.1)
+    net.lora_A.weight.grad = torch.ones(3, 6)
     optimizer.step()
-    return (whole(net.lora_B.weight) - before).abs().max().item()
 
 
-def test_cut_factors_are_refused_with_a_remedy_that_trains(two_ranks: Ranks) -> None:
-    for outcome in two_ranks.attempt(train, None, timeout=60):
-        assert "'lora_A.weight' is spread over ranks" in str(outcome.error)
-        assert "role 'hidden' by `rules`" in str(outcome.error)
-    moved = two_ranks.call(train, {"*": "hidden"}, timeout=60)
-    assert moved[0] == moved[1] > 0
+def test_a_pair_that_is_cut_apart_is_refused(two_ranks: Ranks) -> None:
+    for outcome in two_ranks.attempt(apart, timeout=60):
+        assert "'lora_A.weight' lies on several ranks, but norm 'factor' reads another" in str(outcome.error)
+        assert "Cut both alike" in str(outcome.error)

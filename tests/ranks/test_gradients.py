@@ -9,8 +9,8 @@ import pytest
 
 from lightning_gluon import METHODS
 from tests.ranks._gloo import Ranks
-from tests.ranks._gradients import Case, Report, compare_all
-from tests.ranks._layouts import STRATEGIES
+from tests.ranks._gradients import Case, Report, compare_all, optimizer_of
+from tests.ranks._layouts import DEVICE, STRATEGIES, build
 
 # One method per mechanism: plain, two gradients, low rank, kernel beside it, statistics, weights, transport, two norms.
 MECHANISMS = [
@@ -24,8 +24,14 @@ MECHANISMS = [
     Case("gluon-igt"),
     Case("lionmuon"),
     Case("gluon", model="vit"),
+    Case("gluon", {"orthogonalizer_dtype": "bfloat16"}, model="vit"),  # fused, in operands of 16 bits
 ]
 VARIANTS = [
+    *[
+        Case("gluon", {"orthogonalizer_dtype": "float16"}, model=model)
+        for model in ("mamba", "mixture", "convolutions")
+    ],
+    Case("lionmuon", {"orthogonalizer_dtype": "bfloat16"}),
     Case("limuon", {"rank": 8}),
     Case("limuon", {"rank": 8, "reference": "step8"}),
     Case("limuon", {"rank": 8}, model="vit"),
@@ -37,6 +43,8 @@ VARIANTS = [
     Case("gluon-mvr1", given={"reshard_after_forward": False}),
 ]
 KERNEL = 1e-6  # vector tails of torch's fused kernel round otherwise; measured: 1e-7
+# One GPU writes its last product in fp32; over ranks steps come back in 16 bits. Not measured.
+RETURNED = 0.0 if DEVICE == "cpu" else 1e-3
 CLIPPED = 1e-5  # the clip norm of MARS is a sum over pieces; measured: 4e-6
 
 
@@ -58,7 +66,7 @@ def allowed(case: Case, report: Report, name: str) -> float:
         return CLIPPED
     if case.options.get("reference") == "step8" and report.coarse[name]:  # no rank has whole rows to scale
         return KERNEL
-    return 0.0
+    return RETURNED
 
 
 def check(ranks: Ranks, cases: Sequence[Case], strategy: str) -> list[Report]:
@@ -111,13 +119,29 @@ def test_the_collectives_of_a_step_do_not_depend_on_depth(two_ranks: Ranks, stra
     assert sum(shallow.calls.values()) <= 2 * 1 + 2  # one round
 
 
-HIDDEN = 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 50 * 32)  # entries of the hidden matrices of `qwen`
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("hsdp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_no_rank_holds_a_table_whole(request: pytest.FixtureRequest, size: int, strategy: str) -> None:
+    ranks = request.getfixturevalue({2: "two_ranks", 4: "four_ranks"}[size])
+    cases = [Case(method, {"rank": 4}, model="tables") for method in ("gluon-lowrank", "limuon")]
+    shards = size if strategy == "fsdp2" else size // 2
+    for report in check(ranks, cases, strategy):
+        assert report.largest <= 1.05 * 501 * 24 * 4 / shards
+        assert report.bytes <= 4 * (501 * 4 + 24 * 9 * 4) * (size - 1) + 30_000
 
 
 @pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_bytes_and_state_of_a_rank(request: pytest.FixtureRequest, size: int) -> None:
+@pytest.mark.parametrize(("dtype", "each"), [("float32", 8.1), ("bfloat16", 4.1)])  # bytes per entry, both ways
+def test_bytes_and_state_of_a_rank(request: pytest.FixtureRequest, size: int, dtype: str, each: float) -> None:
     ranks = request.getfixturevalue({2: "two_ranks", 4: "four_ranks"}[size])
-    (report,) = check(ranks, [Case("gluon")], "fsdp2")
-    assert report.bytes <= 8.1 * HIDDEN * (size - 1) / size**2  # products are in fp32 on a CPU: four bytes each way
-    own, whole = report.state
-    assert own <= 1.01 * whole / size + 64
+    case = Case("gluon", {"orthogonalizer_dtype": dtype}, model="wide qwen")  # vectors are few beside matrices
+    groups = optimizer_of(build(case.model), case).param_groups
+    hidden = sum(parameter.numel() for group in groups if group["name"] == "hidden" for parameter in group["params"])
+    reports = [report for (report,) in ranks.call(compare_all, [case], "fsdp2")]
+    bound = each * hidden * (size - 1) / size**2
+    assert sum(report.bytes for report in reports) / size <= bound
+    for report in reports:
+        assert not any(report.differing.values())
+        assert report.bytes <= 1.05 * bound  # owners have equal work, and nearly equal bytes
+        own, whole = report.state
+        assert own <= 1.01 * whole / size + 64

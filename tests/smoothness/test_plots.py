@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_gluon.__main__ import main
 from lightning_gluon.smoothness import plots
 from lightning_gluon.smoothness.readings import FIT_KEYS, READINGS
 
@@ -39,19 +40,18 @@ def test_command_line_draws_a_run(tmp_path, capsys):
     ]
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "smoothness.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
-    plots.main(["smoothness", str(tmp_path), "--out", str(tmp_path / "out"), "--tensorboard"])
+    main(["plot", str(tmp_path), "--out", str(tmp_path / "out"), "--tensorboard"])
     printed = capsys.readouterr().out.split()
     names = ["smoothness_depth.png", "smoothness_hidden.png", "smoothness_radii.png"]
     assert sorted(Path(path).name for path in printed) == names
     assert all(Path(path).read_bytes()[:4] == b"\x89PNG" for path in printed)
 
 
-def test_command_line_names_what_is_missing(tmp_path, capsys):
+def test_command_line_names_what_is_missing(tmp_path):
     (tmp_path / "smoothness.jsonl").write_text('\n{"step"')
     for path, message in ((tmp_path, "has no samples yet"), (tmp_path / "nowhere", "there is none. Train with")):
-        with pytest.raises(SystemExit):
-            plots.main(["smoothness", str(path)])
-        assert message in capsys.readouterr().err
+        with pytest.raises(SystemExit, match=message):
+            main(["plot", str(path)])
 
 
 def test_a_fit_says_how_good_it_is_and_on_how_many_samples():

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy, layer_norm
 
 from benchmarks.journal import Journal
 from benchmarks.noise import PRECISIONS, RESULTS, table, totals
-from lightning_gluon import Gluon
+from lightning_gluon import Gluon, configure_optimizers
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.step.noise import NOISE_FLOOR, NoiseGuard
 from lightning_gluon.step.plan import build_plan
@@ -98,6 +98,21 @@ def test_the_other_parts_of_a_fused_bias_make_a_whole_step() -> None:
     radius = next(layer.step_length for layer in optimizer.layers() if layer.name == "qkv.bias")
     assert not moved[4:8].any()
     assert length(moved) == pytest.approx(radius, rel=1e-5)
+
+
+def test_every_head_of_a_fused_weight_judges_its_own_part() -> None:
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=24, depth=1, num_heads=3, num_classes=5)
+    for parameter in net.parameters():
+        parameter.grad = torch.randn(parameter.shape)
+    bias = net.blocks[0].attn.qkv.bias
+    bias.grad[32:40] *= 1e-7  # the second head of the keys
+    optimizer = configure_optimizers(net, "gluon", lr=0.1, per_head=True)
+    before = bias.detach().clone()
+    optimizer.step()
+    heads = (bias.detach() - before).reshape(9, 8)
+    assert not heads[4].any()
+    assert all(head.abs().min() > 0 for number, head in enumerate(heads) if number != 4)
 
 
 # ------------------------------------------------------------------ real gradients
