@@ -197,7 +197,12 @@ class Image:
 
 
 def _joined(
-    squares: Squares, steps: Sequence[Step], safety: float | None, columns: int, *, started: bool
+    squares: Squares,
+    steps: Sequence[Step],
+    safety: float | None,
+    columns: int,
+    *,
+    started: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Return `Q_r ... Q_1` for steps `Q = a + b A + c A^2`, `A <- Q A Q`, with all constants on the diagonals.
 
@@ -233,7 +238,13 @@ def _joined(
 
 
 def _first_factor(
-    squares: Squares, step: Step, safety: float | None, columns: int, *, started: bool, alone: bool
+    squares: Squares,
+    step: Step,
+    safety: float | None,
+    columns: int,
+    *,
+    started: bool,
+    alone: bool,
 ) -> Image:
     """Write the first Q of a run to `poly`, and scale the Gram matrix before if X was not; `alone`: no step follows."""
     gram, poly = squares.gram, squares.poly
@@ -252,7 +263,12 @@ def _first_factor(
     return Image()
 
 
-def _normalize_joined_(squares: Squares, step: Step, safety: float | None, columns: int) -> Image:
+def _normalize_joined_(
+    squares: Squares,
+    step: Step,
+    safety: float | None,
+    columns: int,
+) -> Image:
     """Scale `gram = X X^T` so that `||X||_2 <= 1`, and write `b A + c A^2` to `poly`, both up to numbers."""
     gram, poly = squares.gram, squares.poly
     wide = accumulation_dtype(gram.dtype)
@@ -272,7 +288,13 @@ def _normalize_joined_(squares: Squares, step: Step, safety: float | None, colum
     gram.div_(bound)
     room = safety**2
     torch.addcdiv(gram, poly, square, value=c / (b * room), out=poly)
-    return Image(gram=1 / room, poly=b / room, scale=(norm * bound).rsqrt_(), root=room**-0.5)
+    scale = (norm * bound).rsqrt_()
+    return Image(
+        gram=1 / room,
+        poly=b / room,
+        scale=scale,
+        root=room**-0.5,
+    )
 
 
 def _add_constant_(matrices: Tensor, constant: float) -> None:

@@ -18,11 +18,24 @@ DEPTH = 32
 
 @triton.jit
 def _tiles(  # type: ignore[no-untyped-def]
-    left, right, base, out, rows, inner,
-    left_batch, left_row, left_column, right_batch, right_row, right_column,
-    beta, alpha,
-    has_base: tl.constexpr, tile: tl.constexpr, depth: tl.constexpr,
-):  # fmt: skip
+    left,
+    right,
+    base,
+    out,
+    rows,
+    inner,
+    left_batch,
+    left_row,
+    left_column,
+    right_batch,
+    right_row,
+    right_column,
+    beta,
+    alpha,
+    has_base: tl.constexpr,
+    tile: tl.constexpr,
+    depth: tl.constexpr,
+):
     """Compute one tile of `beta base + alpha left right`, and mirror it; `base` and `out` are contiguous."""
     row = tl.program_id(0)
     column = tl.program_id(1)
@@ -51,7 +64,12 @@ def _tiles(  # type: ignore[no-untyped-def]
 
 
 def symmetric_product_(
-    base: Tensor | None, left: Tensor, right: Tensor, out: Tensor, beta: float, alpha: float
+    base: Tensor | None,
+    left: Tensor,
+    right: Tensor,
+    out: Tensor,
+    beta: float,
+    alpha: float,
 ) -> None:
     """Write `beta base + alpha left @ right`, known to be symmetric, to `out`, which may be `base`.
 
@@ -66,6 +84,17 @@ def symmetric_product_(
     count, rows, inner = left.shape
     side = -(-rows // TILE)
     _tiles[(side, side, count)](
-        left, right, out if base is None else base, out, rows, inner, *left.stride(), *right.stride(), beta, alpha,
-        has_base=base is not None, tile=TILE, depth=DEPTH,
-    )  # fmt: skip
+        left,
+        right,
+        out if base is None else base,
+        out,
+        rows,
+        inner,
+        *left.stride(),
+        *right.stride(),
+        beta,
+        alpha,
+        has_base=base is not None,
+        tile=TILE,
+        depth=DEPTH,
+    )
