@@ -180,8 +180,8 @@ def _gram(x: Tensor, gram: Tensor, shift: float) -> None:
 
 
 @dataclass
-class Image:
-    """`Q A Q` on its way: what the small matrices hold, up to factors that are numbers.
+class Remainder:
+    """Factors that the small matrices leave out.
 
     Args:
         gram: The Gram matrix is `gram` times this.
@@ -212,29 +212,29 @@ def _joined(
     """
     gram, poly, work = squares.gram, squares.poly, squares.work
     first_step, *others = steps
-    image = _first_factor(squares, first_step, safety, columns, started=started, alone=not others)
-    factor, unit = poly, image.poly
+    rest = _first_factor(squares, first_step, safety, columns, started=started, alone=not others)
+    factor, unit = poly, rest.poly
     for number, (a, b, c) in enumerate(others):
-        symmetric_product(None, factor, gram, work, alpha=unit * image.gram)
+        symmetric_product(None, factor, gram, work, alpha=unit * rest.gram)
         symmetric_product(None, work, factor, gram, alpha=unit)
-        image.gram = 1.0
+        rest.gram = 1.0
         if number == len(others) - 1:
             _add_constant_(gram, b / (2 * c))
-            symmetric_product(None, gram, poly, work, alpha=c * image.poly)
+            symmetric_product(None, gram, poly, work, alpha=c * rest.poly)
             symmetric_product(
-                poly, gram, work, poly, beta=(a - b**2 / (4 * c)) * image.poly * image.root, alpha=image.root
+                poly, gram, work, poly, beta=(a - b**2 / (4 * c)) * rest.poly * rest.root, alpha=rest.root
             )
-            image.root = 1.0
+            rest.root = 1.0
         else:
             factor, unit = squares.factor, 1.0
             symmetric_product(gram, gram, gram, factor, beta=b, alpha=c)
             _add_constant_(factor, a)
-            symmetric_product(None, factor, poly, work, alpha=image.poly)
+            symmetric_product(None, factor, poly, work, alpha=rest.poly)
             poly, work = work, poly
-        image.poly = 1.0
-    if image.scale is not None and image.poly * image.root != 1:
-        image.scale.mul_(image.poly * image.root)
-    return poly, image.scale
+        rest.poly = 1.0
+    if rest.scale is not None and rest.poly * rest.root != 1:
+        rest.scale.mul_(rest.poly * rest.root)
+    return poly, rest.scale
 
 
 def _first_factor(
@@ -245,22 +245,22 @@ def _first_factor(
     *,
     started: bool,
     alone: bool,
-) -> Image:
+) -> Remainder:
     """Write the first Q of a run to `poly`, and scale the Gram matrix before if X was not; `alone`: no step follows."""
     gram, poly = squares.gram, squares.poly
     a, b, c = step
     if started:
-        image = _normalize_joined_(squares, step, safety, columns)
-        _add_constant_(poly, a / image.poly)
-        return image
+        rest = _normalize_joined_(squares, step, safety, columns)
+        _add_constant_(poly, a / rest.poly)
+        return rest
     if alone:  # the Gram matrix is not needed any more: c (A + b / 2c)^2 is one product without a base
         _add_constant_(gram, b / (2 * c))
         symmetric_product(None, gram, gram, poly, alpha=c)
         _add_constant_(poly, a - b**2 / (4 * c))
-        return Image()
+        return Remainder()
     symmetric_product(gram, gram, gram, poly, beta=b, alpha=c)
     _add_constant_(poly, a)
-    return Image()
+    return Remainder()
 
 
 def _normalize_joined_(
@@ -268,20 +268,20 @@ def _normalize_joined_(
     step: Step,
     safety: float | None,
     columns: int,
-) -> Image:
+) -> Remainder:
     """Scale `gram = X X^T` so that `||X||_2 <= 1`, and write `b A + c A^2` to `poly`, both up to numbers."""
     gram, poly = squares.gram, squares.poly
     wide = accumulation_dtype(gram.dtype)
     _, b, c = step
     # Half of what a matrix has that is not zero: one entry of 1 / sqrt(n), and A^2 for equal eigenvalues.
     least = 0.5 / columns
-    norm = _trace(gram, wide) if safety is None else _frobenius(gram, wide)
+    norm = _diagonal_sum(gram, wide) if safety is None else _frobenius(gram, wide)
     norm.clamp_min_(least)
     gram.div_(norm)  # of norm 1, A^2 and c / bound^2 <= c n^(1/2) are in its range
     symmetric_product(None, gram, gram, poly)
     if safety is None:
         torch.add(gram, poly, alpha=c / b, out=poly)
-        return Image(poly=b, scale=norm.rsqrt_())
+        return Remainder(poly=b, scale=norm.rsqrt_())
     # Schatten-8: ||A||_2 <= ||A^2||_F^(1/2). The numbers s^2 and b stay out of the matrices.
     square = _frobenius(poly, wide).clamp_min_(0.5 / math.sqrt(gram.shape[-1]))
     bound = square.sqrt()
@@ -289,7 +289,7 @@ def _normalize_joined_(
     room = safety**2
     torch.addcdiv(gram, poly, square, value=c / (b * room), out=poly)
     scale = (norm * bound).rsqrt_()
-    return Image(
+    return Remainder(
         gram=1 / room,
         poly=b / room,
         scale=scale,
@@ -352,7 +352,7 @@ def _normalize_(squares: Squares, step: Step, safety: float | None) -> Tensor:
     wide = accumulation_dtype(kind)
     _, b, c = step
     if safety is None:
-        trace = one_if_zero(_trace(gram, wide))
+        trace = one_if_zero(_diagonal_sum(gram, wide))
         gram.mul_(trace.reciprocal().to(kind))
         symmetric_product(gram, gram, gram, poly, beta=b, alpha=c)
         return trace.rsqrt().to(kind)
@@ -365,7 +365,7 @@ def _normalize_(squares: Squares, step: Step, safety: float | None) -> Tensor:
     return bound.rsqrt().to(kind)
 
 
-def _trace(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+def _diagonal_sum(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     return matrices.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=dtype)[:, None, None]
 
 

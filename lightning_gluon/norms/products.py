@@ -27,9 +27,9 @@ def symmetric_product(
     entries = rows * left.shape[-1]
     small = rows < SYMMETRIC_ROWS or entries < SYMMETRIC_ENTRIES
     if not small and out.is_cuda and _has_kernel():
-        from lightning_gluon.norms.triton_products import symmetric_product_
+        from lightning_gluon.norms.triton_products import half_product_
 
-        symmetric_product_(base, left, right, out, beta, alpha)
+        half_product_(base, left, right, out, beta, alpha)
         return
     if small or out.device.type != "cpu":
         _product(base, left, right, out, beta, alpha)

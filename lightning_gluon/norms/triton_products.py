@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-__all__ = ["symmetric_product_"]
+__all__ = ["half_product_"]
 
 TILE = 64
-DEPTH = 32
+INNER_TILE = 32
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def _tiles(  # type: ignore[no-untyped-def]
             tl.store(out + mirrored, result, mask=inside)
 
 
-def symmetric_product_(
+def half_product_(
     base: Tensor | None,
     left: Tensor,
     right: Tensor,
@@ -96,5 +96,5 @@ def symmetric_product_(
         alpha,
         has_base=base is not None,
         tile=TILE,
-        depth=DEPTH,
+        depth=INNER_TILE,
     )

@@ -21,7 +21,7 @@ Key = str | type[nn.Module]
 RuleValue = str | Mapping[str, Any] | Callable[[str, nn.Parameter, nn.Module], Any]
 Rules = Mapping[Key, RuleValue] | Sequence[tuple[Key, RuleValue]]
 
-WHOLE = "whole"
+ONE_MATRIX = "whole"
 _RULE_FIELDS = ("role", "norm", "views", "reason")
 
 
@@ -272,7 +272,7 @@ def _views(
     shape: Shape,
 ) -> tuple[MatrixView, ...]:
     """Read `views` of a rule: matrix views, the sizes of blocks along the out dimension, or `whole` for one matrix."""
-    if views == WHOLE and len(shape) == 2:
+    if views == ONE_MATRIX and len(shape) == 2:
         return (MatrixView.whole(shape),)
     given = tuple(views) if isinstance(views, Iterable) else ()
     if _are_sizes(given, shape):
