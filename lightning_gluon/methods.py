@@ -325,7 +325,7 @@ METHODS: dict[str, Method] = {
 
 
 # Used where no method is named; the choice follows the table of docs/primers/momentum.md.
-DEFAULT_METHOD = "gluon"
+DEFAULT_METHOD = "gluon-nesterov"
 
 
 def register_method(name: str, method: Method) -> None:

@@ -62,7 +62,7 @@ def test_factors_by_hand(schedule: Schedule, expected: dict[int, float]) -> None
 def test_theory_drives_lr_and_momentum_through_the_optimizer() -> None:
     """Theorem 2: t_k = t_0 (k+1)^(-3/4), b_k = 1 - (k+1)^(-1/2), replayed by hand for three steps."""
     net = network().double()
-    configured = configure_optimizers(net, lr=0.1, schedule="theory", orthogonalizer="svd")
+    configured = configure_optimizers(net, "gluon", lr=0.1, schedule="theory", orthogonalizer="svd")
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     x, m = net[2].weight.detach().clone(), torch.zeros(16, 16, dtype=torch.float64)
     for k in range(3):
@@ -167,7 +167,7 @@ BAD = [
     (dict(method="muon", lr=0.1, schedule="theory"), r"needs a method whose theory has one"),
     (
         dict(lr=0.1, wieght_decay=0.1),
-        r"Unknown option `wieght_decay` for method 'gluon'.*Did you mean `weight_decay`\?",
+        r"Unknown option `wieght_decay` for method 'gluon-nesterov'.*Did you mean `weight_decay`\?",
     ),
     (dict(lr=0.1, momentm=0.9), r"Unknown option `momentm`.*momentum_dtype, .*; or lr, momentum.*mean `momentum`\?"),
     (dict(method="Muon", lr=0.1), r"`method` to be one of gluon, .* got 'Muon'. Did you mean `muon`\?"),

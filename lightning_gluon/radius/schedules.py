@@ -97,7 +97,7 @@ class Schedule:
         shape = SCHEDULES[self.name]
         if shape.count is not None and self.rates is None:
             raise ValueError(
-                f"Schedule {self.name!r} needs a method whose theory has one, such as 'gluon' or 'gluon-mvr1'."
+                f"Schedule {self.name!r} needs a method whose theory has one. Set method='gluon', say, or 'gluon-mvr1'."
             )
         if shape.length and not _is_length(self.total_steps):
             raise ValueError(

@@ -80,7 +80,7 @@ def test_fast_dev_run(tmp_path: Path) -> None:
     ("options", "message"),
     [
         (["--optimizer.method=muom", "--optimizer.lr=0.1"], r"`method` to be one of gluon, .*adamw.* got 'muom'"),
-        (["--optimizer.lr=0.1", "--optimizer.rank=4"], r"[Oo]ption `rank` for method 'gluon'.*orthogonalizer"),
+        (["--optimizer.lr=0.1", "--optimizer.rank=4"], r"[Oo]ption `rank` for method 'gluon-nesterov'.*orthogonalizer"),
         (["--optimizer.lr=0.1", "--optimizer.schedule=cos"], r"`schedule` to be one of constant, .* got 'cos'"),
         (["--optimizer.lr=0.1", "--optimizer.warmup=-1"], r"`warmup` to be a number of steps"),
         (["--optimizer.lr=0.1", "--optimizer.decay=2"], r"`decay` to satisfy 0 < decay <= 1"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -46,14 +45,6 @@ def test_an_installed_package_has_them_inside(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(recipes, "PACKAGE", tmp_path)
     assert recipe_names() == ["vit/other"]
     assert find_recipe("vit/other") == inside
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="tomllib")
-def test_the_wheel_carries_them() -> None:
-    import tomllib
-
-    wheel = tomllib.loads(Path("pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel["force-include"] == {"recipes": "lightning_gluon/recipes"}
 
 
 @pytest.mark.parametrize(

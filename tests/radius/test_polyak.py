@@ -36,7 +36,7 @@ def steps_of(rule: RadiusRule, steps: int = 12, **options: Any) -> list[dict[str
     """Return the iterates under a rule; both matrices are spectral, unscaled."""
     params = {name: nn.Parameter(x) for name, x in start().items()}
     groups = [{"params": [p], "role": name, "norm": "spectral", "scaling": "none"} for name, p in params.items()]
-    optimizer = Gluon(groups, lr=LR, momentum=B, radius=RADII, orthogonalizer="svd", **options)
+    optimizer = Gluon(groups, method="gluon", lr=LR, momentum=B, radius=RADII, orthogonalizer="svd", **options)
     control = RadiusControl(rule)
     control.begin(optimizer, None)
     path = []

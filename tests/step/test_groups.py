@@ -36,7 +36,7 @@ BAD_OPTIONS = [
     (dict(radius=0.5), r"`radius` to map roles to radii"),
     (dict(orthogonalizer="cholesky"), r"`orthogonalizer` of group 'hidden' to be one of polar_express"),
     (dict(on_nonfinite="shrug"), r"`on_nonfinite` .* raise, skip, ignore"),
-    (dict(rank=4), r"Unknown option `rank` for method 'gluon'. Expected one of: .*momentum_dtype"),
+    (dict(rank=4), r"Unknown option `rank` for method 'gluon-nesterov'. Expected one of: .*momentum_dtype"),
     (dict(method="limuon", rank=0), r"`rank` of group 'hidden' to be a whole number >= 1"),
     (dict(method="limuon", oversampling=-1), r"`oversampling` .* >= 0, but got -1"),
     (dict(method="limuon", reference="stepp"), r"`reference` .* copy, step, step8"),
@@ -141,7 +141,7 @@ def test_state_of_a_model_with_other_frozen_parameters() -> None:
 @pytest.mark.parametrize(
     ("method", "message"),
     [
-        ("limuon", r"group 'hidden' is of estimator 'ema', but this optimizer has 'limuon' there. Resume with"),
+        ("limuon", r"group 'hidden' is of estimator 'nesterov', but this optimizer has 'limuon' there. Resume with"),
         ("signsgd", r"group 'hidden' is of norm 'spectral', but this optimizer has 'max'"),
     ],
 )
