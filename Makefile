@@ -52,12 +52,15 @@ test: lint
 test-slow: lint
 	$(BIN)/pytest -n $(WORKERS) -m "slow or not slow" --timeout 3600
 
-# On a machine with several GPUs: the tests of many ranks on its CPUs, then the examples, recipes and times on its GPUs.
+# On a machine with several GPUs: the tests of many ranks on its CPUs, those of steps over NCCL, then the examples,
+# recipes and times on its GPUs.
 RANKS ?= $(shell nvidia-smi -L 2>/dev/null | wc -l)
 ON_RANKS = $(BIN)/python -m torch.distributed.run --nproc-per-node $(RANKS) -m
 
 test-ranks: $(INSTALLED)
 	$(BIN)/pytest tests/ranks -m "slow or not slow" --timeout 3600
+	RANKS_DEVICE=cuda $(BIN)/pytest tests/ranks/test_gradients.py tests/ranks/test_adapters.py tests/ranks/test_messages.py \
+	  -m "slow or not slow" --timeout 3600 -k "not anew and not exactly and not full_messages"
 	for strategy in ddp fsdp2; do for method in gluon gluon-mvr1 muon limuon; do \
 	  $(ON_RANKS) examples.raw_torch --strategy $$strategy --method $$method || exit 1; \
 	  $(BIN)/python -m examples.fabric_ranks --devices $(RANKS) --strategy $$strategy --method $$method || exit 1; \

@@ -120,12 +120,13 @@ def digits() -> Task:
 
 def cifar10(folder: str | Path) -> Task:
     """Return 10,000 training and 1,000 test images from `train.parquet` and `test.parquet` in the hub's layout."""
-    train, labels = _parquet(Path(folder) / "train.parquet", 10_000)
-    test, test_labels = _parquet(Path(folder) / "test.parquet", 1_000)
+    train, labels = images(Path(folder) / "train.parquet", 10_000)
+    test, test_labels = images(Path(folder) / "test.parquet", 1_000)
     return Task("cifar10", train, labels, test, test_labels, 64, partial(_vit, 32, 3))
 
 
-def _parquet(path: Path, count: int) -> tuple[Tensor, Tensor]:
+def images(path: Path, count: int) -> tuple[Tensor, Tensor]:
+    """Return the first images of a parquet file, within -2 and 2, and their labels."""
     import numpy
     import pyarrow.parquet
     from PIL import Image

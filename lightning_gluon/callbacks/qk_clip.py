@@ -9,9 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_gluon.callbacks.attention import AttentionHeads, LogitMeter, find_attention, hooks_of
-from lightning_gluon.optimizer import Gluon
 from lightning_gluon.replay.lightning import check_log, log_values, should_log
-from lightning_gluon.replay.optimizers import own_optimizer
+from lightning_gluon.replay.optimizers import check_point, own_optimizer
 from lightning_gluon.valid import number
 
 
@@ -63,7 +62,7 @@ class QKClip(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the attention modules, and look into them from now on."""
         optimizer = own_optimizer(trainer)
-        _check_point(optimizer)
+        check_point(optimizer, "QKClip")
         self._logs = check_log(trainer, self.logging, "QKClip")
         self._attentions = find_attention(pl_module)
         _check_found(self._attentions)
@@ -117,17 +116,6 @@ class QKClip(Callback):
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._meters, self._attentions = [], [], []
-
-
-def _check_point(optimizer: Gluon) -> None:
-    point = optimizer.reference_point
-    if point is not None and not optimizer.keeps_previous:
-        raise ValueError(
-            f"Expected a method that takes its gradients at the weights or keeps a copy of the previous ones, but this "
-            f"one rebuilds the point {point!r} from the weights that `QKClip` scales. Set `reference='copy'`."
-        )
-    if point not in (None, "previous"):
-        raise ValueError(f"Expected gradients at the weights, but got the point {point!r}. Take another `method`.")
 
 
 def _check_found(attentions: list[AttentionHeads]) -> None:

@@ -55,6 +55,26 @@ def own_optimizer(trainer: Trainer) -> Gluon:
     return own[0]
 
 
+def check_point(optimizer: Gluon, callback: str) -> None:
+    """Check that a method bears a callback that moves weights between steps.
+
+    Args:
+        optimizer: An optimizer.
+        callback: Name of the callback, for errors.
+
+    Raises:
+        ValueError: If the method rebuilds a point from the weights, or leaves them.
+    """
+    point = optimizer.reference_point
+    if point is not None and not optimizer.keeps_previous:
+        raise ValueError(
+            f"Expected a method that takes its gradients at the weights or keeps a copy of the previous ones, but this "
+            f"one rebuilds the point {point!r} from the weights that `{callback}` moves. Set `reference='copy'`."
+        )
+    if point not in (None, "previous"):
+        raise ValueError(f"Expected gradients at the weights, but got the point {point!r}. Take another `method`.")
+
+
 def repeatable(module: LightningModule) -> bool:
     """Return whether a training step can be run again: not under manual optimization, nor if it draws its own batch."""
     draws = "dataloader_iter" in inspect.signature(module.training_step).parameters

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_gluon.estimators.carry import Carry
 from lightning_gluon.estimators.factors import FactorStack, FirstMomentum, factor_dtype, store_stacks
 from lightning_gluon.estimators.low_rank import compress_stacks, expand, sketch_generator
+from lightning_gluon.estimators.quantize import Quantizer
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.ranks.collectives import all_gather
 from lightning_gluon.ranks.layout import Layout
@@ -44,6 +45,12 @@ class LentCarry(Carry):
     ) -> None:
         super().__init__(states, params, [()] * len(params), group)
         self.lent, self.layouts = factored, layouts
+
+    def _rounding(
+        self,
+        index: int,
+    ) -> Quantizer | None:
+        return None if self.lent[index] else super()._rounding(index)
 
     def _dense(
         self,

@@ -226,7 +226,7 @@ class Placed:
         if estimator.messages:
             raise self._unsupported(f"estimator {group['estimator']!r} needs whole gradients")
         if self.factored and group.get("feedback"):
-            raise self._unsupported("`feedback` is kept by rows of whole matrices")
+            raise self._unsupported("`feedback` is kept by rows of whole matrices", "Use DDP, or leave it out.")
 
     def _unsupported(
         self,

@@ -92,10 +92,11 @@ def fingerprint(net: nn.Module) -> int:
 
 
 def drop_frozen(module: nn.Module, state: dict[str, Any]) -> None:
-    """Remove the frozen weights of `module` from a `state`, in place."""
-    for key, value in module.state_dict(keep_vars=True).items():
-        if isinstance(value, nn.Parameter) and not value.requires_grad:
-            state.pop(key, None)
+    """Remove the frozen weights of `module` from a `state`, in place, with what belongs to their quantisation."""
+    kept = {name for name, _ in module.named_buffers(remove_duplicate=False)}
+    kept |= {name for name, value in module.named_parameters(remove_duplicate=False) if value.requires_grad}
+    for key in set(state) - kept:
+        del state[key]
 
 
 def add_frozen(module: nn.Module, state: dict[str, Any]) -> None:

@@ -65,9 +65,14 @@ def export_language_model(net: Any, tokenizer: Any, folder: Path, *, merge: bool
         merge: Whether adapters become part of the weights. Otherwise they are written alone and name their base.
 
     Raises:
-        ValueError: If adapters are to be written alone whose base has no name.
+        ValueError: If adapters are to be written alone whose base has no name, or merged into quantised weights.
     """
     adapted = hasattr(net, "merge_and_unload")
+    if merge and getattr(net, "is_quantized", False):
+        raise ValueError(
+            "Expected a base in floating point with `merge`, but this one is quantised. Export the adapters alone, "
+            "load them with `peft.AutoPeftModelForCausalLM`, and call its `merge_and_unload`."
+        )
     if adapted and merge:
         net = copy.deepcopy(net).merge_and_unload()
     elif adapted and not net.peft_config["default"].base_model_name_or_path:

@@ -1,19 +1,22 @@
-"""Callbacks that spare pretrained weights: shorter steps for early layers, and a head that learns first."""
+"""Callbacks that spare pretrained weights: short steps for early layers, a head that learns first, a pull back."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_gluon.radius.radii import radius_each, stepped_by_adamw
+from lightning_gluon.replay.optimizers import check_point, own_optimizers
 from lightning_gluon.tasks.sharding import repeated_layers
 from lightning_gluon.valid import number, whole
 
-__all__ = ["HeadFirst", "LayerDecay", "layer_depths"]
+__all__ = ["HeadFirst", "LayerDecay", "StartDecay", "layer_depths"]
 
 
 def layer_depths(module: nn.Module) -> dict[str, int]:
@@ -161,6 +164,91 @@ class HeadFirst(Callback):
         for parameter in self._waiting:
             parameter.requires_grad_(True)
         self._waiting = []
+
+
+class StartDecay(Callback):
+    """Weight decay towards the weights that fitting began with, in place of zero.
+
+        X <- X - lr * weight (X - X_0)    after every optimizer step
+
+    Adapters need none: the `weight_decay` of the optimizer takes them to zero, and so the sum to the pretrained
+    weights. A checkpoint holds `X_0`, so that it goes on exactly.
+
+    Shapes: parameters of any shape. `X_0` takes as much memory as the trained weights.
+
+    Args:
+        weight: Weight of the decay, in units of 1 / lr as `weight_decay` is.
+
+    Raises:
+        ValueError: If the weight is negative, or the method rebuilds a point from the weights.
+
+    References:
+        The starting point as what is decayed to: X. Li et al., "Explicit Inductive Bias for Transfer Learning with
+        Convolutional Networks", arXiv 1802.01483. Decoupled from the gradient as in arXiv 1711.05101.
+
+    Example:
+        >>> StartDecay(0.1).weight
+        0.1
+    """
+
+    def __init__(self, weight: float = 0.1) -> None:
+        number(0)("weight", weight)
+        self.weight = weight
+        self._start: dict[str, Tensor] = {}
+        self._steps = 0
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the weights, unless a checkpoint has those of its own beginning.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The module.
+
+        Raises:
+            ValueError: If the method rebuilds a point from the weights, which this moves.
+        """
+        for optimizer in own_optimizers(trainer):
+            check_point(optimizer, "StartDecay")
+        if not self._start:
+            self._start = {name: weight.detach().clone() for name, weight in _stepped(trainer)}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the step that fitting begins or goes on with."""
+        self._steps = trainer.global_step
+        self._start = {name: self._start[name].to(weight.device) for name, weight in _stepped(trainer)}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
+        """Pull the weights back, if a step was taken.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: The module.
+        """
+        if trainer.global_step == self._steps:
+            return
+        self._steps = trainer.global_step
+        for group in _groups(trainer):
+            starts = [self._start[name] for name in group["param_names"]]
+            weights = [weight.detach() for weight in group["params"]]
+            torch._foreach_lerp_(weights, starts, group["lr"] * self.weight)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the weights: another fit has its own beginning."""
+        self._start = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the weights that fitting began with."""
+        return {"start": self._start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them from a checkpoint."""
+        self._start = dict(state_dict["start"])
+
+
+def _stepped(trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
+    """Yield all parameters that take steps, with their names."""
+    for group in _groups(trainer):
+        yield from zip(group["param_names"], group["params"], strict=True)
 
 
 def _groups(trainer: Trainer) -> list[dict[str, Any]]:

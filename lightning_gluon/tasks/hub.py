@@ -22,6 +22,15 @@ __all__ = ["ModelSource", "add_lora", "build_causal_lm", "check_packing", "freez
 STATELESS = ("full_attention", "sliding_attention", "chunked_attention")
 
 
+# Packages whose kernels transformers takes for Mamba on a GPU.
+MAMBA_KERNELS = ("mamba_ssm", "causal_conv1d")
+# Formats of a frozen base, as settings of bitsandbytes. The first is QLoRA's, arXiv 2305.14314.
+QUANTIZATIONS: dict[str, dict[str, Any]] = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "int8": {"load_in_8bit": True},
+}
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """A causal language model: where it comes from, and as what it is built.
@@ -32,6 +41,7 @@ class ModelSource:
         pretrained: Whether to load weights.
         dtype: Name of the weights' dtype.
         attn_implementation: Attention of transformers; None is its default.
+        quantization: Name of the format of the loaded weights, a key of `QUANTIZATIONS`; None keeps them.
     """
 
     name: str
@@ -39,6 +49,7 @@ class ModelSource:
     pretrained: bool = False
     dtype: str = "float32"
     attn_implementation: str | None = None
+    quantization: str | None = None
 
     @property
     def options(self) -> dict[str, Any]:
@@ -46,7 +57,29 @@ class ModelSource:
         options: dict[str, Any] = {"dtype": self.dtype}
         if self.attn_implementation is not None:
             options["attn_implementation"] = self.attn_implementation
+        if self.quantization is not None:
+            options["quantization_config"] = quantized(self.quantization, self.dtype)
         return options
+
+
+def quantized(name: str, dtype: str) -> Any:
+    """Return the settings of transformers for weights that bitsandbytes quantises.
+
+    Args:
+        name: A key of `QUANTIZATIONS`.
+        dtype: Name of the dtype that products are taken in.
+
+    Returns:
+        The settings.
+
+    Raises:
+        ModuleNotFoundError: If bitsandbytes is not installed.
+    """
+    require("bitsandbytes")
+    settings = dict(QUANTIZATIONS[name])
+    if "load_in_4bit" in settings:
+        settings["bnb_4bit_compute_dtype"] = dtype
+    return require("transformers").BitsAndBytesConfig(**settings)
 
 
 def build_causal_lm(source: ModelSource) -> Any:
@@ -100,12 +133,11 @@ def _choose_scan(loaded: Any) -> None:
     """Choose mambapy's scan for a Mamba where it is installed and mamba-ssm's kernels are not, and say what runs."""
     if not hasattr(loaded, "use_mambapy"):
         return
-    fused = importlib.util.find_spec("mamba_ssm") is not None
-    parallel = importlib.util.find_spec("mambapy") is not None
-    loaded.use_mambapy = parallel and not fused
+    fused = all(map(importlib.util.find_spec, MAMBA_KERNELS))
+    loaded.use_mambapy = importlib.util.find_spec("mambapy") is not None and not fused
     if fused:
-        rank_zero_info("Mamba runs on the kernels of mamba-ssm on a GPU.")
-    elif parallel:
+        rank_zero_info("Mamba runs on the kernels of mamba-ssm and causal-conv1d on a GPU.")
+    elif loaded.use_mambapy:
         rank_zero_info("Mamba runs on the parallel scan of mambapy.")
     else:
         rank_zero_warn(
@@ -134,6 +166,8 @@ def add_lora(net: Any, options: dict[str, Any]) -> nn.Module:
         ValueError: If peft does not take an option.
     """
     peft = require("peft")
+    if getattr(net, "is_quantized", False):
+        net = peft.prepare_model_for_kbit_training(net, use_gradient_checkpointing=False)
     try:
         config = peft.LoraConfig(task_type="CAUSAL_LM", **options)
     except TypeError as error:

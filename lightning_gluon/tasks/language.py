@@ -22,7 +22,14 @@ from lightning_gluon.tasks.checkpoints import (
 )
 from lightning_gluon.tasks.export import card, export_language_model
 from lightning_gluon.tasks.generate import answer
-from lightning_gluon.tasks.hub import ModelSource, add_lora, build_causal_lm, check_packing, freeze_others
+from lightning_gluon.tasks.hub import (
+    QUANTIZATIONS,
+    ModelSource,
+    add_lora,
+    build_causal_lm,
+    check_packing,
+    freeze_others,
+)
 from lightning_gluon.tasks.loss import Score, chunked_loss, score_chunks, score_logits
 from lightning_gluon.tasks.metrics import LanguageMetrics
 from lightning_gluon.tasks.optimizer import OptimizerByCallback
@@ -59,6 +66,8 @@ class CausalLM(OptimizerByCallback):
             `use_dora: true` they are DoRA's.
         targets: Names of modules to train, such as `[out_proj]`; the rest is frozen. None trains all.
         dtype: Dtype of the weights: `float32`, `bfloat16` or `float16`. Adapters stay in float32.
+        quantization: Format of the pretrained weights below adapters, by bitsandbytes: `nf4` (4 bits, as in QLoRA) or
+            `int8`.
         attn_implementation: Attention of transformers: `eager`, `sdpa`, `flash_attention_2`, ...; None is its default.
         loss_chunk: Tokens whose logits are held at once; None holds all. Saves `vocabulary x tokens` floats. Not for
             models that scale or cap their logits, such as Gemma 2 or Granite.
@@ -97,6 +106,7 @@ class CausalLM(OptimizerByCallback):
         lora: dict[str, Any] | None = None,
         targets: list[str] | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        quantization: Literal["nf4", "int8"] | None = None,
         attn_implementation: str | None = None,
         loss_chunk: int | None = None,
         gradient_checkpointing: bool = False,
@@ -107,6 +117,12 @@ class CausalLM(OptimizerByCallback):
         super().__init__()
         whole(1, none="all at once")("loss_chunk", loss_chunk)
         one_of("float32", "bfloat16", "float16")("dtype", dtype)
+        one_of(None, *QUANTIZATIONS)("quantization", quantization)
+        if quantization is not None and not (lora and pretrained):
+            raise ValueError(
+                f"Expected adapters on pretrained weights with quantization={quantization!r}, since quantised weights "
+                "take no step. Set `lora` and `pretrained`, or leave `quantization` out."
+            )
         if lora is not None and targets is not None:
             raise ValueError("Expected `lora` or `targets`, but got both. Adapters take `target_modules` in `lora`.")
         self.save_hyperparameters()
@@ -116,6 +132,7 @@ class CausalLM(OptimizerByCallback):
             pretrained=pretrained,
             dtype=dtype,
             attn_implementation=attn_implementation,
+            quantization=quantization,
         )
         self.net = build_causal_lm(source)
         self.vocab_size = int(self.net.get_input_embeddings().num_embeddings)

@@ -1,4 +1,4 @@
-"""Processes of a gloo run on this machine: started once, asked many times, ended if one of them does not answer."""
+"""Processes of a run over several ranks: started once, asked many times, ended if one of them does not answer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ DIED, HUNG = "died", "hung"
 
 
 class Ranks:
-    """As many processes as ranks, in one gloo group.
+    """As many processes as ranks, in one group of gloo, or of NCCL with `RANKS_DEVICE=cuda`.
 
     Args:
         size: Number of ranks.
@@ -117,15 +117,20 @@ def _serve(rank: int, size: int, folder: str, pipe: Connection, timeout: float, 
     """Meet the other ranks, and answer calls until the pipe is closed."""
     own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "NODE_RANK": 0, "GLOO_SOCKET_IFNAME": "lo"}
     os.environ.update({key: str(value) for key, value in own.items()})
-    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1", "CUDA_VISIBLE_DEVICES": ""})
+    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"})
+    on_gpus = os.environ.get("RANKS_DEVICE") == "cuda"
+    if not on_gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     _quiet(folder, rank)
 
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    wait_for = timedelta(seconds=timeout)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=wait_for)
+    if on_gpus:
+        torch.cuda.set_device(rank)
+    backend, wait_for = "nccl" if on_gpus else "gloo", timedelta(seconds=timeout)
+    dist.init_process_group(backend, init_method=f"file://{folder}/store", rank=rank, world_size=size, timeout=wait_for)
     pipe.send(Outcome("ready"))
     while True:
         try:

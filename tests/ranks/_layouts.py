@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+DEVICE = os.environ.get("RANKS_DEVICE", "cpu")  # or "cuda": the same tests over NCCL, one GPU per rank
 VOCABULARY = 97  # odd: shards of the table are uneven
 
 
@@ -129,7 +131,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 def build(kind: str) -> nn.Module:
     """Return a model whose weights are the same on every rank."""
     torch.manual_seed(0)
-    return MODELS[kind]()
+    return MODELS[kind]().to(DEVICE)
 
 
 def layers_of(net: nn.Module) -> list[nn.Module]:
@@ -147,7 +149,7 @@ def mesh_of(**sizes: int) -> Any:
     """Return the mesh of these dimensions; every call makes groups, so it is kept."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    return init_device_mesh("cpu", tuple(sizes.values()), mesh_dim_names=tuple(sizes))
+    return init_device_mesh(DEVICE, tuple(sizes.values()), mesh_dim_names=tuple(sizes))
 
 
 def shard(net: nn.Module, mesh: Any, **given: Any) -> None:
@@ -208,6 +210,7 @@ def placed(tensor: Tensor, like: Tensor) -> Tensor:
     """Return a tensor that all ranks have, laid over them like another."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
+    tensor = tensor.to(like.device, copy=True)
     if not isinstance(like, DTensor):
-        return tensor.clone()
+        return tensor
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)

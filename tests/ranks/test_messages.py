@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lightning_gluon import Exchange, Gluon, RankExchange, run_workers
 from lightning_gluon.step.workers import keep_own_gradients
 from tests.ranks._gloo import Ranks
+from tests.ranks._layouts import DEVICE
 from tests.ranks._traffic import Traffic
 from tests.ranks._training import Run, far, fit
 from tests.ranks.test_checkpoints import goes_on
@@ -25,12 +26,12 @@ CLOSE = 1e-8  # in fp64; measured: 4e-10, since a sum of messages rounds otherwi
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 3))
+    return nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 3)).to(DEVICE)
 
 
 def loss_of(net: nn.Module, step: int, rank: int) -> Tensor:
     generator = torch.Generator().manual_seed(100 * rank + step)
-    return net(torch.randn(5, 6, generator=generator)).square().mean()
+    return net(torch.randn(5, 6, generator=generator).to(DEVICE)).square().mean()
 
 
 def walk(net: nn.Module, inner: nn.Module, exchange: Exchange, options: dict[str, Any]) -> tuple[list[Tensor], int]:
@@ -52,7 +53,7 @@ def compared(options: dict[str, Any]) -> tuple[bool, int, int, tuple[dict[str, i
     inner = network()
     net = DistributedDataParallel(inner)
     with Traffic() as traffic:
-        found, sent = walk(net, inner, RankExchange(dist.group.WORLD), options)
+        found, sent = walk(net, inner, RankExchange(dist.group.WORLD, DEVICE), options)
     nets = [network() for _ in range(size)]
     simulated = run_workers(size, lambda exchange: walk(nets[exchange.rank], nets[exchange.rank], exchange, options))
     weights, bytes_ = simulated[dist.get_rank()]
@@ -76,7 +77,7 @@ def spoilt() -> None:
     """Give one rank a gradient that is no number."""
     inner = network()
     optimizer = Gluon(inner, lr=0.05, method="ef21-muon", workers=dist.get_world_size())
-    optimizer.exchange = RankExchange(dist.group.WORLD)
+    optimizer.exchange = RankExchange(dist.group.WORLD, DEVICE)
     for parameter in inner.parameters():
         parameter.grad = torch.ones_like(parameter)
     if dist.get_rank() == 1:

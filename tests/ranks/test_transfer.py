@@ -48,6 +48,8 @@ def exchanged() -> None:
     for source, (numbers, code) in enumerate(found):
         assert numbers.tolist() == [float(source)] * ranks.place
         assert code.tolist() == [ranks.place]
+    nothing = all_gather(ranks, [], [[]] * ranks.size, CPU).wait()
+    assert nothing == [[]] * ranks.size
     mine = [torch.full((2 * ranks.place,), float(ranks.place))]
     forms = [[TensorForm((2 * rank,), torch.float32)] for rank in range(ranks.size)]
     for rank, (row,) in enumerate(all_gather(ranks, mine, forms, CPU).wait()):
@@ -154,20 +156,27 @@ def test_one_rank_has_nothing_to_decide() -> None:
         Gluon(network(), share_work=True, compile=True)
 
 
-def compiled() -> None:
+def refused(message: str, options: dict[str, Any]) -> None:
     net = network()
     shard(net, mesh_of(shard=dist.get_world_size()))
-    optimizer = Gluon(net, lr=0.1, compile=True)
+    if "momentum_dtype" in options:
+        with pytest.raises(NotImplementedError, match=message):
+            Gluon(net, lr=0.1, **options)
+        return
+    optimizer = Gluon(net, lr=0.1, **options)
     before = [whole(parameter) for parameter in net.parameters()]
     for parameter in net.parameters():
         parameter.grad = placed(torch.ones(parameter.shape), parameter)
-    with pytest.raises(NotImplementedError, match="`compile` does not work where weights are spread over ranks"):
+    with pytest.raises(NotImplementedError, match=message):
         optimizer.step()
     assert all(torch.equal(whole(parameter), own) for parameter, own in zip(net.parameters(), before, strict=True))
 
 
-def test_a_compiled_step_of_shards_is_refused(two_ranks: Processes) -> None:
-    two_ranks.call(compiled)
+def test_what_shards_cannot_do_is_refused(two_ranks: Processes) -> None:
+    two_ranks.call(refused, "`compile` does not work where weights are spread over ranks", {"compile": True})
+    two_ranks.call(refused, "`momentum_dtype='int8'` of group 'hidden' does not work", {"momentum_dtype": "int8"})
+    options = {"method": "gluon-lowrank", "rank": 1, "feedback": "int8"}
+    two_ranks.call(refused, "lies on several ranks, but `feedback` is kept by rows", options)
 
 
 def test_layouts_of_plain_tensors_are_whole() -> None:

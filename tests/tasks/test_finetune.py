@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from timm.optim import param_groups_layer_decay
 
 from lightning_gluon.callbacks import GluonOptimizer
-from lightning_gluon.tasks import CausalLM, HeadFirst, ImageClassifier, ImageData, LayerDecay
+from lightning_gluon.tasks import CausalLM, HeadFirst, ImageClassifier, ImageData, LayerDecay, StartDecay
 from lightning_gluon.tasks.finetune import layer_depths
 from tests.tasks._chat import TINY
 
@@ -37,10 +37,16 @@ class Watch(Callback):
 
 
 def fit(
-    folder: Path, *callbacks: Callback, method: str = "gluon", steps: int = 4, ckpt: str | None = None, **data: Any
+    folder: Path,
+    *callbacks: Callback,
+    method: str = "gluon",
+    steps: int = 4,
+    ckpt: str | None = None,
+    saving: bool = False,
+    **data: Any,
 ) -> Trainer:
     torch.manual_seed(0)
-    module = ImageClassifier("vit_tiny_patch16_224", num_classes=10, model_kwargs=VIT)
+    module = ImageClassifier("vit_tiny_patch16_224", 10, model_kwargs=VIT, gradient_checkpointing=saving)
     saver = ModelCheckpoint(folder, every_n_train_steps=2, save_top_k=-1, filename="{step}")
     trainer = Trainer(
         max_steps=steps,
@@ -89,12 +95,40 @@ def test_the_head_learns_first(tmp_path: Path) -> None:
     assert "net.blocks.0.attn.qkv.weight" in watch.moved(2)
 
 
-@pytest.mark.parametrize("callback", [LayerDecay(0.5), HeadFirst(steps=3)], ids=["decay", "head"])
+def test_weights_decay_to_where_they_began(tmp_path: Path) -> None:
+    plain, pulled = Watch(), Watch()
+    fit(tmp_path, plain, steps=1)
+    trainer = fit(tmp_path, StartDecay(5.0), pulled, steps=1)
+    (begin, moved), (_, drawn) = plain.weights, pulled.weights
+    for name, weight in moved.items():
+        expected = weight + 0.02 * 5.0 * (begin[name] - weight)
+        torch.testing.assert_close(drawn[name], expected)
+    whole = fit(tmp_path, StartDecay(50.0), steps=3)  # at lr * weight = 1 every step ends where it began
+    for parameter, start in zip(whole.model.parameters(), begin.values(), strict=True):
+        torch.testing.assert_close(parameter.detach(), start)
+    assert trainer.global_step == 1
+
+
+def test_a_method_that_rebuilds_a_point_is_not_pulled(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"gradients at the weights, but got the point 'transported'"):
+        fit(tmp_path, StartDecay(), method="gluon-igt", steps=1)
+
+
+@pytest.mark.parametrize(
+    "callback", [LayerDecay(0.5), HeadFirst(steps=3), StartDecay(5.0)], ids=["decay", "head", "start"]
+)
 def test_resume_is_exact(tmp_path: Path, callback: Callback) -> None:
     whole = fit(tmp_path, callback)
     resumed = fit(tmp_path, callback, ckpt=str(tmp_path / "step=2.ckpt"))
     for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("method", ["gluon", "gluon-mvr1"])
+def test_recomputed_activations_change_no_step(tmp_path: Path, method: str) -> None:
+    kept, recomputed = (fit(tmp_path, method=method, saving=on) for on in (False, True))
+    for one, other in zip(kept.model.parameters(), recomputed.model.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_an_average_of_the_weights(tmp_path: Path) -> None:

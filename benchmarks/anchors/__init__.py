@@ -1,0 +1,1 @@
+"""Small tasks with published numbers, one module each, one command each: `python -m benchmarks.anchors.NAME --help`."""
