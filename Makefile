@@ -81,7 +81,7 @@ wheel: $(INSTALLED)
 docs: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	$(BIN)/mkdocs build --strict
-	$(BIN)/codespell
+	$(BIN)/codespell README.md ARCHITECTURE.md CONTRIBUTING.md SECURITY.md CHANGELOG.md docs recipes lightning_gluon examples
 
 notebooks: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable '.[notebooks]'

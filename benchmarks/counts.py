@@ -306,7 +306,8 @@ class _HostGenerator(torch.Generator):
 
 
 @contextmanager
-def _fake_gpu() -> Iterator[None]:
+def fake_gpu() -> Iterator[None]:
+    """Fake tensors, also on a GPU that is not there."""
     with ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")
@@ -334,7 +335,7 @@ def count(model: nn.Module, row: OurRow) -> dict[str, Any]:
     Returns:
         The sums of `Counts.summary`, the number of parameters, and the bytes of state.
     """
-    with _fake_gpu(), StepCounter() as counter:
+    with fake_gpu(), StepCounter() as counter:
         model = model.to_empty(device=DEVICE)
         if hasattr(model, "tie_weights"):  # `to_empty` gives tied names tensors of their own
             model.tie_weights()

@@ -159,6 +159,7 @@ def environment() -> Row:
         "cores": os.cpu_count(),
         "cpu": _cpu(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cpu_16_bit": _native_16_bit(),
     }
     if torch.cuda.is_available():
         found |= {"gpu": torch.cuda.get_device_name(), "cuda": torch.version.cuda}
@@ -167,11 +168,21 @@ def environment() -> Row:
 
 def _cpu() -> str:
     """Return the name of the processor model."""
+    return _cpu_field("model name") or platform.processor() or platform.machine()
+
+
+def _native_16_bit() -> list[str]:
+    """Return what the processor multiplies natively in 16 bits; without it such products are emulated, and slow."""
+    flags = _cpu_field("flags").split() or _cpu_field("Features").split()
+    return [flag for flag in ("avx512_bf16", "amx_bf16", "avx512_fp16", "amx_fp16", "bf16") if flag in flags]
+
+
+def _cpu_field(name: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
+        return ""
     for line in lines:
-        if line.startswith("model name"):
+        if line.startswith(name):
             return line.split(":")[1].strip()
-    return platform.machine()
+    return ""

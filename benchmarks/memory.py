@@ -6,13 +6,13 @@ gradients, state, activations and every transient of the optimizer - and by how 
 AdamW's and Muon's. Memory inside a kernel is not seen.
 
     python -m benchmarks.memory --models vit_s qwen2_5 mamba_130m
+    python -m benchmarks.memory --models qwen2_small qwen2_5 --rows gluon --step cuda   # the step alone
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,11 +22,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import lightning_gluon
+from benchmarks.counts import fake_gpu
 from benchmarks.journal import Journal
 
 
@@ -71,20 +71,30 @@ def vit_s() -> nn.Module:
     return timm.create_model("vit_small_patch16_224")
 
 
-def qwen2_5() -> nn.Module:
-    """Qwen2.5-0.5B."""
+def qwen2_5_config(*, tiny: bool = False) -> Any:
+    """Return the configuration of Qwen2.5-0.5B, or that of a model of its kind for tests."""
+    from transformers import Qwen2Config
+
+    sizes = {"hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "vocab_size": 151936}
+    if tiny:
+        sizes = {"hidden_size": 56, "intermediate_size": 64, "num_hidden_layers": 1, "vocab_size": 128}
+    return Qwen2Config(num_attention_heads=14, num_key_value_heads=2, tie_word_embeddings=True, **sizes)
+
+
+def qwen2_small() -> nn.Module:
+    """A model of the kind of Qwen2.5 with 4.5 M parameters."""
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    config = Qwen2Config(
-        hidden_size=896,
-        intermediate_size=4864,
-        num_hidden_layers=24,
-        num_attention_heads=14,
-        num_key_value_heads=2,
-        vocab_size=151936,
-        tie_word_embeddings=True,
-    )
-    return Qwen2ForCausalLM(config)
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "vocab_size": 2048}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    return Qwen2ForCausalLM(Qwen2Config(**sizes, **heads))
+
+
+def qwen2_5() -> nn.Module:
+    """Qwen2.5-0.5B."""
+    from transformers import Qwen2ForCausalLM
+
+    return Qwen2ForCausalLM(qwen2_5_config())
 
 
 def mamba_130m() -> nn.Module:
@@ -115,9 +125,10 @@ def token_loss(batch: int, length: int) -> Loss:
 MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int, int], Loss], int]] = {
     "vit_s": (vit_s, image_loss, 224),
     "qwen2_5": (qwen2_5, token_loss, 1024),
+    "qwen2_small": (qwen2_small, token_loss, 64),
     "mamba_130m": (mamba_130m, token_loss, 256),
 }
-BATCHES = {"vit_s": (8,), "qwen2_5": (1,), "mamba_130m": (1,)}
+BATCHES = {"vit_s": (8,), "qwen2_5": (1,), "qwen2_small": (1,), "mamba_130m": (1,)}
 
 
 # ---------------------------------------------------------------- rows
@@ -208,10 +219,33 @@ def state_bytes(optimizer: Any) -> int:
 
 @contextlib.contextmanager
 def counting() -> Iterator[LiveBytes]:
-    """Fake tensors, counted."""
-    with warnings.catch_warnings(), FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
-        warnings.simplefilter("ignore")
+    """Fake tensors, counted, on a GPU as well as on a CPU."""
+    with fake_gpu(), LiveBytes() as live:
         yield live
+
+
+def measure_step(model_name: str, row: str, device: str) -> dict[str, Any]:
+    """Return the peak of one row's step by itself, gradients given: chunks of a GPU are larger than those of a CPU.
+
+    Backward passes on fake tensors need a device.
+    """
+    with torch.device("meta"):
+        model = MODELS[model_name][0]()
+    with counting() as live:
+        model = model.to_empty(device=device)
+        if hasattr(model, "tie_weights"):
+            model.tie_weights()
+        for parameter in model.parameters():
+            parameter.grad = torch.empty_like(parameter)
+            live.add(parameter)
+        optimizer = ROWS[row](model)
+        for _ in range(2):
+            optimizer.step()
+        live.peak = live.live
+        optimizer.step()
+        count = sum(parameter.numel() for parameter in model.parameters())
+        between, peak = live.live / count, live.peak / count
+    return {"device": device, "parameters": count, "between_steps": between, "step_peak": peak}
 
 
 def measure(model_name: str, row: str, batch: int) -> dict[str, Any]:
@@ -280,6 +314,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=["vit_s", "qwen2_5"], choices=list(MODELS))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/memory.jsonl"))
+    parser.add_argument("--step", choices=("cpu", "cuda"), help="only the step, as it is on this device")
     parser.add_argument("--persistent", action="store_true", help="only the state, from shapes, for all models")
     arguments = parser.parse_args()
     names = list(dict.fromkeys([*list(ROWS)[:2], *arguments.rows]))
@@ -289,7 +324,10 @@ def main() -> None:
             for row, value in persistent(model).items():
                 console.print(journal.append("persistent", model=model, row=row, bytes_per_parameter=value))
         return
-    for model in arguments.models:
+    for model in arguments.models if arguments.step else ():
+        for name in names:
+            console.print(journal.append("step", model=model, row=name, **measure_step(model, name, arguments.step)))
+    for model in () if arguments.step else arguments.models:
         for batch in BATCHES[model]:
             rows = {}
             for name in names:

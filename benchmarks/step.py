@@ -2,11 +2,14 @@
 
 Every row steps its own copy of the same weights with the same gradients; rows take turns, round by round, and the ratio
 is taken round by round too, so a machine whose speed drifts does not favour anyone; LionMuon's time is the mean of its
-period. `gap` is `1 - <G, D> / ||G||_*` of the direction that the row really stepped along, after scaling it to spectral
-norm 1: what its LMO is worth. `floor` is the time of the products of a default step at the measured matrix rate and of
-24 bytes per parameter at the measured bandwidth; `profile` says what the operators of one step of `gluon` take.
+period. `gap` is `1 - <G, D> / ||G||_*` of the direction that the row really stepped along, after scaling it to
+spectral norm 1: what its LMO is worth. Torch's Muon multiplies in bf16, which is fast or slow by the CPU. So it stands
+here twice: as it is, and with its products in the dtype that ours have. `floor` is the time of the products of a
+default step at the measured matrix rate and of 24 bytes per parameter at the measured bandwidth; `profile` says what
+the operators of one step of `gluon` take.
 
     python -m benchmarks.step --models vit_ti vit_s qwen2_5/12 --rounds 7
+    python -m benchmarks.step --dtype float32 --threads 1 --clock processor       # on a busy machine
     python -m benchmarks.step --device cuda --models vit_s vit_b mamba_130m qwen2_5 --rounds 50
     python -m benchmarks.step --device cuda --models vit_s --rows gluon "gluon, compiled" "gluon, captured" --rounds 50
 """
@@ -29,9 +32,11 @@ from torch import nn
 
 import lightning_gluon
 from benchmarks.journal import Journal
-from benchmarks.yardsticks import torch_muon
+from benchmarks.yardsticks import torch_muon, torch_muon_in
+from lightning_gluon.norms import Spectral
 
 BASELINE = "torch Muon + AdamW"
+SAME_DTYPE = "torch Muon + AdamW, our dtype"
 HIDDEN = "hidden"
 
 
@@ -68,11 +73,18 @@ def build(model: str) -> tuple[nn.Module, int]:
 
 
 class Problem:
-    """Weights and gradients of a model's shapes, routed once."""
+    """Weights and gradients of a model's shapes, routed once.
 
-    def __init__(self, model: str, device: str) -> None:
+    Args:
+        model: Its name, as `build` takes it.
+        device: Where they live.
+        dtype: The dtype of our products, such as `float32`; default: what the hardware does fast.
+    """
+
+    def __init__(self, model: str, device: str, dtype: str | None = None) -> None:
         self.module, self.share = build(model)
         self.device = device
+        self.dtype = dtype
         self.routes = {route.name: route for route, _ in lightning_gluon.partition(self.module)}
         torch.manual_seed(0)
         shapes = {name: route.shape for name, route in self.routes.items()}
@@ -125,9 +137,10 @@ class Pair:
 Row = Callable[[Problem, nn.Module], Any]
 
 
-def _ours(method: str, **options: Any) -> Row:
+def _ours(method: str, *, spectral: bool = True, **options: Any) -> Row:
     def build_row(problem: Problem, module: nn.Module) -> Any:
-        return lightning_gluon.Gluon(module, lr=1e-3, method=method, **options)
+        given = {"orthogonalizer_dtype": problem.dtype} if problem.dtype and spectral else {}
+        return lightning_gluon.Gluon(module, lr=1e-3, method=method, **given, **options)
 
     return build_row
 
@@ -135,6 +148,25 @@ def _ours(method: str, **options: Any) -> Row:
 def _torch_muon(problem: Problem, module: nn.Module) -> Any:
     hidden, rest = problem.matrices(module)
     return Pair(torch.optim.Muon(hidden, lr=1e-3, weight_decay=0.0), torch.optim.AdamW(rest, lr=1e-3, fused=True))
+
+
+class SameDtype:
+    """Torch's Muon beside AdamW, its products in the dtype that ours have."""
+
+    def __init__(self, pair: Pair, dtype: torch.dtype) -> None:
+        self.pair = pair
+        self.dtype = dtype
+
+    def step(self) -> None:
+        """Step both."""
+        with torch_muon_in(self.dtype):
+            self.pair.step()
+
+
+def _torch_muon_same_dtype(problem: Problem, module: nn.Module) -> Any:
+    weight = problem.weights[problem.probe]
+    chosen = Spectral(dtype=problem.dtype).on(weight, weight.shape).dtype
+    return SameDtype(_torch_muon(problem, module), getattr(torch, chosen) if isinstance(chosen, str) else chosen)
 
 
 def _pytorch_optimizer_muon(problem: Problem, module: nn.Module) -> Any:
@@ -196,6 +228,7 @@ def _fused_adamw(problem: Problem, module: nn.Module) -> Any:
 
 ROWS: dict[str, Row] = {
     BASELINE: _torch_muon,
+    SAME_DTYPE: _torch_muon_same_dtype,
     "gluon": _ours("gluon"),
     "gluon (no check)": _ours("gluon", on_nonfinite="ignore"),
     "gluon, compiled": _ours("gluon", on_nonfinite="ignore", compile=True),
@@ -204,7 +237,7 @@ ROWS: dict[str, Row] = {
     "muon, jordan": _ours("muon", orthogonalizer="jordan"),
     "scion": _ours("scion"),
     "lionmuon": _ours("lionmuon"),
-    "signsgd": _ours("signsgd"),
+    "signsgd": _ours("signsgd", spectral=False),
     "pytorch_optimizer Muon": _pytorch_optimizer_muon,
     "pytorch_optimizer SCION": _pytorch_optimizer_scion,
     "timm Muon": _timm_muon,
@@ -220,16 +253,20 @@ DEFAULT_ROWS = [name for name in ROWS if name not in ("gluon, compiled", "gluon,
 # ---------------------------------------------------------------- measuring
 
 
-def clock(device: str) -> Callable[[Callable[[], Any]], float]:
-    """Return a function that times one call in seconds: CUDA events on a GPU, the wall clock elsewhere."""
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
+
+
+def clock(device: str, kind: str = "wall") -> Callable[[Callable[[], Any]], float]:
+    """Return a function that times one call in seconds: CUDA events on a GPU, elsewhere the wall or the processor."""
+    now = CLOCKS[kind]
     if device != "cuda":
 
-        def wall(call: Callable[[], Any]) -> float:
-            start = time.perf_counter()
+        def on_host(call: Callable[[], Any]) -> float:
+            start = now()
             call()
-            return time.perf_counter() - start
+            return now() - start
 
-        return wall
+        return on_host
 
     def events(call: Callable[[], Any]) -> float:
         first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -254,9 +291,11 @@ def gap(problem: Problem, row: Row) -> float | None:
     return float(1 - (gradient * direction).sum() / size / torch.linalg.matrix_norm(gradient, "nuc"))
 
 
-def measure(problem: Problem, rows: dict[str, Row], rounds: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def measure(
+    problem: Problem, rows: dict[str, Row], rounds: int, kind: str = "wall"
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield one result per row, after all have been stepped in turn."""
-    timer, steppers, results = clock(problem.device), {}, {}
+    timer, steppers, results = clock(problem.device, kind), {}, {}
     for name, row in rows.items():
         try:
             with warnings.catch_warnings():
@@ -273,19 +312,25 @@ def measure(problem: Problem, rows: dict[str, Row], rounds: int) -> Iterator[tup
         for name, stepper in steppers.items():
             times[name].append(timer(_period(name, stepper)) / PERIODS.get(name, 1))
     for name, values in times.items():
-        ratios = [mine / base for mine, base in zip(values, times[BASELINE], strict=True)]
-        yield (
-            name,
-            {
-                **results[name],
-                "median_s": statistics.median(values),
-                "min_s": min(values),
-                "max_s": max(values),
-                "ratio": statistics.median(ratios),
-                "ratio_min": min(ratios),
-                "ratio_max": max(ratios),
-            },
-        )
+        ratios = _ratios(values, times[BASELINE])
+        found = {
+            **results[name],
+            "median_s": statistics.median(values),
+            "min_s": min(values),
+            "max_s": max(values),
+            "ratio": statistics.median(ratios),
+            "ratio_min": min(ratios),
+            "ratio_max": max(ratios),
+            "ratio_of_least": min(values) / min(times[BASELINE]),
+        }
+        if SAME_DTYPE in times:
+            found["ratio_same_dtype"] = statistics.median(_ratios(values, times[SAME_DTYPE]))
+            found["ratio_same_dtype_of_least"] = min(values) / min(times[SAME_DTYPE])
+        yield name, found
+
+
+def _ratios(values: list[float], base: list[float]) -> list[float]:
+    return [mine / other for mine, other in zip(values, base, strict=True)]
 
 
 def _period(name: str, stepper: Any) -> Callable[[], None]:
@@ -360,21 +405,33 @@ def profile(problem: Problem) -> dict[str, float]:
 def show(model: str, floor: float, results: dict[str, dict[str, Any]], console: Console) -> None:
     """Print a table of one model's rows."""
     table = Table(title=f"{model}: one optimizer step, ratio to {BASELINE}")
-    for column in ("row", "median ms", "min-max ms", "ratio", "min-max", "x floor", "LMO gap", "first step ms"):
+    for column in (
+        "row",
+        "median ms",
+        "min-max ms",
+        "ratio",
+        "min-max",
+        "same dtype",
+        "x floor",
+        "LMO gap",
+        "first ms",
+    ):
         table.add_column(column, justify="left" if column == "row" else "right")
     for name, row in results.items():
         if "error" in row:
-            table.add_row(name, row["error"], *[""] * 6)
+            table.add_row(name, row["error"], *[""] * 7)
             continue
         ms = {key: f"{1e3 * row[key]:.2f}" for key in ("median_s", "min_s", "max_s", "first_step_s")}
         shown = "" if row["gap"] is None else f"{100 * row['gap']:.2f} %"
         spread = f"{row['ratio_min']:.2f}-{row['ratio_max']:.2f}"
+        same = f"{row['ratio_same_dtype']:.2f}" if "ratio_same_dtype" in row else ""
         table.add_row(
             name,
             ms["median_s"],
             f"{ms['min_s']}-{ms['max_s']}",
             f"{row['ratio']:.2f}",
             spread,
+            same,
             f"{row['median_s'] / floor:.1f}",
             shown,
             ms["first_step_s"],
@@ -390,21 +447,23 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", help="of our products, such as float32; default: what the hardware does fast")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="on a CPU")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/step.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = {name: ROWS[name] for name in dict.fromkeys([BASELINE, *arguments.rows])}
+    rows = {name: ROWS[name] for name in dict.fromkeys([BASELINE, SAME_DTYPE, *arguments.rows])}
     rate = rates(arguments.device)
     console, journal = Console(width=130), Journal(arguments.output)
     journal.append("rates", **rate)
     for model in arguments.models:
-        problem = Problem(model, arguments.device)
+        problem = Problem(model, arguments.device, arguments.dtype)
         floor = floors(problem, rate)
         journal.append("model", model=model, floors=floor, profile=profile(problem))
-        results = dict(measure(problem, rows, arguments.rounds))
+        results = dict(measure(problem, rows, arguments.rounds, arguments.clock))
         results = {name: results[name] for name in rows if name in results}
         for name, row in results.items():
-            journal.append("run", model=model, row=name, **row)
+            journal.append("run", model=model, row=name, dtype=arguments.dtype, clock=arguments.clock, **row)
         show(model, floor["floor_s"], results, console)
     console.print(f"written to {arguments.output}")
 

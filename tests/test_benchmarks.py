@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import importlib
 import inspect
 import logging
@@ -20,6 +21,7 @@ import lightning_gluon
 from benchmarks import (
     compare,
     estimators,
+    gpu,
     journal,
     monitor_overhead,
     real_sizes,
@@ -31,7 +33,7 @@ from benchmarks import (
     trajectory_runs,
 )
 from benchmarks.journal import Journal, read
-from benchmarks.yardsticks import torch_muon
+from benchmarks.yardsticks import torch_muon, torch_muon_in
 from lightning_gluon import METHODS
 
 
@@ -52,7 +54,7 @@ SCHEDULE = {"benchmarks/ranks.py": {"lightning_gluon.ranks.owners"}}  # a simula
 TORCH_INTERNALS = {  # file: what it needs that torch does not export
     "benchmarks/yardsticks.py": {"torch.optim._muon"},
     "benchmarks/counts.py": {"torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"},
-    "benchmarks/memory.py": {"torch._subclasses.fake_tensor", "torch.utils._python_dispatch", "torch.utils._pytree"},
+    "benchmarks/memory.py": {"torch.utils._python_dispatch", "torch.utils._pytree"},
 }
 SCRIPTS = sorted([*Path("benchmarks").rglob("*.py"), *Path("examples").rglob("*.py")])
 
@@ -322,6 +324,62 @@ def test_the_yardstick_is_what_torchs_step_does() -> None:
     weight.grad = torch.randn(16, 24)
     torch.optim.Muon([weight], lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False).step()
     torch.testing.assert_close(-weight.detach(), torch_muon(weight.grad).float(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(16, 24), (24, 16)])
+def test_torchs_muon_takes_the_same_step_in_another_dtype(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    gradient = torch.randn(shape)
+    steps = []
+    for dtype in (None, torch.bfloat16, torch.float32):
+        weight = torch.nn.Parameter(torch.zeros(shape))
+        weight.grad = gradient
+        optimizer = torch.optim.Muon([weight], lr=1.0, weight_decay=0.0)
+        with contextlib.nullcontext() if dtype is None else torch_muon_in(dtype):
+            optimizer.step()
+        steps.append(weight.detach())
+    as_it_is, bf16, fp32 = steps
+    assert torch.equal(as_it_is, bf16)
+    assert 0 < (as_it_is - fp32).abs().max() < 0.05
+
+
+def test_ratios_stand_beside_torchs_muon_as_it_is_and_in_our_dtype(one_block: step.Problem) -> None:
+    problem = step.Problem("vit_ti/12", "cpu", "float32")
+    rows = {name: step.ROWS[name] for name in (step.BASELINE, step.SAME_DTYPE, "gluon", "signsgd")}
+    found = dict(step.measure(problem, rows, 2, "processor"))
+    assert set(found) == set(rows)
+    assert found[step.BASELINE]["ratio"] == found[step.SAME_DTYPE]["ratio_same_dtype"] == 1
+    product = found["gluon"]["ratio_of_least"] * found[step.BASELINE]["ratio_same_dtype_of_least"]
+    assert product == pytest.approx(found["gluon"]["ratio_same_dtype_of_least"])
+
+
+# --------------------------------------------------------------------------------------------------------- on a GPU
+
+
+@pytest.mark.parametrize("part", gpu.PARTS)
+def test_all_that_a_gpu_is_asked_runs_at_tiny_size(tmp_path: Path, part: int) -> None:
+    file = tmp_path / "gpu.jsonl"
+    gpu.main(["--part", str(part), "--tiny", "--output", str(file)])
+    journal = Journal(file)
+    assert [row["section"] for row in journal.of("section")] == [section.name for section in gpu.PARTS[part]]
+    rows = journal.of("run")
+    assert not [row for row in rows if row.get("error") or row.get("failure")]
+    assert {row["section"] for row in rows} == {section.name for section in gpu.PARTS[part]}
+    for row in rows:
+        if row["section"] == "lmo":
+            assert row["gap"] < (0.2 if row["dtype"] == "bfloat16" else 0.06), row
+        if row["section"] in ("against CPU", "graphs"):
+            assert all(value == 0 for value in row.values() if isinstance(value, float)), row  # the same machine
+
+
+def test_what_begins_too_late_on_a_gpu_is_left_out(tmp_path: Path, capsys: Any) -> None:
+    gpu.main(["--part", "1", "--tiny", "--limit", "-1", "--output", str(tmp_path / "gpu.jsonl")])
+    journal = Journal(tmp_path / "gpu.jsonl")
+    assert len(journal.of("left out")) == len(gpu.PARTS[1]) and not journal.of("run")
+    gpu.main(["--dry-run"])
+    shown = capsys.readouterr().out
+    assert all(section.name in shown for sections in gpu.PARTS.values() for section in sections)
+    assert all(sum(section.minutes for section in sections) <= 6 for sections in gpu.PARTS.values())
 
 
 # ---------------------------------------------------------------------------------------------------- comparison

@@ -25,6 +25,13 @@ def one_if_zero(tensor: Tensor) -> Tensor:
     return torch.where(tensor > 0, tensor, torch.ones_like(tensor))
 
 
+def divisor(largest: Tensor) -> Tensor:
+    """Return magnitudes to divide by what they bound; zero gives zero then."""
+    if largest.is_cuda:  # one kernel in place of three; a CPU may be set to flush such numbers to zero
+        return largest.clamp_min(torch.finfo(largest.dtype).tiny * torch.finfo(largest.dtype).eps)
+    return one_if_zero(largest)
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype to accumulate norms in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -94,8 +101,12 @@ class Workspace:
         return made
 
     def take_like(self, slot: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Return an uninitialised tensor like another, its last two dimensions in the same order in memory."""
-        if like.is_contiguous() or not like.mT.is_contiguous():
+        """Return an uninitialised tensor like another, its last two dimensions in the same order in memory.
+
+        A compiled graph has no `out` in another order than the plain one, and a compiler chooses the order by itself.
+        """
+        plain = like.is_contiguous() or not like.mT.is_contiguous()
+        if plain or torch.compiler.is_compiling():
             return self.take(slot, like.shape, like, dtype=dtype)
         return self.take(slot, like.mT.shape, like, dtype=dtype).mT
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from lightning_gluon.norms import rational
 from lightning_gluon.norms.coefficients import ITERATIONS, step_coefficients
-from lightning_gluon.norms.numerics import Workspace, accumulation_dtype, check_real, largest_magnitude, one_if_zero
+from lightning_gluon.norms.numerics import Workspace, accumulation_dtype, check_real, divisor, largest_magnitude
 from lightning_gluon.norms.polar import iterate
 
 
@@ -180,6 +180,8 @@ def orthogonalize_(
         scale = operand_scale(largest_magnitude(stack, (-2, -1)), stack.shape[-1])
         if dtype is None or dtype == stack.dtype:
             stack.div_(scale)
+        elif torch.compiler.is_compiling():  # a compiler chooses the memory, and knows no `out` of another order
+            stack = torch.div(stack, scale).to(dtype).contiguous()
         else:
             stack = torch.div(stack, scale, out=workspace.take_like("x", stack, dtype))
     if method == "svd":
@@ -198,7 +200,7 @@ def operand_scale(largest: Tensor, columns: int) -> Tensor:
         largest: Largest magnitude of every matrix.
         columns: Their columns.
     """
-    return one_if_zero(largest) * math.sqrt(columns)
+    return divisor(largest) * math.sqrt(columns)
 
 
 def _polynomial(

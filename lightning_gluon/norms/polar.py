@@ -45,8 +45,8 @@ PRECISIONS = {
 HEADROOM = 1.4
 # The Gram form has fewer products above this aspect ratio.
 GRAM_ASPECT = 1.5
-# The scale of X is at most the root of this. Times the constant of a run, at most 35, it is in the range of fp16.
-JOINED_COLUMNS = 2**20
+# Up to this many columns the scale of X, times the constant of a run, is in the range of fp16: 1,700 times 35.
+JOINED_COLUMNS = 2**16
 # The last run rounds the Gram matrix without this multiple of the identity: most eigenvalues are near 1 there.
 GRAM_SHIFT = 0.75
 
@@ -101,23 +101,21 @@ def iterate(
     other = workspace.take_like("y", x)
     aspect = columns / rows if runs else 1.0
     lengths = _runs(len(coefficients), precision.run, aspect)
-    joined = precision.joined and columns <= JOINED_COLUMNS
     safety = precision.safety if tight else 1.0
     steps = _with_safety(coefficients, lengths, safety, precision.roundoff if runs else 0.0)
     first = 0
     for number, length in enumerate(lengths):
         own = steps[first : first + length]
         last = length > 1 and 0 < number == len(lengths) - 1
-        shift = GRAM_SHIFT if last and not joined else 0.0
+        shift = GRAM_SHIFT if last and not precision.joined else 0.0
         _gram(x, squares.gram, shift)
-        scale = None
-        if first == 0:
-            scale = _normalize_(squares, own[0], safety if tight else None, columns)
-        if joined:
+        if precision.joined:
             if wide and x.is_cuda and number == len(lengths) - 1:
                 other = workspace.take_like("units", x, torch.float32)
-            _touch_by_(x, _joined(squares, own, started=first == 0), scale, other)
+            poly, scale = _joined(squares, own, safety if tight else None, columns, started=first == 0)
+            _touch_by_(x, poly, scale, other)
         else:
+            scale = _normalize_(squares, own[0], safety if tight else None) if first == 0 else None
             poly, constant = _compose(squares, own, shift, started=first == 0)
             _touch_(x, poly, constant, scale, other)
         x, other = other, x
@@ -126,9 +124,9 @@ def iterate(
 
 
 def _touch_by_(x: Tensor, poly: Tensor, scale: Tensor | None, out: Tensor) -> None:
-    """Write `poly (scale X)` to `out`; `poly` is lost."""
+    """Write `poly (scale X)` to `out`; `poly` or `x` is lost."""
     if scale is not None:
-        poly.mul_(scale)
+        (poly if x.shape[-1] <= JOINED_COLUMNS else x).mul_(scale)
     if out.dtype == x.dtype:
         torch.bmm(poly, x, out=out)
     else:
@@ -181,31 +179,122 @@ def _gram(x: Tensor, gram: Tensor, shift: float) -> None:
     symmetric_product(identity.expand_as(gram), x, x.mT, gram, beta=-shift)
 
 
-def _joined(squares: Squares, steps: Sequence[Step], *, started: bool) -> Tensor:
+@dataclass
+class Remainder:
+    """Factors that the small matrices leave out.
+
+    Args:
+        gram: The Gram matrix is `gram` times this.
+        poly: The product of factors so far is `poly` times this.
+        scale: Factor (B, 1, 1) of X that its first product has to take, up to `root`; `None` if there is none.
+        root: A number that X has to take as well.
+    """
+
+    gram: float = 1.0
+    poly: float = 1.0
+    scale: Tensor | None = None
+    root: float = 1.0
+
+
+def _joined(
+    squares: Squares,
+    steps: Sequence[Step],
+    safety: float | None,
+    columns: int,
+    *,
+    started: bool,
+) -> tuple[Tensor, Tensor | None]:
     """Return `Q_r ... Q_1` for steps `Q = a + b A + c A^2`, `A <- Q A Q`, with all constants on the diagonals.
 
-    What rounds on a diagonal of Q rounds in `A` and in the product alike. `started`: `poly` holds the first Q without
-    its constant.
+    Beside it stands the factor of X, `None` for 1. What rounds on a diagonal of Q rounds in `A` and in the product
+    alike. The last of several steps needs no Q: with
+    `S = A + b / 2c` its product is `(a - b^2 / 4c) P + S (c S P)`. `started`: X was not scaled yet.
     """
     gram, poly, work = squares.gram, squares.poly, squares.work
-    for number, (a, b, c) in enumerate(steps):
-        factor, last = squares.factor if number else poly, number == len(steps) - 1
-        if started and not number:
-            _add_constant_(factor, a)
-        elif last:  # the Gram matrix is not needed any more: c (A + b / 2c)^2 is one product without a base
+    first_step, *others = steps
+    rest = _first_factor(squares, first_step, safety, columns, started=started, alone=not others)
+    factor, unit = poly, rest.poly
+    for number, (a, b, c) in enumerate(others):
+        symmetric_product(None, factor, gram, work, alpha=unit * rest.gram)
+        symmetric_product(None, work, factor, gram, alpha=unit)
+        rest.gram = 1.0
+        if number == len(others) - 1:
             _add_constant_(gram, b / (2 * c))
-            symmetric_product(gram, gram, gram, factor, alpha=c)
-            _add_constant_(factor, a - b**2 / (4 * c))
+            symmetric_product(None, gram, poly, work, alpha=c * rest.poly)
+            symmetric_product(
+                poly, gram, work, poly, beta=(a - b**2 / (4 * c)) * rest.poly * rest.root, alpha=rest.root
+            )
+            rest.root = 1.0
         else:
+            factor, unit = squares.factor, 1.0
             symmetric_product(gram, gram, gram, factor, beta=b, alpha=c)
             _add_constant_(factor, a)
-        if not last:
-            symmetric_product(None, factor, gram, work)
-            symmetric_product(None, work, factor, gram)
-        if number:
-            symmetric_product(None, factor, poly, work)
+            symmetric_product(None, factor, poly, work, alpha=rest.poly)
             poly, work = work, poly
-    return poly
+        rest.poly = 1.0
+    if rest.scale is not None and rest.poly * rest.root != 1:
+        rest.scale.mul_(rest.poly * rest.root)
+    return poly, rest.scale
+
+
+def _first_factor(
+    squares: Squares,
+    step: Step,
+    safety: float | None,
+    columns: int,
+    *,
+    started: bool,
+    alone: bool,
+) -> Remainder:
+    """Write the first Q of a run to `poly`, and scale the Gram matrix before if X was not; `alone`: no step follows."""
+    gram, poly = squares.gram, squares.poly
+    a, b, c = step
+    if started:
+        rest = _normalize_joined_(squares, step, safety, columns)
+        _add_constant_(poly, a / rest.poly)
+        return rest
+    if alone:  # the Gram matrix is not needed any more: c (A + b / 2c)^2 is one product without a base
+        _add_constant_(gram, b / (2 * c))
+        symmetric_product(None, gram, gram, poly, alpha=c)
+        _add_constant_(poly, a - b**2 / (4 * c))
+        return Remainder()
+    symmetric_product(gram, gram, gram, poly, beta=b, alpha=c)
+    _add_constant_(poly, a)
+    return Remainder()
+
+
+def _normalize_joined_(
+    squares: Squares,
+    step: Step,
+    safety: float | None,
+    columns: int,
+) -> Remainder:
+    """Scale `gram = X X^T` so that `||X||_2 <= 1`, and write `b A + c A^2` to `poly`, both up to numbers."""
+    gram, poly = squares.gram, squares.poly
+    wide = accumulation_dtype(gram.dtype)
+    _, b, c = step
+    # Half of what a matrix has that is not zero: one entry of 1 / sqrt(n), and A^2 for equal eigenvalues.
+    least = 0.5 / columns
+    norm = _diagonal_sum(gram, wide) if safety is None else _frobenius(gram, wide)
+    norm.clamp_min_(least)
+    gram.div_(norm)  # of norm 1, A^2 and c / bound^2 <= c n^(1/2) are in its range
+    symmetric_product(None, gram, gram, poly)
+    if safety is None:
+        torch.add(gram, poly, alpha=c / b, out=poly)
+        return Remainder(poly=b, scale=norm.rsqrt_())
+    # Schatten-8: ||A||_2 <= ||A^2||_F^(1/2). The numbers s^2 and b stay out of the matrices.
+    square = _frobenius(poly, wide).clamp_min_(0.5 / math.sqrt(gram.shape[-1]))
+    bound = square.sqrt()
+    gram.div_(bound)
+    room = safety**2
+    torch.addcdiv(gram, poly, square, value=c / (b * room), out=poly)
+    scale = (norm * bound).rsqrt_()
+    return Remainder(
+        gram=1 / room,
+        poly=b / room,
+        scale=scale,
+        root=room**-0.5,
+    )
 
 
 def _add_constant_(matrices: Tensor, constant: float) -> None:
@@ -256,47 +345,29 @@ def _advance_gram(gram: Tensor, work: Tensor, factor: Tensor, shift: float, scal
     symmetric_product(gram, work, factor, gram, beta=scale)
 
 
-def _normalize_(squares: Squares, step: Step, safety: float | None, columns: int) -> Tensor:
+def _normalize_(squares: Squares, step: Step, safety: float | None) -> Tensor:
     """Scale `gram = X X^T` so that `||X||_2 <= 1`, write `b gram + c gram^2` to `poly`, return X's factor."""
     gram, poly = squares.gram, squares.poly
     kind = gram.dtype
     wide = accumulation_dtype(kind)
     _, b, c = step
     if safety is None:
-        diagonal = gram.diagonal(dim1=-2, dim2=-1)
-        trace = one_if_zero(diagonal.sum(-1, dtype=wide))[:, None, None]
-        gram.mul_(_held_in(kind, trace.reciprocal()))
+        trace = one_if_zero(_diagonal_sum(gram, wide))
+        gram.mul_(trace.reciprocal().to(kind))
         symmetric_product(gram, gram, gram, poly, beta=b, alpha=c)
         return trace.rsqrt().to(kind)
-    if kind != torch.float16:
-        symmetric_product(None, gram, gram, poly)
-        # Schatten-8: ||A||_2 <= ||A^2||_F^(1/2).
-        bound = one_if_zero(_frobenius(poly, wide)).sqrt() * safety**2
-        gram.mul_(_held_in(kind, bound.reciprocal()))
-        poly.mul_(_held_in(kind, c / bound.square()))
-        poly.add_(gram, alpha=b)
-        return bound.rsqrt().to(kind)
-    least = 1 / max(columns, JOINED_COLUMNS)  # the square of a row that is not zero; A^2 of norm 1 has much more
-    norm = _frobenius(gram, wide)
-    norm.clamp_min_(least)
-    gram.div_(norm)  # of norm 1, A^2 and c / bound^2 <= c n^(1/2) are in its range
     symmetric_product(None, gram, gram, poly)
-    bound = _frobenius(poly, wide)
-    bound.clamp_min_(least).sqrt_().mul_(safety**2)
-    gram.div_(bound)
-    poly.div_(bound.square() / c)
+    # Schatten-8: ||A||_2 <= ||A^2||_F^(1/2).
+    bound = one_if_zero(_frobenius(poly, wide)).sqrt() * safety**2
+    gram.mul_(bound.reciprocal().to(kind))
+    poly.mul_((c / bound.square()).to(kind))
     poly.add_(gram, alpha=b)
-    scale = (norm * bound).rsqrt_()
-    return scale.clamp_max_(least**-0.5)
+    return bound.rsqrt().to(kind)
+
+
+def _diagonal_sum(matrices: Tensor, dtype: torch.dtype) -> Tensor:
+    return matrices.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=dtype)[:, None, None]
 
 
 def _frobenius(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True, dtype=dtype)
-
-
-def _held_in(dtype: torch.dtype, factors: Tensor) -> Tensor:
-    """Return factors in the dtype of the matrices they multiply: with another one torch converts whole matrices.
-
-    fp16 cannot hold all of them, since one may be up to the row length.
-    """
-    return factors if dtype == torch.float16 else factors.to(dtype)

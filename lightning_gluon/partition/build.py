@@ -61,7 +61,8 @@ def partition(
         rules: Overrides, first match wins: a mapping or a list of pairs. Key: a glob over parameter names, or a module
             type (it covers everything inside). Value: a role, a dict with `role` and optional `norm`, `views`,
             `reason`, or a callable `(name, parameter, module)` that returns one of them, or None for no opinion.
-            A matrix role from a glob or type leaves vectors to the built-in rules.
+            A matrix role from a glob or type leaves vectors to the built-in rules. `views` are sizes of blocks of rows,
+            `MatrixView`s, or `whole`: a fused weight is one matrix then, and so has another LMO than its parts.
         strict: Raise for a parameter that no rule fits; False sends it to `elementwise` with a warning.
         per_head: Read queries, keys and values as one matrix per head, and so the parts of MLA and Mamba 2 that have
             heads. Grouped keys and values have a matrix per key head.

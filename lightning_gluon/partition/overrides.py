@@ -21,6 +21,7 @@ Key = str | type[nn.Module]
 RuleValue = str | Mapping[str, Any] | Callable[[str, nn.Parameter, nn.Module], Any]
 Rules = Mapping[Key, RuleValue] | Sequence[tuple[Key, RuleValue]]
 
+ONE_MATRIX = "whole"
 _RULE_FIELDS = ("role", "norm", "views", "reason")
 
 
@@ -270,15 +271,17 @@ def _views(
     name: str,
     shape: Shape,
 ) -> tuple[MatrixView, ...]:
-    """Read `views` of a rule: matrix views, or the sizes of blocks along the out dimension."""
+    """Read `views` of a rule: matrix views, the sizes of blocks along the out dimension, or `whole` for one matrix."""
+    if views == ONE_MATRIX and len(shape) == 2:
+        return (MatrixView.whole(shape),)
     given = tuple(views) if isinstance(views, Iterable) else ()
     if _are_sizes(given, shape):
         return MatrixView.blocks(shape, sizes=given)
     if given and all(isinstance(view, MatrixView) for view in given) and covers(given, shape):
         return given
     raise ValueError(
-        f"Expected `views` of {name!r} with shape {shape} to be MatrixViews that cover it, or sizes of blocks that add "
-        f"up to its {shape[0] if shape else 0} rows, but got {views!r}."
+        f"Expected `views` of {name!r} with shape {shape} to be MatrixViews that cover it, sizes of blocks that add "
+        f"up to its {shape[0] if shape else 0} rows, or 'whole' for one matrix, but got {views!r}."
     )
 
 

@@ -114,6 +114,7 @@ def to_text(table: RenderableType, width: int) -> str:
     console = Console(
         file=buffer,
         width=width,
+        force_jupyter=False,  # in a notebook rich would show the table instead of writing it
         no_color=True,
         highlight=False,
     )

@@ -33,12 +33,14 @@ class Operand:
         views: The matrices of the whole parameter.
         layout: Its layout.
         norm: The norm of the step.
+        dtype: The dtype to which it rounds.
     """
 
     piece: Tensor
     views: Sequence[MatrixView]
     layout: Layout
     norm: Norm
+    dtype: torch.dtype
 
     def parts(self, tensor: Tensor) -> list[list[Tensor]]:
         """Return the entries of every matrix in a tensor of the shape of the piece, those without any left out."""
@@ -71,12 +73,11 @@ def operand_dtype(norm: Norm, like: Tensor, views: Iterable[MatrixView]) -> torc
     return found.pop() if len(found) == 1 else None
 
 
-def round_pieces(operands: Sequence[Operand], dtypes: Sequence[torch.dtype], ranks: Ranks) -> list[Tensor]:
+def round_pieces(operands: Sequence[Operand], ranks: Ranks) -> list[Tensor]:
     """Return pieces as the LMO rounds whole matrices, by one all-reduce of the largest entries.
 
     Args:
         operands: What is to travel.
-        dtypes: The dtype of each.
         ranks: Ranks that hold the matrices together.
     """
     wide = [one.piece.to(one.norm.staging_dtype(one.piece)) for one in operands]
@@ -86,8 +87,8 @@ def round_pieces(operands: Sequence[Operand], dtypes: Sequence[torch.dtype], ran
     dist.all_reduce(tops, op=dist.ReduceOp.MAX, group=ranks.group)
     largest = iter(tops.unbind())
     found = []
-    for one, piece, lists, dtype in zip(operands, wide, parts, dtypes, strict=True):
-        out = torch.empty_like(piece, dtype=dtype)
+    for one, piece, lists in zip(operands, wide, parts, strict=True):
+        out = torch.empty_like(piece, dtype=one.dtype)
         for sources, places, columns in zip(lists, one.parts(out), one.columns(), strict=True):
             scale = operand_scale(next(largest), columns)
             for source, place in zip(sources, places, strict=True):

@@ -158,6 +158,21 @@ class Stack:
         return first.as_strided((self.count, rows, columns), (size, columns, 1), start)
 
 
+@dataclass(frozen=True)
+class TravelTypes:
+    """Dtypes in which the matrices of a chunk travel.
+
+    Args:
+        asked: The norm and the dtype of directions that they were found for.
+        operand: The dtype to which directions are rounded first; `None` if they travel as they are.
+        steps: The dtype in which the step of every parameter comes back.
+    """
+
+    asked: tuple[Norm, torch.dtype]
+    operand: torch.dtype | None
+    steps: list[torch.dtype]
+
+
 @dataclass
 class Chunk:
     """Parameters of one group that are stepped in one round.
@@ -172,6 +187,7 @@ class Chunk:
         partners: For every parameter that travels, the layout of its partner, if that is cut and travels along.
         own: The parameters among them that this rank owns, with their stacks; `None` where none travel.
         shared: For every parameter that travels, the state that is the same on all ranks.
+        types: Dtypes in which they travelled last.
     """
 
     group: Group
@@ -183,6 +199,7 @@ class Chunk:
     partners: list[Layout | None] = field(default_factory=list)
     own: Chunk | None = None
     shared: list[dict[str, TensorForm]] = field(default_factory=list)
+    types: TravelTypes | None = None
 
     @property
     def params(self) -> list[Tensor]:

@@ -44,7 +44,7 @@ from lightning_gluon.step.advance import (
 )
 from lightning_gluon.step.factors import compress_whole_
 from lightning_gluon.step.operands import Operand, operand_dtype, round_pieces, runs_of
-from lightning_gluon.step.plan import views_of
+from lightning_gluon.step.plan import TravelTypes, views_of
 
 TensorLists: TypeAlias = list[list[Tensor]]  # by parameter
 
@@ -73,8 +73,15 @@ class Loan:
         begins = any(statistic.start is not None for statistic in self.norm.statistics)
         self.moves_whole = bool(self.norm.reads_weights or chunk.group.get("retract") or begins)
         owned = set(self.own.indices)
-        self.operand = self._operand_dtype()
         self.mine = [member for member, index in enumerate(chunk.indices) if index in owned]
+
+    @property
+    def types(self) -> TravelTypes:
+        """Dtypes of what travels, found once for every norm: that takes an LMO of one entry per matrix."""
+        asked, known = (self.norm, self.like.dtype), self.chunk.types
+        if known is None or known.asked != asked:
+            known = self.chunk.types = TravelTypes(asked, self._operand_dtype(), self._step_dtypes())
+        return known
 
     def _operand_dtype(self) -> torch.dtype | None:
         """Return the dtype to which pieces of directions may be rounded before they travel."""
@@ -94,11 +101,12 @@ class Loan:
         Args:
             sent: Result of `begin`.
         """
-        if self.operand is None:
+        dtype = self.types.operand
+        if dtype is None:
             return []
         views = [views_of(self.chunk.group, index) for index in self.chunk.indices]
         rows = zip(sent, views, self.chunk.layouts, strict=True)
-        return [Operand(tensors[0], own, layout, self.norm) for tensors, own, layout in rows]
+        return [Operand(tensors[0], own, layout, self.norm, dtype) for tensors, own, layout in rows]
 
     @property
     def stays(self) -> bool:
@@ -220,21 +228,20 @@ class Loan:
     def _units(
         self, direction: list[Tensor], kept: list[dict[str, list[Tensor]]], partners: list[Partner]
     ) -> list[Tensor]:
-        dtypes = self.dtypes
+        dtypes = self.types.steps
         units = []
         for member, one in zip(self.mine, direction, strict=True):
             units.append(torch.empty_like(one, dtype=dtypes[member]))
         for stack, statistics in zip(self.own.stacks, kept, strict=True):
-            rounds = self.operand is not None
+            rounds = self.types.operand is not None
             batch = lmo_of(stack, direction, direction, statistics, partners, self.workspace, scaled=rounds)
             for slot in stack.slots:
                 unit = units[slot.member]
                 slot.of(unit).copy_(slot.read(slot.place(batch, unit.shape)))
         return units
 
-    @property
-    def dtypes(self) -> list[torch.dtype]:
-        """Dtype of what comes back of every parameter, which all ranks have to know."""
+    def _step_dtypes(self) -> list[torch.dtype]:
+        """Return the dtype of what comes back of every parameter, which all ranks have to know."""
         count = len(self.chunk.indices)
         if self.moves_whole:
             return [self.job.params[0].dtype] * count
@@ -387,16 +394,13 @@ class Trip:
         """Round the directions that their LMO would round."""
         places: list[list[Tensor]] = []
         operands: list[Operand] = []
-        dtypes: list[torch.dtype] = []
         for loan, sent in zip(self.loans, lists, strict=True):
             own = loan.operands(sent)
             operands += own
-            if loan.operand is not None:
-                places += sent
-                dtypes += [loan.operand] * len(own)
+            places += sent if own else []
         if not operands:
             return
-        found = round_pieces(operands, dtypes, operands[0].layout.shards)
+        found = round_pieces(operands, operands[0].layout.shards)
         for tensors, one in zip(places, found, strict=True):
             tensors[0] = one
 
@@ -411,7 +415,7 @@ class Trip:
         forms: list[list[TensorForm]] = []
         for loan, whole in zip(self.loans, came, strict=True):
             first = len(dtypes)
-            dtypes += loan.dtypes
+            dtypes += loan.types.steps
             forms += [list(named.values()) for named in loan.chunk.shared]
             found = loan.work([whole[member] for member in loan.mine])
             for member, step in zip(loan.mine, found, strict=True):

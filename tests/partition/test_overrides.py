@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections import UserDict, UserList
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
+from lightning_gluon import Gluon
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.partition import partition
 from tests.partition._stand_ins import Attributes, deep, parameter
@@ -47,6 +50,19 @@ def test_an_override_keeps_the_matrices_that_were_found() -> None:
     net = Attributes(attn=nn.MultiheadAttention(4, 2), out=nn.Linear(4, 2))
     p = partition(net, rules={"attn.in_proj_weight": "head"})
     assert p.role("attn.in_proj_weight") == "head" and p.views("attn.in_proj_weight") == [(4, 4)] * 3
+
+
+def test_a_fused_weight_can_be_one_matrix() -> None:
+    net = Attributes(attn=nn.MultiheadAttention(4, 2), out=nn.Linear(4, 2))
+    p = partition(net, rules={"attn.in_proj_weight": {"role": "hidden", "views": "whole"}})
+    assert p.views("attn.in_proj_weight") == [(12, 4)]
+    optimizer = Gluon(p, lr=1.0, orthogonalizer="svd")
+    before = net.attn.in_proj_weight.detach().clone()
+    for tensor in net.parameters():
+        tensor.grad = torch.randn_like(tensor)
+    optimizer.step()
+    values = torch.linalg.svdvals(before - net.attn.in_proj_weight.detach())
+    torch.testing.assert_close(values, torch.full((4,), math.sqrt(3.0)))  # sqrt(12 / 4), of one matrix
 
 
 def test_a_rule_rescues_an_unknown_parameter() -> None:

@@ -61,5 +61,10 @@ def test_rich_shows_the_table_as_wide_as_its_own_console() -> None:
     assert "linear map between" in out.getvalue() and max(map(len, out.getvalue().splitlines())) <= 60
 
 
+def test_text_is_text_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert "lookup table" in str(partition(nn.ModuleDict({"emb": nn.Embedding(4, 2), "head": nn.Linear(2, 4)})))
+
+
 def test_brackets_of_a_rule_are_shown_as_they_are() -> None:
     assert "'[a-z0-9]*.weight'" in str(partition(deep(), rules={"[a-z0-9]*.weight": "hidden"}))
