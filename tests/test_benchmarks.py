@@ -177,7 +177,7 @@ def test_real_sizes_take_the_papers_batches(model: str, shape: tuple[int, int]) 
     assert (data["batch_size"], data["seq_len"], data["source"]) == (*shape, "python")
     assert config["trainer"]["precision"] == "bf16-mixed"
     assert config["optimizer"] == {
-        "schedule": "cosine", "warmup": 0.05, "method": "limuon", "lr": 0.01, "momentum": 0.95, "rank": 16
+        "schedule": "cosine", "warmup": 0.05, "method": "limuon", "lr": 0.01, "momentum": 0.9, "rank": 16
     }  # fmt: skip
     assert data["vocab_size"] <= config["model"]["init_args"]["config"]["vocab_size"]
 
