@@ -53,7 +53,7 @@ def printed(command: list[str]) -> list[float]:
 def test_an_example_trains_on_two_ranks(kind: str, strategy: str, method: str) -> None:
     options = ["--strategy", strategy, "--method", method, "--steps", str(STEPS)]
     if kind == "raw":
-        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]  # it picks the port and keeps it
+        start = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]  # keeps its port
         command = [sys.executable, *start, "-m", "examples.raw_torch", *options]
     else:
         command = [sys.executable, "-m", "examples.fabric_ranks", "--accelerator", "cpu", *options]
