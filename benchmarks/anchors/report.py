@@ -266,7 +266,7 @@ def _bars(axis: Any, shown: Sequence[Entry], baselines: Mapping[str, Sequence[Re
     middle = 0.4 - height / 2
     axis.set_yticks([row + middle for row in range(len(shown))], [entry.name for entry in shown], fontsize=8)
     axis.set_ylim(len(shown) - 0.2, -0.6)
-    axis.set(xlabel="share of the gradients; lines: 90 %, where several seeds ran", xlim=(0, 1.05))
+    axis.set(xlabel="share of the gradients (lines: 90 %)", xlim=(0, 1.05))
     axis.legend(fontsize=8)
 
 
