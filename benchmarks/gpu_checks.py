@@ -75,13 +75,18 @@ def _stepped(net: nn.Module, method: str, **options: Any) -> nn.Module:
     if optimizer.reference_point is not None:
         optimizer.two_point = "loop"
     for seed in range(ROUNDS):
-        _give_gradients(net, seed)
-        if optimizer.needs_reference:
-            optimizer.reference_gradients = {p: 0.9 * p.grad for p in net.parameters() if p.grad is not None}
-            with optimizer.at_reference():
-                pass
+        _prepare(net, optimizer, seed)
         optimizer.step()
     return net
+
+
+def _prepare(net: nn.Module, optimizer: lightning_gluon.Gluon, seed: int) -> None:
+    """Give a step all that it needs: gradients, and second ones where the method takes them."""
+    _give_gradients(net, seed)
+    if optimizer.needs_reference:
+        optimizer.reference_gradients = {p: 0.9 * p.grad for p in net.parameters() if p.grad is not None}
+        with optimizer.at_reference():
+            pass
 
 
 def _difference(one: nn.Module, other: nn.Module) -> float:
@@ -123,6 +128,18 @@ def graphs(device: str, tiny: bool) -> Iterator[dict[str, Any]]:
             yield {"method": method, "mode": kind, "difference": _difference(eager, other)}
 
 
+def _waits_of(optimizer: lightning_gluon.Gluon) -> bool | str:
+    """Return False for a step that waits for nothing, else what torch says of the wait."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        return str(error)[:200]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return False
+
+
 def waits(device: str, tiny: bool) -> Iterator[dict[str, Any]]:
     """Yield whether a step waits for the device, by torch's own watch.
 
@@ -136,19 +153,10 @@ def waits(device: str, tiny: bool) -> Iterator[dict[str, Any]]:
         if optimizer.reference_point is not None:
             optimizer.two_point = "loop"
         row: dict[str, Any] = {"method": method, "waits": None}
-        for seed in range(ROUNDS):
-            _give_gradients(net, seed)
-            if optimizer.needs_reference:
-                optimizer.reference_gradients = {p: 0.9 * p.grad for p in net.parameters() if p.grad is not None}
-                with optimizer.at_reference():
-                    pass
-            last = seed == ROUNDS - 1 and device == "cuda"
-            torch.cuda.set_sync_debug_mode("error") if last else None
-            try:
-                optimizer.step()
-                row["waits"] = False if last else None
-            except RuntimeError as error:
-                row["waits"] = str(error)[:200]
-            finally:
-                torch.cuda.set_sync_debug_mode("default") if last else None
+        for seed in range(ROUNDS - 1):
+            _prepare(net, optimizer, seed)
+            optimizer.step()
+        _prepare(net, optimizer, ROUNDS - 1)
+        if device == "cuda":
+            row["waits"] = _waits_of(optimizer)
         yield row

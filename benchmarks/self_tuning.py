@@ -46,8 +46,8 @@ LIVE: dict[str, dict[str, Any]] = {  # arguments of `RadiusScheduler`
     "ngn": {"rule": "ngn"},
     "floor": {"rule": "floor"},
 }
-LONG = " x4"
-MORE = (*LIVE, "brake", LONG.strip(), *(name + LONG for name in ("momo", "ngn", "brake")))
+FAR = "x4"  # from four times the best fixed radius
+MORE = (*LIVE, "brake", FAR, *(f"{name} {FAR}" for name in ("momo", "ngn", "brake")))
 MEMORIES = 4  # of a warm-up
 GOAL = 0.03  # gap to the best fixed radius
 BESIDE = ("input", "embedding", "head", "bias", "elementwise")  # roles that AdamW steps beside Muon
@@ -166,8 +166,8 @@ class Cell:
     def _live(self, seed: int, rule: str, best: float) -> dict[str, Any]:
         from lightning_gluon.callbacks import RadiusScheduler
 
-        name = rule.removesuffix(LONG)
-        options: dict[str, Any] = {"lr": best if name == rule != LONG.strip() else 4 * best}
+        name = rule.removesuffix(FAR).strip()
+        options: dict[str, Any] = {"lr": 4 * best if rule.endswith(FAR) else best}
         if name == "brake":
             options["retract"] = "brake"
         return self._train(seed, options, [RadiusScheduler(**LIVE[name])] if name in LIVE else None)

@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_gluon.optimizer import Gluon
-from lightning_gluon.replay.lightning import callbacks_of, set_callbacks
+from lightning_gluon.replay.lightning import add_missing
 from lightning_gluon.replay.optimizers import parameters_of, unwrapped
 
 
@@ -38,9 +38,7 @@ class PortableState(Callback):
         Args:
             trainer: The Trainer.
         """
-        present = callbacks_of(trainer)
-        if not any(isinstance(callback, PortableState) for callback in present):
-            set_callbacks(trainer, [*present, PortableState()])
+        add_missing(trainer, PortableState)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Number the parameters."""

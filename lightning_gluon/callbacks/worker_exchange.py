@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning_gluon.estimators.rank_exchange import RankExchange
 from lightning_gluon.estimators.recursions import ESTIMATORS
 from lightning_gluon.optimizer import Gluon
-from lightning_gluon.replay.lightning import callbacks_of, late_state, replicas_of, set_callbacks
+from lightning_gluon.replay.lightning import add_missing, late_state, replicas_of
 from lightning_gluon.replay.optimizers import own_optimizers
 from lightning_gluon.step.workers import WorkerState, keep_own_gradients, load_worker_states_, worker_state
 
@@ -52,9 +52,7 @@ class WorkerExchange(Callback):
         Args:
             trainer: The Trainer.
         """
-        present = callbacks_of(trainer)
-        if not any(isinstance(callback, WorkerExchange) for callback in present):
-            set_callbacks(trainer, [*present, WorkerExchange()])
+        add_missing(trainer, WorkerExchange)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Give the optimizer its exchange, and keep DDP from averaging what is sent as messages."""

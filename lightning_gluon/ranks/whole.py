@@ -76,9 +76,7 @@ class RowSums:
         Args:
             own: Those over this rank's rows.
         """
-        if self.ranks.group is not None:
-            dist.all_reduce(own, group=self.ranks.group)
-        return own
+        return self._reduced(own, dist.ReduceOp.SUM)
 
     def largest(
         self,
@@ -89,8 +87,11 @@ class RowSums:
         Args:
             own: Those over this rank's rows.
         """
+        return self._reduced(own, dist.ReduceOp.MAX)
+
+    def _reduced(self, own: Tensor, operation: dist.ReduceOp.RedOpType) -> Tensor:
         if self.ranks.group is not None:
-            dist.all_reduce(own, op=dist.ReduceOp.MAX, group=self.ranks.group)
+            dist.all_reduce(own, operation, self.ranks.group)
         return own
 
 

@@ -97,6 +97,13 @@ def callbacks_of(trainer: Trainer) -> list[Callback]:
     return trainer.callbacks  # type: ignore[attr-defined]
 
 
+def add_missing(trainer: Trainer, kind: type[Callback]) -> None:
+    """Add a callback of a kind, behind all others, to a Trainer that has none."""
+    present = callbacks_of(trainer)
+    if not any(isinstance(callback, kind) for callback in present):
+        set_callbacks(trainer, [*present, kind()])
+
+
 def set_callbacks(trainer: Trainer, callbacks: list[Callback]) -> None:
     """Give a Trainer a new list of callbacks: it may be walking along the old one."""
     trainer.callbacks = callbacks  # type: ignore[attr-defined]
