@@ -2,7 +2,7 @@
 
 `torch.optim.Muon` has no public function for its orthogonalization. Its step could stand in for it, but the step also
 moves momentum and weights, and those would then be part of the time. The private function below is the one that the
-step of torch 2.11 to 2.14 calls; a test compares both, so a release that moves or changes it is seen.
+step of torch 2.12 to 2.14 calls; a test compares both, so a release that moves or changes it is seen.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def test_a_module_that_lacks_another_one_is_not_called_missing(tmp_path: Path, m
 
 
 def test_the_hint_names_what_there_is_on_the_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = ["torch>=2.11", "jsonargparse[signatures]>=4.51; extra == 'cli'", "scikit-learn; extra == 'vision'"]
+    wanted = ["torch>=2.12", "jsonargparse[signatures]>=4.51; extra == 'cli'", "scikit-learn; extra == 'vision'"]
     monkeypatch.setattr(metadata, "requires", lambda name: wanted)
     assert install_hint("jsonargparse") == "pip install 'jsonargparse[signatures]>=4.51'"
     assert install_hint("sklearn") == "pip install 'scikit-learn'"

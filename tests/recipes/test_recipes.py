@@ -121,7 +121,7 @@ def test_every_combination_parses(parser: Any) -> None:
         config = parser.parse_args(files(model, *overlay, method=method))
         assert config.optimizer.lr == "auto" or config.optimizer.lr > 0
         assert config.optimizer.schedule == ("theory" if method == "gluon-theory" else "cosine")
-        assert len(config.trainer.callbacks) == (6 if "chat" in overlay else 4)
+        assert len(config.trainer.callbacks) == (5 if "chat" in overlay else 4)
     assert len(pairs) == 20 + 3 * len(METHOD_FILES)
     for model, overlay in SETTINGS:
         last = yaml.safe_load((RECIPES / model / f"{(overlay or ('base',))[-1]}.yaml").read_text())
