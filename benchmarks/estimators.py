@@ -236,6 +236,34 @@ class Study:
                 for seed in self.given.seeds:
                     self.run(name, setting, seed, share)
 
+    def screen_table(self) -> str:
+        """Return what the screen found as Markdown: the best rate of every row, best row first."""
+        share = self.given.screen_share
+        lines = [
+            f"{round(share * self.budget)} gradient evaluations per run, seed {self.given.sweep_seed}. Training loss: "
+            "mean of the last tenth of the batches. `*`: the best rate is at the edge of those tried.",
+            "",
+            "| row | validation loss | lr | training loss | bytes per parameter |",
+            "|---|---|---|---|---|",
+        ]
+        found = [self._screened(name, share) for name in self.rows]
+        for best_run, edge in sorted(filter(None, found), key=lambda pair: loss_of(pair[0], "val/loss")):
+            losses = f"{loss_of(best_run, 'val/loss'):.3f}", f"{compare.training_loss(best_run):.3f}"
+            rate = f"{best_run['lr']:g}{'*' if edge else ''}"
+            cells = (best_run["row"], losses[0], rate, losses[1], best_run["bytes_per_parameter"])
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+        return "\n".join(lines) + "\n"
+
+    def _screened(self, name: str, share: float) -> tuple[dict[str, Any], bool] | None:
+        """Return a row's best run of the screen, and whether its rate is at the edge; `None` if none ran."""
+        wanted = {"row": name, "share": share, "seed": self.given.sweep_seed, "momentum": self.rows[name].momentum}
+        runs = [run for run in self.journal.of("run") if wanted.items() <= run.items()]
+        if not runs:
+            return None
+        rates = {run["lr"] for run in runs}
+        chosen = min(runs, key=lambda run: loss_of(run, "val/loss"))
+        return chosen, len(rates) > 1 and chosen["lr"] in (min(rates), max(rates))
+
     def table(self) -> str:
         """Return the losses as Markdown, best first: of the other seeds where there are some, else of the screen."""
         levels = [f"test loss, {share:g} of the gradients" for share in self.given.levels]
@@ -387,7 +415,7 @@ def main(argv: list[str] | None = None) -> None:
         study.work()
     except TimeoutError:
         print(f"Stopped after {given.minutes:g} minutes; the same command goes on.")
-    page = study.table()
+    page = study.screen_table() if given.screen else study.table()
     given.output.with_suffix(".md").write_text(page)
     print(page)
 

@@ -84,6 +84,12 @@ def test_estimators_at_equal_gradients(tmp_path: Path, monkeypatch: pytest.Monke
     assert all(f"| {name} |" in page for name in names)
 
     monkeypatch.setattr(compare, "fit", lambda *_, **__: pytest.fail("trained twice"))
+    estimators.main([*command, "--rows", *names, "--screen"])
+    lines = file.with_suffix(".md").read_text().splitlines()[4:]
+    shown = {cells[1].strip(): float(cells[2]) for cells in (line.split("|") for line in lines)}
+    lowest = {name: min(run["metrics"]["val/loss"] for run in screened if run["row"] == name) for name in names}
+    assert shown == {name: round(loss, 3) for name, loss in lowest.items()}
+    assert list(shown.values()) == sorted(shown.values())
     estimators.main([*command, "--rows", *names])
     assert Journal(file).of("run") == runs
     with pytest.raises(SystemExit, match=r"`--rows` out of .*ema, .* got emma"):
