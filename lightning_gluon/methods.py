@@ -324,7 +324,7 @@ METHODS: dict[str, Method] = {
 }
 
 
-# Used where no method is named; the choice follows the table of docs/primers/momentum.md.
+# Used where no method is named; the choice follows the table of docs/estimators.md.
 DEFAULT_METHOD = "gluon-nesterov"
 
 

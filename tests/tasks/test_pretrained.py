@@ -18,7 +18,8 @@ from benchmarks.finetune_tasks import templates
 
 pytestmark = pytest.mark.slow
 
-RECIPE = [part for name in ("base", "finetune", "chat", "lora") for part in ("-c", f"qwen2_5/{name}")]
+NAMES = (*(f"qwen2_5/{name}" for name in ("base", "finetune", "chat", "lora")), "methods/gluon", "callbacks/answers")
+RECIPE = [part for name in NAMES for part in ("-c", name)]
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +73,7 @@ def test_from_rows_to_answers(tmp_path: Path, base: Path) -> None:
         "trainer.logger.init_args.save_dir": str(tmp_path),
     }
     given = [f"--{name}={value}" for name, value in options.items()]
-    command("fit", *RECIPE, "-c", "methods/gluon", *given)
+    command("fit", *RECIPE, *given)
     (answers,) = tmp_path.rglob("answers.jsonl")
     logged = [json.loads(line) for line in answers.read_text().splitlines()]
     assert any(row["answer"].strip() == row["reference"] for row in logged)
