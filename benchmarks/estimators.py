@@ -7,7 +7,8 @@ Tasks, model, data, schedule and the count of gradients are those of `benchmarks
 of tuning:
 
     screen     seed 0, every learning rate, at the row's own momentum, `--screen-share` of the gradients
-    sweep      the best rows of the screen and the baselines: every momentum, at the best rate and its neighbours
+    sweep      the best rows of the screen and the baselines: every momentum, at the best rate and its neighbours, for
+               `--sweep-share` of the gradients; then all of them, at the best setting and at the next shorter rate
     report     the same rows at their best rate and momentum, on the other seeds
     levels     the same with a share of the gradients only: which row reaches the loss of `ema` with fewer?
 
@@ -222,8 +223,11 @@ class Study:
         for momentum in [row.momentum] if own else self.given.momenta:
             for lr in near:
                 setting = Setting(lr, momentum)
-                losses[setting] = self.run(name, setting, self.given.sweep_seed)
-        return best(losses)
+                losses[setting] = self.run(name, setting, self.given.sweep_seed, self.given.sweep_share)
+        chosen = best(losses)
+        # A longer training wants no longer steps than a short one, but may want shorter ones.
+        whole = [Setting(lr, chosen.momentum) for lr in near if lr <= chosen.lr][-2:]
+        return best({one: self.run(name, one, self.given.sweep_seed) for one in whole})
 
     def work(self) -> None:
         """Run what is missing, stage by stage."""
@@ -291,7 +295,7 @@ class Study:
             losses = {share: self._reported(name, setting, share) for share in (1.0, *self.given.levels)}
             trained = self._runs(name, setting, 1.0) or [swept[setting]]
             reached = [compare.training_loss(run) for run in trained]
-            tried = {key.lr for key in swept}
+            tried = {run["lr"] for run in self.journal.of("run") if run["row"] == name}
             edge = len(tried) > 1 and setting.lr in (min(tried), max(tried))
             yield Entry(name, setting, swept[setting], losses, reached, edge)
 
@@ -397,6 +401,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--finalists", type=int, default=8, help="rows that go on beside the baselines")
     parser.add_argument("--screen", action="store_true", help="stop after the screen")
     parser.add_argument("--screen-share", type=float, default=1.0, help="share of the gradients of the screen's runs")
+    parser.add_argument("--sweep-share", type=float, default=1.0, help="share of the gradients of the momentum sweep")
     parser.add_argument("--levels", type=float, nargs="*", default=[], help="shares of the gradients, such as 0.9 0.8")
     parser.add_argument("--evaluations", type=int, help="gradient evaluations per run")
     parser.add_argument("--minutes", type=float, default=math.inf, help="start no run after this long")
