@@ -99,7 +99,7 @@ class Transfer:
             note: A tensor for every rank that holds the parcels, of one shape and dtype on all of them.
 
         Returns:
-            What comes here.
+            Tensors that come here.
         """
         mine, shards = self.mine, range(self.shards.size)
         if self.shards.group is None:

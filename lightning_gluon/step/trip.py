@@ -422,7 +422,7 @@ class Trip:
 
     @cached_property
     def arrived(self) -> Collection:
-        """What has come of the matrices that this rank owns."""
+        """Matrices that have come to this rank, which owns them."""
         return self.there.wait()
 
     def work(self) -> None:
