@@ -116,9 +116,11 @@ def last(folder: Path) -> Path | None:
 @pytest.mark.parametrize("method", ["gluon", "gluon-mvr1"])
 def test_killed_trainings_go_on(tmp_path: Path, method: str) -> None:
     """Kill both ranks at a random moment, go on from the last whole checkpoint, and end with the same bits."""
-    run, ranks, moments = Run("fsdp2", method, steps=8), Ranks(2), random.Random(0)
-    ranks.attempt(fit_all, [run], timeout=300)  # what takes time only once
+    run = Run("fsdp2", method, steps=8, trainer={"enable_checkpointing": True})
+    ranks, moments = Ranks(2), random.Random(0)
+    ranks.call(fit_all, [run], timeout=300)  # what takes time only once
     straight = ranks.attempt(_checkpoints.fit_and_save, run, str(tmp_path / "straight"), timeout=300)
+    assert straight[0].error is None, straight[0].trace
     trials, kept = 0, []
     while len(kept) < KILLS:
         trials += 1
