@@ -45,6 +45,8 @@ TABLES = (("row", "row"), ("row", "centred_row"), ("sign", "centred_row"), ("cli
 SIGN_LENGTH = {"row_scaling": "sign"}
 DECAY = {"weight_decay": 0.3}
 FLAT = {"kernel_start": (0.1, 30 / 640), "kernel_end": (0.1, 30 / 640)}
+DUAL = {"kernel_start": (0.1, 30 / 640), "kernel_end": (0.14, 12 / 640)}
+MIX_AGES = (3 / 640, 32 / 640)
 TWO = {"mix": 2, "mix_weights": (0.8, 0.4)}
 
 
@@ -81,6 +83,17 @@ def register_tables() -> list[str]:
             register_method(name, replace(gluon, summary=f"{table} tables", rules={**gluon.rules, **rules}))
         names.append(name)
     return names
+
+
+def scaled(pair: tuple[float, ...], *factors: float) -> tuple[float, ...]:
+    """Return a pair times one factor, or each of it times its own."""
+    first, second = factors if len(factors) > 1 else factors * 2
+    return pair[0] * first, pair[1] * second
+
+
+def kernel(weight: float = 1.0, age: float = 1.0) -> dict[str, Any]:
+    """Return the constants of the dual average with both newest weights, or both mean ages, times a factor."""
+    return {name: scaled(pair, weight, age) for name, pair in DUAL.items()}
 
 
 def rows() -> dict[str, Row]:
@@ -125,6 +138,11 @@ def rows() -> dict[str, Row]:
         "nesterov, cautious decay": Row("gluon-nesterov", {**DECAY, "decay": "cautious"}),
         "nesterov, heads apart": Row("gluon-nesterov", {"per_head": True}),
     }
+    for factor in (0.5, 2.0, 4.0):
+        found[f"dual, ages x{factor:g}"] = Row("gluon-dual", kernel(age=factor))
+        found[f"mix 8, ages x{factor:g}"] = Row("gluon-mix", {"mix_ages": scaled(MIX_AGES, factor)})
+    for factor in (0.7, 1.4):
+        found[f"dual, newest x{factor:g}"] = Row("gluon-dual", kernel(weight=factor))
     # AdamW's own best rate on both tasks is near .1 of Muon's; the usual .015 is far below.
     for name in ("muon", "muon-dual", "muoneq", "normuon", "aurora", "hyperball"):
         found[f"{name}, AdamW .1"] = Row(name, ADAMW, momentum=0.95)
