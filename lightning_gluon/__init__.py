@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-# Imported on first use: modules that import lightning or are needed by few, and the places of other names.
+# Imported on first use: modules that import lightning or are needed by few, and the modules of other names.
 LAZY = ("callbacks", "smoothness", "tasks", "testing")
-PLACES = {
+MODULE_OF = {
     "Exchange": "estimators.messages",
     "Gluon": "optimizer",
     "RadiusSchedule": "radius",
@@ -77,8 +77,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in LAZY:
         return importlib.import_module(f"{__name__}.{name}")
-    if name in PLACES:
-        return getattr(importlib.import_module(f"{__name__}.{PLACES[name]}"), name)
+    if name in MODULE_OF:
+        return getattr(importlib.import_module(f"{__name__}.{MODULE_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
