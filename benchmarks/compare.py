@@ -288,10 +288,9 @@ class Comparison:
 
     def run(self, name: str, lr: float, companion: float | None, seed: int) -> dict[str, Any]:
         """Return a run, from the file where it is there."""
-        wanted = {"method": name, "lr": lr, "companion": companion, "seed": seed}
-        for run in self.journal.of("run"):
-            if all(run[key] == value for key, value in wanted.items()):
-                return run
+        known = self.journal.find("run", method=name, lr=lr, companion=companion, seed=seed)
+        if known is not None:
+            return known
         self.check_data()
         done = train(self.arguments.task, self.arguments.path, name, lr, companion, seed, self.budget)
         self.journal.append("run", **done)

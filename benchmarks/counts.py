@@ -281,6 +281,8 @@ ROWS = {
     "aurora": OurRow("aurora"),
     "hyperball": OurRow("hyperball"),
     "gluon, brake": OurRow("gluon", {"retract": "brake"}),
+    "ef21-muon": OurRow("ef21-muon"),  # one worker, who sends its largest tenth
+    "ef21-muon, rank 4": OurRow("ef21-muon", {"compressor": "rank-r"}),
     "lionmuon": OurRow("lionmuon"),  # the third step is a spectral one
     "gluon-mvr1": OurRow("gluon-mvr1"),
     "limuon r=16": OurRow("limuon", {"rank": 16}),

@@ -193,11 +193,7 @@ class Study:
 
     def find(self, name: str, setting: Setting, seed: int, share: float = 1.0) -> dict[str, Any] | None:
         """Return a run of the file; `None` if it is not there."""
-        wanted = {"row": name, **setting._asdict(), "seed": seed, "share": share}
-        for run in self.journal.of("run"):
-            if all(run[key] == value for key, value in wanted.items()):
-                return run
-        return None
+        return self.journal.find("run", row=name, **setting._asdict(), seed=seed, share=share)
 
     def _train(self, name: str, setting: Setting, seed: int, share: float) -> dict[str, Any]:
         if time.monotonic() > self.end:

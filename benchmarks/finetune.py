@@ -93,9 +93,9 @@ class Study:
 
     def run(self, name: str, lr: float, seed: int) -> dict[str, Any]:
         """Return a run, from the file where it is there."""
-        for run in self.of(name):
-            if (run["lr"], run["seed"]) == (lr, seed):
-                return run
+        known = self.journal.find("run", task=self.given.task, row=name, lr=lr, seed=seed)
+        if known is not None:
+            return known
         if time.monotonic() > self.end:
             raise TimeoutError
         done = fit(self.problem, ROWS[name], lr, seed)
@@ -106,7 +106,7 @@ class Study:
 
     def before(self) -> None:
         """Measure the model as it comes, once."""
-        if not any(run["task"] == self.given.task for run in self.journal.of("before")):
+        if self.journal.find("before", task=self.given.task) is None:
             torch.manual_seed(0)
             metrics = self.problem.measure(self.problem.build("full"))
             self.journal.append("before", task=self.given.task, metrics=metrics)

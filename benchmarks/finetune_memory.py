@@ -169,7 +169,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=HERE / "results" / "finetune_memory.jsonl")
     journal = Journal(parser.parse_args().output)
     for setting in SETTINGS:
-        if not any(row["name"] == setting.name for row in journal.of("run")):
+        if journal.find("run", name=setting.name) is None:
             journal.append("run", name=setting.name, **measure(setting))
     print("\n".join(lines(journal.of("run"))))
 

@@ -115,11 +115,7 @@ class Sweep:
 
     def find(self, run: Run) -> dict[str, Any] | None:
         """Return the result of a run; `None` if it is not in the file."""
-        wanted = asdict(run)
-        for found in self.journal.of("run"):
-            if all(found[key] == value for key, value in wanted.items()):
-                return found
-        return None
+        return self.journal.find("run", **asdict(run))
 
     def work(self) -> None:
         """Run what is missing."""

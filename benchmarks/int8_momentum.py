@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     for seed in given.seeds:
         for dtype in DTYPES:
             key = dict(zip(KEYS, (given.task, dtype, given.lr, seed, budget), strict=True))
-            if any(all(run[name] == value for name, value in key.items()) for run in journal.of("run")):
+            if journal.find("run", **key):
                 continue
             options = {**compare.settings("gluon"), "lr": given.lr, "momentum_dtype": dtype}
             done = compare.fit(given.task, given.path, options, seed, budget)

@@ -49,6 +49,10 @@ class Journal:
         """Return the rows of a kind without the word that names it, in the order in which they were written."""
         return [_content(row) for row in self.rows if row["kind"] == kind]
 
+    def find(self, kind: str, **wanted: Any) -> Row | None:
+        """Return the first row of a kind that holds these values; `None` if there is none."""
+        return next((row for row in self.of(kind) if wanted.items() <= row.items()), None)
+
     def latest(self, kind: str, *keys: str) -> list[Row]:
         """Return the last row for every combination of values under `keys`.
 

@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> None:
     for model in given.models:
         data = None
         for method in given.methods:
-            if any((run["model"], run["method"]) == (model, method) for run in journal.of("run")):
+            if journal.find("run", model=model, method=method):
                 continue
             config = configuration(model, method, tiny=given.tiny)
             data = built(config["data"]) if data is None else data

@@ -128,11 +128,7 @@ class Study:
 
     def find(self, case: Case, lr: float, seed: int) -> dict[str, Any] | None:
         """Return a run of the file; `None` if it is not there."""
-        wanted = {**asdict(case), "lr": lr, "seed": seed, "evaluations": self.given.evaluations}
-        for run in self.journal.of("run"):
-            if all(run[key] == value for key, value in wanted.items()):
-                return run
-        return None
+        return self.journal.find("run", **asdict(case), lr=lr, seed=seed, evaluations=self.given.evaluations)
 
     def _train(self, case: Case, lr: float, seed: int) -> dict[str, Any]:
         if time.monotonic() > self.end:

@@ -40,6 +40,7 @@ LIMITS = {
         "limuon r=16": Limit(914, 125.7, 0.524, linalg=240),
         "gluon-nesterov": Limit(245, 60.2, 0.516),
         "gluon-dual": Limit(271, 68.2, 0.516),
+        "muon-dual": Limit(214, 59.4, 0.516),
         "gluon-mix": Limit(327, 236.2, 0.516),
         "gluon-lookahead": Limit(393, 98.4, 0.516),
         "gluon-ema-nesterov": Limit(419, 114.4, 0.516),
@@ -55,6 +56,14 @@ LIMITS = {
         "symmetry-compatible": Limit(208, 52.6, 0.516),
         "mimuon": Limit(260, 79.6, 0.516),
         "gluon, heads apart": Limit(241, 41.9, 0.465),
+        "ef21-muon": Limit(427, 104.4, 0.516),
+    },
+    "mamba_130m/12": {  # 2 of 24 layers
+        "gluon": Limit(306, 47.0, 0.1471),
+        "muon": Limit(243, 56.9, 0.1471),
+        "lionmuon": Limit(316, 64.4, 0.1471),
+        "gluon-mvr1": Limit(328, 127.0, 0.1471),
+        "limuon r=16": Limit(969, 132.1, 0.1494, linalg=144),
     },
 }
 CASES = [(model, row) for model, rows in LIMITS.items() for row in rows]

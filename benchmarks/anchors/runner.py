@@ -17,7 +17,7 @@ import time
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -258,10 +258,7 @@ class Study:
 
     def find(self, run: Run) -> dict[str, Any] | None:
         """Return the result of a run; `None` if it is not in the file."""
-        for found in self.journal.of("run"):
-            if Run(found["row"], found["lr"], found["seed"], found["share"]) == run:
-                return found
-        return None
+        return self.journal.find("run", **asdict(run))
 
     def result(self, run: Run) -> dict[str, Any]:
         """Return the result of a run, from the file where it is there."""

@@ -266,6 +266,15 @@ def _nested(options: GroupOptions) -> Kernel | None:
     return Kernel(outer.newest * inner.newest, outer.age + inner.age)
 
 
+def _against_the_last(options: GroupOptions) -> Kernel | None:
+    """Return the kernel of an ema of `g + w (g - g_last)`, which `mars_approximate` is without its clip."""
+    if options["clip"]:
+        return None
+    plain = ema_kernel(options)
+    weight = options["gamma"] * options["momentum"] / (1 - options["momentum"])
+    return Kernel(plain.newest * (1 + weight), plain.age - weight)
+
+
 def _none(buffers: Buffers, new: Tensors, old: Tensors, options: GroupOptions) -> Tensors:
     raise NotImplementedError("This row moves the weights itself and has no direction.")
 
@@ -310,7 +319,7 @@ ESTIMATORS: dict[str, Estimator] = {
     "limuon": _corrected(_mvr1, options={**MVR1_OPTIONS, **CARRY_OPTIONS}, kernel=_uncorrected),
     "mars": _corrected(_mars, options={**MARS_OPTIONS, "reference": "copy"}, kernel=_uncorrected),
     "mars_approximate": Estimator(
-        _mars_approximate, ("momentum", "last_gradient"), options=MARS_OPTIONS, kernel=_uncorrected
+        _mars_approximate, ("momentum", "last_gradient"), options=MARS_OPTIONS, kernel=_against_the_last
     ),
     "igt": Estimator(_ema, reference="transported", share="lookahead", options={"lookahead": 1.0}, kernel=ema_kernel),
     "averaged": Estimator(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_gluon import Gluon
-from tests.estimators._replay import EXACT, gap, gradient, optimizer_of, replayed, start, take, trained
+from tests.estimators._replay import EXACT, STEPS, gap, gradient, optimizer_of, replayed, start, take, trained
 
 B = 0.9
 TWO = ["gluon-mvr1", "gluon-mvr2", "gluon-mvr3", "muon-mvr", "limuon", "mars"]
@@ -39,6 +39,30 @@ def test_lookahead_by_its_definition(method: str, share: float) -> None:
         return x, m[-1]
 
     assert gap(trained(method), replayed(estimate)) <= EXACT
+
+
+def quadratic(method: str, **options: Any) -> list[Tensor]:
+    """Return the iterates on gradients whose slope is the same everywhere."""
+    weight = nn.Parameter(start())
+    optimizer = optimizer_of(weight, method, **options)
+    path = []
+    for step in range(STEPS):
+        noise = torch.randn(weight.shape, generator=torch.Generator().manual_seed(step), dtype=torch.float64)
+
+        def closure(noise: Tensor = noise) -> None:
+            weight.grad = 2 * weight.detach() + noise
+
+        optimizer.step(closure)
+        path.append(weight.detach().clone())
+    return path
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 1.0])
+def test_to_first_order_a_lookahead_is_the_damped_correction(share: float) -> None:
+    """On a quadratic it is exactly, with the share for gamma and one gradient in place of two."""
+    found = quadratic("gluon-igt", lookahead=share)
+    assert gap(found, quadratic("gluon-mvr1", gamma=share)) <= EXACT
+    assert gap(found, quadratic("gluon")) > 1e-3
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])

@@ -42,6 +42,10 @@ LINEAR: list[tuple[str, dict[str, Any]]] = [
     ("mvr3", {"gamma": 0.0}),
     ("limuon", {"gamma": 0.0}),
     ("mars", {"gamma": 0.0, "clip": None}),
+    ("mars_approximate", {"clip": None}),
+    ("mars_approximate", {"gamma": 0.6, "clip": None}),
+    ("averaged", {}),
+    ("anchored", {}),
     ("dual_ema", {}),
     *(("dual", {"steps": steps, "total_steps": 640}) for steps in (0, 192, 400, 640, 700)),
     ("dual", {"steps": 0, "total_steps": 640, "kernel_before": "nesterov"}),
@@ -69,6 +73,7 @@ def test_an_optimizer_tells_the_kernels_of_its_groups() -> None:
     assert set(Gluon(net, lr=0.1, method="muon").kernel()) == {"hidden"}  # AdamW is not linear
     assert Gluon(net, lr=0.1, method="gluon-mvr1").kernel() == {}
     assert Gluon(net, lr=0.1, method="mars").kernel() == {}
+    assert Gluon(net, lr=0.1, method="mars-approximate").kernel() == {}  # its clip is not linear
     optimizer = Gluon(net, lr=0.1, method="gluon-dual", total_steps=640)
     assert optimizer.kernel()["bias"] == pytest.approx((0.1, 9.0))
     for group in optimizer.param_groups:

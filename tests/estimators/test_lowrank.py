@@ -33,6 +33,20 @@ def test_by_its_definition() -> None:
     assert gap(trained("gluon-lowrank", rank=RANK, oversampling=8), replayed(estimate)) <= EXACT
 
 
+@pytest.mark.parametrize("gamma", [0.3, 1.0])
+def test_limuon_by_its_definition(gamma: float) -> None:
+    """M <- b (RSVD_r(M) + gamma D) + (1 - b) c_new."""
+    m: list[Tensor] = []
+
+    def estimate(step: int, path: list[Tensor]) -> tuple[Tensor, Tensor]:
+        new = gradient(step, path[-1])
+        difference = new - gradient(step, path[-2]) if step else torch.zeros_like(new)
+        m.append(B * (truncated(m[-1], RANK) + gamma * difference) + (1 - B) * new if m else new)
+        return path[-1], m[-1]
+
+    assert gap(trained("limuon", rank=RANK, oversampling=8, gamma=gamma), replayed(estimate)) <= EXACT
+
+
 def test_full_rank_is_gluon() -> None:
     assert gap(trained("gluon-lowrank", rank=None), trained("gluon")) == 0
     with pytest.warns(UserWarning, match="rank=16 would not be smaller"):  # the row's own rank is no error
