@@ -83,7 +83,7 @@ def relinked(text: str, source: Path, page: str) -> str:
         path = os.path.normpath(source.parent / target)
         place = site_path(path)
         if place is None:
-            return f"{label} (`{path}`)" if label.strip("`") != path else f"`{path}`"
+            return f"`{path}`" if path.endswith(label.strip("`")) else f"{label} (`{path}`)"
         relative = os.path.relpath(place, Path(page).parent)
         return f"{picture}[{label}]({relative}{anchor or ''})"
 

@@ -11,26 +11,38 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from lightning_gluon import norms
-from lightning_gluon.configure import configure_optimizers, equivalent_learning_rates
-from lightning_gluon.estimators.messages import Exchange, run_workers
-from lightning_gluon.estimators.rank_exchange import RankExchange
 from lightning_gluon.estimators.recursions import Estimator, register_estimator
 from lightning_gluon.methods import METHODS, Method, Rule, register_method
 from lightning_gluon.norms.orthogonalize import orthogonalize
 from lightning_gluon.norms.table import register_norm
-from lightning_gluon.optimizer import Gluon
 from lightning_gluon.options import register_option
-from lightning_gluon.partition import Partition, partition
+from lightning_gluon.partition import Partition, partition  # at once: the function has the name of its folder
 from lightning_gluon.partition.routing import register_routing
-from lightning_gluon.radius import RadiusSchedule, Schedule
-from lightning_gluon.radius.rules import register_radius_rule
 
 if TYPE_CHECKING:
     from lightning_gluon import callbacks, smoothness, tasks, testing
+    from lightning_gluon.configure import configure_optimizers, equivalent_learning_rates
+    from lightning_gluon.estimators.messages import Exchange, run_workers
+    from lightning_gluon.estimators.rank_exchange import RankExchange
+    from lightning_gluon.optimizer import Gluon
+    from lightning_gluon.radius import RadiusSchedule, Schedule
+    from lightning_gluon.radius.rules import register_radius_rule
 
 __version__ = "0.1.0.dev0"
 
+# Imported on first use: modules that import lightning or are needed by few, and the modules of other names.
 LAZY = ("callbacks", "smoothness", "tasks", "testing")
+MODULE_OF = {
+    "Exchange": "estimators.messages",
+    "Gluon": "optimizer",
+    "RadiusSchedule": "radius",
+    "RankExchange": "estimators.rank_exchange",
+    "Schedule": "radius",
+    "configure_optimizers": "configure",
+    "equivalent_learning_rates": "configure",
+    "register_radius_rule": "radius.rules",
+    "run_workers": "estimators.messages",
+}
 
 __all__ = [
     "METHODS",
@@ -63,6 +75,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in LAZY:  # these import lightning or are needed by few
+    if name in LAZY:
         return importlib.import_module(f"{__name__}.{name}")
+    if name in MODULE_OF:
+        return getattr(importlib.import_module(f"{__name__}.{MODULE_OF[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -122,6 +122,23 @@ def test_import_is_light() -> None:
     assert set(json.loads(run(code))).isdisjoint(HEAVY)
 
 
+def test_import_loads_few_modules() -> None:
+    code = "import sys, lightning_gluon; print(sum(name.startswith('lightning_gluon') for name in sys.modules))"
+    assert int(run(code)) <= 80
+
+
+def test_names_are_there_on_first_use() -> None:
+    code = """
+import lightning_gluon
+for name in lightning_gluon.__all__:
+    before = lightning_gluon.partition  # the name of a folder as well: no import may take it
+    assert getattr(lightning_gluon, name) is not None and lightning_gluon.partition is before
+assert set(lightning_gluon.__all__) <= set(dir(lightning_gluon))
+print(lightning_gluon.partition.__module__)
+"""
+    assert run(code).strip() == "lightning_gluon.partition.build"
+
+
 def test_core_runs_without_lightning() -> None:
     code = """
 import sys
