@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch.utils._pytree import tree_map_only
 import lightning_gluon
 from benchmarks.counts import fake_gpu
 from benchmarks.journal import Journal
+from benchmarks.trajectory_cases import ASKED
 
 
 class LiveBytes(TorchDispatchMode):
@@ -274,13 +276,23 @@ def measure(model_name: str, row: str, batch: int) -> dict[str, Any]:
         }
 
 
+def methods() -> dict[str, Callable[[nn.Module], Any]]:
+    """Return every method with its defaults."""
+    found = {}
+    for name, method in lightning_gluon.METHODS.items():
+        length = {"total_steps": 1000} if method.needs_length else {}
+        options = {**length, **ASKED.get(name, {})}
+        found[name] = partial(lightning_gluon.Gluon, lr=1e-3, method=name, **options)
+    return found
+
+
 def persistent(model_name: str) -> dict[str, float]:
     """Return every row's persistent bytes per parameter, from shapes alone: the model stays on the meta device."""
     with torch.device("meta"):
         model = MODELS[model_name][0]()
     count = sum(parameter.numel() for parameter in model.parameters())
     result = {}
-    for name, build in ROWS.items():
+    for name, build in {**methods(), **ROWS}.items():
         optimizer = build(model)
         if isinstance(optimizer, Pair):
             numels = [sum(p.numel() for g in some.param_groups for p in g["params"]) for some in optimizer.optimizers]

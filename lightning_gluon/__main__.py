@@ -29,7 +29,7 @@ HELP = """usage: lightning-gluon COMMAND [options]
   --version                          print the version
   --traceback                        with a command: show where a mistake was found, not only what it is
 
-  lightning-gluon fit -c vit/base -c vit/tiny -c methods/gluon
+  lightning-gluon fit -c vit/base -c vit/tiny -c methods/gluon-nesterov
   lightning-gluon partition --model timm/vit_small_patch16_224
   lightning-gluon partition --model transformers/qwen2 --kwargs '{"num_hidden_layers": 2}'
 

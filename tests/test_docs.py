@@ -15,6 +15,8 @@ import yaml
 from torch import nn
 
 import lightning_gluon
+from lightning_gluon.__main__ import HELP
+from lightning_gluon.methods import DEFAULT_METHOD
 from lightning_gluon.tasks.sharding import shard
 
 ROOT = Path(__file__).parents[1]
@@ -162,3 +164,10 @@ def test_supported_versions_are_those_of_the_package() -> None:
     ci = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
     newest = re.findall(r"^\| Python \| [\d.]+ \| ([\d.]+) \|", page_text("start.md"), re.MULTILINE)
     assert [rows["Python"], *newest] == ci["test"]["strategy"]["matrix"]["python"]
+
+
+@pytest.mark.parametrize("page", ["README.md", "recipes/README.md", "docs/start.md"])
+def test_the_first_command_trains_by_the_default_method(page: str) -> None:
+    wanted = f"lightning-gluon fit -c vit/base -c vit/tiny -c methods/{DEFAULT_METHOD}\n"
+    assert wanted in (ROOT / page).read_text(encoding="utf-8")
+    assert wanted in HELP

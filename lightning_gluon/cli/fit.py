@@ -108,7 +108,7 @@ class GluonCLI(LightningCLI):
             kind = type(self.model).__name__
             raise ValueError(
                 f"Expected `optimizer.lr`, since {kind} has no `configure_optimizers`. Add a "
-                "method (`-c methods/gluon`) or `--optimizer.method gluon --optimizer.lr 0.02`."
+                "method (`-c methods/gluon-nesterov`) or `--optimizer.lr 0.02`."
             )
 
 

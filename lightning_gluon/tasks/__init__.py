@@ -1,6 +1,7 @@
 """Modules and data for the usual tasks: image classification with timm, language models of transformers.
 
-The recipes are YAML over these: `lightning-gluon fit -c vit/base -c methods/gluon`. They are imported on first use.
+The recipes are YAML over these: `lightning-gluon fit -c vit/base -c methods/gluon-nesterov`. They are imported on first
+use.
 """
 
 from __future__ import annotations
