@@ -110,6 +110,14 @@ def adapters() -> nn.Module:
     return net
 
 
+def lora() -> nn.Module:
+    """Return a small Qwen2 with adapters of peft, neither of whose factors is zero."""
+    import peft
+
+    config = peft.LoraConfig(r=3, target_modules=["q_proj", "v_proj", "up_proj"], init_lora_weights=False)
+    return peft.get_peft_model(qwen(), config)
+
+
 def tables() -> nn.Module:
     """Return a net that is nearly all table, with a head of its own."""
     return nn.Sequential(nn.Embedding(501, 24), nn.Linear(24, 24), nn.Linear(24, 8))
@@ -117,6 +125,7 @@ def tables() -> nn.Module:
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "adapters": adapters,
+    "lora": lora,
     "qwen": qwen,
     "deep qwen": lambda: qwen(layers=6),
     "deepest qwen": lambda: qwen(layers=24),
@@ -137,7 +146,7 @@ def build(kind: str) -> nn.Module:
 
 def layers_of(net: nn.Module) -> list[nn.Module]:
     """Return the repeated layers of a model, which are wrapped one by one."""
-    for name in ("model.layers", "backbone.layers", "blocks"):
+    for name in ("base_model.model.model.layers", "model.layers", "backbone.layers", "blocks"):
         try:
             return list(net.get_submodule(name).children())
         except AttributeError:

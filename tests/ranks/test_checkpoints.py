@@ -131,7 +131,7 @@ def test_killed_trainings_go_on(tmp_path: Path, method: str) -> None:
         if found is None or not any(one.error for one in killed):
             continue  # before there was a checkpoint, or after the last step
         kept.append(found.stem)
-        for weights in ranks.call(fit_all, [replace(run, load=str(found))]):
+        for weights in ranks.call(fit_all, [replace(run, load=str(found))], timeout=400):
             assert far(weights[0], straight[0].value) == 0, (kept, moment)
         shutil.rmtree(folder)
     ranks.close()
