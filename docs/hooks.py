@@ -109,13 +109,18 @@ def overview() -> Iterator[str]:
     yield "| method | what it is | gradients | momentum | source |"
     yield "|---|---|---|---|---|"
     for name, row in METHODS.items():
-        yield f"| [`{name}`]({name}.md) | {row.summary} | {gradients(row)} | {row.momentum:g} | {row.source} |"
+        yield f"| [`{name}`]({name}.md) | {row.summary} | {gradients(row)} | {row.momentum:g} | {linked(row.source)} |"
 
 
 def gradients(row: Method) -> int:
     """Return the gradients per step."""
     rows = [(ESTIMATORS[rule.estimator], rule.options) for rule in row.rules.values()]
     return max(estimator.gradients({**estimator.options, **options}) for estimator, options in rows)
+
+
+def linked(source: str) -> str:
+    """Return a source whose arXiv numbers are links."""
+    return ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", source)
 
 
 def method_page(name: str, row: Method) -> str:
@@ -127,8 +132,7 @@ def _lines(name: str, row: Method) -> Iterator[str]:
     notes = NOTES["methods"][name]
     recipe = yaml.safe_load((ROOT / "recipes" / "methods" / f"{name}.yaml").read_text())["optimizer"]
     options = ", ".join(f"{key}={value!r}" for key, value in recipe.items() if key != "method")
-    source = ARXIV.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", row.source)
-    yield f"# `{name}`\n\n{row.summary[0].upper()}{row.summary[1:]}. From: {source}.\n"
+    yield f"# `{name}`\n\n{row.summary[0].upper()}{row.summary[1:]}. From: {linked(row.source)}.\n"
     yield "```text"
     yield f"lightning_gluon.configure_optimizers(self, method={name!r}, {options})"
     yield f"lightning-gluon fit -c vit/base -c vit/tiny -c methods/{name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -104,6 +105,9 @@ def _load_language_model(name: str) -> tuple[Any, Any]:
         if tokenizer is None:
             raise ValueError(f"Expected a language model with a tokenizer of transformers, but '{name}' holds none.")
         return module.net, tokenizer
+    settings = Path(name, "config.json")
+    if settings.is_file() and "pretrained_cfg" in json.loads(settings.read_text(encoding="utf-8")):  # timm's own mark
+        raise ValueError(f"Expected the folder of a language model, but '{name}' holds an image model of timm.")
     tokenizer = load_pretrained(name)
     auto = require("transformers").AutoModelForCausalLM
     return auto.from_pretrained(name, trust_remote_code=False).eval(), tokenizer

@@ -97,6 +97,19 @@ def test_overshoot_is_seen_at_once_on_a_quadratic():
     assert abs(x) <= rule.main.scale
 
 
+@pytest.mark.parametrize("start", [1e-4, 1e-3])
+def test_the_radius_is_that_at_which_a_quadratic_turns(start):
+    # Steps that grow by q add up to s / (1 - 1 / q). So those from x = 1 jump over the minimum at s = 1 - 1 / q.
+    turn = 1 - 1 / 1.15
+    x, rule, agreement = 1.0, Calibrate(start=start), None
+    for step in range(200):
+        scale = rule(Observation(step=step, agreement=agreement, loss=x * x / 2))
+        after = x - math.copysign(scale, x)
+        agreement, x = after * math.copysign(1.0, x), after
+    assert rule.main.reason == "agreement"
+    assert turn < rule.main.scale < 2 * turn  # the average over the memory sees the turn some steps late
+
+
 def test_two_points_stop_before_the_bottom_and_step_nowhere_back():
     rule = Calibrate(start=1.0)
     factors = [rule(Observation(step=0))]

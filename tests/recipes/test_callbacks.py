@@ -12,6 +12,7 @@ import timm
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lightning_gluon.callbacks import RadiusScheduler
 from lightning_gluon.cli.fit import GluonCLI
 from lightning_gluon.tasks import CausalLM
 from tests.tasks._chat import TINY, save_tokenizer, sums, write_rows
@@ -61,7 +62,10 @@ def test_calibrate_finds_a_radius(fit: Fit) -> None:
     cli = fit("vit/base", "vit/tiny", "methods/gluon", "callbacks/calibrate")
     radii = [scalar.value for scalar in events(cli).Scalars("radius/hidden")]
     assert radii == sorted(radii)  # it grows until the loss stops to fall
-    assert radii[-1] > radii[0]
+    assert radii[0] == pytest.approx(1.05**9 / 64)  # ten steps, at the pace of a loss that does not fall yet
+    (scheduler,) = [callback for callback in cli.trainer.callbacks if isinstance(callback, RadiusScheduler)]
+    assert radii[-1] == pytest.approx(scheduler.rule.main.scale)
+    assert radii[-1] < 1.15**40 / 64  # the fastest pace of 40 steps
 
 
 def test_export_keeps_the_best_model(fit: Fit) -> None:

@@ -212,6 +212,8 @@ def test_an_image_model_in_a_folder(tmp_path: Path) -> None:
         assert torch.equal(loaded(images), model.eval()(images))
     assert loaded.pretrained_cfg["mean"] == pytest.approx(trainer.datamodule.mean)
     assert "library_name: timm" in (tmp_path / "model" / "README.md").read_text()
+    with pytest.raises(SystemExit, match=r"a language model, but '.*model' holds an image model of timm"):
+        main(["generate", str(tmp_path / "model"), "a"])
 
 
 @pytest.mark.parametrize(
