@@ -165,7 +165,9 @@ def gradients(given: dict[str, Any]) -> int:
     """Return the gradients that a step costs under arguments of `configure_optimizers`."""
     options = {**given, "lr": 0.1, "total_steps": 1}
     options.pop("schedule", None)
-    optimizer = lightning_gluon.configure_optimizers(torch.nn.Linear(128, 128), **options)
+    # Rules may name any layer; an option of theirs asks for a matrix of its norm.
+    net = torch.nn.ModuleDict({"mlp": torch.nn.Linear(128, 128), "head": torch.nn.Linear(128, 8)})
+    optimizer = lightning_gluon.configure_optimizers(net, **options)
     return 2 if optimizer.reference_point == "previous" else 1
 
 
