@@ -74,7 +74,13 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Counter:
 
 @pytest.mark.parametrize(
     ("method", "options", "expected"),
-    [("gluon", {}, 1), ("muon", {}, 1), ("lionmuon", {"every": 2}, 2), ("gluon-mvr1", {"reference": "step"}, 2)],
+    [
+        ("gluon", {}, 1),
+        ("muon", {}, 1),
+        ("lionmuon", {"every": 2}, 2),
+        ("gluon-mvr1", {"reference": "step"}, 2),
+        ("gluon-lowrank", {"rank": 2}, 1),  # its momenta are compressed beside the graph
+    ],
 )
 def test_one_graph_equals_eager(graphs: Counter, method: str, options: dict[str, Any], expected: int) -> None:
     compare(method, 5, **options)
