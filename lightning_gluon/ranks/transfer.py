@@ -1,6 +1,6 @@
 """The exchange: pieces go to the owners of whole matrices, and what owners make of them comes back.
 
-    collect    pieces -> owners               one all-to-all over the ranks that hold a parameter together
+    collect    pieces -> owners               one all-to-all over the ranks that hold a parameter together, and a note
     share      whole tensors -> pieces        one all-to-all back, and one all-gather over those that hold the same
     spread     owners' tensors -> all ranks   one all-gather over either
 
@@ -37,6 +37,19 @@ class Parcel:
 
     layout: Layout
     owner: int
+
+
+@dataclass
+class Collection:
+    """Tensors that have come.
+
+    Args:
+        whole: The whole tensors that this rank owns.
+        notes: What every rank sent to all; empty if there was none.
+    """
+
+    whole: WholeTensors
+    notes: list[Tensor]
 
 
 class Transfer:
@@ -77,28 +90,33 @@ class Transfer:
     def collect(
         self,
         pieces: Sequence[Tensor],
-    ) -> Flight[WholeTensors]:
+        note: Tensor | None = None,
+    ) -> Flight[Collection]:
         """Bring the pieces of every parcel together at its owner.
 
         Args:
             pieces: This rank's piece of every parcel.
+            note: A tensor for every rank that holds the parcels, of one shape and dtype on all of them.
 
         Returns:
-            The whole tensors that this rank owns.
+            Tensors that come here.
         """
         mine, shards = self.mine, range(self.shards.size)
         if self.shards.group is None:
-            return Flight(lambda: {index: pieces[index] for index in mine})
+            return Flight(lambda: Collection({index: pieces[index] for index in mine}, []))
+        notes = [] if note is None else [note]
         sent = []
         forms = []
         for shard in shards:
             theirs = self._owned_by(shard)
-            sent.append([pieces[index] for index in theirs])
-            forms.append([TensorForm(self._region(index, shard).size, pieces[index].dtype) for index in mine])
+            sent.append([pieces[index] for index in theirs] + notes)
+            wanted = [TensorForm(self._region(index, shard).size, pieces[index].dtype) for index in mine]
+            forms.append(wanted + [TensorForm.of(one) for one in notes])
         flight = all_to_all(self.shards, sent, forms, self.device)
 
-        def join() -> WholeTensors:
+        def join() -> Collection:
             parts = flight.wait()
+            read = [part.pop() for part in parts] if notes else []
             whole: WholeTensors = {}
             targets = []
             for index in mine:
@@ -108,7 +126,7 @@ class Transfer:
                 targets += [self._region(index, shard).of(whole[index]) for index in mine]
             if targets:
                 torch._foreach_copy_(targets, list(chain.from_iterable(parts)))
-            return whole
+            return Collection(whole, read)
 
         return Flight(join)
 

@@ -3,7 +3,8 @@
     X = G / (max |G| sqrt(n)), rounded          n: columns of the matrix
 
 Entry by entry that is what the LMO does with whole matrices. The ranks agree on every maximum, which is exact in any
-order, so the owner gets the operand of one rank bit for bit, at half the traffic.
+order, so the owner gets the operand of one rank bit for bit, at half the traffic. The maxima travel with the pieces of
+the trip before. Those of the first trip are brought together by an all-reduce.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from torch import Tensor
 from lightning_gluon.norms.base import Norm
 from lightning_gluon.norms.orthogonalize import operand_scale
 from lightning_gluon.norms.views import MatrixView
-from lightning_gluon.ranks.groups import Ranks
 from lightning_gluon.ranks.layout import Layout
 from lightning_gluon.ranks.regions import Region
 
@@ -73,28 +73,45 @@ def operand_dtype(norm: Norm, like: Tensor, views: Iterable[MatrixView]) -> torc
     return found.pop() if len(found) == 1 else None
 
 
-def round_pieces(operands: Sequence[Operand], ranks: Ranks) -> list[Tensor]:
-    """Return pieces as the LMO rounds whole matrices, by one all-reduce of the largest entries.
+class Rounding:
+    """Pieces that are rounded as the LMO rounds whole matrices, once the ranks know the largest entries.
 
     Args:
         operands: What is to travel.
-        ranks: Ranks that hold the matrices together.
+
+    Attributes:
+        tops: The largest magnitude that this rank has of every matrix.
     """
-    wide = [one.piece.to(one.norm.staging_dtype(one.piece)) for one in operands]
-    parts = [one.parts(piece) for one, piece in zip(operands, wide, strict=True)]
-    flat = [part for lists in parts for part in lists]
-    tops = torch.stack([_top_of(part, wide[0]) for part in flat])
-    dist.all_reduce(tops, op=dist.ReduceOp.MAX, group=ranks.group)
-    largest = iter(tops.unbind())
-    found = []
-    for one, piece, lists in zip(operands, wide, parts, strict=True):
-        out = torch.empty_like(piece, dtype=one.dtype)
-        for sources, places, columns in zip(lists, one.parts(out), one.columns(), strict=True):
-            scale = operand_scale(next(largest), columns)
-            for source, place in zip(sources, places, strict=True):
-                torch.div(source, scale, out=place)
-        found.append(out)
-    return found
+
+    def __init__(self, operands: Sequence[Operand]) -> None:
+        self.operands = operands
+        self.wide = [one.piece.to(one.norm.staging_dtype(one.piece)) for one in operands]
+        self.parts = [one.parts(piece) for one, piece in zip(operands, self.wide, strict=True)]
+        flat = [part for lists in self.parts for part in lists]
+        self.tops = torch.stack([_top_of(part, self.wide[0]) for part in flat])
+
+    def reduced(self) -> Tensor:
+        """Return the largest magnitude of every matrix, by an all-reduce."""
+        largest = self.tops.clone()
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=self.operands[0].layout.shards.group)
+        return largest
+
+    def pieces(self, largest: Tensor) -> list[Tensor]:
+        """Return the rounded pieces.
+
+        Args:
+            largest: The largest magnitude of every matrix.
+        """
+        of_matrix = iter(largest.unbind())
+        found = []
+        for one, piece, lists in zip(self.operands, self.wide, self.parts, strict=True):
+            out = torch.empty_like(piece, dtype=one.dtype)
+            for sources, places, columns in zip(lists, one.parts(out), one.columns(), strict=True):
+                scale = operand_scale(next(of_matrix), columns)
+                for source, place in zip(sources, places, strict=True):
+                    torch.div(source, scale, out=place)
+            found.append(out)
+        return found
 
 
 def _top_of(parts: Sequence[Tensor], like: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
@@ -205,20 +206,25 @@ class Round:
         given: _StepInputs,
     ) -> None:
         """Take the trips: while one works at its owners, the next is on its way there, and the last one back."""
-        flying: list[tuple[Trip, ExitStack]] = []
-        for chunks in trips:
-            tracked = ExitStack()
-            jobs = [given.begin(chunk, tracked) for chunk in chunks]
-            loans = [Loan(job, given.state, self.workspace) for job in jobs if job is not None]
-            flying.append((Trip(loans).begin(), tracked))
+        begun = chain((self._begin(chunks, given) for chunks in trips), [None])
+        flying: list[Trip] = []
+        for trip, after in pairwise(begun):
+            assert trip is not None
+            trip.send(flying[-1] if flying else None, after)
+            flying.append(trip)
             if len(flying) > 1:
-                flying[-2][0].work()
+                flying[-2].work()
             if len(flying) > 2:
-                _land(*flying.pop(0))
+                flying.pop(0).end()
         if flying:
-            flying[-1][0].work()
-        for trip, tracked in flying:
-            _land(trip, tracked)
+            flying[-1].work()
+        for trip in flying:
+            trip.end()
+
+    def _begin(self, chunks: TripChunks, given: _StepInputs) -> Trip:
+        tracked = ExitStack()
+        jobs = [given.begin(chunk, tracked) for chunk in chunks]
+        return Trip([Loan(job, given.state, self.workspace) for job in jobs if job is not None], tracked)
 
     def _advance_(
         self,
@@ -244,14 +250,6 @@ class Round:
     def _compiled(self) -> Any:
         mode = self.compile if isinstance(self.compile, str) else None
         return torch.compile(advance_all_, dynamic=False, mode=mode)
-
-
-def _land(
-    trip: Trip,
-    tracked: ExitStack,
-) -> None:
-    with tracked:
-        trip.end()
 
 
 @dataclass

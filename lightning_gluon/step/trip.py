@@ -1,11 +1,12 @@
 """Trips of whole matrices: pieces of directions to their owners, the LMO there, pieces of the steps back.
 
-    begin   estimator on pieces      M <- estimator(M, c_new, c_old)       pieces of M on their way to the owners
+    begin   estimator on pieces      M <- estimator(M, c_new, c_old)
+    send    pieces of directions     rounded as the LMO rounds             pieces of M on their way to the owners
     work    LMO at the owners        D(M) of whole matrices                pieces of D on their way back
     end     weights                  X <- (1 - lr weight_decay) X - lr radius D
 
-Three trips are under way at once: while one works, the next has begun, and the one before it ends. The operations on
-entries are those of one rank, in the same order and dtype, so the weights are the same bit for bit.
+Four trips are under way at once: while one works, the next is sent, another has begun, and the one before it ends. The
+operations on entries are those of one rank, in the same order and dtype, so the weights are the same bit for bit.
 
 Norms that read weights, and retractions, need whole weights too. Those then travel along, and come back moved. So does
 the other factor of a product, which comes back to nobody.
@@ -16,7 +17,9 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from typing import Any, TypeAlias
 
@@ -29,9 +32,10 @@ from lightning_gluon.norms.numerics import Workspace
 from lightning_gluon.norms.table import norm_of
 from lightning_gluon.norms.views import MatrixView
 from lightning_gluon.options import Group
+from lightning_gluon.ranks.groups import Ranks
 from lightning_gluon.ranks.layout import Layout
 from lightning_gluon.ranks.packing import TensorForm
-from lightning_gluon.ranks.transfer import Parcel, Transfer
+from lightning_gluon.ranks.transfer import Collection, Parcel, Transfer
 from lightning_gluon.step.advance import (
     Job,
     MutableState,
@@ -43,7 +47,7 @@ from lightning_gluon.step.advance import (
     subtract_,
 )
 from lightning_gluon.step.factors import compress_whole_
-from lightning_gluon.step.operands import Operand, operand_dtype, round_pieces, runs_of
+from lightning_gluon.step.operands import Operand, Rounding, operand_dtype, runs_of
 from lightning_gluon.step.plan import TravelTypes, views_of
 
 TensorLists: TypeAlias = list[list[Tensor]]  # by parameter
@@ -346,15 +350,36 @@ class Trip:
     """Loans that travel together; those that need no whole matrices in this step stay.
 
     Args:
-        loans: The loans.
+        loans: The loans, none of them advanced.
+        tracked: What records where their parameters come from, until they have moved.
     """
 
     def __init__(
         self,
         loans: Sequence[Loan],
+        tracked: ExitStack,
     ) -> None:
-        self.loans = loans
-        self.device = loans[0].like.device
+        self.tracked, self.device = tracked, loans[0].like.device
+        self.loans: list[Loan] = []
+        self.lists: list[TensorLists] = []
+        self.rounded: list[TensorLists] = []  # those of the lists whose directions are rounded
+        operands: list[Operand] = []
+        for loan in loans:
+            sent = loan.begin()
+            if loan.stays:
+                loan.step_here_(sent)
+                continue
+            self.loans.append(loan)
+            self.lists.append(sent)
+            own = loan.operands(sent)
+            operands += own
+            self.rounded += [sent] if own else []
+        self.rounding = Rounding(operands) if operands else None
+
+    @property
+    def ranks(self) -> Ranks | None:
+        """The ranks that hold its matrices together; `None` if nothing travels."""
+        return self.loans[0].chunk.layouts[0].shards if self.loans else None
 
     def _transfer(
         self,
@@ -367,48 +392,45 @@ class Trip:
                 parcels += [Parcel(layout, owner) for layout in own]
         return Transfer(parcels, self.device)
 
-    def begin(self) -> Trip:
-        """Send the pieces of directions to the owners."""
-        lists: list[TensorLists] = []
-        moving: list[Loan] = []
-        for loan in self.loans:
-            sent = loan.begin()
-            if loan.stays:
-                loan.step_here_(sent)
-                continue
-            moving.append(loan)
-            lists.append(sent)
-        self.loans = moving
-        if moving:
-            self._round_(lists)
-            self.counts = [list(map(len, sent)) for sent in lists]
-            layouts = [loan.layouts(sent) for loan, sent in zip(moving, lists, strict=True)]
-            pieces = [tensor for sent in lists for tensors in sent for tensor in tensors]
-            self.there = self._transfer(layouts).collect(pieces)
-        return self
+    def send(self, before: Trip | None, after: Trip | None) -> None:
+        """Send the pieces of directions to the owners, and the largest entries of the trip after it to all.
 
-    def _round_(
-        self,
-        lists: Sequence[TensorLists],
-    ) -> None:
-        """Round the directions that their LMO would round."""
-        places: list[list[Tensor]] = []
-        operands: list[Operand] = []
-        for loan, sent in zip(self.loans, lists, strict=True):
-            own = loan.operands(sent)
-            operands += own
-            places += sent if own else []
-        if not operands:
+        Args:
+            before: The trip that was sent before it.
+            after: The trip that is sent after it.
+        """
+        if not self.loans:
             return
-        found = round_pieces(operands, operands[0].layout.shards)
-        for tensors, one in zip(places, found, strict=True):
+        self._round_(before)
+        self.counts = [list(map(len, sent)) for sent in self.lists]
+        layouts = [loan.layouts(sent) for loan, sent in zip(self.loans, self.lists, strict=True)]
+        pieces = [tensor for sent in self.lists for tensors in sent for tensor in tensors]
+        del self.lists, self.rounded
+        rounding = after.rounding if after is not None and after.ranks == self.ranks else None
+        self.there = self._transfer(layouts).collect(pieces, rounding.tops if rounding is not None else None)
+
+    def _round_(self, before: Trip | None) -> None:
+        """Round the directions that their LMO would round."""
+        if self.rounding is None:
+            return
+        notes = before.arrived.notes if before is not None and before.ranks == self.ranks else []
+        largest = torch.stack(notes).amax(0) if notes else self.rounding.reduced()
+        places = [tensors for sent in self.rounded for tensors in sent]
+        for tensors, one in zip(places, self.rounding.pieces(largest), strict=True):
             tensors[0] = one
+        del self.rounding
+
+    @cached_property
+    def arrived(self) -> Collection:
+        """Matrices that have come to this rank, which owns them."""
+        return self.there.wait()
 
     def work(self) -> None:
         """Take the LMO of the matrices that are whole here, and send pieces of it back."""
         if not self.loans:
             return
-        came = _arrivals(self.there.wait(), self.counts)
+        came = _arrivals(self.arrived.whole, self.counts)
+        del self.there, self.arrived  # or their buffers would live until the weights have moved
         steps: dict[int, Tensor] = {}
         shared: dict[int, list[Tensor]] = {}
         dtypes: list[torch.dtype] = []
@@ -427,12 +449,11 @@ class Trip:
 
     def end(self) -> None:
         """Move the weights."""
-        if not self.loans:
-            return
-        pieces, news = iter(self.back.wait()), iter(self.news)
-        for loan in self.loans:
-            count = len(loan.chunk.owners)
-            loan.end(list(islice(pieces, count)), list(islice(news, count)))
+        with self.tracked:
+            pieces, news = iter(self.back.wait() if self.loans else ()), iter(self.news if self.loans else ())
+            for loan in self.loans:
+                count = len(loan.chunk.owners)
+                loan.end(list(islice(pieces, count)), list(islice(news, count)))
 
 
 def _arrivals(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_optimizer_state_dict,
@@ -15,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 from lightning_gluon import Gluon
 from tests.ranks._gradients import Case, optimizer_of, run
 from tests.ranks._layouts import build, spread, whole
+from tests.ranks._training import Run, fit
 
 
 def resumed(case: Case, strategy: str, full: bool) -> dict[str, Any]:
@@ -43,3 +46,8 @@ def made(case: Case, strategy: str) -> tuple[torch.nn.Module, Gluon]:
     net = build(case.model)
     given = spread(net, strategy)
     return net, optimizer_of(net, case, **given)
+
+
+def fit_and_save(training: Run, folder: str) -> dict[str, np.ndarray]:
+    """Train, and save after every step."""
+    return fit(training, [ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)])

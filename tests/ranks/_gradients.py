@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from lightning_gluon import Gluon
+from lightning_gluon.step.plan import CHUNK_NUMEL
 from tests.ranks._layouts import build, placed, spread, whole
 from tests.ranks._traffic import Traffic
 
@@ -26,12 +28,14 @@ class Case:
         options: Options of it.
         model: Name of a model.
         given: Arguments of `fully_shard`.
+        limit: Entries that an owner takes in one round; by default what suits the device.
     """
 
     method: str
     options: dict[str, Any] = field(default_factory=dict)
     model: str = "qwen"
     given: dict[str, Any] = field(default_factory=dict)
+    limit: int | None = None
 
 
 @dataclass
@@ -43,6 +47,7 @@ class Report:
         relative: By parameter, the largest difference relative to its largest entry.
         estimators: By parameter, the estimator of its group.
         coarse: By parameter, whether it is a vector or its rows are cut.
+        rounds: Rounds in which matrices travel.
         calls: Collectives of the last step, by name.
         bytes: Bytes that this rank sent in the last step.
         gathers: Calls of `DTensor.full_tensor` in all steps.
@@ -54,6 +59,7 @@ class Report:
     relative: dict[str, float]
     estimators: dict[str, str]
     coarse: dict[str, bool]
+    rounds: int
     calls: dict[str, int]
     bytes: int
     gathers: int
@@ -118,7 +124,10 @@ def compare(case: Case, strategy: str) -> Report:
     net = build(case.model)
     given = spread(net, strategy, **case.given)
     optimizer = optimizer_of(net, case, **given)
-    traffic = run(net, optimizer)
+    limits = {} if case.limit is None else dict.fromkeys(["cpu", "cuda"], case.limit)
+    with patch.dict(CHUNK_NUMEL, limits):
+        traffic = run(net, optimizer)
+        plan = optimizer._plans.find(optimizer.param_groups)
     expected = {name: whole(one) for name, one in alone.named_parameters()}
     found = {name: whole(one) for name, one in net.named_parameters()}
     assert found.keys() == expected.keys()
@@ -129,6 +138,7 @@ def compare(case: Case, strategy: str) -> Report:
         relative={name: relative(found[name], one) for name, one in expected.items()},
         estimators=estimators,
         coarse={name: cuts_rows(one) for name, one in net.named_parameters()},
+        rounds=len(plan.trips) if plan is not None else 0,
         calls=dict(traffic.calls),
         bytes=traffic.bytes.total(),
         gathers=traffic.gathers,

@@ -119,6 +119,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "adapters": adapters,
     "qwen": qwen,
     "deep qwen": lambda: qwen(layers=6),
+    "deepest qwen": lambda: qwen(layers=24),
     "wide qwen": lambda: qwen(width=128, inner=192),
     "tables": tables,
     "vit": vit,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.optim import SGD, AdamW, Optimizer
 from torch.utils.data import DataLoader, Sampler, TensorDataset
 
 from lightning_gluon import configure_optimizers
@@ -26,6 +28,12 @@ CALLBACKS = {
     "monitor": lambda: SmoothnessMonitor(every_n_steps=2),
     "smoothness": lambda: RadiusScheduler("smoothness", every_n_steps=2, options={"samples": 1}),
     "calibrate": lambda: RadiusScheduler("calibrate"),
+}
+
+# What the order of sums does to others.
+TORCH: dict[str, Callable[..., Optimizer]] = {
+    "torch sgd": partial(SGD, lr=0.02, momentum=0.9),
+    "torch adamw": partial(AdamW, lr=0.001),
 }
 
 
@@ -45,6 +53,7 @@ class Run:
         save: A checkpoint to write, and the step after which.
         load: A checkpoint to go on from.
         double: Whether the weights are in fp64; Lightning's `64-true` is not for sharded ones.
+        parts: Parts of a batch whose gradients one process adds, as so many ranks would.
         sharded: Whether every rank writes its part of a checkpoint.
     """
 
@@ -60,6 +69,7 @@ class Run:
     load: str | None = None
     sharded: bool = True
     double: bool = False
+    parts: int = 1
 
     def grid(self, size: int) -> tuple[int, int]:
         """Return the ranks that share the data, and those that share a layer."""
@@ -100,6 +110,8 @@ class Module(pl.LightningModule):
         return loss
 
     def configure_optimizers(self) -> Any:
+        if self.run.method in TORCH:
+            return TORCH[self.run.method](self.parameters())
         return configure_optimizers(self, self.run.method, **{"lr": 0.02, **self.run.options})
 
 
@@ -157,21 +169,21 @@ def trainer_of(run: Run, size: int, folder: str, callbacks: Sequence[pl.Callback
     if run.save is not None:
         found.append(SaveAt(*run.save))
     options = {**QUIET, "devices": size, "max_epochs": 100, "max_steps": run.steps, "num_sanity_val_steps": 0}
-    options |= {"default_root_dir": folder, **run.trainer}
+    options |= {"default_root_dir": folder, "accumulate_grad_batches": run.parts, **run.trainer}
     return pl.Trainer(**options, strategy=strategy_of(run, size), callbacks=found, use_distributed_sampler=False)
 
 
 class SharedLoader(Loader):
     """The batches of one rank, which go on inside an epoch after a checkpoint."""
 
-    def __init__(self, dataset: TensorDataset, share: Share) -> None:
-        DataLoader.__init__(self, dataset, batch_size=share.own, sampler=share)
+    def __init__(self, dataset: TensorDataset, share: Share, parts: int) -> None:
+        DataLoader.__init__(self, dataset, batch_size=share.own // parts, sampler=share)
         self.start = self.given = 0
 
 
 def loader(run: Run, size: int, rank: int) -> SharedLoader:
     data, tensor = run.grid(size)
-    return SharedLoader(samples(run.model), Share(data, rank // tensor))
+    return SharedLoader(samples(run.model), Share(data, rank // tensor), run.parts)
 
 
 def fit(run: Run, callbacks: Sequence[pl.Callback] = ()) -> dict[str, np.ndarray]:

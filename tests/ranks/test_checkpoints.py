@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from tests.ranks._training import Run, far, fit, fit_all
 
 CASES = [Case("gluon"), Case("muon"), Case("gluon-mvr2"), Case("limuon", {"rank": 4, "reference": "step8"})]
 SAVED, STEPS = 3, 6
+KILLS = int(os.environ.get("KILLS", "2"))
 CLOSE = 1e-11  # in fp64, over other numbers of ranks; measured: 1e-13
 EXACT = {"orthogonalizer": "svd", "noise_floor": 0.0}
 
@@ -110,13 +112,39 @@ def last(folder: Path) -> Path | None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(600 + 120 * KILLS)
+@pytest.mark.parametrize("method", ["gluon", "gluon-mvr1"])
+def test_killed_trainings_go_on(tmp_path: Path, method: str) -> None:
+    """Kill both ranks at a random moment, go on from the last whole checkpoint, and end with the same bits."""
+    run = Run("fsdp2", method, steps=8, trainer={"enable_checkpointing": True})
+    ranks, moments = Ranks(2), random.Random(0)
+    ranks.call(fit_all, [run], timeout=300)  # what takes time only once
+    straight = ranks.attempt(_checkpoints.fit_and_save, run, str(tmp_path / "straight"), timeout=300)
+    assert straight[0].error is None, straight[0].trace
+    trials, kept = 0, []
+    while len(kept) < KILLS:
+        trials += 1
+        folder = tmp_path / str(trials)
+        moment = moments.uniform(0, straight[0].seconds)
+        killed = ranks.attempt(_checkpoints.fit_and_save, run, str(folder), timeout=moment)
+        found = last(folder)
+        if found is None or not any(one.error for one in killed):
+            continue  # before there was a checkpoint, or after the last step
+        kept.append(found.stem)
+        for weights in ranks.call(fit_all, [replace(run, load=str(found))]):
+            assert far(weights[0], straight[0].value) == 0, (kept, moment)
+        shutil.rmtree(folder)
+    ranks.close()
+    print(f"{len(kept)} of {trials} kills were between checkpoints; all went on: {', '.join(kept)}")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600 + 600 * KILLS)
 def test_killed_ranks_go_on(tmp_path: Path) -> None:
     """Kill both ranks at some moment, resume from the last whole checkpoint, and end where an unharmed run does."""
-    times = int(os.environ.get("KILLS", "2"))
     straight = start(tmp_path / "straight")
     assert straight.wait(600) == 0, straight.stderr
-    for trial in range(times):
+    for trial in range(KILLS):
         folder = tmp_path / str(trial)
         killed = start(folder)
         while last(folder) is None and killed.poll() is None:

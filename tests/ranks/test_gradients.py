@@ -47,6 +47,7 @@ KERNEL = 1e-6  # vector tails of torch's fused kernel round otherwise; measured:
 RETURNED = 0.0 if DEVICE == "cpu" else 1e-3
 CLIPPED = 1e-5  # the clip norm of MARS is a sum over pieces; measured: 4e-6
 
+slow = pytest.mark.slow
 
 # What methods need beside their defaults.
 NEEDS: dict[str, dict[str, Any]] = {
@@ -85,14 +86,14 @@ def test_two_ranks_take_the_step_of_one(two_ranks: Ranks, strategy: str) -> None
     check(two_ranks, MECHANISMS if strategy == "fsdp2" else MECHANISMS[:4], strategy)
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_mechanism(two_ranks: Ranks, four_ranks: Ranks, strategy: str) -> None:
     for ranks in (two_ranks, four_ranks):
         check(ranks, MECHANISMS, strategy)
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_method(two_ranks: Ranks, four_ranks: Ranks, strategy: str, method: str) -> None:
@@ -105,22 +106,41 @@ def test_every_method(two_ranks: Ranks, four_ranks: Ranks, strategy: str, method
         check(ranks, [case], strategy)
 
 
-@pytest.mark.slow
+@slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_every_variant(two_ranks: Ranks, four_ranks: Ranks, strategy: str) -> None:
     for ranks in (two_ranks, four_ranks):
         check(ranks, VARIANTS, strategy)
 
 
+IN_ROUNDS = [
+    Case(method, {**options, "orthogonalizer_dtype": dtype}, limit=2500)
+    for method, options in (("gluon", {}), ("gluon-nesterov", {}), ("gluon-mvr1", {"reference": "step8"}))
+    for dtype in ("float32", "bfloat16")
+]
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", *(pytest.param(one, marks=slow) for one in ("ddp", "hsdp", "tp"))])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=slow)])
+def test_a_round_takes_two_collectives(request: pytest.FixtureRequest, size: int, strategy: str) -> None:
+    ranks = request.getfixturevalue({2: "two_ranks", 4: "four_ranks"}[size])
+    for case, report in zip(IN_ROUNDS, check(ranks, IN_ROUNDS, strategy), strict=True):
+        assert report.rounds > 1
+        norms, maxima = 1, 1 if case.options["orthogonalizer_dtype"] == "bfloat16" else 0
+        each = 3 if strategy == "hsdp" and size > 2 else 2  # steps go to the copies too
+        assert sum(report.calls.values()) <= each * report.rounds + norms + maxima, (case, report.calls)
+
+
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "hsdp"])
-def test_the_collectives_of_a_step_do_not_depend_on_depth(two_ranks: Ranks, strategy: str) -> None:
-    shallow, deep = check(two_ranks, [Case("gluon"), Case("gluon", model="deep qwen")], strategy)
+@pytest.mark.parametrize("model", ["deep qwen", pytest.param("deepest qwen", marks=slow)])
+def test_the_collectives_of_a_step_do_not_depend_on_depth(two_ranks: Ranks, strategy: str, model: str) -> None:
+    shallow, deep = check(two_ranks, [Case("gluon"), Case("gluon", model=model)], strategy)
     assert shallow.calls == deep.calls
     assert sum(shallow.calls.values()) <= 2 * 1 + 2  # one round
 
 
-@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("hsdp", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("strategy", ["fsdp2", pytest.param("hsdp", marks=slow)])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=slow)])
 def test_no_rank_holds_a_table_whole(request: pytest.FixtureRequest, size: int, strategy: str) -> None:
     ranks = request.getfixturevalue({2: "two_ranks", 4: "four_ranks"}[size])
     cases = [Case(method, {"rank": 4}, model="tables") for method in ("gluon-lowrank", "limuon")]
@@ -130,7 +150,7 @@ def test_no_rank_holds_a_table_whole(request: pytest.FixtureRequest, size: int, 
         assert report.bytes <= 4 * (501 * 4 + 24 * 9 * 4) * (size - 1) + 30_000
 
 
-@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=slow)])
 @pytest.mark.parametrize(("dtype", "each"), [("float32", 8.1), ("bfloat16", 4.1)])  # bytes per entry, both ways
 def test_bytes_and_state_of_a_rank(request: pytest.FixtureRequest, size: int, dtype: str, each: float) -> None:
     ranks = request.getfixturevalue({2: "two_ranks", 4: "four_ranks"}[size])

@@ -16,6 +16,7 @@ EXACT = {"orthogonalizer": "svd", "noise_floor": 0.0}  # every gradient counts, 
 CLOSE = 1e-12  # in fp64; measured: up to 9e-14, from the order of the sums
 # In fp32 the LMO amplifies the order of the sums, which DDP's own all-reduce changes as well; measured: up to 7e-5.
 CLOSE_SINGLE = 1e-3
+SAME_ORDER = 1e-6  # in fp32, where one process adds the gradients as the ranks do
 # The momenta of a ViT have small singular values after so few images; measured: 4e-11.
 CLOSE_IMAGES = 1e-8
 WINDOW: dict[str, Any] = {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
@@ -54,6 +55,28 @@ def test_two_ranks_end_where_one_does(two_ranks: Ranks, strategy: str) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_ranks_end_close_by_in_single_precision(two_ranks: Ranks, strategy: str) -> None:
     check(two_ranks, [Run(strategy, method, EXACT) for method in ("gluon", "muon")], CLOSE_SINGLE)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_sums_in_the_same_order_give_the_same_weights_in_single_precision(two_ranks: Ranks, strategy: str) -> None:
+    """Two ranks end where one process does that adds the gradients of two half batches, as the ranks do."""
+    runs = [Run(strategy, method, EXACT) for method in ("gluon", "muon", "torch adamw")]
+    found = two_ranks.call(fit_all, runs)[0]
+    for run, weights in zip(runs, found, strict=True):
+        assert far(weights, fit(replace(run, strategy="one", parts=2))) <= SAME_ORDER
+
+
+@slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_order_of_sums_changes_torchs_optimizers_too(two_ranks: Ranks, strategy: str) -> None:
+    runs = [Run(strategy, method, EXACT) for method in ("torch sgd", "torch adamw", "gluon", "muon")]
+    found = two_ranks.call(fit_all, runs, timeout=300)[0]
+    distances = {}
+    for run, weights in zip(runs, found, strict=True):
+        distances[run.method] = far(weights, fit(replace(run, strategy="one")))
+    print(strategy, distances)
+    assert 0 < distances["torch sgd"] < 1e-5
+    assert max(distances.values()) <= CLOSE_SINGLE
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -67,7 +67,9 @@ def travelled(sizes: dict[str, int], spread: tuple[Any, ...]) -> None:
     parcels = [Parcel(layout, owner) for owner in range(layout.slots)]
     transfer = Transfer(parcels, CPU)
     pieces = [local(parameter) + owner for owner in range(layout.slots)]
-    came = transfer.collect(pieces).wait()
+    found = transfer.collect(pieces, torch.tensor([layout.shards.place])).wait()
+    came = found.whole
+    assert [note.item() for note in found.notes] == list(range(layout.shards.size if layout.shards.group else 0))
     me = layout.copies.place * layout.shards.size + layout.shards.place
     assert list(came) == [me]
     assert torch.equal(came[me], expected + me)
