@@ -44,6 +44,7 @@ PUBLISHED = {"kernel_start": (0.072, 90 / 3100), "kernel_end": (0.137, 24 / 3100
 TABLES = (("row", "row"), ("row", "centred_row"), ("sign", "centred_row"), ("clipped_row", "clipped_row"))
 SIGN_LENGTH = {"row_scaling": "sign"}
 DECAY = {"weight_decay": 0.3}
+MLP = {"*mlp*weight": {"role": "hidden", "norm": "balanced"}}
 FLAT = {"kernel_start": (0.1, 30 / 640), "kernel_end": (0.1, 30 / 640)}
 DUAL = {"kernel_start": (0.1, 30 / 640), "kernel_end": (0.14, 12 / 640)}
 MIX_AGES = (3 / 640, 32 / 640)
@@ -131,6 +132,9 @@ def rows() -> dict[str, Row]:
         "nesterov, balance longer": Row("gluon-nesterov", {"balance": "longer"}),
         "nesterov, rows equal before": Row("gluon-nesterov", {"equilibrate": "rows"}),
         "nesterov, aurora": Row("gluon-nesterov", {"equilibrate": "aurora"}),
+        "nesterov, aurora in MLPs": Row("gluon-nesterov", {"equilibrate": "aurora", "rules": MLP}),
+        "nesterov, balance longer in MLPs": Row("gluon-nesterov", {"balance": "longer", "rules": MLP}),
+        "nesterov, aurora, heads apart": Row("gluon-nesterov", {"equilibrate": "aurora", "per_head": True}),
         "nesterov, brake": Row("gluon-nesterov", {"retract": "brake"}),
         "nesterov, brake, balance longer": Row("gluon-nesterov", {"retract": "brake", "balance": "longer"}),
         "nesterov, decay": Row("gluon-nesterov", DECAY),
