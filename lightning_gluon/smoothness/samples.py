@@ -34,7 +34,8 @@ def read_samples(path: str | Path) -> Samples:
         files = sorted(path.rglob("smoothness*.jsonl"), key=_age)
     if not files:
         raise FileNotFoundError(
-            f"Expected `smoothness.jsonl` in {str(path)!r}, but there is none. Train with `SmoothnessMonitor`."
+            f"Expected `smoothness.jsonl` in {str(path)!r}, but there is none. Train with `SmoothnessMonitor`, "
+            "for `every_n_steps` of it or longer."
         )
     samples = samples_in(files[-1])
     if not samples:

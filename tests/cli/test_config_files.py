@@ -16,7 +16,7 @@ LAUGHS = "a0: &a0 [ha, ha, ha, ha, ha, ha, ha, ha, ha, ha]\n" + "".join(
 
 
 def test_aliases_that_expand_without_end_are_refused_at_once(tmp_path: Path) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ValueError, match=r"at most 100,000 values, but its aliases expand to more"):
         load_yaml(LAUGHS)
     with pytest.raises(ValueError, match=r"`&a` contains itself"):
@@ -24,7 +24,7 @@ def test_aliases_that_expand_without_end_are_refused_at_once(tmp_path: Path) -> 
     (tmp_path / "laughs.yaml").write_text(LAUGHS)
     with pytest.raises(ValueError, match=r"'.*laughs.yaml': Expected YAML of at most"):
         list(check_files(["fit", "-c", str(tmp_path / "laughs.yaml")]))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 @pytest.mark.parametrize("option", ["--optimizer.rules={}", "--trainer.callbacks={}", "--model.widths={}"])
@@ -34,10 +34,10 @@ def test_values_of_the_command_line_are_bounded_too(
     from tests.cli._boring import boring
 
     flow = "{" + LAUGHS.strip().replace("\n", ", ") + "}"
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises((SystemExit, ValueError)):
         boring(tmp_path, "fit", option.replace("{}", flow))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_merge_keys_and_few_aliases_stay() -> None:
@@ -91,7 +91,7 @@ def test_files_of_defaults_are_bounded_too(tmp_path: Path, monkeypatch: pytest.M
 
     (tmp_path / "defaults.yaml").write_text(LAUGHS)
     names = {"fit": {"default_config_files": [str(tmp_path / "defaults.yaml")]}}
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises((SystemExit, ValueError)):
         GluonCLI(BoringModel, args=["fit"], parser_kwargs=names)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
