@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.anchors.report import TARGETS, Entry, Result, entries, final, gradients, picture
+from benchmarks.anchors.report import Entry, Result, baselines, entries, final, gradients, picture
 from benchmarks.estimators import best, loss_of, setting_of
 from benchmarks.journal import Journal
 
@@ -64,19 +64,13 @@ def rows(path: Path) -> list[Entry]:
     return sorted(reader(Journal(path)), key=lambda entry: final(entry.runs))
 
 
-def baseline(known: list[Entry], name: str) -> Entry | None:
-    """Return the best row of a baseline, whose companion may have a rate of its own; `None` if none ran."""
-    own = (entry for entry in known if entry.name.split(",")[0] == name)
-    return min(own, key=lambda entry: final(entry.runs), default=None)
-
-
 def table(known: list[Entry]) -> str:
     """Return the rows of one task as Markdown; the best of several rows of Muon is the one to reach."""
-    targets = [entry for entry in (baseline(known, name) for name in TARGETS) if entry is not None]
-    titles = ["row", "seeds", "validation loss", *(f"gradients to {entry.name}'s" for entry in targets)]
+    targets = baselines(known)
+    titles = ["row", "seeds", "validation loss", *(f"gradients to {name}'s" for name in targets)]
     lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for entry in known:
-        needs = [str(gradients(entry.runs, target.runs)) for target in targets]
+        needs = [str(gradients(entry.runs, target)) for target in targets.values()]
         lines.append(f"| {' | '.join([entry.name, str(len(entry.runs)), f'{final(entry.runs):.3f}', *needs])} |")
     return "\n".join(lines) + "\n"
 
@@ -93,7 +87,9 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{path.stem}: no row is there yet.\n")
             continue
         print(f"{path.stem}\n\n{table(known)}")
-        picture(known, path.stem, given.folder / f"steps_{path.stem}.png")
+        header = Journal(path).latest("header")
+        several = [entry for entry in known if len(entry.runs) > 1]
+        picture(several or known, header[0]["summary"] if header else path.stem, given.folder / f"steps_{path.stem}.png")
 
 
 if __name__ == "__main__":

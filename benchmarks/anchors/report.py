@@ -204,6 +204,17 @@ def _shares(known: Sequence[Entry], by_name: Mapping[str, Entry]) -> list[str]:
     return lines
 
 
+def baselines(known: Sequence[Entry]) -> dict[str, Sequence[Result]]:
+    """Return the runs of the baselines by name: of each its best row, whose companion may have a rate of its own."""
+    found: dict[str, Sequence[Result]] = {}
+    for target in TARGETS:
+        own = [entry for entry in known if entry.name.split(",")[0] == target]
+        if own:
+            best = min(own, key=lambda entry: final(entry.runs))
+            found[best.name] = best.runs
+    return found
+
+
 def picture(known: Sequence[Entry], title: str, path: Path) -> None:
     """Draw validation score against gradients and against seconds, and gradients to the baselines' scores as bars.
 
@@ -217,15 +228,14 @@ def picture(known: Sequence[Entry], title: str, path: Path) -> None:
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    by_name = {entry.name: entry for entry in known}
-    baselines = {name: by_name[name].runs for name in TARGETS if name in by_name}
-    beside = [entry for entry in known if entry.name not in baselines][: COLORS - len(baselines)]
-    shown = [entry for entry in known if entry.name in baselines or entry in beside]
+    targets = baselines(known)
+    beside = [entry for entry in known if entry.name not in targets][: COLORS - len(targets)]
+    shown = [entry for entry in known if entry.name in targets or entry in beside]
     figure, axes = pyplot.subplots(1, 3, figsize=(15, 5), layout="constrained")
     for place, entry in enumerate(shown):
         _band(axes[0], entry, lambda point, run: point["evaluations"], f"C{place}")
         _band(axes[1], entry, _seconds, f"C{place}")
-    _bars(axes[2], shown, baselines)
+    _bars(axes[2], shown, targets)
     low, high = _limits(shown)
     for axis, label in zip(axes, ("gradient evaluations", "seconds (of the processor where known)"), strict=False):
         axis.set(xlabel=label, ylabel="validation score", ylim=(low, high))
@@ -267,7 +277,7 @@ def _bars(axis: Any, shown: Sequence[Entry], baselines: Mapping[str, Sequence[Re
     axis.set_yticks([row + middle for row in range(len(shown))], [entry.name for entry in shown], fontsize=8)
     axis.set_ylim(len(shown) - 0.2, -0.6)
     axis.set(xlabel="share of the gradients (lines: 90 %)", xlim=(0, 1.05))
-    axis.legend(fontsize=8)
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
 def _bar(axis: Any, need: Gradients, y: float, height: float, color: str) -> None:
