@@ -87,9 +87,9 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{path.stem}: no row is there yet.\n")
             continue
         print(f"{path.stem}\n\n{table(known)}")
-        header = Journal(path).latest("header")
+        header = Journal(path).find("header") or {"summary": path.stem}
         several = [entry for entry in known if len(entry.runs) > 1]
-        picture(several or known, header[0]["summary"] if header else path.stem, given.folder / f"steps_{path.stem}.png")
+        picture(several or known, header["summary"], given.folder / f"steps_{path.stem}.png")
 
 
 if __name__ == "__main__":
